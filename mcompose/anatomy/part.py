@@ -1,0 +1,81 @@
+"""The parts of a multimodal model, and which tensor belongs to which.
+
+A tensor's *key* is how a checkpoint file spells it; its *name* is how mcompose spells it in every source alike, so that
+two sources are compared name by name however their files spell them:
+
+* language, embedding and head tensors are named relative to the decoder: ``layers.0.self_attn.q_proj.weight``,
+  ``embed_tokens.weight``, ``norm.weight``; the head is ``lm_head.weight``;
+* encoder and projector tensors are named as in memory, relative to transformers' base model:
+  ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["EMBEDDING", "ENCODER", "HEAD", "LANGUAGE", "MODALITIES", "PARTS", "PROJECTOR", "Anatomy", "Slot"]
+
+LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR = PARTS = (
+    "language",
+    "embedding",
+    "head",
+    "encoder",
+    "projector",
+)
+MODALITIES = ("image", "audio", "video", "points")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor of a checkpoint belongs.
+
+    Args:
+        key: Spelling in the checkpoint's files.
+        name: Spelling that all sources share; see the module's docstring.
+        part: One of ``PARTS``. Everything that is neither language model nor encoder is ``projector``: the connector,
+            a learned newline, query tokens.
+        layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
+    """
+
+    key: str
+    name: str
+    part: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A total, disjoint map of a checkpoint's tensors to parts.
+
+    Args:
+        model_type: transformers' model type; for a wrapper, the type of the part that answers
+            (``qwen2_5_omni_thinker``).
+        architecture: transformers' class name.
+        known: False when transformers does not know the type and the parts were told by key roles.
+        slots: Key to slot, in the order of the checkpoint.
+        text_config: Config of the language model as a plain dict, with its ``model_type``.
+        num_layers: Decoder layers.
+        modalities: What the checkpoint takes beside text, in the order of ``MODALITIES``.
+        placeholders: Modality to the id of its placeholder token, where the config tells.
+        tied: True when the head is the embedding; such a checkpoint has no head slot, or one to be ignored.
+        refusal: Why the checkpoint cannot be a source of a composition; empty when it can.
+        warnings: Sentences for the user.
+    """
+
+    model_type: str
+    architecture: str
+    known: bool
+    slots: Mapping[str, Slot]
+    text_config: Mapping[str, Any]
+    num_layers: int
+    modalities: tuple[str, ...] = ()
+    placeholders: Mapping[str, int] = field(default_factory=dict)
+    tied: bool = False
+    refusal: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def by_name(self, *parts: str) -> dict[str, Slot]:
+        """Name to slot for the given parts (all parts when none is given), in the order of the checkpoint."""
+        return {slot.name: slot for slot in self.slots.values() if not parts or slot.part in parts}
