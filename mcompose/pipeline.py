@@ -1,0 +1,1 @@
+"""The steps of a run, in order: what the command line calls and what a script may call."""
