@@ -1,0 +1,42 @@
+"""``mcompose eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcompose.cli import output
+from mcompose.cli.options import CheckpointArgument, JsonOption, TrustOption
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Task files, or folders of them.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write the predictions.")] = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint on tasks: predictions, metrics, report.
+
+    Example: mcompose eval build/model build/numbers/data/joint-2.jsonl --json
+    """
+    from mcompose import pipeline
+
+    report = pipeline.evaluate(
+        checkpoint,
+        tasks,
+        options=pipeline.EvaluateOptions(
+            limit=limit, batch_size=batch_size, save=save, trust_remote_code=trust_remote_code
+        ),
+    )
+    if as_json:
+        output.json_data(report.to_dict())
+    else:
+        rows = [(result.task, result.metric, float(result.value), result.n) for result in report.results]
+        output.data(output.table(rows, header=("task", "metric", "value", "n")))

@@ -1,0 +1,58 @@
+"""``mcompose lab make`` and ``mcompose lab report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcompose.cli import output
+from mcompose.cli.options import JsonOption
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Train small families of checkpoints and measure compositions of them.", no_args_is_help=True
+)
+
+
+@app.command("make")
+def make(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers")],
+    target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one small family: DIR/base, DIR/<donor>, DIR/data. Cached.
+
+    Example: mcompose lab make numbers -o build/numbers
+    """
+    from mcompose import pipeline
+
+    report = pipeline.lab_make(family, target or Path("build") / family, seed=seed)
+    if as_json:
+        output.json_data(report.to_dict())
+    else:
+        output.data(report.to_text())
+
+
+@app.command("report")
+def report(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="numbers")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reproduce a table over several seeds, with mean and spread, and its plot.
+
+    Example: mcompose lab report numbers --seeds 3
+    """
+    from mcompose import pipeline
+
+    result = pipeline.lab_report(name, target or Path("build") / f"{name}-report", seeds=seeds)
+    if as_json:
+        output.json_data(result.to_dict())
+    else:
+        rows = [(row.variant, row.metric, row.mean, row.std, row.n) for row in result.rows]
+        output.data(output.table(rows, header=("variant", "metric", "mean", "std", "n")))

@@ -1,0 +1,50 @@
+"""Options and arguments that several commands share, so that each is spelt one way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcompose.errors import RequestError
+from mcompose.refs import ModelRef
+
+__all__ = [
+    "CheckpointArgument",
+    "JsonOption",
+    "OutputOption",
+    "RecipeArgument",
+    "TrustOption",
+    "parse_source",
+]
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a mergekit YAML file.")]
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; default: the recipe's.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint ships.")
+]
+
+
+def parse_source(text: str) -> ModelRef:
+    """Reads a source on the command line.
+
+    Args:
+        text: ``hub:org/name@rev``, ``local:path``, or a folder that exists.
+
+    Returns:
+        The reference.
+
+    Raises:
+        RequestError: The text is neither; both spellings are given.
+    """
+    if not text.startswith(("hub:", "local:")) and Path(text).expanduser().is_dir():
+        return ModelRef("local", text)
+    try:
+        return ModelRef.parse(text)
+    except RequestError as error:
+        raise RequestError(f"{error.message} No folder of this name exists here.", hint=error.hint) from None
