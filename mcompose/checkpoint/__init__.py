@@ -1,1 +1,48 @@
-"""TODO"""
+"""Bytes: reads checkpoints without torch, and writes them so that nothing half-done looks finished.
+
+Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where every tensor lies; ``read_tensor`` and
+``read_float32`` fetch them; ``open_adapter`` folds a PEFT adapter. Writing: ``plan_layout`` decides where every tensor
+goes, ``StagedOutput`` writes it there and journals what is done.
+"""
+
+from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
+from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
+from mcompose.checkpoint.reader import Checkpoint, is_tied, open_checkpoint
+from mcompose.checkpoint.sidecar import (
+    FileDigest,
+    code_files,
+    copy_file,
+    digest_file,
+    is_sidecar,
+    patch_json,
+    read_card,
+    sidecar_files,
+)
+from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
+
+__all__ = [
+    "DTYPE_BITS",
+    "MERGEABLE_DTYPES",
+    "Checkpoint",
+    "FileDigest",
+    "Header",
+    "HubSnapshot",
+    "Layout",
+    "Place",
+    "ShardLayout",
+    "TensorEntry",
+    "code_files",
+    "copy_file",
+    "digest_file",
+    "is_sidecar",
+    "is_tied",
+    "open_checkpoint",
+    "parse_header",
+    "patch_json",
+    "plan_layout",
+    "read_card",
+    "read_header",
+    "read_json_object",
+    "sidecar_files",
+]

@@ -19,7 +19,14 @@ from typing import Any, cast
 from mcompose.checkpoint.tensor import DTYPE_BITS, TensorEntry
 from mcompose.errors import CheckpointError
 
-__all__ = ["MAX_HEADER_BYTES", "Header", "parse_header", "parse_json_object", "read_header", "read_json_object"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "Header",
+    "parse_header",
+    "parse_json_object",
+    "read_header",
+    "read_json_object",
+]
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -156,7 +163,8 @@ def _header_length(prefix: bytes, file: Path, *, size: int) -> int:
     length = int.from_bytes(prefix[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"'{file}' declares a header of {length} bytes; the format allows {MAX_HEADER_BYTES}.", hint=_DAMAGED
+            f"'{file}' declares a header of {length} bytes; the format allows {MAX_HEADER_BYTES}.",
+            hint=_DAMAGED,
         )
     if length < 2 or 8 + length > size:
         raise CheckpointError(
@@ -222,11 +230,15 @@ def _check_contiguous(entries: list[TensorEntry], file: Path, *, start: int, siz
             )
         position += entry.nbytes
     if position != size:
-        raise CheckpointError(f"'{file}' has {size} bytes; its header accounts for {position}.", hint=_DAMAGED)
+        raise CheckpointError(
+            f"'{file}' has {size} bytes; its header accounts for {position}.", hint=_DAMAGED
+        )
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in cast("list[Any]", value))
+    return isinstance(value, list) and all(
+        type(item) is int and item >= 0 for item in cast("list[Any]", value)
+    )
 
 
 def _is_text(value: str) -> bool:
