@@ -1,11 +1,16 @@
 """Bytes: reads checkpoints without torch, and writes them so that nothing half-done looks finished.
 
-Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where every tensor lies; ``read_tensor`` and
-``read_float32`` fetch them; ``open_adapter`` folds a PEFT adapter. Writing: ``plan_layout`` decides where every tensor
-goes, ``StagedOutput`` writes it there and journals what is done.
+Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where every tensor lies;
+    ``read_tensor`` and
+``read_float32`` fetch them; ``open_adapter`` folds a PEFT adapter. Writing: ``plan_layout`` decides where
+every tensor goes, ``StagedOutput`` writes it there and journals what is done.
 """
 
+from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, read_tensor
+from mcompose.checkpoint.digest import TensorDigest, digest_tensor
+from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
+from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
 from mcompose.checkpoint.reader import Checkpoint, is_tied, open_checkpoint
 from mcompose.checkpoint.sidecar import (
@@ -19,6 +24,7 @@ from mcompose.checkpoint.sidecar import (
     sidecar_files,
 )
 from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.staged import StagedOutput
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
 
 __all__ = [
@@ -28,21 +34,31 @@ __all__ = [
     "FileDigest",
     "Header",
     "HubSnapshot",
+    "JournalRow",
     "Layout",
     "Place",
     "ShardLayout",
+    "StagedOutput",
+    "TensorDigest",
     "TensorEntry",
+    "TensorFiles",
     "code_files",
     "copy_file",
+    "decode",
     "digest_file",
+    "digest_tensor",
+    "encode",
     "is_sidecar",
     "is_tied",
     "open_checkpoint",
     "parse_header",
     "patch_json",
     "plan_layout",
+    "raw_dtype",
     "read_card",
+    "read_float32",
     "read_header",
     "read_json_object",
+    "read_tensor",
     "sidecar_files",
 ]

@@ -1,9 +1,10 @@
 """The header of a safetensors file, read and checked without the safetensors library.
 
-A file is an 8-byte little-endian length, that many bytes of JSON, and the data. The JSON names every tensor with its
-dtype, shape and place in the data. A header comes from strangers, so nothing in it is believed: each tensor must be of
-a known dtype, be as long as its shape says, and the tensors together must fill the file with no hole and no overlap.
-Only the header is read; its size is bounded by the format (100 MB) and by the file.
+A file is an 8-byte little-endian length, that many bytes of JSON, and the data. The JSON names every tensor
+with its dtype, shape and place in the data. A header comes from strangers, so nothing in it is believed: each
+tensor must be of a known dtype, be as long as its shape says, and the tensors together must fill the file
+with no hole and no overlap. Only the header is read; its size is bounded by the format (100 MB) and by the
+file.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def _entry(key: str, value: Any, *, file: Path, start: int, size: int) -> Tensor
     begin, end = offsets
     if start + end > size:
         raise CheckpointError(
-            f"'{file}' is truncated: tensor {_shown(key)} ends at byte {start + end}, the file has {size} bytes.",
+            f"'{file}' is truncated: its header asks for at least {start + end} bytes, the file has {size}.",
             hint=_DAMAGED,
         )
     bits = _bit_count(shape, DTYPE_BITS[dtype], limit=8 * (end - begin))

@@ -1,8 +1,8 @@
 """Where every output tensor will lie, decided before any arithmetic is done.
 
-The files' headers depend on names, dtypes and shapes only, so they are written first and every tensor has its final
-place from the start: any thread may write any piece in any order, nothing is held back in memory and nothing is written
-twice. The same tensors in the same order always give the same bytes.
+The files' headers depend on names, dtypes and shapes only, so they are written first and every tensor has its
+final place from the start: any thread may write any piece in any order, nothing is held back in memory and
+nothing is written twice. The same tensors in the same order always give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class ShardLayout:
 
     Args:
         filename: Its final name.
-        header: Its first bytes: the length and the padded JSON. The data starts right after, on a multiple of 8.
+        header: Its first bytes: the length and the padded JSON. The data starts right after, on a multiple of
+            8.
         size: Bytes of the whole file.
         offsets: Name to first byte of the tensor's data, counted from the start of the file, in file order.
         lengths: Name to bytes of the tensor's data.
@@ -84,14 +85,15 @@ def plan_layout(
 ) -> Layout:
     """Places tensors in files.
 
-    Tensors are dealt to shards in the given order; a shard is closed before the tensor that would take its data over
-    the limit, so a tensor larger than the limit has a shard of its own. Inside a shard, wider dtypes come first: every
-    tensor then starts on a multiple of its element size, which lets readers map it without a copy.
+    Tensors are dealt to shards in the given order; a shard is closed before the tensor that would take its
+    data over the limit, so a tensor larger than the limit has a shard of its own. Inside a shard, wider
+    dtypes come first: every tensor then starts on a multiple of its element size, which lets readers map it
+    without a copy.
 
     Args:
         tensors: Name, dtype and shape of every tensor, in the order of the output.
-        max_shard_size: Most bytes of data in one file (a single larger tensor excepted). Headers do not count, as in
-            transformers.
+        max_shard_size: Most bytes of data in one file (a single larger tensor excepted). Headers do not
+            count, as in transformers.
         metadata: Entries for the files' ``__metadata__`` beside ``format: pt``.
 
     Returns:

@@ -1,11 +1,11 @@
 """A checkpoint on disk: its config, and where each of its tensors lies.
 
-Opening reads the headers of the weight files and the config, never a weight; torch and the safetensors library are not
-needed. Files are found as transformers finds them: ``model.safetensors``, else the index, else the one other
-safetensors file. A pickle is never opened.
+Opening reads the headers of the weight files and the config, never a weight; torch and the safetensors
+library are not needed. Files are found as transformers finds them: ``model.safetensors``, else the index,
+else the one other safetensors file. A pickle is never opened.
 
-An index may name plain files of its own folder only. The name decides, not where a link leads: the Hub's cache is made
-of links into its store of blobs, and a user may link a shard as well.
+An index may name plain files of its own folder only. The name decides, not where a link leads: the Hub's
+cache is made of links into its store of blobs, and a user may link a shard as well.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def licence(self) -> str:
-        """Licence identifier of the model card; its own name when the card says ``other``; empty without one."""
+        """Licence of the model card, by its own name when the card says ``other``; empty without one."""
         licence = _joined(self.card.get("license"))
         return _joined(self.card.get("license_name")) or licence if licence == "other" else licence
 
@@ -69,12 +69,12 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str:
-        """transformers' model type; empty when the config has none."""
+        """Transformers' model type; empty when the config has none."""
         return _joined(self.config.get("model_type"))
 
     @property
     def quantised(self) -> str:
-        """Name of the quantisation; empty for ordinary weights. Such tensors are copied but cannot be merged."""
+        """Name of the quantisation; empty for ordinary weights. Such tensors cannot be merged."""
         scheme = self.config.get("quantization_config") or _text_config(self.config).get(
             "quantization_config"
         )
@@ -110,7 +110,8 @@ def open_checkpoint(
     Args:
         ref: A reference, or the path of a folder.
         relative_to: Folder that relative paths start from: the recipe's own.
-        weights: Whether the weights will be read. False fetches only headers from the Hub; local folders do not care.
+        weights: Whether the weights will be read. False fetches only headers from the Hub; local folders do
+            not care.
         token: Hub token; by default the one of the environment.
 
     Returns:
@@ -138,8 +139,8 @@ def open_checkpoint(
 def is_tied(config: Mapping[str, Any], keys: Iterable[str] = ()) -> bool:
     """Whether the head is the embedding.
 
-    The language model's own setting decides, then the outer one. A config that is silent is tied when no head is
-    stored: transformers' default differs from class to class, and an untied head would have to be there.
+    The language model's own setting decides, then the outer one. A config that is silent is tied when no head
+    is stored: transformers' default differs from class to class, and an untied head would have to be there.
 
     Args:
         config: ``config.json``.
@@ -168,7 +169,8 @@ def _open(ref: ModelRef, snapshot: HubSnapshot, names: Mapping[str, int]) -> Che
         for entry in header.entries:
             if entry.key in tensors:
                 raise CheckpointError(
-                    f"Tensor '{entry.key}' of '{ref}' stands in two files: '{tensors[entry.key].file.name}' and '{name}'."
+                    f"Tensor '{entry.key}' of '{ref}' stands in two files: "
+                    f"'{tensors[entry.key].file.name}' and '{name}'."
                 )
             tensors[entry.key] = entry
     _check_index(files.weight_map, tensors, str(ref))

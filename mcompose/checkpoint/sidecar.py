@@ -1,7 +1,7 @@
-"""The small files of a checkpoint: which of them belong to it, copying them by content, reading its model card.
+"""The small files of a checkpoint: which belong to it, how they are copied, what its model card says.
 
-A checkpoint is more than weights: tokenizer, processor, chat template and generation config travel with it. Code files
-(``*.py``) are listed apart, because copying a stranger's code is a decision of its own.
+A checkpoint is more than weights: tokenizer, processor, chat template and generation config travel with it.
+Code files (``*.py``) are listed apart, because copying a stranger's code is a decision of its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SIDECAR_PATTERNS = (
     "additional_chat_templates/*",
     "generation_config.json",
 )
-"""Names of the files that travel with the weights; ``config.json`` is not one, since every output has its own."""
+"""Names of the files that travel with the weights; ``config.json`` does not: every output has its own."""
 
 _NEVER = (
     "*.safetensors",
@@ -183,7 +183,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     if end is None:
         return {}
     try:
-        card = yaml.load("\n".join(lines[1:end]), Loader=_LOADER)  # noqa: S506 - a safe loader, in C where built
+        card = yaml.load("\n".join(lines[1:end]), Loader=_LOADER)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", card) if isinstance(card, dict) else {}

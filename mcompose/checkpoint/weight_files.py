@@ -44,7 +44,8 @@ def find_weight_files(folder: Path, present: Iterable[str], *, name: str) -> Wei
         The files.
 
     Raises:
-        CheckpointError: There are none, they are pickles or another format, or the index is not to be trusted.
+        CheckpointError: There are none, they are pickles or another format, or the index is not to be
+            trusted.
     """
     files = sorted(present)
     if SINGLE_FILE in files:
@@ -78,7 +79,7 @@ def _from_index(path: Path, present: list[str], name: str) -> WeightFiles:
     for key, shard in cast("dict[str, Any]", weight_map).items():
         if not plain_name(shard) or not fnmatch(shard, "*.safetensors"):
             raise CheckpointError(
-                f"'{path}' places tensor {key!a} in {shard!a}, which is not a safetensors file of its folder.",
+                f"'{path}' places tensor {key!a} in {shard!a}, not a safetensors file of its folder.",
                 hint="The index is broken or malicious; it was not followed.",
             )
         shards[shard] = None
@@ -113,7 +114,7 @@ def _no_weights(files: list[str], weights: list[str], name: str) -> CheckpointEr
     if file := found("*.gguf"):
         return CheckpointError(
             f"'{name}' holds '{file}': GGUF files cannot be merged.",
-            hint="Use the original checkpoint, or load it by transformers with `gguf_file=` and save_pretrained it.",
+            hint="Use the original checkpoint, or load it by transformers with `gguf_file=` and save it.",
         )
     if file := found(*_PICKLES):
         return CheckpointError(

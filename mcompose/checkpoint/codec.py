@@ -1,0 +1,124 @@
+"""Bytes to numbers and back, in plain numpy: the reference that the fast kernels are tested against.
+
+bfloat16 has no numpy dtype, so a raw bfloat16 tensor is a ``uint16`` array: the upper half of a float32.
+Widening is exact. Narrowing rounds to nearest, ties to even; what is too large becomes infinite, NaN stays
+NaN. The 8-bit floats are raw ``uint8`` and those below 8 bits are flat ``uint8``: they are copied, never
+computed with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcompose.checkpoint.files import TensorFiles
+from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
+
+__all__ = ["decode", "encode", "raw_dtype", "read_float32", "read_tensor"]
+
+_RAW_DTYPES: dict[str, str] = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
+}  # fmt: skip
+
+
+def raw_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype that holds a tensor's bytes unchanged; ``uint8`` where numpy has none of its kind."""
+    return np.dtype(_RAW_DTYPES.get(dtype, "u1"))
+
+
+def decode(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Raw values to float32.
+
+    Args:
+        raw: An array of ``raw_dtype(dtype)``, any shape.
+        dtype: One of ``MERGEABLE_DTYPES``.
+
+    Returns:
+        A new array of the same shape (F32: the same array). Exact but for F64, which is rounded once.
+
+    Raises:
+        ValueError: No arithmetic is done on this dtype.
+    """
+    _check_mergeable(dtype)
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # too large is infinite; the engine reports it by name
+        return raw.astype(np.float32, copy=False)
+
+
+def encode(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """float32 to raw values, rounded to nearest, ties to even.
+
+    Args:
+        values: float32, any shape.
+        dtype: One of ``MERGEABLE_DTYPES``.
+
+    Returns:
+        An array of ``raw_dtype(dtype)`` and the same shape.
+
+    Raises:
+        ValueError: No arithmetic is done on this dtype.
+    """
+    _check_mergeable(dtype)
+    if dtype != "BF16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values.astype(raw_dtype(dtype), copy=False)
+    bits = np.ascontiguousarray(values).reshape(values.shape).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+
+
+def read_tensor(
+    entry: TensorEntry, rows: tuple[int, int] | None = None, *, files: TensorFiles | None = None
+) -> NDArray[Any]:
+    """Reads a tensor's raw values.
+
+    Args:
+        entry: The tensor.
+        rows: First and last-but-one index of its first dimension; None for the whole tensor.
+        files: Open files to read through; by default the file is opened and closed.
+
+    Returns:
+        An array of ``raw_dtype``; flat for dtypes below 8 bits.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        ValueError: The tensor has no such rows.
+    """
+    dtype = raw_dtype(entry.dtype)
+    whole_bytes = DTYPE_BITS[entry.dtype] % 8 == 0
+    shape = entry.shape if whole_bytes else (entry.nbytes,)
+    start = 0
+    if rows is not None:
+        first, last = rows
+        if not whole_bytes or not shape or not 0 <= first <= last <= shape[0]:
+            raise ValueError(f"Tensor '{entry.key}' of shape {entry.shape} has no rows {first} to {last}.")
+        start = first * math.prod(shape[1:]) * dtype.itemsize
+        shape = (last - first, *shape[1:])
+    raw = np.empty(shape, dtype)
+    if raw.size:
+        buffer = memoryview(raw.reshape(-1).view(np.uint8))
+        if files is None:
+            with TensorFiles() as own:
+                own.read_into(entry, buffer, start=start)
+        else:
+            files.read_into(entry, buffer, start=start)
+    return raw
+
+
+def read_float32(
+    entry: TensorEntry, rows: tuple[int, int] | None = None, *, files: TensorFiles | None = None
+) -> NDArray[np.float32]:
+    """Reads a tensor as float32; see ``read_tensor`` and ``decode``."""
+    _check_mergeable(entry.dtype)
+    return decode(read_tensor(entry, rows, files=files), entry.dtype)
+
+
+def _check_mergeable(dtype: str) -> None:
+    if dtype not in MERGEABLE_DTYPES:
+        raise ValueError(f"No arithmetic is done on dtype {dtype}.")

@@ -1,0 +1,384 @@
+"""Checkpoints of the Hugging Face Hub: one commit, only the files needed, and headers without weights.
+
+A revision is resolved to a commit first; everything is then read at that commit, through the Hub's own cache,
+so that ``HF_HOME``, ``HF_HUB_OFFLINE`` and partly fetched files behave as users of ``huggingface_hub`` know them.
+Weights are safetensors only; pickles, other formats and the repository's code are listed and never fetched.
+Without weights, the headers come by range requests: a few kilobytes a file, whatever the model's size.
+
+Security: the token is the one that ``hf auth login`` or ``HF_TOKEN`` gives. ``huggingface_hub`` sends it to the
+Hub alone; it is never printed and never written. ``redact`` cleans every foreign message that ends in one of ours.
+
+Only calls that exist in huggingface_hub 1.31 and 2.x are used; the library is imported on first use.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcompose.checkpoint.headers import MAX_HEADER_BYTES
+from mcompose.checkpoint.sidecar import SIDECAR_PATTERNS, is_sidecar
+from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.weight_files import find_weight_files
+from mcompose.errors import CheckpointError, HubError, McomposeError, StorageError, nearest_name
+from mcompose.refs import ModelRef
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["FIRST_BYTES", "LOG_IN", "fetch", "hub_errors", "redact"]
+
+FIRST_BYTES = 100_000
+"""Length of the first range request; most headers fit, so that one request a file is enough."""
+
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
+
+_SMALL = ("config.json", "README.md", "adapter_config.json", "*.safetensors.index.json")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"hf_\w{8,}|(?<=Bearer )\S+")
+_SECONDS = 30.0
+_ATTEMPTS = 3
+_THREADS = 8
+
+
+def fetch(ref: ModelRef, *, weights: bool, token: str | None = None) -> HubSnapshot:
+    """Fetches a checkpoint of the Hub at one commit.
+
+    Args:
+        ref: A Hub reference.
+        weights: Whether to fetch the weight files. Without, their headers are read by range requests, or from
+            the cache when the files are there already.
+        token: Hub token; by default the one of the environment.
+
+    Returns:
+        The folder in the Hub's cache, the commit, and what the repository holds.
+
+    Raises:
+        CheckpointError: The repository or the revision does not exist, or holds no safetensors weights.
+        HubError: The Hub refused, or could not be reached.
+        StorageError: The disk is full.
+    """
+    from huggingface_hub import HfApi, is_offline_mode  # noqa: PLC0415 - a network library, on first use
+
+    api = HfApi(token=token)
+    with hub_errors(ref.location, revision=ref.revision, token=token, explain=partial(_explain, api, ref)):
+        listing = None if is_offline_mode() else _list(api, ref)
+        if listing is None:
+            return _from_cache(ref, weights=weights)
+        folder = _download(ref, listing.commit, filter(_is_small, listing.files), token=token)
+        if ref.revision != listing.commit:
+            _remember(ref, token=token)
+        names = _weight_names(folder, listing.files, ref)
+        headers = None
+        if weights:
+            _download(ref, listing.commit, names, token=token)
+        else:
+            headers = _headers(api, ref, listing, folder=folder, names=names)
+        return HubSnapshot(folder, listing.commit, headers, listing.files, listing.digests)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    commit: str
+    files: Mapping[str, int]
+    digests: Mapping[str, str]
+
+
+def _list(api: HfApi, ref: ModelRef) -> _Listing | None:
+    """The repository at the commit that the revision names.
+
+    None when the Hub cannot be reached and the commit is pinned: the cache is as good then.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # noqa: PLC0415 - see fetch
+
+    try:
+        info = api.model_info(ref.location, revision=ref.revision, files_metadata=True, timeout=_SECONDS)
+    except HTTPError as error:
+        if isinstance(error, HfHubHTTPError) or not _COMMIT.fullmatch(ref.revision or ""):
+            raise
+        return None
+    siblings = info.siblings or []
+    if info.sha is None:
+        raise HubError(f"The Hub names no commit for '{ref}'.")
+    files = {file.rfilename: file.size or 0 for file in siblings}
+    return _Listing(info.sha, files, {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs})
+
+
+def _is_small(name: str) -> bool:
+    return is_sidecar(name) or ("/" not in name and any(Path(name).match(pattern) for pattern in _SMALL))
+
+
+def _download(ref: ModelRef, commit: str, names: Iterable[str], *, token: str | None) -> Path:
+    """Fetches the named files into the Hub's cache; what is there already is not fetched again."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
+
+    patterns = [escape(name) for name in names]
+    return Path(snapshot_download(ref.location, revision=commit, allow_patterns=patterns, token=token))
+
+
+def _remember(ref: ModelRef, *, token: str | None) -> None:
+    """Lets the cache note which commit the branch names, so that it can be found offline."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
+
+    snapshot_download(ref.location, revision=ref.revision, allow_patterns=["config.json"], token=token)
+
+
+def _weight_names(folder: Path, files: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
+    """The weight files of a checkpoint, of an adapter, or of both."""
+    present = list(files)
+    adapter = (_ADAPTER[1],) if all(name in present for name in _ADAPTER) else ()
+    try:
+        return find_weight_files(folder, present, name=str(ref)).names + adapter
+    except CheckpointError:
+        if not adapter:
+            raise
+        return adapter
+
+
+# without weights
+
+
+def _headers(
+    api: HfApi, ref: ModelRef, listing: _Listing, *, folder: Path, names: tuple[str, ...]
+) -> dict[str, bytes]:
+    """First bytes of each weight file, from the cache where the file lies there."""
+
+    def read(name: str) -> bytes:
+        size = listing.files[name]
+        if (folder / name).is_file():
+            return _local_header(folder / name)
+        return _remote_header(api, ref, commit=listing.commit, name=name, size=size)
+
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        return dict(zip(names, pool.map(read, names), strict=True))
+
+
+def _local_header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(8)
+        return start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES))
+
+
+def _remote_header(api: HfApi, ref: ModelRef, *, commit: str, name: str, size: int) -> bytes:
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415 - see fetch
+
+    url = hf_hub_url(ref.location, name, revision=commit, endpoint=api.endpoint)
+    data = _range(api, url, start=0, stop=min(FIRST_BYTES, size))
+    length = 8 + int.from_bytes(data[:8], "little")
+    if length > min(size, 8 + MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"'{name}' of '{ref}' declares a header of {length - 8} bytes, but the file has {size}.",
+            hint="The file is damaged; it was not fetched.",
+        )
+    if length > len(data):
+        data += _range(api, url, start=len(data), stop=length)
+    return data[:length]
+
+
+def _range(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file; tried again, since a plan should not fail on one lost packet."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # noqa: PLC0415 - see fetch
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _range_once(api, url, start=start, stop=stop)
+        except HTTPError as error:
+            if attempt == _ATTEMPTS or isinstance(error, HfHubHTTPError):
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _range_once(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
+    from huggingface_hub import get_session, hf_raise_for_status  # noqa: PLC0415 - see fetch
+    from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415 - see fetch
+
+    headers = build_hf_headers(token=api.token) | {
+        "Range": f"bytes={start}-{stop - 1}",
+        "Accept-Encoding": "identity",
+    }
+    with get_session().stream("GET", url, headers=headers, timeout=_SECONDS) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        skip = 0 if response.status_code == 206 else start
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= skip + stop - start:
+                break
+    if len(data) < skip + stop - start:
+        raise HubError(f"The Hub sent {len(data)} bytes of '{url}' where {stop - start} were asked for.")
+    return bytes(data[skip : skip + stop - start])
+
+
+# without the network
+
+
+def _from_cache(ref: ModelRef, *, weights: bool) -> HubSnapshot:
+    """The checkpoint as earlier runs left it in the cache."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 - see fetch
+
+    patterns = [*_SMALL, *SIDECAR_PATTERNS]
+    try:
+        folder = Path(
+            snapshot_download(
+                ref.location, revision=ref.revision, allow_patterns=patterns, local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise _not_cached(f"'{ref}' is not in the Hub's cache.") from None
+    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {name: path.stat().st_size for name, path in paths.items()}
+    try:
+        names = _weight_names(folder, files, ref)
+    except CheckpointError:
+        raise _not_cached(f"The weights of '{ref}' are not in the Hub's cache.") from None
+    headers = None if weights else {name: _local_header(folder / name) for name in names}
+    digests = {name: path.resolve().name for name, path in paths.items()}
+    digests = {name: digest for name, digest in digests.items() if _SHA256.fullmatch(digest)}
+    return HubSnapshot(folder, folder.name, headers, files, digests)
+
+
+def _not_cached(message: str) -> HubError:
+    return HubError(message, hint="Run once with a connection, and without HF_HUB_OFFLINE.")
+
+
+# what went wrong
+
+
+def redact(text: str, *, token: str | None = None) -> str:
+    """Takes tokens out of a text that someone else wrote.
+
+    Args:
+        text: A message of the Hub or of its library.
+        token: A token that was given by hand; the one of the environment is known.
+
+    Returns:
+        The text, with every token replaced by ``***``.
+    """
+    from huggingface_hub import get_token  # noqa: PLC0415 - see fetch
+
+    for secret in (token, get_token()):
+        if secret:
+            text = text.replace(secret, "***")
+    return _TOKEN.sub("***", text)
+
+
+@contextmanager
+def hub_errors(
+    repo_id: str, *, revision: str | None = None, token: str | None = None, explain: Any = None
+) -> Iterator[None]:
+    """Turns what the Hub's library raises into one sentence without tokens.
+
+    Args:
+        repo_id: The repository that is asked for.
+        revision: The revision, for messages.
+        token: A token that was given by hand, to be kept out of messages.
+        explain: Called with ``"repository"`` or ``"revision"`` when one was not found; returns the hint.
+
+    Raises:
+        CheckpointError: The repository or the revision does not exist.
+        HubError: The Hub refused, or could not be reached.
+        StorageError: The disk is full.
+    """
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415 - see fetch
+
+    try:
+        yield
+    except McomposeError:
+        raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise _translate(_cause(error), repo_id, revision=revision, token=token, explain=explain) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The library wraps what an upload thread raised into a RuntimeError."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _translate(
+    error: BaseException, repo_id: str, *, revision: str | None, token: str | None, explain: Any
+) -> McomposeError:
+    from huggingface_hub import errors  # noqa: PLC0415 - see fetch
+
+    if isinstance(error, errors.HFValidationError):
+        return HubError(f"'{repo_id}' is not a valid repository name.", hint="Write it as 'org/name'.")
+    if isinstance(error, errors.GatedRepoError):
+        return HubError(
+            f"'{repo_id}' is gated.",
+            hint=f"Accept its terms on {_page(repo_id)}. {LOG_IN}",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"'{repo_id}' has no revision '{revision}'.", hint=explain("revision") if explain else ""
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"The Hub shows no repository '{repo_id}'.", hint=explain("repository") if explain else LOG_IN
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refused(error, repo_id, token=token)
+    return _unreachable(error, repo_id, token=token)
+
+
+def _refused(error: Any, repo_id: str, *, token: str | None) -> HubError:
+    status = getattr(error.response, "status_code", 0)
+    if status == 401:
+        return HubError(f"The Hub does not accept the token that was sent for '{repo_id}'.", hint=LOG_IN)
+    if status == 403:
+        return HubError(
+            f"The Hub does not allow this token to do that with '{repo_id}'.",
+            hint="Use a token with write permission for that namespace, or open a pull request with --create-pr.",
+        )
+    words = redact(str(error.server_message or error).splitlines()[0], token=token)
+    return HubError(
+        f"The Hub answered {status} for '{repo_id}': {words.rstrip('.')}.", hint="Try again later."
+    )
+
+
+def _unreachable(error: BaseException, repo_id: str, *, token: str | None) -> McomposeError:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageError("The disk is full.", hint="Make room, or move the Hub's cache with HF_HOME.")
+    words = redact(str(error) or type(error).__name__, token=token).splitlines()[0].strip()
+    return HubError(
+        f"The exchange with the Hub about '{repo_id}' broke off: {words.rstrip('.')}.",
+        hint="Check the connection and run again: what arrived is kept.",
+    )
+
+
+def _explain(api: HfApi, ref: ModelRef, kind: str) -> str:
+    """A hint for a name that the Hub does not know: the nearest that it knows."""
+    from huggingface_hub import get_token  # noqa: PLC0415 - see fetch
+    from huggingface_hub.errors import HTTPError  # noqa: PLC0415 - see fetch
+
+    try:
+        if kind == "revision":
+            refs = api.list_repo_refs(ref.location)
+            return nearest_name(str(ref.revision), [row.name for row in [*refs.branches, *refs.tags]])
+        author, _, _ = ref.location.partition("/")
+        known = [model.id for model in api.list_models(author=author, limit=500)]
+    except (HTTPError, OSError, ValueError):
+        known = []
+    near = nearest_name(ref.location, known)
+    near = f"{near} " if near.startswith("Did you mean") else ""
+    private = "If it is private, this token may not see it." if api.token or get_token() else ""
+    return near + (
+        private or f"Check the spelling; if it is private or gated: {LOG_IN[0].lower()}{LOG_IN[1:]}"
+    )
+
+
+def _page(repo_id: str) -> str:
+    return f"https://huggingface.co/{repo_id}"

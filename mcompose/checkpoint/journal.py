@@ -1,0 +1,159 @@
+"""The journal of a run: one line per finished tensor, so that the next run starts where this one was killed.
+
+The first line names the run (its fingerprint) and the boot of the machine; every other line one finished
+tensor. A line is written after the tensor's last byte was handed to the kernel. When only the process is
+killed, the kernel still has those bytes and every line holds. When the machine went down, it may not have:
+the journal then says so (``same_boot`` is False) and the tensors' digests must be checked before they are
+believed. So nothing has to be forced to disk while the run goes on, which would cost more than the run
+itself.
+
+A torn or garbled line ends the journal: it and what follows is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from mcompose.errors import StorageError
+
+__all__ = ["Journal", "JournalRow"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """One finished tensor.
+
+    Args:
+        name: Its key in the output.
+        digest: ``xxh3:<hex>`` of its bytes.
+        row: Whatever the writer wants back: its ledger row as a plain table.
+    """
+
+    name: str
+    digest: str
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """An append-only file of finished tensors.
+
+    Args:
+        path: The file.
+        descriptor: It, open for appending.
+        rows: What it holds already, by tensor name.
+        same_boot: Whether the machine has run since the journal was begun.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, rows: dict[str, JournalRow], same_boot: bool) -> None:
+        self.path = path
+        self.rows = rows
+        self.same_boot = same_boot
+        self._descriptor = descriptor
+
+    @classmethod
+    def begin(cls, path: Path, *, fingerprint: str) -> Journal:
+        """Starts an empty journal; one that exists is replaced.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        path.unlink(missing_ok=True)
+        journal = cls(path, _open(path), rows={}, same_boot=True)
+        journal._append({"journal": FORMAT, "fingerprint": fingerprint, "boot": _boot_id()})
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path, *, fingerprint: str) -> Journal | None:
+        """Opens the journal of an earlier run.
+
+        Args:
+            path: The file.
+            fingerprint: The run's own; equal fingerprints write equal bytes.
+
+        Returns:
+            The journal, cut off at its first broken line; None when there is none or it is another run's.
+        """
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            return None
+        lines = raw.split(b"\n")[:-1]  # what follows the last line feed is torn
+        head = _parse(lines[0]) if lines else None
+        if head is None or head.get("journal") != FORMAT or head.get("fingerprint") != fingerprint:
+            return None
+        rows: dict[str, JournalRow] = {}
+        good = len(lines[0]) + 1
+        for line in lines[1:]:
+            table = _parse(line)
+            if table is None or not {"name", "digest", "row"} <= table.keys():
+                break
+            rows[table["name"]] = JournalRow(table["name"], table["digest"], table["row"])
+            good += len(line) + 1
+        os.truncate(path, good)
+        return cls(path, _open(path), rows=rows, same_boot=head.get("boot") == _boot_id() != "")
+
+    def restart(self, *, fingerprint: str, keep: Mapping[str, JournalRow]) -> None:
+        """Writes the journal anew with some of its rows, in this boot's name."""
+        fresh = self.path.with_name(self.path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        self.close()
+        self._descriptor = _open(fresh)
+        self.rows = {}
+        self._append({"journal": FORMAT, "fingerprint": fingerprint, "boot": _boot_id()})
+        for row in keep.values():
+            self.add(row)
+        fresh.replace(self.path)
+        self.same_boot = True
+
+    def add(self, row: JournalRow) -> None:
+        """Appends one finished tensor. Not safe to call from two threads at once.
+
+        Raises:
+            StorageError: The disk is full or refused the write.
+        """
+        self._append({"name": row.name, "digest": row.digest, "row": row.row})
+        self.rows[row.name] = row
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _append(self, table: Mapping[str, Any]) -> None:
+        data = json.dumps(table, ensure_ascii=False).encode("utf-8") + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            raise StorageError(f"'{self.path}' cannot be written: {error.strerror}.") from error
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _boot_id() -> str:
+    """Changes when the machine starts; empty where the system does not tell, which is taken as changed."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
