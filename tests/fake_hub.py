@@ -162,8 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if token not in self.hub.users:
             words = "Invalid credentials in Authorization header"
-            words += f" ({token})" if self.hub.faults.echo_token else ""
-            raise _Reply(401, {"error": words}, X_Error_Message=words)
+            echo = f" ({token})" if self.hub.faults.echo_token else ""
+            raise _Reply(401, {"error": words + echo}, X_Error_Message=words)
         return self.hub.users[token]
 
     def _writer(self, *, pull_request: bool = False) -> str:

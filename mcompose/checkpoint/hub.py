@@ -1,12 +1,13 @@
 """Checkpoints of the Hugging Face Hub: one commit, only the files needed, and headers without weights.
 
-A revision is resolved to a commit first; everything is then read at that commit, through the Hub's own cache,
-so that ``HF_HOME``, ``HF_HUB_OFFLINE`` and partly fetched files behave as users of ``huggingface_hub`` know them.
-Weights are safetensors only; pickles, other formats and the repository's code are listed and never fetched.
-Without weights, the headers come by range requests: a few kilobytes a file, whatever the model's size.
+A revision is resolved to a commit first; everything is then read at that commit, through the Hub's own
+cache, so that ``HF_HOME``, ``HF_HUB_OFFLINE`` and partly fetched files behave as users of ``huggingface_hub``
+know them. Weights are safetensors only; pickles, other formats and the repository's code are listed and never
+fetched. Without weights, the headers come by range requests: a few kilobytes a file, whatever its size.
 
-Security: the token is the one that ``hf auth login`` or ``HF_TOKEN`` gives. ``huggingface_hub`` sends it to the
-Hub alone; it is never printed and never written. ``redact`` cleans every foreign message that ends in one of ours.
+Security: the token is the one that ``hf auth login`` or ``HF_TOKEN`` gives. ``huggingface_hub`` sends it to
+the Hub alone; it is never printed and never written. ``redact`` cleans every foreign message that ends in one
+of ours.
 
 Only calls that exist in huggingface_hub 1.31 and 2.x are used; the library is imported on first use.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"hf_\w{8,}|(?<=Bearer )\S+")
+_Explain = Callable[[str], str]
 _SECONDS = 30.0
 _ATTEMPTS = 3
 _THREADS = 8
@@ -186,7 +188,7 @@ def _remote_header(api: HfApi, ref: ModelRef, *, commit: str, name: str, size: i
 
 
 def _range(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a file; tried again, since a plan should not fail on one lost packet."""
+    """Bytes ``start`` to ``stop``; tried again, since a plan should not fail on one lost packet."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # noqa: PLC0415 - see fetch
 
     for attempt in range(1, _ATTEMPTS + 1):
@@ -277,7 +279,7 @@ def redact(text: str, *, token: str | None = None) -> str:
 
 @contextmanager
 def hub_errors(
-    repo_id: str, *, revision: str | None = None, token: str | None = None, explain: Any = None
+    repo_id: str, *, revision: str | None = None, token: str | None = None, explain: _Explain | None = None
 ) -> Iterator[None]:
     """Turns what the Hub's library raises into one sentence without tokens.
 
@@ -285,7 +287,7 @@ def hub_errors(
         repo_id: The repository that is asked for.
         revision: The revision, for messages.
         token: A token that was given by hand, to be kept out of messages.
-        explain: Called with ``"repository"`` or ``"revision"`` when one was not found; returns the hint.
+        explain: Gives the hint when the ``"repository"``, the ``"revision"`` or the ``"permission"`` is missing.
 
     Raises:
         CheckpointError: The repository or the revision does not exist.
@@ -310,7 +312,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _translate(
-    error: BaseException, repo_id: str, *, revision: str | None, token: str | None, explain: Any
+    error: BaseException, repo_id: str, *, revision: str | None, token: str | None, explain: _Explain | None
 ) -> McomposeError:
     from huggingface_hub import errors  # noqa: PLC0415 - see fetch
 
@@ -330,18 +332,18 @@ def _translate(
             f"The Hub shows no repository '{repo_id}'.", hint=explain("repository") if explain else LOG_IN
         )
     if isinstance(error, errors.HfHubHTTPError):
-        return _refused(error, repo_id, token=token)
+        return _refused(error, repo_id, token=token, explain=explain)
     return _unreachable(error, repo_id, token=token)
 
 
-def _refused(error: Any, repo_id: str, *, token: str | None) -> HubError:
+def _refused(error: Any, repo_id: str, *, token: str | None, explain: _Explain | None) -> HubError:
     status = getattr(error.response, "status_code", 0)
     if status == 401:
         return HubError(f"The Hub does not accept the token that was sent for '{repo_id}'.", hint=LOG_IN)
     if status == 403:
         return HubError(
-            f"The Hub does not allow this token to do that with '{repo_id}'.",
-            hint="Use a token with write permission for that namespace, or open a pull request with --create-pr.",
+            f"The Hub does not let this token do that in '{repo_id}'.",
+            hint=explain("permission") if explain else "Use a token that has the permission.",
         )
     words = redact(str(error.server_message or error).splitlines()[0], token=token)
     return HubError(
@@ -364,6 +366,8 @@ def _explain(api: HfApi, ref: ModelRef, kind: str) -> str:
     from huggingface_hub import get_token  # noqa: PLC0415 - see fetch
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415 - see fetch
 
+    if kind == "permission":
+        return "Use a token that may read it."
     try:
         if kind == "revision":
             refs = api.list_repo_refs(ref.location)
