@@ -1,1 +1,53 @@
-"""TODO"""
+"""The composed network and its processor: a flat, self-contained island of files.
+
+The files beside this one need torch and transformers only and import each other as ``from .x import y``: copies of them
+travel with every composed checkpoint (``island_files``) and load there by ``trust_remote_code``. With mcompose installed,
+``register()`` makes transformers' Auto classes know them, and no flag is needed.
+
+Importing this package imports neither torch nor transformers; the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "AUTO_MAP",
+    "ComposedConfig",
+    "ComposedForConditionalGeneration",
+    "ComposedModel",
+    "ComposedProcessor",
+    "composed_config",
+    "island_files",
+    "register",
+    "stored_source",
+]
+
+_HOME = {
+    "AUTO_MAP": "configuration_mcompose",
+    "ComposedConfig": "configuration_mcompose",
+    "composed_config": "configuration_mcompose",
+    "stored_source": "configuration_mcompose",
+    "ComposedForConditionalGeneration": "modeling_mcompose",
+    "ComposedModel": "modeling_mcompose",
+    "ComposedProcessor": "processing_mcompose",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Lazy, because torch and transformers take seconds to import.
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def island_files() -> list[Path]:
+    """Returns the files to copy beside a composed checkpoint, sorted by name."""
+    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
+
+
+def register() -> None:
+    """Makes transformers' Auto classes load composed checkpoints from here; may be called again."""
+    importlib.import_module(f"{__name__}.registration").register()

@@ -1,0 +1,130 @@
+"""What each native family does between its towers and its language model, as data.
+
+A tower's own code (encoder, projector, packing of tiles) is used as it is. What remains are the things that a native model
+does in the forward of its *base* class, which a composition has to do in its place: how positions count over a medium
+(M-RoPE), which tokens see each other (bidirectional images, prefixes), features that enter later layers (deepstack), and
+where the features are found. A family that is not listed needs none of these: its features are scattered over the
+placeholders and the language model does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["MODALITIES", "MROPE_TEXT", "TYPE_IDS", "Family", "Mrope", "family_of", "refusal"]
+
+MODALITIES = ("image", "video", "audio", "points")
+# transformers' own numbering of mm_token_type_ids (0 is text), continued.
+TYPE_IDS = {"image": 1, "video": 2, "audio": 3, "points": 4}
+
+# Language models that take (3 or 4, batch, length) positions.
+MROPE_TEXT = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_5_omni_text")
+
+
+@dataclass(frozen=True)
+class Mrope:
+    """How one family counts positions over an image or a video.
+
+    Args:
+        advance: "side": the text after an item goes on at start + max(height, width); "last": after the largest position.
+        frames_apart: Whether each frame of a video is an item of its own (text with the time stands between frames).
+        seconds: Name of the processor output with the seconds between two frames of each video, or None.
+        rate: Name of the setting with positions per second, looked up in the source's configuration and its vision part.
+        image_rate: Whether the temporal position of images is scaled by ``rate`` too.
+        default_seconds: Seconds between frames when the processor gave none.
+    """
+
+    advance: str = "side"
+    frames_apart: bool = False
+    seconds: str | None = None
+    rate: str | None = None
+    image_rate: bool = False
+    default_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one model type needs from a composition.
+
+    Args:
+        mrope: Its way to count positions, None for plain 1-D positions.
+        attention: "causal"; "image_blocks": tokens of one image see each other; "prefix": the whole prompt does.
+        first_position: Position of the first token (PaliGemma counts from 1).
+        deepstack: Whether its features also enter the first layers of the language model.
+        head: "text": logits as the language model's own causal class makes them; "plain": the native multimodal class
+            applies none of its scaling.
+        features: modality -> name of the function in ``towers.py`` that stands in for a missing ``get_*_features``.
+        output: modality -> field of the native output that holds the features, "pooler_output" unless named.
+        image_path: modalities that the native class sends through its image features.
+        needs_text: Language model types that its features depend on; empty for any.
+        structure: Names of configuration fields that list ids of tokens which the family fills with learned features.
+        refused: Why the family cannot be composed.
+    """
+
+    mrope: Mrope | None = None
+    attention: str = "causal"
+    first_position: int = 0
+    deepstack: bool = False
+    head: str = "text"
+    features: dict[str, str] = field(default_factory=dict)
+    output: dict[str, str] = field(default_factory=dict)
+    image_path: tuple[str, ...] = ()
+    needs_text: tuple[str, ...] = ()
+    structure: str | None = None
+    refused: str | None = None
+
+
+_PLAIN = Family()
+_CROSS = "its language model has cross-attention layers of its own, so no tower can be lifted out."
+_ENC_DEC = "it is an encoder-decoder model; only decoder language models are composed."
+
+_FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(mrope=Mrope()),
+    "qwen2_5_vl": Family(mrope=Mrope(seconds="second_per_grid_ts", rate="tokens_per_second")),
+    "qwen3_vl": Family(mrope=Mrope(frames_apart=True), deepstack=True, needs_text=("qwen3_vl_text",)),
+    "qwen2_5_omni_thinker": Family(
+        mrope=Mrope(
+            advance="last",
+            seconds="video_second_per_grid",
+            rate="position_id_per_seconds",
+            image_rate=True,
+        ),
+        output={"audio": "last_hidden_state"},
+    ),
+    "qwen2_audio": Family(features={"audio": "qwen2_audio"}),
+    "granite_speech": Family(features={"audio": "granite_speech"}, head="plain"),
+    "video_llama_3": Family(features={"video": "video_llama_3"}),
+    "paligemma": Family(attention="prefix", first_position=1),
+    "gemma3": Family(attention="image_blocks", head="plain"),
+    "internvl": Family(image_path=("video",)),
+    "smolvlm": Family(image_path=("video",)),
+    "ovis2": Family(features={"image": "ovis2"}, structure="visual_indicator_token_ids"),
+    "mllama": Family(refused=_CROSS),
+    "idefics": Family(refused=_CROSS),
+    "evolla": Family(refused=_CROSS),
+    "fuyu": Family(
+        refused="it has no tower: image patches go through one linear layer of the language model."
+    ),
+    "florence2": Family(refused=_ENC_DEC),
+    "udop": Family(refused=_ENC_DEC),
+    "t5gemma2": Family(refused=_ENC_DEC),
+    "git": Family(refused="its language model is a bidirectional text encoder of its own."),
+    "blip": Family(refused=_ENC_DEC),
+    "gemma3n": Family(refused="its language model takes per-layer inputs that only its own embeddings make."),
+    "gemma4": Family(refused="its language model takes per-layer inputs that only its own embeddings make."),
+    "molmo2": Family(
+        refused="its checkpoints are converted on loading, so a tower is not a set of copied tensors."
+    ),
+    "qwen2_5_omni": Family(refused="it is a wrapper; compose its thinker (model type qwen2_5_omni_thinker)."),
+    "qwen3_omni_moe": Family(refused="it is a wrapper; its thinker is not supported yet."),
+}
+
+
+def family_of(model_type: str) -> Family:
+    """Returns what a model type needs; plain features over placeholders when it is not listed."""
+    return _FAMILIES.get(model_type, _PLAIN)
+
+
+def refusal(model_type: str) -> str | None:
+    """Returns why a model type cannot be composed, or None."""
+    return family_of(model_type).refused

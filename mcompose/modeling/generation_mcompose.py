@@ -1,0 +1,109 @@
+"""``generate`` for composed models: input names, positions and beams.
+
+Media are encoded once. When a prompt is repeated (beams, several samples) its features are repeated, not its pixels: the
+general rule of transformers repeats every tensor row by row, which puts items in the wrong order as soon as a prompt
+has two of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
+
+from .masks_bidirectional import bidirectional_masks
+from .placement import expand_features, type_ids
+from .towers import SEPARATOR
+
+__all__ = ["ComposedGeneration"]
+
+
+class ComposedGeneration(GenerationMixin):
+    """The hooks of ``generate`` that a composed model answers differently."""
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        known = {name for names in self.model.input_names().values() for name in names}
+        super()._validate_model_kwargs(
+            {key: value for key, value in model_kwargs.items() if key not in known}
+        )
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        plain = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        if not self.model.mrope:
+            return plain + self.model.first_position
+        cache = model_kwargs.get("past_key_values")
+        input_ids = model_kwargs.get("input_ids", inputs_tensor)
+        media = self.model.media_inputs(model_kwargs)
+        past = 0 if cache is None else cache.get_seq_length()
+        types = (
+            type_ids(self.model.ids, input_ids)
+            if input_ids.dim() == 2
+            else model_kwargs.get("mm_token_type_ids")
+        )
+        if past == 0 and media and types is not None:
+            grid, _ = self.model.rope_positions(types, media, model_kwargs.get("attention_mask"))
+        else:
+            deltas = getattr(cache, "mrope_deltas", 0)
+            grid = (plain + deltas).expand(3, -1, -1)
+        # The first of the four is the plain position, by which masks are made.
+        return torch.cat([plain[None].expand(1, *grid.shape[1:]), grid])
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        if expand_size > 1 and (media := self.model.media_inputs(model_kwargs)):
+            masks = self.model.get_placeholder_mask(input_ids, model_kwargs.get("mm_token_type_ids"))
+            features = self.model.encode_media(media)
+            model_kwargs = {key: value for key, value in model_kwargs.items() if not self._is_media(key)}
+            model_kwargs["mm_features"] = {
+                modality: expand_features(made, masks[modality], expand_size)
+                for modality, made in features.items()
+            }
+        return super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Prepares one step; media are read in the first step only, unless there is no cache."""
+        if self.model.attention != "causal" and kwargs.get("mm_token_type_ids") is None:
+            kwargs["mm_token_type_ids"] = type_ids(self.model.ids, input_ids)
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            return prepared
+        return {key: value for key, value in prepared.items() if not self._is_media(key)}
+
+    def create_masks_for_generate(
+        self,
+        config: Any,
+        mm_token_type_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        block_sequence_ids: torch.Tensor | None = None,
+        **mask_inputs: Any,
+    ) -> Any:
+        """Makes masks ahead of a compiled step, as ``ComposedModel.forward`` would."""
+        kind = self.model.attention
+        types = mm_token_type_ids if token_type_ids is None else token_type_ids
+        if kind == "causal" or types is None or (kind == "prefix" and not is_first_iteration):
+            return create_masks_for_generate(config=config, **mask_inputs)
+        if kind == "prefix" and token_type_ids is None:
+            types = torch.zeros_like(types)
+        return bidirectional_masks(kind, types, config=config.get_text_config(), **mask_inputs)
+
+    def _is_media(self, key: str) -> bool:
+        return key == "mm_features" or key.split(SEPARATOR)[0] in self.config.sources and SEPARATOR in key

@@ -1,0 +1,408 @@
+"""The composed network: the towers of several multimodal models over one language model.
+
+Letters: B text rows, L tokens, D width of the language model, V vocabulary.
+
+Each source contributes the base model of its own native class without its language model (its "tower"): encoder, projector
+and feature code are transformers' own. Their features replace the placeholders of their modality in the embedded text,
+and one language model reads the result. With one source this is that source's network, and its logits are reproduced.
+Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv 2402.12750, section 3.
+
+Inputs of a source are passed under ``<source>__<native name>`` (see ``towers.py``). Parameters are named
+``model.language_model.*``, ``model.towers.<source>.*`` and ``lm_head.weight``, in memory and on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_mcompose import ComposedConfig
+from .families import MROPE_TEXT, family_of
+from .generation_mcompose import ComposedGeneration
+from .masks_bidirectional import bidirectional_masks
+from .native_classes import build_tower
+from .placement import deepstack_inputs, embed_text, place, placeholder_masks, type_ids
+from .positions_mrope import grids_of, mrope_positions, text_positions
+from .text_head import scale_logits
+from .towers import SEPARATOR, Features, accepted_names, main_input, own_inputs, tower_features
+
+__all__ = ["ComposedForConditionalGeneration", "ComposedModel", "ComposedPreTrainedModel"]
+
+logger = logging.get_logger(__name__)
+_GATHERED = (
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_no_split_modules",
+    "_skip_keys_device_placement",
+)
+
+
+class ComposedPreTrainedModel(PreTrainedModel):
+    """What both composed classes share: how transformers may load, place and run them."""
+
+    config_class = ComposedConfig
+    config: ComposedConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' contract
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class ComposedModel(ComposedPreTrainedModel):
+    """Towers over a language model, without the head.
+
+    Args:
+        config: What to build.
+    """
+
+    def __init__(self, config: ComposedConfig) -> None:
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.towers = nn.ModuleDict()
+        for name in config.sources:
+            self.towers[name] = build_tower(
+                config.source_config(name), attn_implementation=config._attn_implementation
+            )
+        self._gather_from_towers()
+        self.ids = {modality: config.placeholder_id(modality) for modality in config.modalities}
+        families = [family_of(source["model_type"]) for source in config.sources.values()]
+        self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
+        self.first_position = max((f.first_position for f in families), default=0)
+        self.mrope = config.text_config.model_type in MROPE_TEXT
+        if not self.mrope and any(family.mrope for family in families):
+            logger.warning_once(
+                f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images and "
+                "videos of M-RoPE sources are read as a line of tokens and not on their grid."
+            )
+        self.post_init()
+
+    def _gather_from_towers(self) -> None:
+        # post_init looks at direct children only, and a ModuleDict hides the towers from it.
+        for attribute in _GATHERED:
+            found = list(getattr(self, attribute) or [])
+            for tower in self.towers.values():
+                found += sorted(getattr(tower, attribute, None) or [])
+            setattr(self, attribute, list(dict.fromkeys(found)))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the language model's embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the language model's embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """Returns the language model."""
+        return self.language_model
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Returns the tower that serves a modality; without one, the model itself."""
+        name = self.config.served_by(modality) if modality else None
+        return self if name is None else self.towers[name]
+
+    def input_names(self) -> dict[str, list[str]]:
+        """Returns source -> every input name that the model takes for it."""
+        return {
+            name: [
+                f"{name}{SEPARATOR}{key}"
+                for modality in source["modalities"]
+                for key in accepted_names(self.towers[name], modality)
+            ]
+            for name, source in self.config.sources.items()
+        }
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, mm_token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Returns modality -> bool mask (B, L) of its placeholders."""
+        return placeholder_masks(self.ids, input_ids=input_ids, mm_token_type_ids=mm_token_type_ids)
+
+    def media_inputs(self, kwargs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Picks each modality's inputs out of keyword arguments named ``<source>__<name>``.
+
+        Returns:
+            Modality -> native name -> value, for the modalities that are present.
+        """
+        found = {}
+        for modality in self.ids:
+            source = self.config.served_by(modality)
+            prefix = f"{source}{SEPARATOR}"
+            named = {
+                key.removeprefix(prefix): value for key, value in kwargs.items() if key.startswith(prefix)
+            }
+            if inputs := own_inputs(self.towers[source], modality, named):
+                found[modality] = inputs
+        return found
+
+    def encode_media(self, media: Mapping[str, Mapping[str, Any]]) -> dict[str, Features]:
+        """Runs every tower that has something to read.
+
+        Args:
+            media: As ``media_inputs`` gives it.
+        """
+        return {
+            modality: tower_features(self.get_encoder(modality), modality, inputs)
+            for modality, inputs in media.items()
+        }
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Returns image features; ``pooler_output`` is (N, D) over all images, in order."""
+        return self._features("image", pixel_values, kwargs)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Returns video features; ``pooler_output`` is (N, D) over all videos, in order."""
+        return self._features("video", pixel_values_videos, kwargs)
+
+    def get_audio_features(self, input_features: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Returns audio features; ``pooler_output`` is (N, D) over all sounds, in order."""
+        return self._features("audio", input_features, kwargs)
+
+    def get_points_features(self, points: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Returns point features; ``pooler_output`` is (N, D) over all clouds, in order."""
+        return self._features("points", points, kwargs)
+
+    def _features(
+        self, modality: str, value: torch.Tensor, kwargs: dict[str, Any]
+    ) -> BaseModelOutputWithPooling:
+        if self.config.served_by(modality) is None:
+            raise ValueError(
+                f"No source of this composition serves {modality}; it has {', '.join(self.ids) or 'none'}."
+            )
+        tower = self.get_encoder(modality)
+        kwargs.pop("return_dict", None)
+        made = tower_features(tower, modality, {main_input(tower, modality): value, **kwargs})
+        return BaseModelOutputWithPooling(pooler_output=made.x_ND)
+
+    def rope_positions(
+        self,
+        types_BL: torch.Tensor,
+        media: Mapping[str, Mapping[str, Any]],
+        attention_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns M-RoPE positions (3, B, L) and deltas (B, 1) of a whole prompt."""
+        grids = {}
+        for modality, inputs in media.items():
+            config = self.get_encoder(modality).config
+            rule = family_of(config.model_type).mrope
+            if rule is not None and modality in ("image", "video"):
+                grids[modality] = grids_of(config, rule, modality, inputs)
+        return mrope_positions(types_BL, grids, attention_mask=attention_mask)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        mm_features: dict[str, Features] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the language model over text and media.
+
+        Args:
+            input_ids: Token ids (B, L) with placeholders.
+            attention_mask: 2-D mask (B, L) of real tokens, or one made ready by ``generate``.
+            position_ids: (B, L), or (3 or 4, B, L) for M-RoPE; None counts them.
+            past_key_values: Cache of earlier tokens.
+            inputs_embeds: Embedded text (B, L, D) instead of ``input_ids``.
+            mm_token_type_ids: Type per token (B, L); derived from ``input_ids`` when they are given.
+            token_type_ids: For languages with a bidirectional part, as the native class takes them.
+            mm_features: Features that were made already, instead of media inputs.
+            use_cache: Whether to return a cache.
+            **kwargs: ``<source>__<name>`` inputs; everything else goes to the language model.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass either input_ids or inputs_embeds.")
+        media, kwargs = self._split(kwargs)
+        features = self.encode_media(media) if mm_features is None else mm_features
+        if inputs_embeds is None:
+            own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
+            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
+        types_BL = mm_token_type_ids if input_ids is None else type_ids(self.ids, input_ids)
+        masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
+        x_BLD = place(inputs_embeds, features, masks, input_ids=input_ids)
+        if position_ids is None:
+            position_ids = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
+        if self.attention != "causal":
+            attention_mask = self._two_way(
+                x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids
+            )
+        outputs = self.language_model(
+            inputs_embeds=x_BLD,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **deepstack_inputs(features, masks),
+            **kwargs,
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        prefixes = tuple(f"{name}{SEPARATOR}" for name in self.config.sources)
+        mine = {key: value for key, value in kwargs.items() if prefixes and key.startswith(prefixes)}
+        rest = {key: value for key, value in kwargs.items() if key not in mine}
+        return (self.media_inputs(mine) if mine else {}), rest
+
+    def _positions(
+        self,
+        x_BLD: torch.Tensor,
+        types_BL: torch.Tensor | None,
+        media: Mapping[str, Mapping[str, Any]],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor | None:
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        rows, length = x_BLD.shape[:2]
+        if self.mrope and media and types_BL is not None and past == 0:
+            positions, deltas = self.rope_positions(types_BL, media, attention_mask)
+            if past_key_values is not None:
+                # The cache carries them: state on the model would leak from one call into the next.
+                past_key_values.mrope_deltas = deltas
+            return positions
+        deltas = getattr(past_key_values, "mrope_deltas", None)
+        if self.mrope and deltas is not None:
+            plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[
+                :, -length:
+            ]
+            return (plain + deltas.repeat_interleave(rows // len(deltas), dim=0)).expand(3, -1, -1)
+        if self.first_position:
+            return torch.arange(length, device=x_BLD.device)[None] + past + self.first_position
+        return None
+
+    def _two_way(
+        self,
+        x_BLD: torch.Tensor,
+        types_BL: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None,
+    ) -> Any:
+        ready = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
+        started = past_key_values is not None and past_key_values.is_initialized
+        if ready or (self.attention == "prefix" and started):
+            return attention_mask
+        if token_type_ids is None:
+            if types_BL is None:
+                return attention_mask
+            token_type_ids = torch.zeros_like(types_BL) if self.attention == "prefix" else types_BL
+        return bidirectional_masks(
+            self.attention,
+            token_type_ids,
+            config=self.config.text_config,
+            inputs_embeds=x_BLD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+
+class ComposedForConditionalGeneration(ComposedPreTrainedModel, ComposedGeneration, GenerationMixin):
+    """A composed model with its head, that answers.
+
+    Args:
+        config: What to build.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+
+    def __init__(self, config: ComposedConfig) -> None:
+        super().__init__(config)
+        self.model = ComposedModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the head."""
+        return self.lm_head
+
+    def get_decoder(self) -> nn.Module:
+        """Returns the language model."""
+        return self.model.language_model
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Returns the tower that serves a modality; without one, the model itself."""
+        return self if self.config.served_by(modality or "") is None else self.model.get_encoder(modality)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        mm_features: dict[str, Features] | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model; with ``labels`` (B, L, -100 where nothing is learnt) the loss too.
+
+        The other arguments are those of :meth:`ComposedModel.forward`; ``logits_to_keep`` limits the head to the last
+        so many positions.
+        """
+        if labels is not None and token_type_ids is None and self.model.attention == "prefix":
+            token_type_ids = (labels != -100).long()
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            token_type_ids=token_type_ids,
+            mm_features=mm_features,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        x_BLD = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = scale_logits(self.lm_head(x_BLD[:, kept, :]), self.config)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -1,0 +1,123 @@
+"""The native classes behind a source: its configuration and its base model, by model type.
+
+Both come from transformers' own mappings, and for the points source from the island. A tower is the base model (encoders,
+projector and language model, no head) whose language model is never filled: it is built with no layers and taken out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+__all__ = ["build_tower", "native_config"]
+
+logger = logging.get_logger(__name__)
+
+# Text settings that are set to nothing while a tower is built.
+_EMPTY_TEXT = {
+    "num_hidden_layers": 0,
+    "layer_types": [],
+    "mlp_layer_types": [],
+    "vocab_size": 1,
+    "pad_token_id": None,
+}
+
+
+def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """Returns a fresh configuration object of a model type.
+
+    Args:
+        model_type: The source's model type.
+        settings: Its configuration as a dictionary.
+
+    Raises:
+        ValueError: When the installed transformers does not know the model type.
+    """
+    values = copy.deepcopy(dict(settings))
+    values.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers {transformers.__version__} knows no model type {model_type!r}.")
+    return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) -> PreTrainedModel:
+    """Builds a source's base model without its language model.
+
+    Args:
+        config: The source's native configuration; left unchanged apart from dtype and attention implementation.
+        attn_implementation: The composition's own; a tower that lacks it keeps what it has.
+
+    Returns:
+        The native base model, with names as in memory (``vision_tower...``, ``multi_modal_projector...``), in the default
+        dtype.
+    """
+    cls = _base_class(config)
+    dtype = torch.get_default_dtype()
+    _set_dtype(config, dtype)
+    text = config.get_text_config(decoder=True)
+    kept = {key: getattr(text, key) for key in _EMPTY_TEXT if hasattr(text, key)}
+    for key in kept:
+        setattr(text, key, copy.copy(_EMPTY_TEXT[key]))
+    try:
+        tower = cls._from_config(config, dtype=dtype)
+    finally:
+        for key, value in kept.items():
+            setattr(text, key, value)
+    _take_out_language_model(tower)
+    _set_attention(tower, attn_implementation)
+    return tower
+
+
+def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    for mapping in (MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ValueError(f"transformers {transformers.__version__} has no model class for {config.model_type!r}.")
+
+
+def _take_out_language_model(tower: PreTrainedModel) -> None:
+    decoder = tower.get_decoder()
+    head = tower.get_output_embeddings()
+    for name, child in list(tower.named_children()):
+        if child is decoder or child is head:
+            delattr(tower, name)
+            # What post_init gathered from it would name parameters that are gone.
+            tower.all_tied_weights_keys = {
+                key: value for key, value in tower.all_tied_weights_keys.items() if not key.startswith(name)
+            }
+    if any(child is decoder for child in tower.modules()):
+        raise ValueError(
+            f"{type(tower).__name__} does not hold its language model as a child; it cannot be lifted out."
+        )
+
+
+def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    config.dtype = dtype
+    for key in config.sub_configs:
+        if (sub := getattr(config, key, None)) is not None:
+            _set_dtype(sub, dtype)
+
+
+def _set_attention(tower: PreTrainedModel, attn_implementation: str | None) -> None:
+    if attn_implementation is None:
+        return
+    for module in [m for m in tower.modules() if isinstance(m, PreTrainedModel)]:
+        if not module._can_set_attn_implementation():
+            continue
+        try:
+            chosen = module.get_correct_attn_implementation(attn_implementation)
+        except (ValueError, ImportError) as error:
+            logger.warning_once(
+                f"{type(module).__name__} keeps {module.config._attn_implementation!r} attention: {error}"
+            )
+            continue
+        module.config._attn_implementation_internal = chosen

@@ -1,0 +1,27 @@
+"""Registers the island's classes with transformers' Auto classes, so that no ``trust_remote_code`` is needed."""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from .configuration_mcompose import ComposedConfig
+from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
+from .processing_mcompose import ComposedProcessor
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Registers configuration, models and processor; may be called again."""
+    AutoConfig.register(ComposedConfig.model_type, ComposedConfig, exist_ok=True)
+    AutoModel.register(ComposedConfig, ComposedModel, exist_ok=True)
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
+        auto.register(ComposedConfig, ComposedForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(ComposedConfig, ComposedProcessor, exist_ok=True)
