@@ -24,7 +24,7 @@ import numpy as np
 
 from mcompose.registry import Registry
 
-__all__ = ["METHODS", "REQUIRED", "Method", "Parameter", "Program", "TensorTask"]
+__all__ = ["METHODS", "REQUIRED", "Method", "Parameter", "Program", "Survey", "TensorTask"]
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
 """Default of a parameter that the recipe must give."""
@@ -38,9 +38,11 @@ class Parameter:
         name: mergekit's name (``density``, ``lambda``).
         default: Value when the recipe gives none, or ``REQUIRED``.
         per_source: True when a recipe may give one value per source (``{sees: 0.5, hears: 0.3}``).
-        kind: ``float``, ``int`` or ``bool``.
+        kind: ``float``, ``int``, ``bool`` or ``str``.
         low: Smallest allowed value.
         high: Largest allowed value.
+        choices: The words that a ``str`` may be.
+        words: Other values and the choice that they stand for (``True`` for mergekit's ``rescale: true``).
     """
 
     name: str
@@ -49,6 +51,8 @@ class Parameter:
     kind: type = float
     low: float | None = None
     high: float | None = None
+    choices: tuple[str, ...] = ()
+    words: Mapping[Any, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class TensorTask:
         weights: One weight a source.
         parameters: Parameter name to value, or to a tuple with one value a source.
         seed: The recipe's seed.
+        has_base: Whether a base takes part; only methods with ``base="optional"`` look at it.
+        survey: The finished survey of a ``whole_model`` method; None makes this tensor the whole model.
     """
 
     name: str
@@ -70,6 +76,8 @@ class TensorTask:
     weights: tuple[float, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    has_base: bool = False
+    survey: Any = None
 
 
 class Program(Protocol):
@@ -94,6 +102,24 @@ class Program(Protocol):
         ...
 
 
+class Survey(Protocol):
+    """What a ``whole_model`` method learns from all tensors before the first is merged.
+
+    For every pass, in order: `measure` takes every chunk of every tensor, in any order and from any thread, then
+    `finish` is called once. The survey then goes into each `TensorTask`.
+    """
+
+    passes: int
+
+    def measure(self, index: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
+        """Takes one chunk of pass ``index``."""
+        ...
+
+    def finish(self, index: int) -> None:
+        """Ends pass ``index``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method and what the engine must know about it.
@@ -112,6 +138,11 @@ class Method:
         random: True when the seed matters.
         program: Makes the chunked form; None when the engine must give whole tensors to ``function``.
         whole_model: True when a measuring pass over all tensors comes first (``ties-global``).
+        survey: Makes the survey of a ``whole_model`` method from a task whose name is the model and whose shape is
+            ``(elements of all tensors,)``.
+        weighted: False when the method takes no weights (``slerp``): giving some is an error.
+        mergekit_defaults: What a mergekit recipe means when it is silent, where this differs from ``parameters``.
+        mergekit_ignored: Parameters that a mergekit recipe may carry and that change nothing here.
     """
 
     name: str
@@ -127,6 +158,10 @@ class Method:
     random: bool = False
     program: Callable[[TensorTask], Program] | None = None
     whole_model: bool = False
+    survey: Callable[[TensorTask], Survey] | None = None
+    weighted: bool = True
+    mergekit_defaults: Mapping[str, Any] = field(default_factory=dict)
+    mergekit_ignored: tuple[str, ...] = ()
 
 
 METHODS: Registry[Method] = Registry("merge method")
