@@ -1,1 +1,18 @@
-"""TODO"""
+"""From sources to a composed checkpoint: opens, decides, checks, writes, records."""
+
+from mcompose.compose.blueprint import Blueprint, draw_blueprint
+from mcompose.compose.build import ComposeOptions, ComposeResult, compose, make_blueprint, output_folder
+from mcompose.compose.sources import SourceSet, open_parts, open_sources
+
+__all__ = [
+    "Blueprint",
+    "ComposeOptions",
+    "ComposeResult",
+    "SourceSet",
+    "compose",
+    "draw_blueprint",
+    "make_blueprint",
+    "open_parts",
+    "open_sources",
+    "output_folder",
+]

@@ -1,0 +1,238 @@
+"""What the output will be, decided from headers alone: its format, its keys, and what becomes of every source tensor.
+
+Three formats. *native*: the output is the class of the one source that brings modalities (LLaVA with a better language
+model stays LLaVA), under that source's own keys. *composed*: the towers of several sources over one language model,
+as ``ComposedForConditionalGeneration``. *text*: the merged language model alone. ``auto`` prefers native, since every
+inference engine serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
+from mcompose.compose.vocabulary import SharedRows, read_vocabulary, shared_rows
+from mcompose.errors import CompositionError
+from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs
+
+if TYPE_CHECKING:
+    from mcompose.compose.sources import SourceSet
+    from mcompose.merge import SourceParts
+    from mcompose.recipe import LoadedRecipe, Recipe
+
+__all__ = ["COMPOSED", "NATIVE", "TEXT", "Blueprint", "choose_format", "draw_blueprint"]
+
+NATIVE, COMPOSED, TEXT = "native", "composed", "text"
+LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
+TOWER_PARTS = (ENCODER, PROJECTOR)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything about the output that headers can tell.
+
+    Args:
+        format: ``native``, ``composed`` or ``text``.
+        sources: The opened sources.
+        owner: The source whose tokenizer the output ships, and for native whose class, config and keys it keeps.
+        vocabulary: Rows of the vocabulary tables that are merged.
+        plan: What becomes of every tensor.
+        warnings: Sentences for the user.
+    """
+
+    format: str
+    sources: SourceSet
+    owner: SourceParts
+    vocabulary: SharedRows
+    plan: MergePlan
+    warnings: tuple[str, ...] = ()
+
+
+def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False) -> str:
+    """Decides the output's format.
+
+    Args:
+        requested: ``auto``, ``native``, ``composed`` or ``text``.
+        sources: The opened sources.
+        share_towers: True when sources of one class merge their towers.
+
+    Returns:
+        ``native``, ``composed`` or ``text``.
+
+    Raises:
+        CompositionError: The sources cannot be written in the requested format.
+    """
+    towers = 1 if share_towers and sources.towers else len(sources.towers)
+    if requested == "auto":
+        requested = (TEXT, NATIVE)[towers] if towers < 2 else COMPOSED
+    if requested == NATIVE and towers != 1:
+        listed = ", ".join(f"'{name}'" for name in sources.towers) or "none"
+        raise CompositionError(
+            f"A native output holds the encoders of exactly one source; this recipe brings {listed}.",
+            hint="Set `output.format: auto`, or give all but one source `modalities: []`.",
+        )
+    if requested == COMPOSED and not towers:
+        raise CompositionError(
+            "A composed output needs a source that brings a modality; all sources are text only.",
+            hint="Set `output.format: text`.",
+        )
+    return requested
+
+
+def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, share_towers: bool = False) -> Blueprint:
+    """Decides the output from headers alone.
+
+    Args:
+        loaded: The recipe.
+        sources: Its opened sources.
+        share_towers: True when sources of one class merge their towers.
+
+    Returns:
+        The blueprint.
+
+    Raises:
+        CompositionError: The sources cannot be composed.
+    """
+    recipe = loaded.recipe
+    output_format = choose_format(recipe.output.format, sources, share_towers=share_towers)
+    _refuse_sources(sources, output_format)
+    owner = _owner(sources, output_format)
+    vocabulary, warnings = _vocabulary(owner, sources)
+    jobs, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
+    tower_jobs, tower_dropped = _towers(sources, owner, output_format)
+    plan = build_plan(
+        [*jobs, *tower_jobs],
+        [*dropped, *tower_dropped],
+        max_shard_size=recipe.output.max_shard_size,
+        metadata={"format": "pt"},
+    )
+    anatomy_warnings = [f"{s.name}: {text}" for s in sources.everything for text in s.anatomy.warnings]
+    return Blueprint(
+        output_format, sources, owner, vocabulary, plan, (*anatomy_warnings, *warnings, *plan.warnings)
+    )
+
+
+def _refuse_sources(sources: SourceSet, output_format: str) -> None:
+    for source in sources.everything:
+        if source.anatomy.refusal:
+            raise CompositionError(
+                f"Source '{source.name}' ({source.anatomy.model_type}) cannot be composed: {source.anatomy.refusal}"
+            )
+        if source.checkpoint.quantised:
+            raise CompositionError(
+                f"Source '{source.name}' is quantised ({source.checkpoint.quantised}) and cannot be merged.",
+                hint="Use the checkpoint that it was quantised from.",
+            )
+    if output_format != COMPOSED:
+        return
+    for name in sources.towers:
+        anatomy = sources.get(name).anatomy
+        if not anatomy.known or anatomy.model_type == "mcompose":
+            reason = (
+                "is a composed checkpoint already"
+                if anatomy.known
+                else "is of a type that transformers does not know, so that its encoders cannot be built"
+            )
+            raise CompositionError(
+                f"Source '{name}' ({anatomy.model_type}) {reason}.",
+                hint="Compose from checkpoints of transformers' own classes, or keep this one as the only source of "
+                "modalities (native output).",
+            )
+
+
+def _owner(sources: SourceSet, output_format: str) -> SourceParts:
+    """Native keeps the one source that sees; otherwise the base's tokenizer is the common ground."""
+    if output_format == NATIVE:
+        return sources.get(sources.towers[0])
+    return sources.base or sources.sources[0]
+
+
+def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, list[str]]:
+    """Compares tokenizers; a source without a ``tokenizer.json`` is taken at its number of rows."""
+    rows = {source.name: _embedding_rows(source) for source in sources.everything}
+    common = min(rows.values())
+    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name])
+    vocabularies = []
+    unread = [] if first else [owner.name]
+    for source in sources.everything:
+        if source.name == owner.name or _same_tokenizer(source, owner):
+            continue
+        vocabulary = read_vocabulary(source.checkpoint.folder, source=source.name, rows=rows[source.name])
+        if vocabulary is None:
+            unread.append(source.name)
+        else:
+            vocabularies.append(vocabulary)
+    if first is None:
+        shared = SharedRows(((0, common),), rows[owner.name])
+    else:
+        shared = shared_rows(first, vocabularies)
+        shared = SharedRows(_clip(shared.ranges, common), shared.rows, shared.differing)
+    names = ", ".join(f"'{name}'" for name in unread)
+    warning = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
+    return shared, [warning] if unread and len(sources.everything) > 1 else []
+
+
+def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
+    return tuple((a, min(b, stop)) for a, b in ranges if a < stop)
+
+
+def _same_tokenizer(source: SourceParts, owner: SourceParts) -> bool:
+    """Equal bytes need no parsing; rows still may differ, which the caller accounts for."""
+    a, b = (s.checkpoint.folder / "tokenizer.json" for s in (source, owner))
+    return a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes()
+
+
+def _embedding_rows(source: SourceParts) -> int:
+    slot = source.anatomy.by_name(EMBEDDING).get("embed_tokens.weight")
+    if slot is None:
+        raise CompositionError(f"Source '{source.name}' has no token embedding.")
+    return source.entry(slot.key).shape[0]
+
+
+def _language(
+    recipe: Recipe,
+    sources: SourceSet,
+    owner: SourceParts,
+    *,
+    output_format: str,
+    vocabulary: SharedRows,
+) -> tuple[list[TensorJob], list[Dropped]]:
+    keys = {slot.name: slot.key for slot in owner.anatomy.slots.values() if slot.part in LANGUAGE_PARTS}
+    keeps_spelling = output_format == NATIVE or (output_format == TEXT and not owner.anatomy.modalities)
+
+    def key_of(name: str, part: str) -> str:
+        if keeps_spelling and name in keys:
+            return keys[name]
+        if part == HEAD:
+            return name
+        return f"model.language_model.{name}" if output_format == COMPOSED else f"model.{name}"
+
+    return language_jobs(
+        recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner, shared_rows=vocabulary.ranges
+    )
+
+
+def _towers(
+    sources: SourceSet, owner: SourceParts, output_format: str
+) -> tuple[list[TensorJob], list[Dropped]]:
+    """Everything that is not language model: copied bit for bit, or listed as dropped."""
+    jobs: list[TensorJob] = []
+    dropped: list[Dropped] = []
+    for source in sources.sources:
+        kept = output_format == COMPOSED and source.name in sources.towers
+        whole = output_format == NATIVE and source.name == owner.name
+        for slot in source.anatomy.slots.values():
+            if slot.part in LANGUAGE_PARTS:
+                continue
+            entry = source.entry(slot.key)
+            if whole:
+                jobs.append(copy_job(slot.key, entry, slot.part, source=source.name, layer=slot.layer))
+            elif kept and slot.part in TOWER_PARTS:
+                name = f"model.towers.{source.name}.{slot.name}"
+                jobs.append(copy_job(name, entry, slot.part, source=source.name, layer=slot.layer))
+            else:
+                reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
+                dropped.append(Dropped(source.name, slot.key, slot.part, reason))
+    return jobs, dropped

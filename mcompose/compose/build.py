@@ -1,0 +1,177 @@
+"""From a recipe to a checkpoint on disk: open, decide, check, write, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcompose.checkpoint import StagedOutput
+from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
+from mcompose.compose.composed import write_composed
+from mcompose.compose.native import write_native, write_text_model
+from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_digests
+from mcompose.compose.sources import open_sources
+from mcompose.errors import RequestError
+from mcompose.ledger import Ledger
+from mcompose.merge import check_same_base, execute
+from mcompose.recipe import check_method, resolve_text
+
+if TYPE_CHECKING:
+    from mcompose.merge import Progress
+    from mcompose.recipe import LoadedRecipe
+
+__all__ = ["ComposeOptions", "ComposeResult", "compose", "make_blueprint", "output_folder"]
+
+Card = Callable[[Ledger, Path], str]
+"""Writes the model card from the ledger and the unfinished folder."""
+
+
+@dataclass(frozen=True)
+class ComposeOptions:
+    """How to run; nothing here changes a byte of the result.
+
+    Args:
+        resume: Go on where an interrupted run stopped.
+        threads: Threads; None for one per core.
+        device: ``cpu`` or a torch device.
+        allow_different_base: Merge language models that do not seem to share a base.
+        progress: Where progress is told.
+        card: Writes ``README.md``.
+    """
+
+    resume: bool = True
+    threads: int | None = None
+    device: str = "cpu"
+    allow_different_base: bool = False
+    progress: Progress | None = None
+    card: Card | None = None
+
+
+@dataclass(frozen=True)
+class ComposeResult:
+    """What was written.
+
+    Args:
+        folder: The output.
+        blueprint: What was decided.
+        ledger: What happened.
+        resumed: Tensors that an earlier, interrupted run had written.
+        warnings: Sentences for the user.
+    """
+
+    folder: Path
+    blueprint: Blueprint
+    ledger: Ledger
+    resumed: int = 0
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+
+def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
+    """Where the output goes.
+
+    Args:
+        loaded: The recipe; its ``output.dir`` starts from the recipe's folder, like every path in it.
+        output: What the command line says, relative to the current folder.
+
+    Raises:
+        RequestError: Neither names a folder.
+    """
+    if output is not None:
+        return output
+    if loaded.recipe.output.dir is None:
+        raise RequestError(f"'{loaded.path}' names no output folder.", hint="Give one with -o DIR.")
+    return loaded.folder / Path(loaded.recipe.output.dir).expanduser()
+
+
+def make_blueprint(loaded: LoadedRecipe, *, weights: bool) -> Blueprint:
+    """Opens the sources of a recipe and decides its output, from headers alone.
+
+    Args:
+        loaded: The recipe.
+        weights: Whether the weights will be read afterwards; Hub files are fetched only then.
+
+    Returns:
+        The blueprint.
+
+    Raises:
+        RequestError: Anything that makes the recipe impossible.
+    """
+    check_method(loaded)
+    return draw_blueprint(loaded, open_sources(loaded, weights=weights))
+
+
+def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOptions) -> ComposeResult:
+    """Writes the composed checkpoint of a recipe.
+
+    Args:
+        loaded: The recipe.
+        output: Folder to write; None for the recipe's.
+        options: How to run.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RequestError: The recipe cannot be followed.
+        NumericsError: A source or the result is not finite.
+        StorageError: The disk is full.
+        InterruptedRunError: The user stopped the run; what is done is kept for the next.
+    """
+    folder = output_folder(loaded, output)
+    blueprint = make_blueprint(loaded, weights=True)
+    sources = blueprint.sources
+    figures = check_same_base(
+        sources.sources, sources.base, allow_different_base=options.allow_different_base
+    )
+    plan = blueprint.plan
+    with StagedOutput.open(folder, fingerprint=plan.fingerprint, resume=options.resume) as staged:
+        _write_files(staged, loaded, blueprint)
+        resumed = len(staged.allocate(plan.layout))
+        rows = execute(
+            plan, staged, threads=options.threads, device=options.device, progress=options.progress
+        )
+        ledger = make_ledger(loaded, blueprint, rows, details=_details(blueprint, figures))
+        _write_records(staged, loaded, blueprint, ledger)
+        if options.card is not None:
+            staged.write_file("README.md", options.card(ledger, staged.partial))
+        final = staged.finish()
+    notices = (staged.notice,) if staged.notice else ()
+    return ComposeResult(final, blueprint, ledger, resumed, (*loaded.notes, *blueprint.warnings, *notices))
+
+
+def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> None:
+    """Everything but weights, first: what fails here fails before gigabytes are read."""
+    dtype = loaded.recipe.merge.dtype
+    if blueprint.format == COMPOSED:
+        write_composed(staged, blueprint, dtype=dtype)
+    elif blueprint.format == NATIVE:
+        write_native(staged, blueprint, dtype=dtype)
+    else:
+        write_text_model(staged, blueprint, dtype=dtype)
+    staged.write_file(f"{FOLDER}/recipe.yaml", loaded.raw)
+
+
+def _write_records(
+    staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger
+) -> None:
+    digests = source_digests(blueprint.sources)
+    commits = {source.name: source.commit for source in ledger.sources if source.commit}
+    staged.write_file(f"{FOLDER}/resolved.yaml", resolve_text(loaded.recipe, commits=commits))
+    staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
+    sizes = {shard.filename: shard.size for shard in blueprint.plan.layout.shards}
+    staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, sizes, digests))
+
+
+def _details(blueprint: Blueprint, figures: Any) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "bytes_read": blueprint.plan.bytes_to_read,
+        "bytes_written": blueprint.plan.bytes_to_write,
+        "distance_from_base": figures,
+    }
+    if blueprint.vocabulary.differing:
+        details["vocabulary_rows_not_merged"] = [index for index, _ in blueprint.vocabulary.differing]
+    if blueprint.warnings:
+        details["warnings"] = list(blueprint.warnings)
+    return details

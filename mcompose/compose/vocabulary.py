@@ -1,0 +1,130 @@
+"""Which rows of the embedding mean the same token in every source.
+
+Fine-tunes of one base append tokens of their own behind the base's, or rename reserved ones: id 32001 is
+``<pad>`` in LLaVA 1.5 and ``<video>`` in Video-LLaVA, on the same Vicuna. Averaging such rows mixes two meanings, so
+a row is merged only where all tokenizers agree; the other rows come from the one source whose tokenizer the output
+ships.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcompose.errors import CheckpointError, CompositionError
+
+__all__ = ["SharedRows", "Vocabulary", "read_vocabulary", "shared_rows"]
+
+MIN_AGREEMENT = 0.9
+"""Least share of common ids on which tokenizers of one base agree: fine-tunes rename dozens, not thousands."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of one source.
+
+    Args:
+        source: Name of the source.
+        tokens: Id to token.
+        rows: Rows of its embedding table.
+    """
+
+    source: str
+    tokens: dict[int, str]
+    rows: int
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows of the output's vocabulary tables.
+
+    Args:
+        ranges: Half-open row ranges in which all tokenizers agree; these are merged.
+        rows: Rows of the output: those of the source whose tokenizer it ships.
+        differing: (id, token per source) of rows that are not merged, in the order of ids; the first few.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    rows: int
+    differing: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+
+def read_vocabulary(folder: Path, *, source: str, rows: int) -> Vocabulary | None:
+    """Reads ``tokenizer.json``.
+
+    Args:
+        folder: Folder of the checkpoint.
+        source: Name of the source.
+        rows: Rows of its embedding table.
+
+    Returns:
+        The vocabulary, or None when the folder has no ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: The file is not a tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_bytes())
+        tokens = _model_tokens(data["model"]["vocab"])
+        tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"'{source}' has a tokenizer.json that cannot be read: {error}.") from error
+    return Vocabulary(source, tokens, rows)
+
+
+def _model_tokens(vocabulary: Any) -> dict[int, str]:
+    """Id to token, for a map (BPE, WordPiece, WordLevel) and for a list of pairs (Unigram)."""
+    if isinstance(vocabulary, dict):
+        return {int(index): str(token) for token, index in vocabulary.items()}
+    return {index: str(token) for index, (token, _) in enumerate(vocabulary)}
+
+
+def shared_rows(owner: Vocabulary, others: Sequence[Vocabulary]) -> SharedRows:
+    """Finds the rows that mean the same in all sources.
+
+    Args:
+        owner: The source whose tokenizer the output ships; its rows are the output's rows.
+        others: All other sources of the merge.
+
+    Returns:
+        Row ranges on which all agree. An id that no tokenizer uses (padding of the table) counts as agreed.
+
+    Raises:
+        CompositionError: The tokenizers disagree on more than a few tokens: they are not of one base.
+    """
+    common = min([owner.rows, *(other.rows for other in others)])
+    ranges: list[tuple[int, int]] = []
+    differing: list[tuple[int, tuple[str, ...]]] = []
+    start = 0
+    vocabularies = [owner, *others]
+    for index in range(common):
+        tokens = [v.tokens.get(index) for v in vocabularies]
+        if all(token == tokens[0] for token in tokens):
+            continue
+        differing.append((index, tuple(token or "" for token in tokens)))
+        if index > start:
+            ranges.append((start, index))
+        start = index + 1
+    if common > start:
+        ranges.append((start, common))
+    _refuse_clash(vocabularies, differing, common)
+    return SharedRows(tuple(ranges), owner.rows, tuple(differing[:1000]))
+
+
+def _refuse_clash(
+    vocabularies: Sequence[Vocabulary], differing: Sequence[tuple[int, tuple[str, ...]]], common: int
+) -> None:
+    if len(differing) <= (1 - MIN_AGREEMENT) * common:
+        return
+    index, tokens = differing[0]
+    spelt = ", ".join(f"'{t}' in '{v.source}'" for t, v in zip(tokens, vocabularies, strict=True))
+    raise CompositionError(
+        f"The tokenizers clash: {len(differing):,} of {common:,} ids differ; id {index} is {spelt}.",
+        hint="Sources must share one base language model; check `mcompose inspect` on each.",
+    )

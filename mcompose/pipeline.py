@@ -1,1 +1,0 @@
-"""The steps of a run, in order: what the command line calls and what a script may call."""

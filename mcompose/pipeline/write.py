@@ -1,0 +1,100 @@
+"""``merge`` and ``push``: the steps that write."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mcompose.compose import ComposeOptions, compose
+from mcompose.ledger import Ledger
+from mcompose.merge import Bar
+from mcompose.pipeline.reports import MergeReport
+from mcompose.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from mcompose.publish import PushReport
+
+__all__ = ["MergeOptions", "merge", "push"]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge; nothing here changes a byte of the result.
+
+    Args:
+        resume: Go on where an interrupted run stopped.
+        threads: Threads; None for one per core.
+        device: ``cpu`` or a torch device.
+        allow_different_base: Merge language models that do not seem to share a base.
+        quiet: No progress bar.
+    """
+
+    resume: bool = True
+    threads: int | None = None
+    device: str = "cpu"
+    allow_different_base: bool = False
+    quiet: bool = False
+
+
+def merge(recipe: Path, *, output: Path | None = None, options: MergeOptions | None = None) -> MergeReport:
+    """Writes the composed checkpoint of a recipe, with its card.
+
+    Args:
+        recipe: The recipe file.
+        output: Folder to write; None for the recipe's.
+        options: How to run.
+
+    Returns:
+        The report.
+
+    Raises:
+        McomposeError: The recipe is wrong, or the run failed.
+    """
+    options = options or MergeOptions()
+    started = time.monotonic()
+    loaded = load_recipe(recipe)
+    result = compose(
+        loaded,
+        output=output,
+        options=ComposeOptions(
+            resume=options.resume,
+            threads=options.threads,
+            device=options.device,
+            allow_different_base=options.allow_different_base,
+            progress=Bar(quiet=True if options.quiet else None),
+            card=_card,
+        ),
+    )
+    return MergeReport(result, time.monotonic() - started)
+
+
+def _card(ledger: Ledger, folder: Path) -> str:
+    from mcompose.publish import model_card  # noqa: PLC0415 - the Hub's library, needed at the very end only
+
+    return model_card(ledger, folder, repo_id=None)
+
+
+def push(
+    folder: Path, repo_id: str, *, private: bool = False, create_pr: bool = False, dry_run: bool = False
+) -> PushReport:
+    """Publishes an output on the Hub, reads it back and compares.
+
+    Args:
+        folder: An output of ``merge``.
+        repo_id: ``org/name``.
+        private: Create the repository as private.
+        create_pr: Open a pull request instead of writing to the main branch.
+        dry_run: Only tell what would be uploaded.
+
+    Returns:
+        The report.
+
+    Raises:
+        HubError: The Hub refused, or what it holds is not what was sent.
+        CheckpointError: The folder is not a finished output.
+    """
+    from mcompose.publish import push as push_folder  # noqa: PLC0415 - the Hub's library, for this step only
+
+    return push_folder(folder, repo_id, private=private, create_pr=create_pr, dry_run=dry_run)
