@@ -25,9 +25,7 @@ def generate(
     video: Annotated[list[Path] | None, _files("A video")] = None,
     points: Annotated[list[Path] | None, _files("A point cloud (.npy, N x 3 or more)")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")
-    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")] = False,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,9 +13,7 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folder, local:path or hub:org/name@rev.")
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folder, local:path or hub:org/name@rev.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show the parts of checkpoints, and whether several can be composed. Reads headers only.

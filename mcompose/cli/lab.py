@@ -12,9 +12,7 @@ from mcompose.cli.options import JsonOption
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="Train small families of checkpoints and measure compositions of them.", no_args_is_help=True
-)
+app = typer.Typer(help="Train small families of checkpoints and measure compositions of them.", no_args_is_help=True)
 
 
 @app.command("make")

@@ -25,9 +25,7 @@ OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; default: the recipe's.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint ships.")
-]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint ships.")]
 
 
 def parse_source(text: str) -> ModelRef:

@@ -109,9 +109,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, share_towers: bo
         metadata={"format": "pt"},
     )
     anatomy_warnings = [f"{s.name}: {text}" for s in sources.everything for text in s.anatomy.warnings]
-    return Blueprint(
-        output_format, sources, owner, vocabulary, plan, (*anatomy_warnings, *warnings, *plan.warnings)
-    )
+    return Blueprint(output_format, sources, owner, vocabulary, plan, (*anatomy_warnings, *warnings, *plan.warnings))
 
 
 def _refuse_sources(sources: SourceSet, output_format: str) -> None:
@@ -214,9 +212,7 @@ def _language(
     )
 
 
-def _towers(
-    sources: SourceSet, owner: SourceParts, output_format: str
-) -> tuple[list[TensorJob], list[Dropped]]:
+def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple[list[TensorJob], list[Dropped]]:
     """Everything that is not language model: copied bit for bit, or listed as dropped."""
     jobs: list[TensorJob] = []
     dropped: list[Dropped] = []

@@ -122,16 +122,12 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     folder = output_folder(loaded, output)
     blueprint = make_blueprint(loaded, weights=True)
     sources = blueprint.sources
-    figures = check_same_base(
-        sources.sources, sources.base, allow_different_base=options.allow_different_base
-    )
+    figures = check_same_base(sources.sources, sources.base, allow_different_base=options.allow_different_base)
     plan = blueprint.plan
     with StagedOutput.open(folder, fingerprint=plan.fingerprint, resume=options.resume) as staged:
         _write_files(staged, loaded, blueprint)
         resumed = len(staged.allocate(plan.layout))
-        rows = execute(
-            plan, staged, threads=options.threads, device=options.device, progress=options.progress
-        )
+        rows = execute(plan, staged, threads=options.threads, device=options.device, progress=options.progress)
         ledger = make_ledger(loaded, blueprint, rows, details=_details(blueprint, figures))
         _write_records(staged, loaded, blueprint, ledger)
         if options.card is not None:
@@ -153,9 +149,7 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
     staged.write_file(f"{FOLDER}/recipe.yaml", loaded.raw)
 
 
-def _write_records(
-    staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger
-) -> None:
+def _write_records(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger) -> None:
     digests = source_digests(blueprint.sources)
     commits = {source.name: source.commit for source in ledger.sources if source.commit}
     staged.write_file(f"{FOLDER}/resolved.yaml", resolve_text(loaded.recipe, commits=commits))
