@@ -1,0 +1,1 @@
+"""Programs that use mcompose as its users would."""
