@@ -6,9 +6,11 @@ Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where 
 every tensor goes, ``StagedOutput`` writes it there and journals what is done.
 """
 
+from mcompose.checkpoint.adapter import Adapter, open_adapter
 from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, read_tensor
 from mcompose.checkpoint.digest import TensorDigest, digest_tensor
 from mcompose.checkpoint.files import TensorFiles
+from mcompose.checkpoint.fold import LowRank
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
@@ -30,12 +32,14 @@ from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
 __all__ = [
     "DTYPE_BITS",
     "MERGEABLE_DTYPES",
+    "Adapter",
     "Checkpoint",
     "FileDigest",
     "Header",
     "HubSnapshot",
     "JournalRow",
     "Layout",
+    "LowRank",
     "Place",
     "ShardLayout",
     "StagedOutput",
@@ -50,6 +54,7 @@ __all__ = [
     "encode",
     "is_sidecar",
     "is_tied",
+    "open_adapter",
     "open_checkpoint",
     "parse_header",
     "patch_json",

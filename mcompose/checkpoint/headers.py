@@ -168,9 +168,7 @@ def _header_length(prefix: bytes, file: Path, *, size: int) -> int:
             hint=_DAMAGED,
         )
     if length < 2 or 8 + length > size:
-        raise CheckpointError(
-            f"'{file}' declares a header of {length} bytes, but the file has {size}.", hint=_DAMAGED
-        )
+        raise CheckpointError(f"'{file}' declares a header of {length} bytes, but the file has {size}.", hint=_DAMAGED)
     return length
 
 
@@ -231,15 +229,11 @@ def _check_contiguous(entries: list[TensorEntry], file: Path, *, start: int, siz
             )
         position += entry.nbytes
     if position != size:
-        raise CheckpointError(
-            f"'{file}' has {size} bytes; its header accounts for {position}.", hint=_DAMAGED
-        )
+        raise CheckpointError(f"'{file}' has {size} bytes; its header accounts for {position}.", hint=_DAMAGED)
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and item >= 0 for item in cast("list[Any]", value)
-    )
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in cast("list[Any]", value))
 
 
 def _is_text(value: str) -> bool:

@@ -114,9 +114,7 @@ def plan_layout(
     return Layout(shards, _index(shards) if len(shards) > 1 else None)
 
 
-def _deal(
-    tensors: Sequence[TensorSpec], lengths: Mapping[str, int], max_shard_size: int
-) -> list[list[TensorSpec]]:
+def _deal(tensors: Sequence[TensorSpec], lengths: Mapping[str, int], max_shard_size: int) -> list[list[TensorSpec]]:
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in tensors:

@@ -75,9 +75,7 @@ class Checkpoint:
     @property
     def quantised(self) -> str:
         """Name of the quantisation; empty for ordinary weights. Such tensors cannot be merged."""
-        scheme = self.config.get("quantization_config") or _text_config(self.config).get(
-            "quantization_config"
-        )
+        scheme = self.config.get("quantization_config") or _text_config(self.config).get("quantization_config")
         if not scheme:
             return ""
         method = cast("dict[str, Any]", scheme).get("quant_method") if isinstance(scheme, dict) else None
@@ -126,9 +124,7 @@ def open_checkpoint(
     if ref.kind == "hub":
         from mcompose.checkpoint import hub  # noqa: PLC0415 - a network library, for Hub references only
 
-        snapshot = (
-            hub.fetch(ref, weights=weights) if token is None else hub.fetch(ref, weights=weights, token=token)
-        )
+        snapshot = hub.fetch(ref, weights=weights, token=token)
         return _open_snapshot(ref, snapshot)
     folder = ref.path(relative_to)
     if not folder.is_dir():
@@ -176,9 +172,7 @@ def _open(ref: ModelRef, snapshot: HubSnapshot, names: Mapping[str, int]) -> Che
     _check_index(files.weight_map, tensors, str(ref))
     metadata = next(iter(headers.values())).metadata
     has_weights = snapshot.headers is None
-    return Checkpoint(
-        ref, folder, snapshot.commit or None, config, tensors, files.names, metadata, has_weights
-    )
+    return Checkpoint(ref, folder, snapshot.commit or None, config, tensors, files.names, metadata, has_weights)
 
 
 def _header(snapshot: HubSnapshot, name: str) -> Header:
@@ -221,9 +215,7 @@ def _read_config(folder: Path, ref: str) -> dict[str, Any]:
 
 def _no_folder(ref: ModelRef, folder: Path) -> CheckpointError:
     if folder.is_file():
-        return CheckpointError(
-            f"'{ref}' is a file.", hint=f"Name its folder: 'local:{Path(ref.location).parent}'."
-        )
+        return CheckpointError(f"'{ref}' is a file.", hint=f"Name its folder: 'local:{Path(ref.location).parent}'.")
     return CheckpointError(f"'{ref}' is not there: no folder '{folder}'.", hint="Check the path.")
 
 

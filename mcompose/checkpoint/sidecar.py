@@ -89,9 +89,7 @@ def is_sidecar(name: str) -> bool:
 def sidecar_files(folder: Path) -> list[Path]:
     """The files that travel with the weights, sorted by name."""
     found = [path for pattern in ("*", "additional_chat_templates/*") for path in folder.glob(pattern)]
-    return sorted(
-        path for path in found if path.is_file() and is_sidecar(path.relative_to(folder).as_posix())
-    )
+    return sorted(path for path in found if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
 
 
 def code_files(folder: Path) -> list[Path]:

@@ -63,9 +63,7 @@ class StagedOutput:
         self._sizes: dict[str, int] = {}
 
     @classmethod
-    def open(
-        cls, folder: Path, *, fingerprint: str, resume: bool = True, durable: bool = True
-    ) -> StagedOutput:
+    def open(cls, folder: Path, *, fingerprint: str, resume: bool = True, durable: bool = True) -> StagedOutput:
         """Opens the partial folder of an output.
 
         Args:
@@ -98,9 +96,7 @@ class StagedOutput:
                 f"'{self.partial}' holds something that is not mcompose's, and is needed for the output.",
                 hint="Move it away.",
             )
-        self._journal = (
-            Journal.resume(self._path(JOURNAL_NAME), fingerprint=self._fingerprint) if resume else None
-        )
+        self._journal = Journal.resume(self._path(JOURNAL_NAME), fingerprint=self._fingerprint) if resume else None
         if self._journal is None:
             if clear_partial(self.partial):
                 why = "another recipe, other sources or another version" if resume else "as asked"

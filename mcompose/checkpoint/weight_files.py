@@ -47,7 +47,7 @@ def find_weight_files(folder: Path, present: Iterable[str], *, name: str) -> Wei
         CheckpointError: There are none, they are pickles or another format, or the index is not to be
             trusted.
     """
-    files = sorted(present)
+    files = sorted(file for file in present if "/" not in file)
     if SINGLE_FILE in files:
         return WeightFiles((SINGLE_FILE,))
     indexes = [file for file in files if fnmatch(file, "*.safetensors.index.json")]
@@ -95,9 +95,7 @@ def _no_weights(files: list[str], weights: list[str], name: str) -> CheckpointEr
     """Says what was found instead of weights, and what to do about it."""
 
     def found(*patterns: str) -> str:
-        return next(
-            (file for file in files if _is_any(file, patterns) and not _is_any(file, _NOT_WEIGHTS)), ""
-        )
+        return next((file for file in files if _is_any(file, patterns) and not _is_any(file, _NOT_WEIGHTS)), "")
 
     if weights:
         return CheckpointError(

@@ -1,0 +1,258 @@
+"""PEFT adapters (LoRA and its kin), folded into the weights that they were trained on.
+
+``open_adapter`` reads headers only; ``Adapter.bind`` finds, for every tensor of the adapter, the tensor of
+the base that it belongs to, and refuses when one is left over: an adapter is folded whole or not at all.
+``fold_for`` then tells what happens to a key. What cannot be folded exactly is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from mcompose.checkpoint.adapter_keys import ADAPTER_SUFFIXES, KeyFinder, split_key
+from mcompose.checkpoint.fold import LowRank
+from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
+from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.tensor import MERGEABLE_DTYPES, TensorEntry
+from mcompose.errors import CheckpointError
+from mcompose.refs import ModelRef
+
+__all__ = ["Adapter", "open_adapter"]
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+_REFUSED = {
+    "layer_replication": "it repeats layers, which changes the network",
+    "target_parameters": "it adapts fused expert weights",
+    "trainable_token_indices": "it trains single token rows",
+    "alora_invocation_tokens": "it is active for a part of the text only",
+    "arrow_config": "it chooses between adapters at run time",
+    "use_qalora": "it belongs to a quantised base",
+    "use_bdlora": "its factors are block-diagonal",
+    "velora_config": "its factors are compressed",
+    "kasa_config": "its factors are not a plain product",
+    "monteclora_config": "its factors are sampled",
+}
+"""Config switches of PEFT whose result is not ``W + s * B @ A``."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that take a part out of the base's weights; the adapter fits what is left of them."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter whose headers were read and checked.
+
+    Args:
+        ref: Where it lives, as the user wrote it.
+        folder: Its files.
+        commit: Commit of a Hub adapter; None for a local one.
+        config: ``adapter_config.json`` as it is.
+        tensors: Key in the adapter's file to entry.
+        folds: Key in the base to what is done to it; empty before ``bind``.
+    """
+
+    ref: ModelRef
+    folder: Path
+    commit: str | None
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    folds: Mapping[str, LowRank] = field(default_factory=dict)
+
+    def bind(self, base: Mapping[str, TensorEntry]) -> Adapter:
+        """Matches the adapter to the checkpoint that it is folded into.
+
+        Args:
+            base: Key to entry of the checkpoint: ``Checkpoint.tensors``.
+
+        Returns:
+            The adapter with its folds, one for each key that it changes.
+
+        Raises:
+            CheckpointError: A tensor of the adapter fits no tensor of the base, or several, or has another
+                shape.
+        """
+        finder = KeyFinder(base, str(self.ref))
+        pieces: dict[str, dict[str, TensorEntry]] = {}
+        modules: dict[str, str] = {}
+        for key, entry in self.tensors.items():
+            module, role = split_key(key)
+            target = finder.find(module, ADAPTER_SUFFIXES[role])
+            if target is None:
+                continue
+            if role in pieces.setdefault(target, {}):
+                raise CheckpointError(f"The adapter '{self.ref}' changes '{target}' twice.")
+            pieces[target][role] = entry
+            modules[target] = module
+        finder.raise_unmatched()
+        conv1d = self._is_transposed(pieces, base)
+        folds = {key: self._fold(base[key], modules[key], roles, conv1d=conv1d) for key, roles in pieces.items()}
+        return replace(self, folds=folds)
+
+    def fold_for(self, key: str) -> LowRank | None:
+        """What the adapter does to a key of its base; None when it leaves it alone. ``bind`` comes first."""
+        if not self.folds:
+            raise RuntimeError("bind() the adapter to its base first.")
+        return self.folds.get(key)
+
+    def unused(self) -> tuple[str, ...]:
+        """Adapter tensors that no fold uses: none once ``bind`` has passed."""
+        entries = [
+            entry
+            for fold in self.folds.values()
+            for entry in (fold.a, fold.b, fold.magnitude, fold.replacement, fold.addend)
+            if entry is not None
+        ]
+        used = {entry.key for entry in entries}
+        return tuple(key for key in self.tensors if key not in used)
+
+    def _fold(self, base: TensorEntry, module: str, roles: Mapping[str, TensorEntry], *, conv1d: bool) -> LowRank:
+        embedding = "embedding_A" in roles or "embedding_B" in roles
+        a, b = roles.get("embedding_A" if embedding else "A"), roles.get("embedding_B" if embedding else "B")
+        magnitude = roles.get("magnitude")
+        fold = LowRank(
+            base.key,
+            base.shape,
+            a,
+            b,
+            scale=self._scale(module, a),
+            transposed=embedding or conv1d,
+            magnitude=magnitude,
+            replacement=roles.get("replacement"),
+            addend=roles.get("addend"),
+        )
+        self._check_fold(base, fold, roles)
+        return fold
+
+    def _check_fold(self, base: TensorEntry, fold: LowRank, roles: Mapping[str, TensorEntry]) -> None:
+        reason = next(
+            (f"'{entry.key}' is {entry.dtype}" for entry in (base, *roles.values()) if not _is_mergeable(entry)),
+            fold.fault(),
+        )
+        if reason:
+            raise CheckpointError(
+                f"The adapter '{self.ref}' cannot be folded into '{base.key}': {reason}.",
+                hint="Was it trained on this checkpoint?",
+            )
+
+    def _scale(self, module: str, a: TensorEntry | None) -> float:
+        """Alpha over the rank (rsLoRA: over its root), with the module's own values where patterns give them."""
+        rank = _patterned(self.config, "rank_pattern", module, default=self.config.get("r", 8))
+        alpha = _patterned(self.config, "alpha_pattern", module, default=self.config.get("lora_alpha", 8))
+        if a is not None and a.shape[:1] != (rank,):
+            raise CheckpointError(
+                f"The adapter '{self.ref}' has rank {rank} for '{module}', but its factor has shape {a.shape}."
+            )
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _is_transposed(self, pieces: Mapping[str, Mapping[str, TensorEntry]], base: Mapping[str, TensorEntry]) -> bool:
+        """Whether linear layers are stored as (inputs, outputs).
+
+        The shapes tell, since PEFT itself overrides a config that is wrong; the config decides when all are
+        square.
+        """
+        for key, roles in pieces.items():
+            if "A" in roles and "B" in roles and len(base[key].shape) == 2:
+                product = (roles["B"].shape[0], roles["A"].shape[-1])
+                if product[0] != product[1]:
+                    return base[key].shape == product[::-1]
+        return bool(self.config.get("fan_in_fan_out"))
+
+
+def open_adapter(
+    ref: ModelRef | Path, *, relative_to: Path = Path(), weights: bool = True, token: str | None = None
+) -> Adapter:
+    """Opens a PEFT adapter: reads and checks its config and header.
+
+    Args:
+        ref: A reference, or the path of a folder.
+        relative_to: Folder that relative paths start from: the recipe's own.
+        weights: False fetches only the header from the Hub.
+        token: Hub token; by default the one of the environment.
+
+    Returns:
+        The adapter; ``bind`` it to its base next.
+
+    Raises:
+        CheckpointError: It is missing, broken, a pickle, or of a kind that cannot be folded exactly.
+        HubError: The Hub refused, or could not be reached.
+    """
+    ref = ModelRef("local", str(ref)) if isinstance(ref, Path) else ref
+    if ref.kind == "hub":
+        from mcompose.checkpoint import hub  # noqa: PLC0415 - a network library, for Hub references only
+
+        snapshot = hub.fetch(ref, weights=weights, token=token)
+    else:
+        snapshot = HubSnapshot(ref.path(relative_to), "")
+    config_path = snapshot.folder / CONFIG
+    if not config_path.exists():
+        raise CheckpointError(f"The adapter '{ref}' has no {CONFIG}.", hint="Is it a PEFT adapter?")
+    config = read_json_object(config_path)
+    _check_config(config, str(ref))
+    header = _header(ref, snapshot)
+    if not header.entries:
+        raise CheckpointError(f"The adapter '{ref}' holds no tensor.")
+    tensors = {entry.key: entry for entry in header.entries}
+    return Adapter(ref, snapshot.folder, snapshot.commit or None, config, tensors)
+
+
+def _header(ref: ModelRef, snapshot: HubSnapshot) -> Header:
+    path = snapshot.folder / WEIGHTS
+    if snapshot.headers is not None and WEIGHTS in snapshot.headers:
+        return parse_header(snapshot.headers[WEIGHTS], file=path, size=snapshot.files[WEIGHTS])
+    if not path.exists():
+        if (snapshot.folder / "adapter_model.bin").exists() or "adapter_model.bin" in snapshot.files:
+            raise CheckpointError(
+                f"The adapter '{ref}' is a pickle (adapter_model.bin), which can run code and is never opened.",
+                hint="Convert it: load it by PEFT where you trust it, then `model.save_pretrained(DIR)`.",
+            )
+        raise CheckpointError(f"The adapter '{ref}' has no {WEIGHTS}.")
+    return read_header(path)
+
+
+def _check_config(config: Mapping[str, Any], ref: str) -> None:
+    kind = config.get("peft_type")
+    reason = "" if kind == "LORA" else f"it is of type {kind!a}, and only LORA can be folded"
+    reason = reason or next((text for key, text in _REFUSED.items() if config.get(key)), "")
+    start = config.get("init_lora_weights")
+    if not reason and isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        reason = f"it started by '{start}', which changes the base's own weights"
+    numbers = {key: config.get(key, 8) for key in ("r", "lora_alpha")}
+    for key, value in numbers.items():
+        if not _is_positive(value):
+            reason = reason or f"its '{key}' is {value!a}"
+    if reason:
+        raise CheckpointError(f"The adapter '{ref}' cannot be folded: {reason}.", hint=_USE_PEFT)
+
+
+def _patterned(config: Mapping[str, Any], key: str, module: str, *, default: float) -> float:
+    """A module's own value: the first pattern that matches the end of its path."""
+    table = config.get(key) or {}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"The adapter's '{key}' is not a table.")
+    for pattern, value in cast("dict[str, Any]", table).items():
+        try:
+            matches = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise CheckpointError(f"The adapter's '{key}' has the broken pattern {pattern!a}: {error}.") from error
+        if matches:
+            if not _is_positive(value):
+                raise CheckpointError(f"The adapter's '{key}' gives {value!a} for {pattern!a}.")
+            return value
+    return default
+
+
+def _is_mergeable(entry: TensorEntry) -> bool:
+    return entry.dtype in MERGEABLE_DTYPES
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
+
+
+_USE_PEFT = "Fold it by PEFT (merge_and_unload) and name the result as `model`."

@@ -1,0 +1,110 @@
+"""Which tensor of the base an adapter's tensor belongs to.
+
+An adapter names modules as they were in memory when it was trained; a checkpoint's file names them as its
+author's version of transformers did. The two differ by wrappers only (``language_model.model.layers.0``
+against ``model.language_model.layers.0``), so names are compared without the wrappers' words, and only a
+unique match counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mcompose.errors import CheckpointError
+
+__all__ = ["ADAPTER_SUFFIXES", "KeyFinder", "split_key"]
+
+ADAPTER_SUFFIXES = {
+    "A": "weight",
+    "B": "weight",
+    "addend": "bias",
+    "embedding_A": "weight",
+    "embedding_B": "weight",
+    "magnitude": "weight",
+    "replacement": "",
+}
+"""Role of an adapter's tensor to the tensor of its module that it changes; a replacement names it itself."""
+
+_ENDINGS = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_B.bias": "addend",
+    ".lora_embedding_A": "embedding_A",
+    ".lora_embedding_B": "embedding_B",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+_PREFIX = "base_model.model."
+_WRAPPERS = {"model", "language_model", "text_model", "vision_model", "transformer", "thinker", "llm"}
+_SHOWN = 5
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Takes an adapter's key apart.
+
+    Args:
+        key: Key in the adapter's file.
+
+    Returns:
+        Path of the module in memory and the role of the tensor; for a replacement, the path of the tensor.
+    """
+    path = key.removeprefix(_PREFIX)
+    for ending, role in _ENDINGS.items():
+        if path.endswith(ending):
+            return path.removesuffix(ending), role
+    return path.replace(".base_layer.", ".").replace(".modules_to_save.", "."), "replacement"
+
+
+class KeyFinder:
+    """Finds keys of the base by the paths of an adapter, and remembers what was not found.
+
+    Args:
+        keys: The base's keys.
+        adapter: The adapter as the user named it, for messages.
+    """
+
+    def __init__(self, keys: Iterable[str], adapter: str) -> None:
+        self._adapter = adapter
+        self._keys = {key: key for key in keys}
+        self._core: dict[tuple[str, ...], list[str]] = {}
+        for key in self._keys:
+            self._core.setdefault(_core(key), []).append(key)
+        self._missing: list[str] = []
+        self._ambiguous: list[str] = []
+
+    def find(self, module: str, suffix: str) -> str | None:
+        """The base's key for a module's tensor; None when there is none, which is remembered.
+
+        Args:
+            module: Path in memory.
+            suffix: ``weight`` or ``bias``; empty when the path is a tensor's already.
+        """
+        path = f"{module}.{suffix}" if suffix else module
+        if path in self._keys:
+            return path
+        found = self._core.get(_core(path), [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            self._ambiguous.append(f"{path} ({', '.join(found)})")
+        else:
+            self._missing.append(path)
+        return None
+
+    def raise_unmatched(self) -> None:
+        """Refuses an adapter of which something is left over.
+
+        Raises:
+            CheckpointError: A path was not found, or fits several keys.
+        """
+        for paths, verb in ((self._missing, "fit no tensor"), (self._ambiguous, "fit several tensors")):
+            if paths:
+                more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+                raise CheckpointError(
+                    f"Tensors of the adapter '{self._adapter}' {verb} of its base: {', '.join(paths[:_SHOWN])}{more}.",
+                    hint="Is it an adapter for this checkpoint? An adapted head needs a head in the base.",
+                )
+
+
+def _core(path: str) -> tuple[str, ...]:
+    return tuple(word for word in path.split(".") if word not in _WRAPPERS)
