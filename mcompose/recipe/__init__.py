@@ -1,1 +1,56 @@
-"""TODO"""
+"""What to make: a YAML recipe as frozen values. Free of torch and numpy, so that ``plan`` and ``--help`` stay instant.
+
+``document`` reads YAML with lines, ``schema`` holds the values, ``rules`` what must hold between them, ``load`` joins
+them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings of one tensor, ``slices`` its layers;
+``check`` meets the methods, ``resolve`` writes the resolved recipe.
+"""
+
+from mcompose.recipe.check import MethodLike, ParameterLike, check_method
+from mcompose.recipe.later import AlignSpec, ComposeSpec, refuse_unbuilt
+from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
+from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
+from mcompose.recipe.schema import (
+    Match,
+    MergeSpec,
+    OutputSpec,
+    Override,
+    Recipe,
+    Resolved,
+    Slice,
+    SliceSource,
+    Source,
+)
+from mcompose.recipe.select import Setting, settings_for
+from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
+from mcompose.recipe.values import Choice
+
+__all__ = [
+    "AlignSpec",
+    "Choice",
+    "ComposeSpec",
+    "LoadedRecipe",
+    "Match",
+    "MergeSpec",
+    "MethodLike",
+    "OutputSpec",
+    "Override",
+    "ParameterLike",
+    "Recipe",
+    "Resolved",
+    "Setting",
+    "Slice",
+    "SlicePlace",
+    "SliceSource",
+    "Source",
+    "check_method",
+    "count_layers",
+    "drop_whole_slice",
+    "find_slice",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_text",
+    "refuse_unbuilt",
+    "resolve",
+    "resolve_text",
+    "settings_for",
+]

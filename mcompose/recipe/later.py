@@ -1,0 +1,210 @@
+"""The sections of a recipe that later systems use. They are read in full and refused, never ignored.
+
+``compose.decouple`` is DAMC's run time (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
+``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968), ``align`` holds the
+short fine-tunes that they need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from mcompose.errors import RecipeError
+from mcompose.recipe.document import Document, KeyPath, spell
+from mcompose.recipe.fields import Count, Modality, Number, Reference, Spec, one_of
+
+if TYPE_CHECKING:
+    from mcompose.recipe.schema import Recipe
+
+__all__ = [
+    "AdapterMix",
+    "AlignSpec",
+    "ComposeSpec",
+    "Expert",
+    "Masking",
+    "Router",
+    "Stage",
+    "Tiles",
+    "VisionMix",
+    "refuse_unbuilt",
+]
+
+UNBUILT_METHODS = ("damc",)
+
+
+class Expert(Spec):
+    """A domain expert behind a router.
+
+    Attributes:
+        encoder: Its encoder's checkpoint.
+        processor: Checkpoint of its processor; default: the encoder's.
+        projector: Checkpoint of a trained projector; default: a new one.
+        domain: What it is the expert of, for the router.
+    """
+
+    encoder: Reference
+    processor: Reference | None = None
+    projector: Reference | None = None
+    domain: str
+
+
+class Router(Spec):
+    """What sends an input to an expert.
+
+    Attributes:
+        model: Checkpoint of a trained router; default: a new one.
+        hidden_size: Width of a new router.
+    """
+
+    model: Reference | None = None
+    hidden_size: Annotated[Count, Field(ge=1)] | None = None
+
+
+class Tiles(Spec):
+    """How an image is cut into sub-images.
+
+    Attributes:
+        count: Most tiles of an image.
+        size: Side of a tile in pixels.
+        thumbnail: Whether the whole image, made small, is one of them.
+    """
+
+    count: Annotated[Count, Field(ge=1)]
+    size: Annotated[Count, Field(ge=1)] | None = None
+    thumbnail: bool = True
+
+
+class VisionMix(Spec):
+    """Several image encoders whose embeddings are mixed.
+
+    Attributes:
+        encoders: Their checkpoints, in order.
+        concat: Along the channels or along the sequence.
+        tiles: Sub-images; default: the whole image only.
+    """
+
+    encoders: tuple[Reference, ...] = ()
+    concat: Annotated[Literal["channel", "sequence"], one_of("concatenation", ("channel", "sequence"))] = "channel"
+    tiles: Tiles | None = None
+
+
+class AdapterMix(Spec):
+    """A soft mixture of low-rank experts for one group of tokens.
+
+    Attributes:
+        modalities: Tokens that it sees; default: all.
+        experts: Number of experts.
+        rank: Rank of each.
+        targets: Names of the layers that it is added to; default: all linear ones.
+    """
+
+    modalities: tuple[Modality, ...] | None = None
+    experts: Annotated[Count, Field(ge=1)] = 16
+    rank: Annotated[Count, Field(ge=1)] = 4
+    targets: tuple[str, ...] | None = None
+
+
+class ComposeSpec(Spec):
+    """What the composed network has beside the merged language model.
+
+    Attributes:
+        decouple: ``none``, ``donor`` (donors carry decoupled groups) or ``convert`` (from ordinary donors).
+        experts: Name to expert.
+        router: What chooses among the experts.
+        vision_mix: Mixed image encoders.
+        adapters: Name to adapter mixture.
+    """
+
+    decouple: Annotated[
+        Literal["none", "donor", "convert"], one_of("way to decouple", ("none", "donor", "convert"))
+    ] = "none"
+    experts: dict[str, Expert] = Field(default_factory=dict)
+    router: Router | None = None
+    vision_mix: VisionMix = Field(default_factory=VisionMix)
+    adapters: dict[str, AdapterMix] = Field(default_factory=dict)
+
+
+class Masking(Spec):
+    """Generalist-specialist collaboration masking.
+
+    Attributes:
+        ratio: Share of the generalist's tokens that is masked.
+    """
+
+    ratio: Annotated[Number, Field(ge=0, le=1)]
+
+
+class Stage(Spec):
+    """One alignment stage.
+
+    Attributes:
+        train: Parts that are trained.
+        data: Data sets, each a path or a mapping.
+        steps: Optimizer steps.
+        lr: Learning rate.
+        batch_size: Samples of a step.
+        gscm: Masking of the generalist's tokens.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    data: tuple[str | dict[str, Any], ...] = ()
+    steps: Annotated[Count, Field(ge=1)] | None = None
+    lr: Annotated[Number, Field(gt=0)] | None = None
+    batch_size: Annotated[Count, Field(ge=1)] | None = None
+    gscm: Masking | None = None
+
+
+class AlignSpec(Spec):
+    """The short fine-tunes after a composition.
+
+    Attributes:
+        stages: Number to stage.
+    """
+
+    stages: dict[Count, Stage] = Field(min_length=1)
+
+
+def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
+    """Refuses what this version reads but cannot do yet.
+
+    Args:
+        recipe: The recipe.
+        document: Where it was written, for the line.
+
+    Raises:
+        RecipeError: The recipe asks for something that is not built.
+    """
+    for at, hint in _unbuilt(recipe):
+        message = f"'{spell(at)}' is not built yet."
+        raise document.error(message, at=at, hint=hint) if document else RecipeError(message, hint=hint)
+
+
+def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    """Key path and hint of everything that the recipe asks for too early."""
+    compose, found = recipe.compose, []
+    methods = [(("merge", "method"), recipe.merge.method)]
+    methods += [
+        (("merge", "overrides", index, "method"), override.method)
+        for index, override in enumerate(recipe.merge.overrides)
+    ]
+    found += [
+        (at, f"'{method}' cannot be run by this version; 'naivemc' can.")
+        for at, method in methods
+        if method in UNBUILT_METHODS
+    ]
+    leave_out = "Leave it out for now."
+    if compose.decouple != "none":
+        found.append((("compose", "decouple"), "Write 'decouple: none' or leave it out for now."))
+    if compose.experts:
+        found.append((("compose", "experts"), leave_out))
+    if compose.router is not None:
+        found.append((("compose", "router"), leave_out))
+    if compose.vision_mix != VisionMix():
+        found.append((("compose", "vision_mix"), leave_out))
+    if compose.adapters:
+        found.append((("compose", "adapters"), leave_out))
+    if recipe.align is not None:
+        found.append((("align",), leave_out))
+    return found

@@ -1,0 +1,116 @@
+"""From a recipe file to a ``Recipe``: mcompose's own schema, or a mergekit YAML as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from mcompose.errors import RecipeError
+from mcompose.recipe.complaints import as_recipe_error
+from mcompose.recipe.document import Document, KeyPath, parse_document, read_text
+from mcompose.recipe.later import refuse_unbuilt
+from mcompose.recipe.schema import Recipe
+
+__all__ = ["LoadedRecipe", "load_recipe", "parse_recipe"]
+
+_MERGEKIT_KEYS = ("merge_method", "models", "slices", "modules", "base_model", "tokenizer_source")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with the text that it came from.
+
+    Args:
+        path: The file as the user gave it; relative references start from its folder.
+        text: The authored text.
+        recipe: What it says.
+        origin: ``mcompose`` or ``mergekit``.
+        raw: The authored bytes.
+        notes: Remarks for the user: settings of a mergekit YAML that have no effect, as in mergekit.
+        document: The values with their lines.
+    """
+
+    path: Path
+    text: str
+    recipe: Recipe
+    origin: Literal["mcompose", "mergekit"]
+    raw: bytes
+    notes: tuple[str, ...] = ()
+    document: Document = field(default_factory=lambda: Document("", {}), repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative references start from."""
+        return self.path.parent
+
+    def error(self, message: str, *, at: KeyPath = (), hint: str = "") -> RecipeError:
+        """A recipe error that points at a key path: ``("merge", "weights", "sees")``."""
+        return self.document.error(message, at=at, hint=hint)
+
+
+def load_recipe(path: Path | str) -> LoadedRecipe:
+    """Reads a recipe.
+
+    Args:
+        path: A recipe of schema 1, or a mergekit YAML.
+
+    Returns:
+        The recipe, with its text byte for byte.
+
+    Raises:
+        RecipeError: It cannot be read or followed; the error names the file, the line and the key.
+    """
+    path = Path(path)
+    raw, text = read_text(path)
+    return parse_recipe(text, path=path, raw=raw)
+
+
+def parse_recipe(text: str, *, path: Path, raw: bytes | None = None) -> LoadedRecipe:
+    """Reads a recipe from text.
+
+    Args:
+        text: YAML.
+        path: File that the text stands for: for messages, and for references relative to it.
+        raw: The bytes of the file; default: the text in UTF-8.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: It cannot be followed.
+    """
+    document = parse_document(text, file=str(path))
+    notes: tuple[str, ...] = ()
+    origin: Literal["mcompose", "mergekit"] = "mergekit" if _is_mergekit(document.data) else "mcompose"
+    if origin == "mergekit":
+        document, notes = _from_mergekit(document, path)
+    recipe = _validate(Recipe, document)
+    refuse_unbuilt(recipe, document=document)
+    raw = text.encode() if raw is None else raw
+    return LoadedRecipe(path, text, recipe, origin, raw, notes=notes, document=document)
+
+
+def _is_mergekit(data: Mapping[Any, Any]) -> bool:
+    if "schema" in data or "sources" in data:
+        return False
+    return any(key in data for key in _MERGEKIT_KEYS)
+
+
+def _from_mergekit(document: Document, path: Path) -> tuple[Document, tuple[str, ...]]:
+    # Most recipes are not mergekit's; the import would cost each of them.
+    from mcompose.recipe.mergekit_convert import convert_mergekit  # noqa: PLC0415
+    from mcompose.recipe.mergekit_schema import MergekitConfig  # noqa: PLC0415
+
+    config = _validate(MergekitConfig, document)
+    return convert_mergekit(config, document=document, path=path)
+
+
+def _validate(model: type[BaseModel], document: Document) -> Any:
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        raise as_recipe_error(error, model=model, document=document) from None

@@ -1,0 +1,129 @@
+"""From the authored recipe to the resolved one: commits and defaults filled in, written as a recipe that loads again.
+
+Local references stay as they were authored, relative to the authored recipe's folder: a resolved recipe tells no
+machine's paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from mcompose.recipe.check import MethodLike, is_required
+from mcompose.recipe.document import FLOAT_PATTERN
+from mcompose.recipe.schema import Recipe, Resolved
+from mcompose.recipe.values import Choice
+from mcompose.refs import ModelRef
+
+__all__ = ["recipe_text", "resolve", "resolve_text"]
+
+_HEADER = "# Resolved by mcompose: commits and defaults filled in. The authored recipe is recipe.yaml.\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """``SafeDumper`` that quotes the text ``1e5``, which the loader would read as a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(rf"^(?:{FLOAT_PATTERN.pattern})$"), list("-+0123456789.")
+)
+_Dumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(item, dict | list) for item in data)
+    ),
+)
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    commits: Mapping[str, str],
+    digests: Mapping[str, Mapping[str, str]] | None = None,
+    catalogue: Mapping[str, MethodLike] | None = None,
+) -> Recipe:
+    """Fills in what the authored recipe left open.
+
+    Args:
+        recipe: The authored recipe.
+        commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter. Local
+            references have none.
+        digests: Source name (or ``base``) to file to ``sha256:...``.
+        catalogue: Methods; when given, the merge method's defaults are filled in.
+
+    Returns:
+        A new recipe.
+    """
+    sources = tuple(
+        source.model_copy(
+            update={
+                "model": _pin(source.model, commits.get(source.name)),
+                "adapter": _pin(source.adapter, commits.get(f"{source.name}:adapter")),
+            }
+        )
+        for source in recipe.sources
+    )
+    method = (catalogue or {}).get(recipe.merge.method)
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in (method.parameters if method else ())
+        if not is_required(parameter) and parameter.default is not None
+    }
+    if recipe.merge.method == "weight-mix" and recipe.merge.weights is not None:
+        defaults.pop("beta", None)
+    merge = recipe.merge.model_copy(update={"parameters": {**defaults, **recipe.merge.parameters}})
+    plain = {name: dict(files) for name, files in (digests or {}).items()}
+    base = _pin(recipe.base, commits.get("base"))
+    update = {"base": base, "sources": sources, "merge": merge, "resolved": Resolved(digests=plain)}
+    return recipe.model_copy(update=update)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML, defaults included; ``load_recipe`` reads an equal recipe from it."""
+    return yaml.dump(_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def resolve_text(
+    recipe: Recipe,
+    *,
+    commits: Mapping[str, str],
+    digests: Mapping[str, Mapping[str, str]] | None = None,
+    catalogue: Mapping[str, MethodLike] | None = None,
+) -> str:
+    """The resolved recipe as YAML; see ``resolve`` for the arguments.
+
+    Returns:
+        Text that ``load_recipe`` reads as ``resolve(...)`` of the same arguments.
+    """
+    return _HEADER + recipe_text(resolve(recipe, commits=commits, digests=digests, catalogue=catalogue))
+
+
+def _pin(ref: ModelRef | None, commit: str | None) -> ModelRef | None:
+    if ref is None or ref.kind != "hub" or not commit:
+        return ref
+    return ModelRef("hub", ref.location, commit)
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML has them; what is None is left out, since None is every default that is not filled."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        pairs = ((info.alias or name, getattr(value, name)) for name, info in fields.items())
+        return {key: _plain(item) for key, item in pairs if item is not None}
+    if isinstance(value, ModelRef):
+        return str(value)
+    if isinstance(value, Choice):
+        head = {} if value.filter is None else {"filter": value.filter}
+        return {**head, "value": _plain(value.value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

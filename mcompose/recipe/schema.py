@@ -1,0 +1,258 @@
+"""The recipe, schema 1: what to make, as frozen values.
+
+::
+
+    Recipe
+    ├── base, sources           where the checkpoints live; the order of the sources is meaning
+    ├── merge                   method, weights and parameters of the shared language model
+    │   ├── overrides           other settings for some tensors; applied in order, the later wins
+    │   └── slices              output layers taken from ranges of the sources' layers (from mergekit files)
+    ├── compose, align          see ``later.py``
+    └── output                  folder, format, shard size
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mcompose.recipe.complaints import FieldError
+from mcompose.recipe.fields import (
+    Bytes,
+    Count,
+    Dtype,
+    Modality,
+    ParameterValue,
+    Part,
+    Reference,
+    SourceName,
+    Spec,
+    Title,
+    WeightValue,
+    one_of,
+)
+from mcompose.recipe.later import AlignSpec, ComposeSpec
+from mcompose.recipe.rules import check_rules
+from mcompose.refs import ModelRef
+
+__all__ = [
+    "FORMATS",
+    "Match",
+    "MergeSpec",
+    "OutputSpec",
+    "Override",
+    "Recipe",
+    "Resolved",
+    "Slice",
+    "SliceSource",
+    "Source",
+]
+
+FORMATS = ("auto", "native", "composed", "text")
+GIGABYTE = 1000**3
+
+
+class Source(Spec):
+    """One checkpoint that takes part.
+
+    Attributes:
+        name: Its name in the recipe and in the output's keys.
+        model: Where it lives.
+        modalities: What it contributes beside its language model; None for all that it offers.
+        adapter: A PEFT adapter, folded into it exactly.
+    """
+
+    name: SourceName
+    model: Reference
+    modalities: tuple[Modality, ...] | None = None
+    adapter: Reference | None = None
+
+
+class Match(Spec):
+    """Which tensors an override is for; all that is given must hold.
+
+    Attributes:
+        part: ``language``, ``embedding``, ``head``, ``encoder`` or ``projector``.
+        layers: First and last layer, both included.
+        key: Glob over the tensor's name (``*.self_attn.*``); ``*`` also spans dots.
+    """
+
+    part: Part | None = None
+    layers: tuple[Count, Count] | None = None
+    key: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Match:
+        if self.part is None and self.layers is None and self.key is None:
+            raise FieldError("'{path}' matches nothing in particular.", hint="Give 'part', 'layers' or 'key'.")
+        if self.layers is not None and not 0 <= self.layers[0] <= self.layers[1]:
+            hint = "Layers count from 0, and both ends are included."
+            raise FieldError("'{path}' must be [first, last].", at=("layers",), hint=hint)
+        return self
+
+
+class Override(Spec):
+    """Other settings for some tensors.
+
+    Attributes:
+        match: Which tensors.
+        weights: Source to weight; replaces the weights so far. Gradients run over the matched layers.
+        parameters: Replace the parameters of the same name so far, and leave the others.
+        method: Another method; it starts from its own defaults: earlier parameters do not carry over, weights do.
+    """
+
+    match: Match
+    weights: dict[str, WeightValue] | None = None
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+    method: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Override:
+        if self.weights is None and not self.parameters and self.method is None:
+            raise FieldError("'{path}' changes nothing.", hint="Give 'weights', 'parameters' or 'method'.")
+        return self
+
+
+class SliceSource(Spec):
+    """Some layers of one source.
+
+    Attributes:
+        source: Name of the source, or ``base``.
+        layer_range: First layer, and the layer after the last, as in mergekit.
+    """
+
+    source: str
+    layer_range: tuple[Count, Count]
+
+    @model_validator(mode="after")
+    def _check(self) -> SliceSource:
+        if not 0 <= self.layer_range[0] < self.layer_range[1]:
+            hint = "The end is not included, and a slice holds at least one layer."
+            raise FieldError("'{path}' must be [first, end].", at=("layer_range",), hint=hint)
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Layers in the range."""
+        return self.layer_range[1] - self.layer_range[0]
+
+
+class Slice(Spec):
+    """Consecutive output layers, and the layers that they are merged from.
+
+    Attributes:
+        sources: The layers, one range a source, all of one length; ``base`` may be among them.
+        weights: Replace the merge's for this slice; one for each source in it but the base.
+        parameters: Replace the merge's of the same name for this slice.
+    """
+
+    sources: tuple[SliceSource, ...] = Field(min_length=1)
+    weights: dict[str, WeightValue] | None = None
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """Output layers of the slice."""
+        return self.sources[0].num_layers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources in it, without the base."""
+        return tuple(entry.source for entry in self.sources if entry.source != "base")
+
+
+class MergeSpec(Spec):
+    """How the shared language model is merged.
+
+    Attributes:
+        method: Name of a merge method; ``mergekit:<name>`` for mergekit's own implementation.
+        weights: Source to weight, which may be a gradient over the layers; None for 1/M.
+        parameters: The method's parameters: one value, or one a source; each may be a gradient.
+        overrides: Other settings for some tensors, applied in order.
+        dtype: Of the output; None keeps the sources'. The maths is float32 anyway.
+        seed: Addresses the randomness of random methods.
+        slices: Output layers from ranges of the sources' layers; None for layer by layer.
+        tokenizer: ``base`` or the name of a source; None lets mcompose choose.
+    """
+
+    method: Annotated[str, Field(min_length=1)]
+    weights: dict[str, WeightValue] | None = None
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+    dtype: Dtype | None = None
+    seed: Annotated[Count, Field(ge=0, lt=2**64)] = 0
+    slices: Annotated[tuple[Slice, ...], Field(min_length=1)] | None = None
+    tokenizer: str | None = None
+
+
+class OutputSpec(Spec):
+    """Where and how the result is written.
+
+    Attributes:
+        dir: Folder; None when the command line must name one.
+        format: ``auto``, ``native``, ``composed`` or ``text``.
+        max_shard_size: Most bytes of one file.
+    """
+
+    dir: Annotated[str, Field(min_length=1)] | None = None
+    format: Annotated[Literal["auto", "native", "composed", "text"], one_of("format", FORMATS)] = "auto"
+    max_shard_size: Bytes = 5 * GIGABYTE
+
+
+class Resolved(Spec):
+    """What a resolved recipe adds to the authored one.
+
+    Attributes:
+        digests: Source (``base`` for the base) to file to ``sha256:...``.
+    """
+
+    digests: dict[str, dict[str, str]] = Field(default_factory=dict)
+
+
+def _schema_version(raw: object) -> object:
+    if raw != 1 or isinstance(raw, bool):
+        raise FieldError(f"'{{path}}' cannot be {raw}; this version reads schema 1.", hint="Write 'schema: 1'.")
+    return raw
+
+
+class Recipe(Spec):
+    """What to make.
+
+    Attributes:
+        schema_: Version of the schema, ``schema`` in the file.
+        name: Of the result.
+        base: The language model that all sources started from.
+        sources: The checkpoints that take part; their order is meaning.
+        merge: How the shared language model is merged.
+        compose: What the composed network has beside it.
+        align: The short fine-tunes that follow.
+        output: Where and how the result is written.
+        resolved: Digests; only in a resolved recipe.
+    """
+
+    schema_: Annotated[Literal[1], BeforeValidator(_schema_version)] = Field(alias="schema")
+    name: Title
+    base: Reference | None = None
+    sources: tuple[Source, ...] = Field(min_length=1)
+    merge: MergeSpec
+    compose: ComposeSpec = Field(default_factory=ComposeSpec)
+    align: AlignSpec | None = None
+    output: OutputSpec = Field(default_factory=OutputSpec)
+    resolved: Resolved | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        check_rules(self)
+        return self
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, in order."""
+        return tuple(source.name for source in self.sources)
+
+    def reference(self, name: str) -> ModelRef | None:
+        """Where a source lives; ``base`` for the base."""
+        if name == "base":
+            return self.base
+        return next((source.model for source in self.sources if source.name == name), None)
