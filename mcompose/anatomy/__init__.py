@@ -1,1 +1,33 @@
-"""TODO"""
+"""Names: which tensor of a checkpoint is language model, embedding, head, encoder or projector.
+
+Takes a config and the keys of the files, never a weight. Families that ``data/families.json`` holds are read without
+torch and transformers.
+"""
+
+from mcompose.anatomy.part import (
+    EMBEDDING,
+    ENCODER,
+    HEAD,
+    LANGUAGE,
+    MODALITIES,
+    PARTS,
+    PROJECTOR,
+    UNUSED,
+    Anatomy,
+    Slot,
+)
+from mcompose.anatomy.read import read_anatomy
+
+__all__ = [
+    "EMBEDDING",
+    "ENCODER",
+    "HEAD",
+    "LANGUAGE",
+    "MODALITIES",
+    "PARTS",
+    "PROJECTOR",
+    "UNUSED",
+    "Anatomy",
+    "Slot",
+    "read_anatomy",
+]

@@ -15,14 +15,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["EMBEDDING", "ENCODER", "HEAD", "LANGUAGE", "MODALITIES", "PARTS", "PROJECTOR", "Anatomy", "Slot"]
+__all__ = [
+    "EMBEDDING",
+    "ENCODER",
+    "HEAD",
+    "LANGUAGE",
+    "MODALITIES",
+    "PARTS",
+    "PROJECTOR",
+    "UNUSED",
+    "Anatomy",
+    "Slot",
+]
 
-LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR = PARTS = (
+LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
     "language",
     "embedding",
     "head",
     "encoder",
     "projector",
+    "unused",
 )
 MODALITIES = ("image", "audio", "video", "points")
 
@@ -35,14 +47,17 @@ class Slot:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
         part: One of ``PARTS``. Everything that is neither language model nor encoder is ``projector``: the connector,
-            a learned newline, query tokens.
+            a learned newline, query tokens. ``unused`` is what no answer needs and no output gets: a buffer that old
+            files hold, a speech generator; its name is its key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
+        reason: Why the tensor is ``unused``; empty for the other parts.
     """
 
     key: str
     name: str
     part: str
     layer: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,5 +92,6 @@ class Anatomy:
     warnings: tuple[str, ...] = ()
 
     def by_name(self, *parts: str) -> dict[str, Slot]:
-        """Name to slot for the given parts (all parts when none is given), in the order of the checkpoint."""
-        return {slot.name: slot for slot in self.slots.values() if not parts or slot.part in parts}
+        """Name to slot for the given parts (all but ``unused`` when none is given), in the order of the checkpoint."""
+        wanted = parts or PARTS[:-1]
+        return {slot.name: slot for slot in self.slots.values() if slot.part in wanted}

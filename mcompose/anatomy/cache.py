@@ -1,0 +1,83 @@
+"""What transformers answered about a config that the generated table does not hold, kept in the user's cache folder.
+
+A meta model costs a second or two; the answer is plain data, and depends only on the config, on transformers' version
+and on this room's own version. A folder that cannot be written is no reason to fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mcompose import __version__
+from mcompose.anatomy.family import Family, Renaming
+from mcompose.anatomy.settings import Settings
+
+__all__ = ["ask_transformers", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """Where answers are kept: ``$XDG_CACHE_HOME/mcompose/anatomy``, or the same under ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "anatomy"
+
+
+def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
+    """Family and settings of a config, from the cache or from transformers' meta model.
+
+    Returns:
+        None when the installed transformers does not know the type.
+
+    Raises:
+        AnatomyError: transformers knows the type and cannot build it, or it does not answer in text.
+    """
+    file = cache_folder() / _file_name(config)
+    kept = _load(file)
+    if kept is not None:
+        return kept
+    from mcompose.anatomy import meta  # noqa: PLC0415 - torch and transformers, only for what no table holds
+
+    if not meta.is_known(config["model_type"]):
+        return None
+    built = meta.config_of(config)
+    answer = meta.describe(built), meta.settings_of(built)
+    _store(file, answer)
+    return answer
+
+
+def _file_name(config: Mapping[str, Any]) -> str:
+    version = metadata.version("transformers")
+    text = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{__version__} {version} {text}".encode()).hexdigest()[:16]
+    return f"{config['model_type']}-{version}-{digest}.json"
+
+
+def _load(file: Path) -> tuple[Family, Settings] | None:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        renamings = [Renaming(**step) for step in data["renamings"]]
+        return Family.from_json(data["family"], renamings), Settings(**data["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _store(file: Path, answer: tuple[Family, Settings]) -> None:
+    family, settings = answer
+    renamings = list(dict.fromkeys(family.renamings))
+    data = {
+        "renamings": [vars(step) for step in renamings],
+        "family": family.to_json(renamings),
+        "settings": vars(settings),
+    }
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(data, default=str), encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)

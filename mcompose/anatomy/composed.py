@@ -1,0 +1,103 @@
+"""Anatomy of mcompose's own types: the composed checkpoint, and the points source.
+
+Their keys are the same in files and in memory, so no renaming is needed: the language model lies under
+``model.language_model``, and what feeds it is told by the configs inside the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcompose.anatomy.cache import ask_transformers
+from mcompose.anatomy.family import Family
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, MODALITIES, PROJECTOR
+from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
+from mcompose.anatomy.tables import family_of_text, known_family
+from mcompose.errors import AnatomyError
+
+__all__ = ["OWN_TYPES", "describe_own"]
+
+OWN_TYPES = ("mcompose", "mcompose_points")
+
+_DECODER = "model.language_model"
+
+
+def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
+    """Family and settings of a checkpoint that mcompose or its lab wrote.
+
+    Raises:
+        AnatomyError: The language model, or the model that a tower came from, is not known.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, Mapping) or not text.get("model_type"):
+        raise AnatomyError(f"The config of type '{config['model_type']}' has no `text_config.model_type`.")
+    parts, layers = _language(text)
+    if config["model_type"] == "mcompose_points":
+        parts.update({"model.points_tower": ENCODER, "model.multi_modal_projector": PROJECTOR})
+        modalities: tuple[str, ...] = ("points",)
+    else:
+        served = [modality for source in config["sources"].values() for modality in source["modalities"]]
+        modalities = tuple(modality for modality in MODALITIES if modality in served)
+        for name, source in config["sources"].items():
+            tower_parts, tower_layers = _tower(source["config"])
+            head = f"model.towers.{name}."
+            parts.update({head + path: part for path, part in tower_parts.items()})
+            layers += tuple(head + path for path in tower_layers)
+    family = Family(
+        model_type=config["model_type"],
+        architecture=(config.get("architectures") or [""])[0],
+        base="model",
+        decoder=_DECODER,
+        text_type=text["model_type"],
+        parts=parts,
+        layers=layers,
+        modalities=modalities,
+    )
+    return family, _settings(config, text)
+
+
+def _settings(config: Mapping[str, Any], text: Mapping[str, Any]) -> Settings:
+    known = read_settings(text, text_type=text["model_type"]) if signature(text) else None
+    text_config = known.text_config if known else dict(text)
+    tied = config.get("tie_word_embeddings")
+    if tied is None:
+        tied = known.tied if known else text.get("tie_word_embeddings", False)
+    ids = {modality: config.get(f"{modality}_token_id") for modality in MODALITIES}
+    placeholders = {modality: index for modality, index in ids.items() if isinstance(index, int)}
+    return Settings(text_config, bool(tied), placeholders)
+
+
+def _language(text: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    family = known_family(signature(text)) or family_of_text(text["model_type"])
+    if family is None:
+        answer = ask_transformers(text)
+        if answer is None:
+            raise AnatomyError(f"The language model's type '{text['model_type']}' is not known.")
+        family = answer[0]
+    head = family.decoder + "."
+    parts = {
+        f"{_DECODER}.{path.removeprefix(head)}": part
+        for path, part in family.parts.items()
+        if part in (LANGUAGE, EMBEDDING)
+    }
+    layers = tuple(f"{_DECODER}.{path.removeprefix(head)}" for path in family.layers if path.startswith(head))
+    return {**parts, "lm_head": HEAD}, layers
+
+
+def _tower(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Encoder and projector of a source, relative to its base model."""
+    inner, _, _ = inner_config(config)
+    if inner["model_type"] in OWN_TYPES:
+        family = describe_own(inner)[0]
+    else:
+        family = known_family(signature(inner))
+    if family is None:
+        answer = ask_transformers(inner)
+        if answer is None:
+            raise AnatomyError(f"A tower came from a model of type '{inner['model_type']}', which is not known.")
+        family = answer[0]
+    head = f"{family.base}." if family.base else ""
+    kept = {path: part for path, part in family.parts.items() if part in (ENCODER, PROJECTOR)}
+    layers = tuple(path.removeprefix(head) for path in family.layers if family.owner(path) in kept)
+    return {path.removeprefix(head): part for path, part in kept.items()}, layers

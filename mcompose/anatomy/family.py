@@ -1,0 +1,207 @@
+"""A family of checkpoints: how its keys are renamed, and which part each name belongs to.
+
+The idea: transformers renames the keys of a file by an ordered list of regular expressions before it looks for the
+parameter. The list, and the paths of the decoder, the encoders and the rest, are all that is needed to split a
+checkpoint. Both are plain data, so a family that was asked of transformers once (``meta.py``) is replayed from a file
+without torch. One code path serves the generated file, the user's cache and a freshly built meta model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, UNUSED, Slot
+
+__all__ = ["BUFFERS", "Family", "Renaming", "claim"]
+
+BUFFERS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$"
+)
+"""Computed values that old files hold; transformers ignores them where the class has no such parameter."""
+
+
+@lru_cache(maxsize=None)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """One step from a file's spelling to the spelling in memory.
+
+    Args:
+        find: Regular expression whose outer groups are named ``g0``, ``g1``...; the first branch that matches counts.
+        replace: What the match becomes; ``\\1`` stands for the first group inside the matching branch.
+        scope: Path of the sub-model that the step belongs to; None for the whole model. Keys outside are left alone.
+        base: Name of the base model, which a scoped key may carry in front.
+    """
+
+    find: str
+    replace: str
+    scope: str | None = None
+    base: str = ""
+
+    def _head(self, key: str) -> str | None:
+        if self.scope is None:
+            return ""
+        scope = f"{self.scope}." if self.scope else ""
+        base = f"{self.base}." if self.base else ""
+        return next((head for head in (base + scope, scope) if key.startswith(head)), None)
+
+    def apply(self, key: str) -> str:
+        """Returns the key after this step."""
+        head = self._head(key)
+        if head is None:
+            return key
+        rest = key[len(head) :]
+        match = _compiled(self.find).search(rest)
+        if match is None:
+            return key
+        replacement = self.replace
+        if "\\1" in replacement:
+            branch = next(name for name, text in match.groupdict().items() if text is not None)
+            replacement = replacement.replace("\\1", match.group(match.re.groupindex[branch] + 1))
+        return head + rest.replace(match.group(0), replacement, 1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What transformers says about every checkpoint with the same types of model and sub-models.
+
+    Args:
+        model_type: transformers' model type of the part that answers.
+        architecture: Name of the class.
+        base: Attribute of the class that holds the base model (``model``); files may have it or lack it.
+        decoder: Path of the decoder in memory (``model.language_model``).
+        text_type: Model type of the language model.
+        renamings: Steps from a file's key to the path in memory, in order.
+        parts: Path in memory to part. The longest path that a key begins with counts.
+        layers: Paths of the lists of layers.
+        modalities: What the class takes beside text.
+        refusal: Why no checkpoint of this family can be a source; empty when it can.
+        unused: Beginning of a file's key to the reason why such tensors are left out.
+    """
+
+    model_type: str
+    architecture: str
+    base: str = ""
+    decoder: str = ""
+    text_type: str = ""
+    renamings: tuple[Renaming, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    refusal: str = ""
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _layer_pattern(self) -> re.Pattern[str]:
+        paths = "|".join(re.escape(path) for path in sorted(self.layers, key=len, reverse=True))
+        return re.compile(rf"^(?:{paths})\.(\d+)\." if paths else r"(?!)")
+
+    def with_first(self, first: Renaming, *, unused: Mapping[str, str]) -> Family:
+        """The same family, where files have one more renaming before all others."""
+        return replace(self, renamings=(first, *self.renamings), unused={**self.unused, **unused})
+
+    def path_of(self, key: str) -> str:
+        """Path in memory of a file's key; the base model's name is added or removed where that finds a part."""
+        path = key
+        for renaming in self.renamings:
+            path = renaming.apply(path)
+        if not self.base:
+            return path
+        head = self.base + "."
+        if path.startswith(head) and self.owner(path[len(head) :]):
+            return path[len(head) :]
+        return head + path if self.owner(head + path) else path
+
+    def owner(self, path: str) -> str:
+        """Longest declared path that the path lies under; empty when there is none."""
+        while path:
+            if path in self.parts:
+                return path
+            path = path.rpartition(".")[0]
+        return ""
+
+    def layer_of(self, path: str) -> int | None:
+        """Index of the layer that the path lies in."""
+        match = self._layer_pattern.match(path)
+        return int(match.group(1)) if match else None
+
+    def name_of(self, path: str, *, part: str, owner: str) -> str:
+        """Spelling that all sources share; see ``part.py``."""
+        if part == HEAD:
+            return "lm_head" + path[len(owner) :]
+        if part in (LANGUAGE, EMBEDDING):
+            return path.removeprefix(self.decoder + ".")
+        return path.removeprefix(self.base + ".") if self.base else path
+
+    def to_json(self, renamings: Sequence[Renaming]) -> dict[str, Any]:
+        """Plain form; renamings are written as positions in a table that all families share."""
+        out: dict[str, Any] = {
+            "model_type": self.model_type,
+            "architecture": self.architecture,
+            "base": self.base,
+            "decoder": self.decoder,
+            "text_type": self.text_type,
+            "renamings": [renamings.index(step) for step in self.renamings],
+            "parts": dict(self.parts),
+            "layers": list(self.layers),
+            "modalities": list(self.modalities),
+        }
+        if self.refusal:
+            out["refusal"] = self.refusal
+        if self.unused:
+            out["unused"] = dict(self.unused)
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], renamings: Sequence[Renaming]) -> Family:
+        """Reads what ``to_json`` wrote."""
+        fields = dict(data)
+        fields["renamings"] = tuple(renamings[index] for index in data["renamings"])
+        fields["layers"] = tuple(data["layers"])
+        fields["modalities"] = tuple(data["modalities"])
+        return cls(**fields)
+
+
+def claim(family: Family, keys: Sequence[str]) -> tuple[dict[str, Slot], list[str]]:
+    """Gives every key its slot.
+
+    Args:
+        family: The checkpoint's family.
+        keys: Spellings in the files, in order.
+
+    Returns:
+        Key to slot for the keys that have one, and the keys that have none.
+    """
+    slots: dict[str, Slot] = {}
+    orphans: list[str] = []
+    for key in keys:
+        slot = _slot(family, key)
+        if slot is None:
+            orphans.append(key)
+        else:
+            slots[key] = slot
+    return slots, orphans
+
+
+def _slot(family: Family, key: str) -> Slot | None:
+    for beginning, reason in family.unused.items():
+        if key.startswith(beginning):
+            return Slot(key, key, UNUSED, reason=reason)
+    path = family.path_of(key)
+    if BUFFERS.search(path) and path not in family.parts:
+        return Slot(key, key, UNUSED, reason="computed by the model, not learned")
+    owner = family.owner(path)
+    if not owner:
+        return None
+    part = family.parts[owner]
+    if part == UNUSED:
+        return Slot(key, key, UNUSED, reason="not used to answer in text")
+    layer = family.layer_of(path) if part in (LANGUAGE, ENCODER) else None
+    return Slot(key, family.name_of(path, part=part, owner=owner), part, layer)

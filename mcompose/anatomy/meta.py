@@ -1,0 +1,272 @@
+"""All that mcompose asks of transformers' semi-internal calls, in one place.
+
+The idea: a model built on the meta device from its config alone (no weights, no memory) knows where its decoder, its
+embeddings, its head and its encoders are, and transformers' own conversion list knows how files spell them. Both are
+read here and turned into a ``Family``, which is plain data; nothing else in this room imports torch or transformers.
+Works on transformers 5.19 to 5.23.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightTransform
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
+
+from mcompose.anatomy.family import Family, Renaming
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, MODALITIES, PROJECTOR
+from mcompose.anatomy.settings import Settings, without_noise
+from mcompose.anatomy.tables import exceptions
+from mcompose.errors import AnatomyError, McomposeError
+
+__all__ = [
+    "build",
+    "config_of",
+    "describe",
+    "is_known",
+    "language_classes",
+    "placeholders_of",
+    "renamings_of",
+    "settings_of",
+    "tied_owner",
+]
+
+
+def is_known(model_type: str) -> bool:
+    """Whether the installed transformers has this type."""
+    return model_type in CONFIG_MAPPING
+
+
+def language_classes() -> dict[str, str]:
+    """Model type to the class that answers in text, for all types that transformers lists."""
+    names: dict[str, Any] = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    names.update(exceptions()["architectures"])
+    return {kind: name if isinstance(name, str) else name[0] for kind, name in names.items()}
+
+
+def config_of(config: Mapping[str, Any], *, kind: type[PreTrainedConfig] | None = None) -> PreTrainedConfig:
+    """Config object of a ``config.json``; defaults are filled by transformers.
+
+    Args:
+        config: Parsed file.
+        kind: Class, for those that are not registered under their type.
+
+    Raises:
+        AnatomyError: transformers finds the config wrong.
+    """
+    with _asking(config["model_type"]):
+        return (kind or CONFIG_MAPPING[config["model_type"]]).from_dict(dict(config))
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """Model on the meta device: every module and name, no weight.
+
+    Raises:
+        AnatomyError: transformers has no class that answers in text for this type, or cannot build it.
+    """
+    name = language_classes().get(config.model_type, "")
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise AnatomyError(f"transformers has no model of type '{config.model_type}' that answers in text.")
+    with _asking(config.model_type), torch.device("meta"):
+        return cls._from_config(config)
+
+
+@contextmanager
+def _asking(model_type: str) -> Iterator[None]:
+    """Turns whatever transformers raises about a config into one sentence."""
+    try:
+        yield
+    except McomposeError:
+        raise
+    except Exception as error:  # a config can break any line of any model's code
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AnatomyError(f"transformers cannot build '{model_type}' from its config: {reason}") from error
+
+
+def describe(config: PreTrainedConfig) -> Family:
+    """Family of all checkpoints that have this config's types.
+
+    Raises:
+        AnatomyError: The model cannot be built, or renames keys in a way that is not a list of patterns.
+    """
+    model = build(config)
+    with _asking(config.model_type):
+        family = _describe(model, config)
+    return replace(family, refusal=_refusal(family))
+
+
+def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
+    paths = {id(module): path for path, module in model.named_modules()}
+    decoder = _decoder(model)
+    parts = _parts(model, decoder=decoder, paths=paths)
+    parts.update(exceptions()["parts"].get(config.model_type, {}))
+    return Family(
+        model_type=config.model_type,
+        architecture=type(model).__name__,
+        base=model.base_model_prefix,
+        decoder=paths[id(decoder)],
+        text_type=config.get_text_config(decoder=True).model_type,
+        renamings=tuple(renamings_of(model)),
+        parts=dict(sorted(parts.items())),
+        layers=tuple(_layer_lists(model)),
+        modalities=_modalities(model, config),
+    )
+
+
+def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
+    """transformers' conversion list as data. Conversions that change tensors are left out: such keys keep their name.
+
+    Raises:
+        AnatomyError: A step has code of its own.
+    """
+    for step in get_model_conversion_mapping(model):
+        if isinstance(step, WeightConverter):
+            continue
+        if type(step).rename_source_key is not WeightTransform.rename_source_key:
+            raise AnatomyError(f"'{model.config.model_type}' renames keys by code ({type(step).__name__}).")
+        yield Renaming(
+            find=step.compiled_sources.pattern,
+            replace=step.target_patterns[0],
+            scope=step.scope_prefix,
+            base=step.base_model_prefix or "",
+        )
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """The stack of layers itself, also where the class names a whole language model with its head as decoder."""
+    decoder = model.get_decoder()
+    head = model.get_output_embeddings()
+    while head is not None and any(module is head for module in decoder.modules()):
+        table = model.get_input_embeddings()
+        decoder = next(child for child in decoder.children() if any(module is table for module in child.modules()))
+    return decoder
+
+
+def _parts(model: PreTrainedModel, *, decoder: nn.Module, paths: Mapping[int, str]) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for path, thing in _children(decoder, paths[id(decoder)]):
+        parts[path] = LANGUAGE if _holds_weights(thing) else ""
+    inside = {id(module) for module in decoder.modules()}
+    around = {id(module) for module in model.modules() if any(child is decoder for child in module.modules())}
+    parts.update(_outside(model, "", inside=inside, around=around - inside))
+    parts[paths[id(model.get_input_embeddings())]] = EMBEDDING
+    head = model.get_output_embeddings()
+    if head is not None:
+        parts[paths[id(head)]] = HEAD
+    return {path: part for path, part in parts.items() if part}
+
+
+def _outside(module: nn.Module, path: str, *, inside: set[int], around: set[int]) -> dict[str, str]:
+    """Encoders are the largest models outside the decoder; all else that holds weights is projector."""
+    parts: dict[str, str] = {}
+    for child_path, child in _children(module, path):
+        if id(child) in inside or not _holds_weights(child):
+            continue
+        if id(child) in around:
+            parts.update(_outside(child, child_path, inside=inside, around=around))
+        elif isinstance(child, PreTrainedModel):
+            parts[child_path] = ENCODER
+        else:
+            parts[child_path] = PROJECTOR
+    return parts
+
+
+def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module | torch.Tensor]]:
+    head = f"{path}." if path else ""
+    for name, child in module.named_children():
+        yield head + name, child
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and name not in module._non_persistent_buffers_set:
+            yield head + name, tensor
+
+
+def _holds_weights(thing: nn.Module | torch.Tensor) -> bool:
+    return isinstance(thing, torch.Tensor) or bool(thing.state_dict())
+
+
+def _layer_lists(model: PreTrainedModel) -> Iterator[str]:
+    """Paths of the outermost lists of layers, told by their class or by their usual names."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(outer + ".") for outer in found) or not isinstance(module, nn.ModuleList):
+            continue
+        usual = path.rpartition(".")[2] in {"layers", "layer", "blocks", "h"}
+        if usual or (len(module) and all(isinstance(child, GradientCheckpointingLayer) for child in module)):
+            found.append(path)
+            yield path
+
+
+def _modalities(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[str, ...]:
+    named = model.input_modalities
+    named = (named,) if isinstance(named, str) else tuple(named or ())
+    if config.model_type in {"gemma3_text", "gemma3n_text"}:
+        return ()
+    return tuple(modality for modality in MODALITIES if modality in named)
+
+
+def _refusal(family: Family) -> str:
+    written = exceptions()["refusals"].get(family.model_type, "")
+    if written:
+        return written
+    if family.modalities and ENCODER not in family.parts.values():
+        return "it has no encoder that could be moved to another model"
+    return ""
+
+
+def settings_of(config: PreTrainedConfig) -> Settings:
+    """What a config says about language model, tied head and placeholders, asked of the config object itself.
+
+    Raises:
+        AnatomyError: The model cannot be built.
+    """
+    text = config.get_text_config(decoder=True)
+    plain = {**without_noise(json.loads(text.to_json_string(use_diff=False))), "model_type": text.model_type}
+    owner = text if tied_owner(config) == "text" else config
+    tied = bool(getattr(owner, "tie_word_embeddings", False))
+    found = {modality: next(iter(ids.values())) for modality, ids in placeholders_of(config).items()}
+    return Settings(plain, tied, {modality: index for modality, index in found.items() if index is not None})
+
+
+def tied_owner(config: PreTrainedConfig) -> str:
+    """Whose ``tie_word_embeddings`` counts: ``top`` where the class itself has the head, ``text`` where the decoder's has."""
+    model = build(config)
+    paths = {id(module): path for path, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    return "text" if head is not None and "." in paths[id(head)] and config.sub_configs else "top"
+
+
+def placeholders_of(config: PreTrainedConfig) -> dict[str, dict[str, int | None]]:
+    """Modality to the fields that may hold its placeholder id, with their values, in the order to look them up."""
+    found: dict[str, dict[str, int | None]] = {}
+    named = exceptions()["placeholders"].get(config.model_type, {})
+    for modality in MODALITIES:
+        places = [named[modality]] if modality in named else []
+        places += [f"{modality}_token_{ending}" for ending in ("index", "id")]
+        values = {place: _value(config, place) for place in places if _has(config, place)}
+        if values:
+            found[modality] = values
+    return found
+
+
+def _has(config: PreTrainedConfig, place: str) -> bool:
+    owner, _, field = place.rpartition(".")
+    return hasattr(getattr(config, owner) if owner else config, field)
+
+
+def _value(config: PreTrainedConfig, place: str) -> int | None:
+    owner, _, field = place.rpartition(".")
+    return getattr(getattr(config, owner) if owner else config, field)

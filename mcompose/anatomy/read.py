@@ -1,0 +1,141 @@
+"""From a config and the keys of the files to the anatomy of a checkpoint.
+
+Three ways lead to a family, in this order: the generated table (no torch), the user's cache, transformers' own meta
+model. A type that transformers does not know is told apart by the roles of its keys, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mcompose.anatomy.cache import ask_transformers
+from mcompose.anatomy.composed import OWN_TYPES, describe_own
+from mcompose.anatomy.family import Family, Renaming, claim
+from mcompose.anatomy.part import EMBEDDING, HEAD, Anatomy, Slot
+from mcompose.anatomy.refuse import refuse_files, refuse_type
+from mcompose.anatomy.roles import read_by_roles
+from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
+from mcompose.anatomy.tables import known_family
+from mcompose.errors import AnatomyError
+
+__all__ = ["read_anatomy"]
+
+
+def read_anatomy(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Anatomy:
+    """Tells which tensor of a checkpoint belongs to which part.
+
+    Args:
+        config: Parsed ``config.json``.
+        tensors: Key in the files to shape, in the order of the checkpoint.
+
+    Returns:
+        The anatomy; ``refusal`` says why a checkpoint cannot be a source.
+
+    Raises:
+        AnatomyError: The config names no model type, or keys remain that no part claims.
+    """
+    if not config.get("model_type"):
+        raise AnatomyError("The config.json has no `model_type`.", hint="It is not the config of a Hugging Face model.")
+    refusal = refuse_files(config, tensors) or refuse_type(config)
+    if not refusal:
+        return _read(config, tensors)
+    if known_family(signature(inner_config(config)[0])) is None:
+        return _refused(config, refusal)
+    try:
+        return replace(_read(config, tensors), refusal=refusal)
+    except AnatomyError:
+        return _refused(config, refusal)
+
+
+def _read(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Anatomy:
+    inner, unused, prefix = inner_config(config)
+    answer = _describe(inner)
+    if answer is None:
+        return read_by_roles(config, tensors)
+    family, settings = answer
+    if prefix:
+        family = _under(family, prefix, unused)
+    slots, orphans = claim(family, list(tensors))
+    if orphans:
+        raise _orphaned(family, orphans, total=len(tensors))
+    _check_names(slots)
+    return _assemble(family, settings, slots)
+
+
+def _describe(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
+    if config["model_type"] in OWN_TYPES:
+        return describe_own(config)
+    family = known_family(signature(config))
+    if family is None:
+        return ask_transformers(config)
+    return family, read_settings(config, text_type=family.text_type)
+
+
+def _under(family: Family, prefix: str, unused: Mapping[str, str]) -> Family:
+    """The same family in files that put a prefix in front of every key."""
+    strip = Renaming(find=f"(?P<g0>^{prefix.replace('.', chr(92) + '.')})", replace="")
+    return family.with_first(strip, unused=unused)
+
+
+def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot]) -> Anatomy:
+    parts = {slot.part for slot in slots.values()}
+    tied, warnings = settings.tied, []
+    if tied and HEAD in parts:
+        tied = False
+        warnings.append("The config ties the head to the embedding, but the files hold a head: it is kept as its own.")
+    elif not tied and HEAD not in parts and EMBEDDING in parts and settings.text_config.get("tie_word_embeddings"):
+        tied = True
+        warnings.append("The files hold no head; it is read as tied to the embedding, as `text_config` says.")
+    return Anatomy(
+        model_type=family.model_type,
+        architecture=family.architecture,
+        known=True,
+        slots=slots,
+        text_config={**settings.text_config, "tie_word_embeddings": tied},
+        num_layers=_num_layers(settings.text_config),
+        modalities=family.modalities,
+        placeholders=settings.placeholders,
+        tied=tied,
+        refusal=family.refusal,
+        warnings=tuple(warnings),
+    )
+
+
+def _num_layers(text_config: Mapping[str, Any]) -> int:
+    for spelling in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+        if isinstance(text_config.get(spelling), int):
+            return text_config[spelling]
+    return 0
+
+
+def _check_names(slots: Mapping[str, Slot]) -> None:
+    seen: dict[tuple[bool, str], str] = {}
+    for key, slot in slots.items():
+        place = (slot.part == "unused", slot.name)
+        if place in seen:
+            raise AnatomyError(f"'{key}' and '{seen[place]}' are two spellings of one tensor, '{slot.name}'.")
+        seen[place] = key
+
+
+def _orphaned(family: Family, orphans: list[str], *, total: int) -> AnatomyError:
+    listed = ", ".join(f"'{key}'" for key in orphans[:10])
+    more = f" and {len(orphans) - 10} more" if len(orphans) > 10 else ""
+    return AnatomyError(
+        f"{len(orphans)} of {total} tensors belong to no part of '{family.model_type}': {listed}{more}.",
+        hint="The files do not fit the config's `model_type`, or hold tensors that transformers would not load.",
+    )
+
+
+def _refused(config: Mapping[str, Any], refusal: str) -> Anatomy:
+    architectures = config.get("architectures") or [""]
+    return Anatomy(
+        model_type=str(config["model_type"]),
+        architecture=str(architectures[0]),
+        known=True,
+        slots={},
+        text_config={},
+        num_layers=0,
+        refusal=refusal,
+    )

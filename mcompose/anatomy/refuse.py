@@ -1,0 +1,52 @@
+"""Why a checkpoint cannot be a source, as far as its config and the spelling of its keys tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mcompose.anatomy.tables import exceptions, generated
+
+__all__ = ["refuse_files", "refuse_type"]
+
+_QUANTISED = re.compile(
+    r"\.(?:qweight|qzeros|g_idx|SCB|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map|quant_state.*)$"
+)
+_ADAPTER = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.|$)|\.lora_magnitude_vector")
+
+
+def refuse_files(config: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Reason that lies in how the weights are stored; empty when there is none."""
+    if "peft_type" in config or "base_model_name_or_path" in config:
+        return "it is an adapter, not a model: name its base as `model` and the adapter as `adapter`"
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "") if isinstance(quantised, Mapping) else str(quantised)
+        return f"its weights are quantised ({method or 'method not named'}); use the full-precision checkpoint"
+    keys = list(keys)
+    adapters = sum(1 for key in keys if _ADAPTER.search(key))
+    if adapters:
+        held = "only low-rank adapters" if adapters == len(keys) else "low-rank adapters beside its weights"
+        return f"its files hold {held}; fold them first, or name them as `adapter` of a source"
+    if any(_QUANTISED.search(key) for key in keys):
+        return "its weights are quantised; use the full-precision checkpoint"
+    return ""
+
+
+def refuse_type(config: Mapping[str, Any]) -> str:
+    """Reason that lies in the type, without looking at the keys; empty when there is none."""
+    model_type = config["model_type"]
+    outside = generated()["outside"]
+    text = config.get("text_config")
+    text_type = text.get("model_type", "") if isinstance(text, Mapping) else ""
+    if config.get("is_encoder_decoder") or outside.get(model_type) == "encoder-decoder":
+        return "it is an encoder-decoder model: it has no decoder-only language model to share"
+    if outside.get(text_type) == "encoder-decoder":
+        return f"its language model '{text_type}' is an encoder-decoder: it cannot be shared"
+    written = exceptions()["refusals"].get(model_type, "")
+    if written:
+        return written
+    if outside.get(model_type) == "other":
+        return "it has no language model that answers in text"
+    return ""

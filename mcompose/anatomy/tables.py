@@ -1,0 +1,51 @@
+"""The two data files of this room: what was generated from transformers, and what it does not tell.
+
+``families.json`` is written by ``python -m mcompose.anatomy.generate``; ``exceptions.json`` by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from mcompose.anatomy.family import Family, Renaming
+
+__all__ = ["exceptions", "family_of_text", "generated", "known_family"]
+
+
+@lru_cache(maxsize=None)
+def _load(name: str) -> dict[str, Any]:
+    return json.loads(resources.files("mcompose.anatomy").joinpath("data", name).read_text(encoding="utf-8"))
+
+
+def exceptions() -> dict[str, Any]:
+    """What the meta models do not tell, written by hand."""
+    return _load("exceptions.json")
+
+
+def generated() -> dict[str, Any]:
+    """What the meta models say: families, sub-models, defaults."""
+    return _load("families.json")
+
+
+@lru_cache(maxsize=None)
+def known_family(signature: str) -> Family | None:
+    """Family of that signature, or None when the file does not hold it."""
+    table = generated()
+    data = table["families"].get(signature)
+    return None if data is None else Family.from_json(data, _renamings())
+
+
+def family_of_text(text_type: str) -> Family | None:
+    """Some family whose language model has this type; for types that never stand alone (``qwen2_vl_text``)."""
+    for signature, data in generated()["families"].items():
+        if data["text_type"] == text_type:
+            return known_family(signature)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _renamings() -> tuple[Renaming, ...]:
+    return tuple(Renaming(**step) for step in generated()["renamings"])
