@@ -137,10 +137,11 @@ def parse_json_object(raw: bytes, *, file: Path, what: str = "", unique: bool = 
         raw: The text in UTF-8.
         file: Where it stands, for messages.
         what: Words put before the file's name.
-        unique: Refuse an object that names a key twice.
+        unique: Be as strict as the safetensors library: refuse an object that names a key twice.
     """
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_pairs if unique else None)
+        hooks: dict[str, Any] = {"object_pairs_hook": _unique_pairs, "parse_int": _integer} if unique else {}
+        value = json.loads(raw.decode("utf-8-sig"), **hooks)
     except RecursionError:
         raise CheckpointError(f"The {what}'{file}' is nested too deeply.") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
@@ -156,6 +157,12 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [key for key, _ in pairs]
         raise ValueError(f"the key {_shown(next(key for key in names if names.count(key) > 1))} stands twice")
     return table
+
+
+def _integer(text: str) -> int:
+    if text == "-0":  # an integer to Python, a fraction to the library
+        raise ValueError("-0 is not an integer")
+    return int(text)
 
 
 def _header_length(prefix: bytes, file: Path, *, size: int) -> int:
