@@ -24,7 +24,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .families import MODALITIES, family_of, refusal
-from .native_classes import native_config
+from .native_configs import native_config
 
 __all__ = ["AUTO_MAP", "ComposedConfig", "composed_config", "stored_source"]
 
@@ -68,6 +68,9 @@ class ComposedConfig(PreTrainedConfig):
         if isinstance(text_config, Mapping):
             settings = copy.deepcopy(dict(text_config))
             text_config = CONFIG_MAPPING[settings.pop("model_type", "llama")].from_dict(settings)
+        elif text_config is not None:
+            # The caller's object may belong to a live model, whose attention choice this one must not touch.
+            text_config = copy.deepcopy(text_config)
         self.text_config = CONFIG_MAPPING["llama"]() if text_config is None else text_config
         self.sources = copy.deepcopy(sources) if sources else {}
         self.image_token_id = image_token_id
@@ -99,9 +102,7 @@ class ComposedConfig(PreTrainedConfig):
         return native_config(source["model_type"], source["config"])
 
 
-def stored_source(
-    config: PreTrainedConfig | Mapping[str, Any], *, modalities: Sequence[str]
-) -> dict[str, Any]:
+def stored_source(config: PreTrainedConfig | Mapping[str, Any], *, modalities: Sequence[str]) -> dict[str, Any]:
     """Returns the entry of one source in ``ComposedConfig.sources``.
 
     Args:
@@ -166,17 +167,13 @@ def _check_sources(config: ComposedConfig) -> None:
                     f"Source {name!r} claims the unknown modality {modality!r}; known: {', '.join(MODALITIES)}."
                 )
             if modality in owners:
-                raise ValueError(
-                    f"The modality {modality!r} is claimed by {owners[modality]!r} and by {name!r}."
-                )
+                raise ValueError(f"The modality {modality!r} is claimed by {owners[modality]!r} and by {name!r}.")
             owners[modality] = name
             if config.placeholder_id(modality) is None:
                 raise ValueError(f"The modality {modality!r} of source {name!r} has no {modality}_token_id.")
     ids = [config.placeholder_id(modality) for modality in owners]
     if len(set(ids)) != len(ids):
-        raise ValueError(
-            f"Placeholder ids must differ between modalities, got {dict(zip(owners, ids, strict=True))}."
-        )
+        raise ValueError(f"Placeholder ids must differ between modalities, got {dict(zip(owners, ids, strict=True))}.")
     for name, source in config.sources.items():
         need = family_of(source["model_type"]).needs_text
         if need and config.text_config.model_type not in need:

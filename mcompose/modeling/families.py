@@ -56,6 +56,7 @@ class Family:
         features: modality -> name of the function in ``towers.py`` that stands in for a missing ``get_*_features``.
         output: modality -> field of the native output that holds the features, "pooler_output" unless named.
         image_path: modalities that the native class sends through its image features.
+        around: modality -> the two tokens that the family's chat template puts around an item.
         needs_text: Language model types that its features depend on; empty for any.
         structure: Names of configuration fields that list ids of tokens which the family fills with learned features.
         refused: Why the family cannot be composed.
@@ -69,19 +70,25 @@ class Family:
     features: dict[str, str] = field(default_factory=dict)
     output: dict[str, str] = field(default_factory=dict)
     image_path: tuple[str, ...] = ()
+    around: dict[str, tuple[str, str]] = field(default_factory=dict)
     needs_text: tuple[str, ...] = ()
     structure: str | None = None
     refused: str | None = None
 
 
 _PLAIN = Family()
+_VISION = ("<|vision_start|>", "<|vision_end|>")
+_AUDIO = ("<|audio_bos|>", "<|audio_eos|>")
+_QWEN_VISION = {"image": _VISION, "video": _VISION}
 _CROSS = "its language model has cross-attention layers of its own, so no tower can be lifted out."
 _ENC_DEC = "it is an encoder-decoder model; only decoder language models are composed."
 
 _FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(mrope=Mrope()),
-    "qwen2_5_vl": Family(mrope=Mrope(seconds="second_per_grid_ts", rate="tokens_per_second")),
-    "qwen3_vl": Family(mrope=Mrope(frames_apart=True), deepstack=True, needs_text=("qwen3_vl_text",)),
+    "qwen2_vl": Family(mrope=Mrope(), around=_QWEN_VISION),
+    "qwen2_5_vl": Family(mrope=Mrope(seconds="second_per_grid_ts", rate="tokens_per_second"), around=_QWEN_VISION),
+    "qwen3_vl": Family(
+        mrope=Mrope(frames_apart=True), deepstack=True, needs_text=("qwen3_vl_text",), around={"image": _VISION}
+    ),
     "qwen2_5_omni_thinker": Family(
         mrope=Mrope(
             advance="last",
@@ -90,8 +97,9 @@ _FAMILIES: dict[str, Family] = {
             image_rate=True,
         ),
         output={"audio": "last_hidden_state"},
+        around={**_QWEN_VISION, "audio": _AUDIO},
     ),
-    "qwen2_audio": Family(features={"audio": "qwen2_audio"}),
+    "qwen2_audio": Family(features={"audio": "qwen2_audio"}, around={"audio": _AUDIO}),
     "granite_speech": Family(features={"audio": "granite_speech"}, head="plain"),
     "video_llama_3": Family(features={"video": "video_llama_3"}),
     "paligemma": Family(attention="prefix", first_position=1),
@@ -102,9 +110,7 @@ _FAMILIES: dict[str, Family] = {
     "mllama": Family(refused=_CROSS),
     "idefics": Family(refused=_CROSS),
     "evolla": Family(refused=_CROSS),
-    "fuyu": Family(
-        refused="it has no tower: image patches go through one linear layer of the language model."
-    ),
+    "fuyu": Family(refused="it has no tower: image patches go through one linear layer of the language model."),
     "florence2": Family(refused=_ENC_DEC),
     "udop": Family(refused=_ENC_DEC),
     "t5gemma2": Family(refused=_ENC_DEC),
@@ -112,9 +118,7 @@ _FAMILIES: dict[str, Family] = {
     "blip": Family(refused=_ENC_DEC),
     "gemma3n": Family(refused="its language model takes per-layer inputs that only its own embeddings make."),
     "gemma4": Family(refused="its language model takes per-layer inputs that only its own embeddings make."),
-    "molmo2": Family(
-        refused="its checkpoints are converted on loading, so a tower is not a set of copied tensors."
-    ),
+    "molmo2": Family(refused="its checkpoints are converted on loading, so a tower is not a set of copied tensors."),
     "qwen2_5_omni": Family(refused="it is a wrapper; compose its thinker (model type qwen2_5_omni_thinker)."),
     "qwen3_omni_moe": Family(refused="it is a wrapper; its thinker is not supported yet."),
 }

@@ -25,9 +25,7 @@ class ComposedGeneration(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = {name for names in self.model.input_names().values() for name in names}
-        super()._validate_model_kwargs(
-            {key: value for key, value in model_kwargs.items() if key not in known}
-        )
+        super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in known})
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
@@ -39,11 +37,7 @@ class ComposedGeneration(GenerationMixin):
         input_ids = model_kwargs.get("input_ids", inputs_tensor)
         media = self.model.media_inputs(model_kwargs)
         past = 0 if cache is None else cache.get_seq_length()
-        types = (
-            type_ids(self.model.ids, input_ids)
-            if input_ids.dim() == 2
-            else model_kwargs.get("mm_token_type_ids")
-        )
+        types = type_ids(self.model.ids, input_ids) if input_ids.dim() == 2 else model_kwargs.get("mm_token_type_ids")
         if past == 0 and media and types is not None:
             grid, _ = self.model.rope_positions(types, media, model_kwargs.get("attention_mask"))
         else:
@@ -64,8 +58,7 @@ class ComposedGeneration(GenerationMixin):
             features = self.model.encode_media(media)
             model_kwargs = {key: value for key, value in model_kwargs.items() if not self._is_media(key)}
             model_kwargs["mm_features"] = {
-                modality: expand_features(made, masks[modality], expand_size)
-                for modality, made in features.items()
+                modality: expand_features(made, masks[modality], expand_size) for modality, made in features.items()
             }
         return super()._expand_inputs_for_generation(
             expand_size=expand_size,
@@ -80,9 +73,7 @@ class ComposedGeneration(GenerationMixin):
         """Prepares one step; media are read in the first step only, unless there is no cache."""
         if self.model.attention != "causal" and kwargs.get("mm_token_type_ids") is None:
             kwargs["mm_token_type_ids"] = type_ids(self.model.ids, input_ids)
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        prepared = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
             return prepared
         return {key: value for key, value in prepared.items() if not self._is_media(key)}

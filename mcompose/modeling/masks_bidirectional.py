@@ -24,9 +24,7 @@ from transformers.models.gemma3.modeling_gemma3 import (
 __all__ = ["bidirectional_masks"]
 
 
-def bidirectional_masks(
-    kind: str, types_BL: torch.Tensor, *, config: PreTrainedConfig, **mask_inputs: Any
-) -> Any:
+def bidirectional_masks(kind: str, types_BL: torch.Tensor, *, config: PreTrainedConfig, **mask_inputs: Any) -> Any:
     """Returns what the language model takes as ``attention_mask``.
 
     Args:

@@ -78,9 +78,7 @@ class ComposedModel(ComposedPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.towers = nn.ModuleDict()
         for name in config.sources:
-            self.towers[name] = build_tower(
-                config.source_config(name), attn_implementation=config._attn_implementation
-            )
+            self.towers[name] = build_tower(config.source_config(name), attn_implementation=config._attn_implementation)
         self._gather_from_towers()
         self.ids = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]
@@ -146,9 +144,7 @@ class ComposedModel(ComposedPreTrainedModel):
         for modality in self.ids:
             source = self.config.served_by(modality)
             prefix = f"{source}{SEPARATOR}"
-            named = {
-                key.removeprefix(prefix): value for key, value in kwargs.items() if key.startswith(prefix)
-            }
+            named = {key.removeprefix(prefix): value for key, value in kwargs.items() if key.startswith(prefix)}
             if inputs := own_inputs(self.towers[source], modality, named):
                 found[modality] = inputs
         return found
@@ -160,17 +156,14 @@ class ComposedModel(ComposedPreTrainedModel):
             media: As ``media_inputs`` gives it.
         """
         return {
-            modality: tower_features(self.get_encoder(modality), modality, inputs)
-            for modality, inputs in media.items()
+            modality: tower_features(self.get_encoder(modality), modality, inputs) for modality, inputs in media.items()
         }
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Returns image features; ``pooler_output`` is (N, D) over all images, in order."""
         return self._features("image", pixel_values, kwargs)
 
-    def get_video_features(
-        self, pixel_values_videos: torch.Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Returns video features; ``pooler_output`` is (N, D) over all videos, in order."""
         return self._features("video", pixel_values_videos, kwargs)
 
@@ -182,9 +175,7 @@ class ComposedModel(ComposedPreTrainedModel):
         """Returns point features; ``pooler_output`` is (N, D) over all clouds, in order."""
         return self._features("points", points, kwargs)
 
-    def _features(
-        self, modality: str, value: torch.Tensor, kwargs: dict[str, Any]
-    ) -> BaseModelOutputWithPooling:
+    def _features(self, modality: str, value: torch.Tensor, kwargs: dict[str, Any]) -> BaseModelOutputWithPooling:
         if self.config.served_by(modality) is None:
             raise ValueError(
                 f"No source of this composition serves {modality}; it has {', '.join(self.ids) or 'none'}."
@@ -292,9 +283,7 @@ class ComposedModel(ComposedPreTrainedModel):
             return positions
         deltas = getattr(past_key_values, "mrope_deltas", None)
         if self.mrope and deltas is not None:
-            plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[
-                :, -length:
-            ]
+            plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[:, -length:]
             return (plain + deltas.repeat_interleave(rows // len(deltas), dim=0)).expand(3, -1, -1)
         if self.first_position:
             return torch.arange(length, device=x_BLD.device)[None] + past + self.first_position

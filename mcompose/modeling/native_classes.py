@@ -1,23 +1,26 @@
-"""The native classes behind a source: its configuration and its base model, by model type.
+"""A source's tower: the base model of its native class, without its language model.
 
-Both come from transformers' own mappings, and for the points source from the island. A tower is the base model (encoders,
+The classes come from transformers' own mappings, and for the points source from the island. A tower is the base model (encoders,
 projector and language model, no head) whose language model is never filled: it is built with no layers and taken out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
+from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-__all__ = ["build_tower", "native_config"]
+from .configuration_points import PointsConfig
+from .modeling_points import PointsModel
+
+__all__ = ["build_tower"]
+
+_ISLAND = {PointsConfig: PointsModel}
 
 logger = logging.get_logger(__name__)
 
@@ -29,23 +32,6 @@ _EMPTY_TEXT = {
     "vocab_size": 1,
     "pad_token_id": None,
 }
-
-
-def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
-    """Returns a fresh configuration object of a model type.
-
-    Args:
-        model_type: The source's model type.
-        settings: Its configuration as a dictionary.
-
-    Raises:
-        ValueError: When the installed transformers does not know the model type.
-    """
-    values = copy.deepcopy(dict(settings))
-    values.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"transformers {transformers.__version__} knows no model type {model_type!r}.")
-    return CONFIG_MAPPING[model_type].from_dict(values)
 
 
 def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) -> PreTrainedModel:
@@ -77,7 +63,7 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
 
 
 def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    for mapping in (MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
+    for mapping in (_ISLAND, MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found

@@ -85,16 +85,12 @@ def place(
     """
     for modality, made in features.items():
         if modality not in masks:
-            raise ValueError(
-                f"{modality} inputs came without input_ids or mm_token_type_ids to say where they go."
-            )
+            raise ValueError(f"{modality} inputs came without input_ids or mm_token_type_ids to say where they go.")
         mask_BL = masks[modality].to(x_BLD.device)
         count, total = mask_BL.sum(), made.x_ND.shape[0]
         torch_compilable_check(
             count == total,
-            lambda m=modality, c=count, t=total: (
-                f"The batch has {int(c)} {m} placeholder tokens and {t} {m} features."
-            ),
+            lambda m=modality, c=count, t=total: f"The batch has {int(c)} {m} placeholder tokens and {t} {m} features.",
         )
         x_ND = made.x_ND.to(x_BLD.device, x_BLD.dtype)
         x_BLD = x_BLD.masked_scatter(mask_BL[..., None].expand_as(x_BLD), x_ND)

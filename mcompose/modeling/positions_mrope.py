@@ -119,11 +119,7 @@ def mrope_positions(
     deltas = []
     types_cpu = types_BL.cpu()
     for row in range(rows):
-        real = (
-            torch.ones(length, dtype=torch.bool)
-            if attention_mask is None
-            else attention_mask[row].bool().cpu()
-        )
+        real = torch.ones(length, dtype=torch.bool) if attention_mask is None else attention_mask[row].bool().cpu()
         one = _row(types_cpu[row][real].tolist(), waiting)
         positions_3BL[:, row, real] = one
         deltas.append(int(one.max()) + 1 - one.shape[1] if one.numel() else 0)

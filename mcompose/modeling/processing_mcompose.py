@@ -1,0 +1,315 @@
+"""The processor of a composed checkpoint: one tokenizer, and each source's own processor for its media.
+
+Files that a writer produces beside ``config.json``:
+
+- the composition's tokenizer, with the placeholders ``<image>``, ``<video>``, ``<audio>``, ``<points>`` of the modalities
+  that are served as special tokens; their ids are the ``*_token_id`` of ``config.json``;
+- ``processor_config.json``: ``processor_class``, ``auto_map`` and ``sources``: source name -> ``{"model_type",
+  "modalities"}``;
+- ``processors/<source>/``: that source's native processor, as its own ``save_pretrained`` writes it;
+- ``chat_template.jinja`` when the base model has one.
+
+``build_processor`` makes the object and ``save_pretrained`` writes all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import ProcessorMixin
+from transformers.video_utils import make_batched_videos
+
+from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
+from .configuration_mcompose import AUTO_MAP
+from .families import MODALITIES, TYPE_IDS
+from .media_expansion import PLACEHOLDERS, expand_media
+from .processing_points import PointsProcessor
+from .towers import SEPARATOR
+
+__all__ = ["PROCESSOR_FOLDER", "ComposedProcessor", "add_placeholders", "build_processor"]
+
+PROCESSOR_FOLDER = "processors"
+
+
+class ComposedProcessor(ProcessorMixin):
+    """Prepares text with any mix of media for a composed model.
+
+    Args:
+        tokenizer: The composition's tokenizer.
+        sources: Source name -> ``{"model_type": str, "modalities": [str, ...]}``.
+        chat_template: Template over messages with plain string contents; None takes the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.sources = {name: dict(entry) for name, entry in (sources or {}).items()}
+        self.processors: dict[str, Any] = {}
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+        self.ids = {
+            modality: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[modality])
+            for modality in MODALITIES
+            if self.served_by(modality)
+        }
+
+    def served_by(self, modality: str) -> str | None:
+        """Returns the name of the source that serves a modality, or None."""
+        return next((name for name, entry in self.sources.items() if modality in entry["modalities"]), None)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        points: Any = None,
+        audios: Any = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares a prompt or a batch of prompts.
+
+        Args:
+            images: Images in the order of their placeholders over the whole batch; flat, or nested per prompt.
+            text: One prompt or several, with ``<image>``, ``<video>``, ``<audio>``, ``<points>`` where media go.
+            videos: Videos: arrays (frames, height, width, channels), lists of frames, or paths.
+            audio: Sounds: 1-D arrays at the source's sampling rate.
+            points: Clouds: arrays (points, 3).
+            audios: Another name of ``audio``.
+            return_tensors: "pt", or None for lists of ids (media stay tensors).
+            **kwargs: For the tokenizer (``padding``, ``max_length``), and ``sampling_rate`` for the audio source.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image, 2 video, 3 audio, 4 points), and the
+            media as ``<source>__<native name>``.
+
+        Raises:
+            ValueError: When placeholders and media differ in number, or no source serves a modality.
+        """
+        if audio is not None and audios is not None:
+            raise ValueError("Pass audio or audios, not both.")
+        texts = _texts(text)
+        given = {"image": images, "video": videos, "audio": audio if audios is None else audios, "points": points}
+        media = {modality: _flat(modality, value) for modality, value in given.items()}
+        rate = kwargs.pop("sampling_rate", None)
+        tensors: dict[str, Any] = {}
+        for modality in MODALITIES:
+            counts = [row.count(PLACEHOLDERS[modality]) for row in texts]
+            self._check(modality, counts, media[modality])
+            if media[modality]:
+                options = {"sampling_rate": rate} if rate is not None and modality == "audio" else {}
+                texts, made = self._expanded(modality, texts, counts, media[modality], options)
+                tensors.update(made)
+        return self._encoded(texts, tensors, return_tensors, kwargs)
+
+    def _check(self, modality: str, counts: list[int], items: list[Any]) -> None:
+        if (items or sum(counts)) and self.served_by(modality) is None:
+            raise ValueError(
+                f"No source of this composition serves {modality}; it has {', '.join(self.ids) or 'none'}."
+            )
+        if sum(counts) != len(items):
+            raise ValueError(
+                f"The text has {sum(counts)} {PLACEHOLDERS[modality]} placeholder(s), and {len(items)} {modality} item(s) came."
+            )
+
+    def _expanded(
+        self, modality: str, texts: list[str], counts: list[int], items: list[Any], options: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        name = self.served_by(modality)
+        rest = iter(items)
+        rows = [[next(rest) for _ in range(count)] for count in counts]
+        made = expand_media(
+            self.processors[name],
+            modality,
+            [row for row in rows if row],
+            model_type=self.sources[name]["model_type"],
+            known=frozenset(map(str, (*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens))),
+            options=options,
+        )
+        fill = iter(made.texts)
+        texts = [_filled(row, PLACEHOLDERS[modality], fill) for row in texts]
+        return texts, {f"{name}{SEPARATOR}{key}": value for key, value in made.tensors.items()}
+
+    def _encoded(
+        self, texts: list[str], tensors: dict[str, Any], return_tensors: str | None, kwargs: dict[str, Any]
+    ) -> BatchFeature:
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # Rows of different lengths cannot become one tensor, so they are padded unless asked otherwise.
+        kwargs.setdefault("padding", len(texts) > 1)
+        encoded = self.tokenizer(texts, **{**kwargs, "return_token_type_ids": False})
+        ids = encoded["input_ids"]
+        for modality, index in self.ids.items():
+            wanted = sum(row.count(PLACEHOLDERS[modality]) for row in texts)
+            if sum(row.count(index) for row in ids) != wanted:
+                raise ValueError(f"Truncation cut {modality} placeholders; raise max_length or shorten the text.")
+        kinds = {index: TYPE_IDS[modality] for modality, index in self.ids.items()}
+        data: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": encoded["attention_mask"],
+            "mm_token_type_ids": [[kinds.get(index, 0) for index in row] for row in ids],
+        }
+        if return_tensors is not None:
+            data = {key: torch.tensor(value) for key, value in data.items()}
+        return BatchFeature({**data, **tensors})
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Renders chats; contents may be strings or lists of text and media entries.
+
+        Args:
+            conversation: Messages, or a batch of them.
+            chat_template: Template to use instead of the checkpoint's own.
+            tokenize: Whether to process the text too, with the media that the entries hold (``{"type": "image",
+                "image": ...}``).
+            return_dict: Whether to return everything or ``input_ids`` only, when tokenizing.
+            **kwargs: For the template (``add_generation_prompt``) and, when tokenizing, in ``processor_kwargs``.
+
+        Returns:
+            The text (or texts), or the processed batch.
+        """
+        one = not conversation or isinstance(conversation[0], Mapping)
+        batch = [conversation] if one else list(conversation)
+        template = chat_template or self.chat_template or self.tokenizer.chat_template or DEFAULT_TEMPLATE
+        own = {key: kwargs.pop(key) for key in ("return_tensors", "padding") if key in kwargs}
+        own.update(kwargs.pop("processor_kwargs", None) or {})
+        texts = [
+            self.tokenizer.apply_chat_template(flattened(chat), chat_template=template, tokenize=False, **kwargs)
+            for chat in batch
+        ]
+        if not tokenize:
+            return texts[0] if one else texts
+        held = {modality: [item for chat in batch for item in media_of(chat)[modality]] for modality in MODALITIES}
+        begun = self.tokenizer.bos_token is not None and all(row.startswith(self.tokenizer.bos_token) for row in texts)
+        out = self(
+            text=texts,
+            images=held["image"] or None,
+            videos=held["video"] or None,
+            audio=held["audio"] or None,
+            points=held["points"] or None,
+            # A template that writes the first token itself must not get it twice.
+            **({"add_special_tokens": False} if begun else {}),
+            **own,
+        )
+        return out if return_dict else out["input_ids"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns, apart from the media of sources whose processor names none."""
+        names = ["input_ids", "attention_mask", "mm_token_type_ids"]
+        for source, processor in self.processors.items():
+            text = set(processor.tokenizer.model_input_names) if hasattr(processor, "tokenizer") else set()
+            own = getattr(processor, "model_input_names", [])
+            names += [f"{source}{SEPARATOR}{name}" for name in own if name not in text]
+        return list(dict.fromkeys(names))
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes the tokenizer, ``processor_config.json`` and every source's processor."""
+        for name, processor in self.processors.items():
+            processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER / name)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what ``processor_config.json`` holds; the sources' processors have folders of their own."""
+        return {"auto_map": self.auto_map, "processor_class": type(self).__name__, "sources": self.sources}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ComposedProcessor:
+        """Loads the processor of a composed checkpoint, from a folder or from the Hub."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        asked = {
+            key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "trust_remote_code")
+        }
+        for name, entry in loaded.sources.items():
+            loader = PointsProcessor if entry["model_type"] == "mcompose_points" else AutoProcessor
+            loaded.processors[name] = loader.from_pretrained(
+                pretrained_model_name_or_path, **{**asked, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
+            )
+        return loaded
+
+
+def add_placeholders(tokenizer: Any, modalities: Sequence[str]) -> dict[str, int]:
+    """Gives a tokenizer the placeholders of some modalities as special tokens; those it has stay as they are.
+
+    Args:
+        tokenizer: The composition's tokenizer; changed in place.
+        modalities: What the composition serves.
+
+    Returns:
+        Modality -> placeholder id, for ``composed_config``.
+    """
+    wanted = [PLACEHOLDERS[modality] for modality in MODALITIES if modality in modalities]
+    missing = [token for token in wanted if token not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return {modality: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[modality]) for modality in modalities}
+
+
+def build_processor(
+    tokenizer: Any,
+    sources: Mapping[str, Mapping[str, Any]],
+    *,
+    processors: Mapping[str, Any],
+    chat_template: str | None = None,
+) -> ComposedProcessor:
+    """Makes a composed processor; its ``save_pretrained(dir)`` writes all its files.
+
+    Args:
+        tokenizer: The composition's tokenizer, after :func:`add_placeholders`.
+        sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
+        processors: Source name -> its native processor.
+        chat_template: Template over string contents; None takes the tokenizer's own.
+    """
+    short = {
+        name: {"model_type": entry["model_type"], "modalities": list(entry["modalities"])}
+        for name, entry in sources.items()
+    }
+    made = ComposedProcessor(tokenizer, sources=short, chat_template=chat_template)
+    made.processors = {name: processors[name] for name in short}
+    return made
+
+
+def _texts(text: str | Sequence[str] | None) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text or [])
+    if not texts or not all(isinstance(row, str) for row in texts):
+        raise ValueError("Pass text as a string or a list of strings.")
+    return texts
+
+
+def _filled(row: str, placeholder: str, fill: Any) -> str:
+    pieces = row.split(placeholder)
+    return pieces[0] + "".join(next(fill) + piece for piece in pieces[1:])
+
+
+def _flat(modality: str, value: Any) -> list[Any]:
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return []
+    if modality == "image":
+        nested = isinstance(value, list | tuple) and isinstance(value[0], list | tuple)
+        return [image for row in value for image in _flat("image", row)] if nested else make_flat_list_of_images(value)
+    if modality == "video":
+        return make_batched_videos(value)
+    depth = 1 if modality == "audio" else 2
+    if not isinstance(value, list | tuple):
+        return [value] if getattr(value, "ndim", depth) <= depth else list(value)
+    if modality == "audio" and isinstance(value[0], float | int):
+        return [value]
+    if isinstance(value[0], list | tuple) and not isinstance(value[0][0], float | int):
+        return [item for row in value for item in _flat(modality, row)]
+    return list(value)
