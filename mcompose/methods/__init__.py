@@ -1,14 +1,25 @@
 """Maths: the merge methods. The imports below are the catalogue; importing it loads neither torch nor Numba.
 
-One file a method (or a tight family), one pure function a method, one decorator. To read one, start with `linear`,
-then `slerp` (`blend` is what they share), then `ties` (`prune` is what it shares with DARE, breadcrumbs and DELLA).
+One file a method (or a tight family), one pure function a method, one decorator. To read one, start with
+`linear`, then `slerp` (`blend` is what they share), then `ties` (`prune` is what it shares with DARE,
+breadcrumbs and DELLA).
 """
 
+from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from mcompose.methods.call import merge_tensors, merge_whole
+from mcompose.methods.dare import dare_linear, dare_ties
+from mcompose.methods.della import della, della_linear
+from mcompose.methods.karcher import karcher
 from mcompose.methods.linear import linear, naivemc
 from mcompose.methods.method import METHODS, REQUIRED, Method, Parameter, Program, Survey, TensorTask
+from mcompose.methods.model_stock import model_stock
+from mcompose.methods.passthrough import passthrough
 from mcompose.methods.settings import arguments_for
+from mcompose.methods.slerp import nuslerp, slerp
+from mcompose.methods.task_arithmetic import task_arithmetic
 from mcompose.methods.ties import ties, ties_peft
+from mcompose.methods.ties_global import ties_global
+from mcompose.methods.weight_mix import weight_mix
 
 __all__ = [
     "METHODS",
@@ -19,10 +30,24 @@ __all__ = [
     "Survey",
     "TensorTask",
     "arguments_for",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "karcher",
     "linear",
     "merge_tensors",
     "merge_whole",
+    "model_stock",
     "naivemc",
+    "nuslerp",
+    "passthrough",
+    "slerp",
+    "task_arithmetic",
     "ties",
+    "ties_global",
     "ties_peft",
+    "weight_mix",
 ]

@@ -1,4 +1,4 @@
-"""The few operations that numpy and torch spell differently. Torch is never imported here: a tensor brings its own."""
+"""What numpy and torch spell differently. Torch is never imported here: a tensor brings its own."""
 
 from __future__ import annotations
 

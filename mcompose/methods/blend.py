@@ -1,11 +1,13 @@
 """Methods whose result is a sum of the sources: sum_i c_i x_i / divisor * scale.
 
-The idea: linear, spherical and geometric means all lie in the span of their inputs, so all that a method has to say
-is the coefficients, and all that it has to know about the tensors is how they lie to each other: their Gram matrix
-(norms and inner products, summed in float64). A rule is therefore a function from an n x n matrix to n numbers; this
-module applies it to whole arrays, numpy's or torch's. `blend_program` applies the same rule to chunks.
+The idea: linear, spherical and geometric means all lie in the span of their inputs, so all that a method
+has to say is the coefficients, and all that it has to know about the tensors is how they lie to each other:
+their Gram matrix (norms and inner products, summed in float64). A rule is therefore a function from an n x
+n matrix to n numbers; this module applies it to whole arrays, numpy's or torch's. `blend_program` applies
+the same rule to chunks.
 
-A tensor may be one group, or a Gram matrix may be kept for each row (last dimension) or each column (first dimension).
+A tensor may be one group, or a Gram matrix may be kept for each row (last dimension) or each column (first
+dimension).
 """
 
 from __future__ import annotations

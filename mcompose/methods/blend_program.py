@@ -1,7 +1,8 @@
 """Blend rules over chunks: at most one measuring pass for the Gram matrix, then one to pour.
 
-Inner products are float64 sums whose order is fixed by the element's place in the tensor (see `kernels.dot_lanes`),
-so every cut into chunks gives the same bytes. A row's matrix needs no pass of its own: rows come whole.
+Inner products are float64 sums whose order is fixed by the element's place in the tensor (see
+`kernels.dot_lanes`), so every cut into chunks gives the same bytes. A row's matrix needs no pass of its
+own: rows come whole.
 """
 
 from __future__ import annotations
@@ -192,9 +193,7 @@ class _RowBlend:
 
     passes = 0
 
-    def __init__(
-        self, rule: Callable[..., Blend], arguments: dict[str, Any], *, length: int, from_base: bool
-    ) -> None:
+    def __init__(self, rule: Callable[..., Blend], arguments: dict[str, Any], *, length: int, from_base: bool) -> None:
         self.rule = rule
         self.arguments = arguments
         self.length = length

@@ -10,13 +10,13 @@ import numpy as np
 from mcompose.errors import NumericsError, RequestError
 from mcompose.methods.arrays import is_numpy, singles
 from mcompose.methods.method import METHODS, Method, TensorTask
-from mcompose.methods.randomness import address
+from mcompose.methods.randomness import addresses
 from mcompose.methods.settings import arguments_for
 
 __all__ = ["merge_tensors", "merge_whole"]
 
 
-def merge_tensors(
+def merge_tensors(  # noqa: PLR0913 - the public form: everything that a merge depends on
     name: str,
     tensors: Sequence[Any],
     *,
@@ -61,9 +61,7 @@ def merge_tensors(
         seed=seed,
         has_base=base is not None and method.base != "unused",
     )
-    merged = merge_whole(
-        method, task, [singles(tensor) for tensor in tensors], None if base is None else singles(base)
-    )
+    merged = merge_whole(method, task, [singles(tensor) for tensor in tensors], None if base is None else singles(base))
     first = tensors[0]
     return merged.astype(first.dtype) if is_numpy(first) else merged.to(first.dtype)
 
@@ -85,7 +83,7 @@ def merge_whole(method: Method, task: TensorTask, sources: Sequence[Any], base: 
     """
     arguments = arguments_for(method, task)
     if method.random:
-        arguments["keys"] = [address(task.seed, method.name, task.name, source) for source in task.sources]
+        arguments["keys"] = addresses(method.name, task)
     if method.space == "weights" and not (method.base == "optional" and base is not None):
         return _shaped(method.function(sources, **arguments), task)
     merged = method.function([_shaped(source - base, task) for source in sources], **arguments)

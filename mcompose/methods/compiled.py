@@ -1,8 +1,9 @@
 """Kernels: plain Python loops that Numba compiles to machine code the first time they are called.
 
-The idea: declare the types once (``@kernel("int64", "in uint16", "out float32")``), compile on first use, keep the
-machine code on disk. Importing this module or a kernel costs nothing, so `plan` and `--help` never pay for Numba.
-Kernels release the GIL and never use fast-math: the same numbers on every machine that has IEEE floats.
+The idea: declare the types once (``@kernel("int64", "in uint16", "out float32")``), compile on first use,
+keep the machine code on disk. Importing this module or a kernel costs nothing, so `plan` and `--help` never
+pay for Numba. Kernels release the GIL and never use fast-math: the same numbers on every machine that has
+IEEE floats.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ class Kernel:
     Args:
         function: The loop, in the subset of Python that Numba takes.
         returns: Numba's name of the type returned (``"void"``, ``"int64"``).
-        arguments: One type an argument: a scalar (``"float32"``), ``"in float32"`` for a contiguous array that is
-            only read, ``"out float32"`` for one that is written, ``"in2 float32"`` for one of two dimensions.
+        arguments: One type an argument: a scalar (``"float32"``), ``"in float32"`` for a contiguous array
+            that is only read, ``"out float32"`` for one that is written, ``"in2 float32"`` for one of two
+            dimensions.
     """
 
     def __init__(self, function: Callable[..., Any], returns: str, arguments: tuple[str, ...]) -> None:

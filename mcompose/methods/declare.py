@@ -1,11 +1,13 @@
 """The decorator that turns a function into a method of the catalogue.
 
-Parameters are read off the signature: every keyword-only argument is one, its default is the recipe's default, and
-its annotation says the rest::
+Parameters are read off the signature: every keyword-only argument is one, its default is the recipe's
+default, and its annotation says the rest::
 
-    def ties(deltas, *, weights: Weights, density: Annotated[PerSource, Range(0, 1)] = 1.0, normalize: bool = True)
+    def ties(deltas, *, weights: Weights, density: Annotated[PerSource, Range(0, 1)] = 1.0, normalize: bool
+    = True)
 
-Three names are not parameters: ``weights`` (one a source), ``base`` and ``keys`` (addresses of the randomness).
+Three names are not parameters: ``weights`` (one a source), ``base`` and ``keys`` (addresses of the
+randomness).
 """
 
 from __future__ import annotations

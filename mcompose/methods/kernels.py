@@ -1,8 +1,8 @@
 """Number formats and sums: the kernels that every merge runs through.
 
-Arrays are one-dimensional, contiguous and aligned; ``bits`` are bfloat16 or float16 as uint16. Widening is exact;
-narrowing rounds once, to nearest, ties to even, as the hardware does. Both count what is not finite, so that a broken
-source and an overflowed result are noticed in the pass that touches the bytes anyway.
+Arrays are one-dimensional, contiguous and aligned; ``bits`` are bfloat16 or float16 as uint16. Widening is
+exact; narrowing rounds once, to nearest, ties to even, as the hardware does. Both count what is not finite,
+so that a broken source and an overflowed result are noticed in the pass that touches the bytes anyway.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def narrow_f16(values: Array, out: Array) -> int:
         elif word >= np.uint32(0x47800000):
             result = np.uint32(0x7C00)
         elif word < np.uint32(0x38800000):
-            # Adding one half puts the subnormal's unit at the float32's last bit, so the adder does the rounding.
+            # Adding one half puts the subnormal's unit at the float32's last bit, so the adder does the
+            # rounding.
             scratch_word[0] = word
             scratch[0] = scratch[0] + _SINGLE_ONE_AT_HALF_SUBNORMAL
             result = np.uint32(scratch_word[0] - np.uint32(0x3F000000))
@@ -219,7 +220,7 @@ def row_dots(x: Array, y: Array, length: int, out: Array) -> None:
 
 @kernel("void", "in float32", "in float32", "int64", "out float64")
 def column_dots(x: Array, y: Array, start: int, sums: Array) -> None:
-    """Adds the products of one chunk to the sum of each column; element ``e`` is in column ``e mod sums.size``."""
+    """Adds the products of one chunk to its columns; element ``e`` is in column ``e mod sums.size``."""
     column = start % sums.size
     for i in range(x.size):
         sums[column] += np.float64(x[i]) * np.float64(y[i])

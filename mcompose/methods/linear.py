@@ -57,7 +57,8 @@ def linear(tensors: Any, *, weights: Weights, normalize: bool = True) -> Any:
     """Averages the sources by weight: sum_i w_i x_i / sum_i w_i.
 
     Paper: Model soups, arXiv:2203.05482 (the uniform soup).
-    Differs: from mergekit only where its weights sum to zero: there the quotient is infinite, here it is an error.
+    Differs: from mergekit only where its weights sum to zero: there the quotient is infinite, here it is an
+        error.
 
     Args:
         tensors: M float32 arrays of one shape.

@@ -6,12 +6,13 @@ A method file holds one function and one decorator::
     def task_arithmetic(deltas, *, weights, lambda_=1.0, normalize=False):
         ...
 
-The function takes float32 arrays of one tensor (numpy on the CPU, torch elsewhere) and returns one: the merged weight
-when ``space`` is ``weights``, the merged delta when it is ``deltas`` (the engine does the one subtraction and the one
-addition). Its keyword-only arguments are the recipe's parameters, under mergekit's names; ``lambda`` is spelt
-``lambda_`` in Python only.
+The function takes float32 arrays of one tensor (numpy on the CPU, torch elsewhere) and returns one: the
+merged weight when ``space`` is ``weights``, the merged delta when it is ``deltas`` (the engine does the one
+subtraction and the one addition). Its keyword-only arguments are the recipe's parameters, under mergekit's
+names; ``lambda`` is spelt ``lambda_`` in Python only.
 
-The engine never calls the function on large CPU tensors: a method may give a ``Program``, the same maths over chunks.
+The engine never calls the function on large CPU tensors: a method may give a ``Program``, the same maths
+over chunks.
 """
 
 from __future__ import annotations
@@ -89,24 +90,22 @@ class Program(Protocol):
 
     passes: int
     chunk_multiple: int
-    """Chunks start at multiples of this many elements: 1, or the length of a row; 0 when the whole tensor is one chunk."""
+    """Chunks start at multiples of it: 1, or the length of a row; 0 when the whole tensor is one chunk."""
 
     def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
         """Takes one chunk of measuring pass ``index``; ``start`` is its first element."""
         ...
 
-    def combine(
-        self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray
-    ) -> None:
-        """Writes the merged weights (base included, whatever the space) of one chunk into ``out``, all float32."""
+    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> None:
+        """Writes the merged weights of one chunk (base included, whatever the space) into ``out``, float32."""
         ...
 
 
 class Survey(Protocol):
     """What a ``whole_model`` method learns from all tensors before the first is merged.
 
-    For every pass, in order: `measure` takes every chunk of every tensor, in any order and from any thread, then
-    `finish` is called once. The survey then goes into each `TensorTask`.
+    For every pass, in order: `measure` takes every chunk of every tensor, in any order and from any thread,
+    then `finish` is called once. The survey then goes into each `TensorTask`.
     """
 
     passes: int
@@ -138,10 +137,11 @@ class Method:
         random: True when the seed matters.
         program: Makes the chunked form; None when the engine must give whole tensors to ``function``.
         whole_model: True when a measuring pass over all tensors comes first (``ties-global``).
-        survey: Makes the survey of a ``whole_model`` method from a task whose name is the model and whose shape is
-            ``(elements of all tensors,)``.
+        survey: Makes the survey of a ``whole_model`` method from a task whose name is the model and whose
+            shape is ``(elements of all tensors,)``.
         weighted: False when the method takes no weights (``slerp``): giving some is an error.
-        mergekit_defaults: What a mergekit recipe means when it is silent, where this differs from ``parameters``.
+        mergekit_defaults: What a mergekit recipe means when it is silent, where this differs from
+            ``parameters``.
         mergekit_ignored: Parameters that a mergekit recipe may carry and that change nothing here.
     """
 

@@ -1,12 +1,14 @@
 """Prune, rescale, combine: the maths that TIES, DARE, breadcrumbs and DELLA share, on whole arrays.
 
-Each of them drops a part of every delta, makes up for what was dropped, and then adds the deltas up, or first elects a
-sign for each element and averages those that agree. `prune_program` does the same over chunks.
+Each of them drops a part of every delta, makes up for what was dropped, and then adds the deltas up, or
+first elects a sign for each element and averages those that agree. `prune_program` does the same over
+chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -65,7 +67,8 @@ def largest_ranks(size: int, density: float, *, at_least_one: bool = True) -> tu
 def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
     """Says which ranks stay when ``gamma`` of the elements are dropped as outliers, then the smallest.
 
-    Fewer outliers are dropped where the density would otherwise not be reached; at density 1 nothing is dropped.
+    Fewer outliers are dropped where the density would otherwise not be reached; at density 1 nothing is
+    dropped.
 
     Args:
         size: Elements of the tensor.
@@ -113,10 +116,8 @@ def keep_ranked(delta: Any, density: float, epsilon: float, key: int) -> tuple[A
     Returns:
         The pruned delta, and the probability of every element.
     """
-    if delta.ndim == 0 or 0 in tuple(delta.shape):
-        rows = delta.reshape(1, -1)
-    else:
-        rows = delta.reshape(-1, delta.shape[-1])
+    row = delta.shape[-1] if delta.ndim else 1
+    rows = delta.reshape(prod(delta.shape) // max(row, 1), row)
     low, span = np.float32(density) - np.float32(epsilon), np.float32(2) * np.float32(epsilon)
     last = rows.shape[1] - 1
     places = as_kind(np.full(rows.shape, 0.5, np.float32), delta)
@@ -127,7 +128,7 @@ def keep_ranked(delta: Any, density: float, epsilon: float, key: int) -> tuple[A
 
 
 def match_norm(kept: Any, delta: Any) -> Any:
-    """Scales what is kept so that the sum of absolute values is as before; nothing to scale stays as it is."""
+    """Scales what is kept so that the sum of absolute values is as before, where there is something."""
     before, after = float(doubles(abs(delta)).sum()), float(doubles(abs(kept)).sum())
     return kept * float(norm_ratio(before, after))
 
@@ -151,9 +152,7 @@ def add_up(values: Sequence[Any], weights: Sequence[float], *, normalize: bool, 
     return total / plain_divisor(weights, normalize=normalize) * np.float32(lambda_).item()
 
 
-def elect(
-    values: Sequence[Any], weights: Sequence[float], *, average: Average, weighted: bool, lambda_: float
-) -> Any:
+def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, weighted: bool, lambda_: float) -> Any:
     """Elects a sign for each element and combines the deltas that have it.
 
     Args:

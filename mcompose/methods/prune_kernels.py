@@ -1,8 +1,8 @@
 """Pruning and election: the kernels of the TIES, DARE, breadcrumbs and DELLA families.
 
-A magnitude's *key* is the float32 bit pattern without its sign: for such integers the order is the order of the
-magnitudes, so ranks can be counted instead of sorted. What is dropped is multiplied by zero, not overwritten: a NaN
-stays a NaN and is noticed when the result is narrowed.
+A magnitude's *key* is the float32 bit pattern without its sign: for such integers the order is the order of
+the magnitudes, so ranks can be counted instead of sorted. What is dropped is multiplied by zero, not
+overwritten: a NaN stays a NaN and is noticed when the result is narrowed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ __all__ = [
     "count_low_keys",
     "elect",
     "keep_band",
+    "keep_by_chance",
     "keep_random",
-    "keep_ranked",
+    "rank_chances",
     "uniforms",
 ]
 
@@ -59,35 +60,30 @@ def count_low_keys(values: Array, high: int, counts: Array) -> None:
 def keep_band(values: Array, low: int, low_ties: int, high: int, high_ties: int, seen: Array) -> None:
     """Zeroes all but the keys above ``low`` and not above ``high``.
 
-    Of the elements equal to ``low`` the first ``low_ties`` are kept; of those equal to ``high`` the first ``high_ties``
-    are dropped, in element order; ``seen`` holds how many of each came in earlier chunks.
+    Of the elements equal to ``low`` the first ``low_ties`` are kept; of those equal to ``high`` the first
+    ``high_ties`` are dropped, in element order; ``seen`` holds how many of each came in earlier chunks.
     """
-    words = values.view(np.int32)
     low_key, high_key = np.int32(low), np.int32(high)
     for first in range(0, values.size, _TILE):
-        stop = min(values.size, first + _TILE)
+        tile = values[first : first + _TILE]
+        keys = tile.view(np.int32)
         equal = 0
-        for i in range(first, stop):
-            key = words[i] & np.int32(0x7FFFFFFF)
+        for i in range(tile.size):
+            key = keys[i] & np.int32(0x7FFFFFFF)
             equal += (key == low_key) | (key == high_key)
-        if equal == 0:
-            for i in range(first, stop):
-                key = words[i] & np.int32(0x7FFFFFFF)
-                inside = (key > low_key) & (key < high_key)
-                values[i] = values[i] * (np.float32(1) if inside else np.float32(0))
-            continue
-        for i in range(first, stop):
-            key = words[i] & np.int32(0x7FFFFFFF)
-            keep = key > low_key
+        for i in range(tile.size if equal == 0 else 0):
+            key = keys[i] & np.int32(0x7FFFFFFF)
+            tile[i] = tile[i] * (np.float32(1) if (key > low_key) & (key < high_key) else np.float32(0))
+        for i in range(0 if equal == 0 else tile.size):
+            key = keys[i] & np.int32(0x7FFFFFFF)
+            keep = (key > low_key) & (key < high_key)
             if key == low_key:
                 keep = seen[0] < low_ties
                 seen[0] += 1
-            if key > high_key:
-                keep = False
             if key == high_key:
-                keep = keep and seen[1] >= high_ties
+                keep = (key > low_key or keep) and seen[1] >= high_ties
                 seen[1] += 1
-            values[i] = values[i] * (np.float32(1) if keep else np.float32(0))
+            tile[i] = tile[i] * (np.float32(1) if keep else np.float32(0))
 
 
 @kernel("void", "uint64", "int64", "out float32")
@@ -108,37 +104,62 @@ def keep_random(values: Array, draws: Array, density: np.float32) -> None:
         values[i] = values[i] * (np.float32(1) if draws[i] < density else np.float32(0))
 
 
-@kernel("void", "out float32", "in float32", "int64", "float32", "float32", "bool_")
-def keep_ranked(
-    values: Array, draws: Array, length: int, density: np.float32, epsilon: np.float32, divide: bool
-) -> None:
-    """Zeroes elements with a chance that falls with their rank in rows of ``length`` elements.
+@kernel("void", "out float32", "in float32", "in float32")
+def keep_by_chance(values: Array, draws: Array, chances: Array) -> None:
+    """Zeroes the elements whose draw is not below their own chance."""
+    for i in range(values.size):
+        values[i] = values[i] * (np.float32(1) if draws[i] < chances[i] else np.float32(0))
 
-    The smallest is kept with probability ``density - epsilon``, the largest with ``density + epsilon``; with ``divide``
-    what is kept is divided by its probability.
+
+@kernel("void", "in float32", "int64", "float32", "float32", "out float32")
+def rank_chances(values: Array, length: int, low: np.float32, span: np.float32, out: Array) -> None:
+    """Gives each element a chance by its rank in its row of ``length``: ``low`` for the smallest, up by ``span``.
+
+    Rows are sorted by counting 11 bits at a time, which keeps equal magnitudes in element order.
     """
-    order = np.empty(length, np.uint64)
     words = values.view(np.uint32)
-    span = np.float32(2) * epsilon
+    keys = np.empty(length, np.uint32)
+    order = np.empty(length, np.int64)
+    spare = np.empty(length, np.int64)
+    counts = np.empty(2049, np.int64)
     for first in range(0, values.size, length):
         for i in range(length):
-            key = np.uint64(words[first + i] & np.uint32(0x7FFFFFFF))
-            order[i] = (key << np.uint64(32)) | np.uint64(i)
-        order.sort()
+            keys[i] = words[first + i] & np.uint32(0x7FFFFFFF)
+            order[i] = i
+        for shift in range(0, 33, 11):
+            bits = np.uint32(shift)
+            counts[:] = 0
+            for i in range(length):
+                counts[((keys[i] >> bits) & np.uint32(0x7FF)) + 1] += 1
+            for bin_ in range(2048):
+                counts[bin_ + 1] += counts[bin_]
+            for i in range(length):
+                bin_of = (keys[order[i]] >> bits) & np.uint32(0x7FF)
+                spare[counts[bin_of]] = order[i]
+                counts[bin_of] += 1
+            order, spare = spare, order
         for rank in range(length):
-            i = first + np.int64(order[rank] & np.uint64(0xFFFFFFFF))
             place = np.float32(rank) / np.float32(length - 1) if length > 1 else np.float32(0.5)
-            chance = (density - epsilon) + place * span
-            value = values[i] * (np.float32(1) if draws[i] < chance else np.float32(0))
-            values[i] = value / chance if divide else value
+            out[first + order[rank]] = low + place * span
 
 
 @kernel("void", "in float32", "int64", "out float64", "out float64")
 def abs_lanes(values: Array, start: int, lanes: Array, total: Array) -> None:
-    """Adds the absolute values of one chunk to ``lanes`` and ``total``, as `kernels.dot_lanes` does products."""
-    for i in range(values.size):
-        lanes[(start + i) % LANES] += np.float64(abs(values[i]))
-        if (start + i + 1) % BLOCK == 0:
+    """Adds the absolute values of one chunk to ``lanes`` and ``total``, as `kernels.dot_lanes` does."""
+    i = 0
+    while i < values.size:
+        stop = min(values.size, i + BLOCK - (start + i) % BLOCK)
+        while i < stop and (start + i) % LANES != 0:
+            lanes[(start + i) % LANES] += np.float64(abs(values[i]))
+            i += 1
+        while i + LANES <= stop:
+            for lane in range(LANES):
+                lanes[lane] += np.float64(abs(values[i + lane]))
+            i += LANES
+        while i < stop:
+            lanes[(start + i) % LANES] += np.float64(abs(values[i]))
+            i += 1
+        if (start + i) % BLOCK == 0:
             block = 0.0
             for lane in range(LANES):
                 block += lanes[lane]
@@ -146,54 +167,50 @@ def abs_lanes(values: Array, start: int, lanes: Array, total: Array) -> None:
             total[0] += block
 
 
-@kernel("void", "in2 float32", "in float32", "bool_", "int64", "float32", "in float32", "out float32")
-def elect(
-    values: Array, weights: Array, weighted: bool, average: int, scale: np.float32, base: Array, out: Array
-) -> None:
-    """``out = base + scale * mean`` of the values whose sign wins.
+@kernel("void", "in2 float32", "in2 float32", "float32", "in float32", "out float32")
+def elect(values: Array, shares: Array, scale: np.float32, base: Array, out: Array) -> None:
+    """``out = base + scale * mean`` of the values whose sign wins; plus wins at zero.
 
-    The sign of the sum wins, plus at zero; ``weighted`` votes with ``weights * values``, else with the values. The
-    agreeing ``weights * values`` are summed, and divided by the agreeing weights (``average`` 1), by their number (2),
-    or not at all (0).
+    The columns of ``shares`` hold for each source its weight in the vote, in the sum and in the divisor.
+    A divisor of zero counts as one.
     """
     total = np.empty(_TILE, np.float32)
-    mixed = np.empty(_TILE, np.float32)
-    share = np.empty(_TILE, np.float32)
+    divisor = np.empty(_TILE, np.float32)
     for first in range(0, out.size, _TILE):
-        size = min(_TILE, out.size - first)
-        for i in range(size):
-            total[i] = mixed[i] = share[i] = np.float32(0)
-        for source in range(weights.size):
-            vote = weights[source] if weighted else np.float32(1)
-            for i in range(size):
-                total[i] = total[i] + vote * values[source, first + i]
-        for source in range(weights.size):
-            weight = weights[source]
-            vote = weight if weighted else np.float32(1)
-            part = weight if average == 1 else np.float32(1)
-            for i in range(size):
-                ballot = vote * values[source, first + i]
-                agrees = (ballot > 0) if total[i] >= 0 else (ballot < 0)
-                one = np.float32(1) if agrees else np.float32(0)
-                mixed[i] = mixed[i] + weight * values[source, first + i] * one
-                share[i] = share[i] + part * one
-        for i in range(size):
-            divisor = share[i] if average != 0 and share[i] != 0 else np.float32(1)
-            out[first + i] = base[first + i] + mixed[i] / divisor * scale
+        mixed = out[first : first + _TILE]
+        origin = base[first : first + _TILE]
+        total[:] = 0
+        divisor[:] = 0
+        mixed[:] = 0
+        for source in range(shares.shape[0]):
+            vote = shares[source, 0]
+            value = values[source, first : first + _TILE]
+            for i in range(value.size):
+                total[i] = total[i] + vote * value[i]
+        for source in range(shares.shape[0]):
+            vote, weight, part = shares[source, 0], shares[source, 1], shares[source, 2]
+            value = values[source, first : first + _TILE]
+            for i in range(value.size):
+                ballot = vote * value[i]
+                ballot = ballot if total[i] >= 0 else -ballot
+                one = np.float32(1) if ballot > 0 else np.float32(0)
+                mixed[i] = mixed[i] + weight * value[i] * one
+                divisor[i] = divisor[i] + part * one
+        for i in range(mixed.size):
+            safe = divisor[i] if divisor[i] != 0 else np.float32(1)
+            mixed[i] = origin[i] + mixed[i] / safe * scale
 
 
 @kernel("void", "in2 float32", "in float32", "float32", "float32", "in float32", "out float32")
-def add_up(
-    values: Array, weights: Array, divisor: np.float32, scale: np.float32, base: Array, out: Array
-) -> None:
+def add_up(values: Array, weights: Array, divisor: np.float32, scale: np.float32, base: Array, out: Array) -> None:
     """``out = base + sum(weights * values) / divisor * scale``."""
     for first in range(0, out.size, _TILE):
-        stop = min(out.size, first + _TILE)
-        for i in range(first, stop):
-            out[i] = weights[0] * values[0, i]
-        for source in range(1, weights.size):
+        total = out[first : first + _TILE]
+        origin = base[first : first + _TILE]
+        for source in range(weights.size):
             weight = weights[source]
-            for i in range(first, stop):
-                out[i] = out[i] + weight * values[source, i]
-        for i in range(first, stop):
-            out[i] = base[i] + out[i] / divisor * scale
+            value = values[source, first : first + _TILE]
+            for i in range(value.size):
+                total[i] = weight * value[i] + (total[i] if source > 0 else np.float32(0))
+        for i in range(total.size):
+            total[i] = origin[i] + total[i] / divisor * scale

@@ -1,7 +1,8 @@
 """Prune, rescale, combine over chunks: measuring passes for ranks and norms, then one that writes.
 
-A `Cut` prunes one source: it may look at the deltas in measuring passes, and then zeroes a chunk in place. The program
-runs one cut a source and combines what is left, piece by piece, so that memory stays O(piece) for any tensor.
+A `Cut` prunes one source: it may look at the deltas in measuring passes, and then zeroes a chunk in place.
+The program runs one cut a source and combines what is left, piece by piece, so that memory stays O(piece)
+for any tensor.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "Cut",
     "KeepAll",
     "KeepAtLeast",
+    "KeepNone",
     "KeepRandom",
     "KeepRanked",
     "KeepRanks",
@@ -58,6 +60,14 @@ class KeepAll:
 
     def apply(self, start: int, delta: np.ndarray) -> None:
         """Changes nothing."""
+
+
+class KeepNone(KeepAll):
+    """Drops everything; a NaN stays one."""
+
+    def apply(self, start: int, delta: np.ndarray) -> None:
+        """Zeroes the piece."""
+        delta *= np.float32(0)
 
 
 class KeepRanks(KeepAll):
@@ -141,9 +151,13 @@ class KeepRanked(KeepAll):
 
     def apply(self, start: int, delta: np.ndarray) -> None:
         """Draws for every element of whole rows."""
-        draws = np.empty(delta.size, np.float32)
+        draws, chances = np.empty(delta.size, np.float32), np.empty(delta.size, np.float32)
         prune_kernels.uniforms(self.key, start, draws)
-        prune_kernels.keep_ranked(delta, draws, self.row, self.density, self.epsilon, self.divide)
+        low, span = self.density - self.epsilon, np.float32(2) * self.epsilon
+        prune_kernels.rank_chances(delta, self.row, low, span, chances)
+        prune_kernels.keep_by_chance(delta, draws, chances)
+        if self.divide:
+            np.divide(delta, chances, out=delta)
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,13 @@ class Combination:
     average: Average = "none"
     divisor: float = 1.0
     scale: float = 1.0
+
+    def shares(self) -> np.ndarray:
+        """Weight of each source in the vote, in the sum and in the divisor, shape (sources, 3)."""
+        weights = np.asarray(self.weights, np.float32)
+        ones = np.ones_like(weights)
+        parts = {"weights": weights, "count": ones, "none": 0 * ones}[self.average]
+        return np.stack([weights if self.weighted else ones, weights, parts], axis=1)
 
 
 class PruneProgram:
@@ -188,6 +209,7 @@ class PruneProgram:
         self.cuts = cuts
         self.combination = combination
         self.weights = np.asarray(combination.weights, np.float32)
+        self.shares = combination.shares()
         self.divisors = np.asarray(divisors if divisors is not None else [1.0] * len(cuts), np.float32)
         self.ratios = np.ones(len(cuts), np.float32) if not match_norm else None
         self.select_passes = max(cut.passes for cut in cuts)
@@ -213,9 +235,7 @@ class PruneProgram:
         """Prunes and combines one chunk."""
         if self.ratios is None:
             totals = [norm.total() for norm in self.sums]
-            self.ratios = np.array(
-                [norm_ratio(*pair) for pair in zip(totals[::2], totals[1::2], strict=True)]
-            )
+            self.ratios = np.array([norm_ratio(*pair) for pair in zip(totals[::2], totals[1::2], strict=True)])
         for piece in self._pieces(out.size):
             values = np.empty((len(sources), piece.stop - piece.start), np.float32)
             for number, source in enumerate(sources):
@@ -231,8 +251,7 @@ class PruneProgram:
     def _combine(self, values: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
         how = self.combination
         if how.elected:
-            average = ("none", "weights", "count").index(how.average)
-            prune_kernels.elect(values, self.weights, how.weighted, average, how.scale, base, out)
+            prune_kernels.elect(values, self.shares, how.scale, base, out)
         else:
             prune_kernels.add_up(values, self.weights, how.divisor, how.scale, base, out)
 

@@ -1,7 +1,8 @@
-"""Addressed randomness: the draw for an element depends on (seed, method, tensor, source, element) and nothing else.
+"""Addressed randomness: a draw depends on (seed, method, tensor, source, element) and nothing else.
 
-The idea: hash the address once into a 64-bit key, then number the elements with SplitMix64. No state is kept, so any
-cut into chunks, any thread and any order of tensors draws the same numbers, and the global generators stay untouched.
+The idea: hash the address once into a 64-bit key, then number the elements with SplitMix64. No state is
+kept, so any cut into chunks, any thread and any order of tensors draws the same numbers, and the global
+generators stay untouched.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mcompose.methods.arrays import is_numpy
+from mcompose.methods.method import TensorTask
 
-__all__ = ["address", "uniforms"]
+__all__ = ["address", "addresses", "uniforms"]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -34,6 +36,11 @@ def address(seed: int, method: str, tensor: str, source: str) -> int:
     """
     text = "\x1f".join((str(int(seed)), method, tensor, source))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def addresses(method: str, task: TensorTask) -> list[int]:
+    """Gives the address of every source of a task."""
+    return [address(task.seed, method, task.name, source) for source in task.sources]
 
 
 def uniforms(key: int, like: Any) -> Any:

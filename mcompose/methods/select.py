@@ -1,8 +1,8 @@
 """Exact ranks of magnitude in O(1) memory: count bit patterns instead of sorting.
 
-Level one counts the upper 15 bits of the keys (see `prune_kernels`) and finds the bin in which a rank lies; level two
-counts the lower 16 bits inside that bin and finds the exact key. Both are sums of integers: any order of chunks, and
-any number of tensors, gives the same answer.
+Level one counts the upper 15 bits of the keys (see `prune_kernels`) and finds the bin in which a rank lies;
+level two counts the lower 16 bits inside that bin and finds the exact key. Both are sums of integers: any
+order of chunks, and any number of tensors, gives the same answer.
 """
 
 from __future__ import annotations

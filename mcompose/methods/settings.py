@@ -1,7 +1,7 @@
 """From what a recipe says to what a function takes: defaults filled, ranges checked, one value a source.
 
-Every way into a method (program, survey, one-call form) comes through here, so a wrong value gives the same sentence
-everywhere, and before any weight is read.
+Every way into a method (program, survey, one-call form) comes through here, so a wrong value gives the same
+sentence everywhere, and before any weight is read.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def arguments_for(method: Method, task: TensorTask) -> dict[str, Any]:
         ``weights`` is there when the method is weighted.
 
     Raises:
-        RequestError: A parameter is unknown, missing, out of range or of the wrong length; or the number of sources
-            or weights does not fit the method.
+        RequestError: A parameter is unknown, missing, out of range or of the wrong length; or the number of
+            sources or weights does not fit the method.
     """
     check_sources(method, len(task.sources))
     known = {parameter.name: parameter for parameter in method.parameters}
@@ -121,11 +121,7 @@ def _checked(method: Method, parameter: Parameter, value: Any) -> Any:
         return bool(value)
     number = parameter.kind(value)
     low, high = parameter.low, parameter.high
-    if (
-        not math.isfinite(number)
-        or (low is not None and number < low)
-        or (high is not None and number > high)
-    ):
+    if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
         raise RequestError(f"{place} is {value!r}, outside {_span(low, high)}.")
     return number
 

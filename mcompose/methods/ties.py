@@ -60,9 +60,9 @@ def ties(
     """Trims every delta to its largest elements, elects a sign for each element, averages those that agree.
 
     Paper: TIES-Merging, arXiv:2306.01708.
-    Differs: as mergekit does, the threshold is per tensor, weights take part in the election, and the mean divides by
-        the agreeing weights. From mergekit: equal magnitudes at the threshold are kept in element order, where its
-        unstable sort keeps arbitrary ones. The paper's own rule is `ties-global`.
+    Differs: as mergekit does, the threshold is per tensor, weights take part in the election, and the mean
+        divides by the agreeing weights. From mergekit: equal magnitudes at the threshold are kept in
+        element order, where its unstable sort keeps arbitrary ones. The paper's own rule is `ties-global`.
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
@@ -95,8 +95,8 @@ def ties_peft(deltas: Any, *, weights: Weights, density: Density = 1.0) -> Any:
     """Trims every delta, elects signs by the unweighted sum, divides by the number of sources that agree.
 
     Paper: TIES-Merging, arXiv:2306.01708.
-    Differs: as in PEFT, the threshold is per tensor and weights scale the deltas after the election; a small density
-        may keep nothing. One density a source is allowed.
+    Differs: as in PEFT, the threshold is per tensor and weights scale the deltas after the election; a
+        small density may keep nothing. One density a source is allowed.
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.

@@ -1,0 +1,137 @@
+"""Model breadcrumbs: drop the largest and the smallest elements of every delta, then add up or elect signs."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Any
+
+from mcompose.methods.declare import PerSource, Range, Weights, each, method
+from mcompose.methods.method import Program, TensorTask
+from mcompose.methods.prune import (
+    Density,
+    NormRescale,
+    add_up,
+    band_ranks,
+    elect,
+    keep_ranks,
+    match_norm,
+    plain_divisor,
+)
+from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
+
+__all__ = ["breadcrumbs", "breadcrumbs_ties"]
+
+Gamma = Annotated[PerSource, Range(0.0, 1.0)]
+"""Share of the elements that is dropped at the top."""
+
+
+def _program(
+    task: TensorTask, combination: Combination, *, density: PerSource, gamma: PerSource, rescale: str
+) -> Program:
+    size, count = prod(task.shape), len(task.sources)
+    cuts = [
+        KeepRanks(band_ranks(size, share, top), size)
+        for share, top in zip(each(density, count), each(gamma, count), strict=True)
+    ]
+    return PruneProgram(cuts, combination, match_norm=rescale == "mergekit")
+
+
+def _linear_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **pruning: Any) -> Program:
+    divisor = plain_divisor(weights, normalize=normalize)
+    return _program(task, Combination(weights, divisor=divisor, scale=lambda_), **pruning)
+
+
+def _ties_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **pruning: Any) -> Program:
+    average = "weights" if normalize else "none"
+    combination = Combination(weights, elected=True, average=average, scale=lambda_)
+    return _program(task, combination, **pruning)
+
+
+def _banded(deltas: Any, density: PerSource, gamma: PerSource, rescale: str) -> list[Any]:
+    values = []
+    shares, tops = each(density, len(deltas)), each(gamma, len(deltas))
+    for delta, share, top in zip(deltas, shares, tops, strict=True):
+        kept = keep_ranks(delta, band_ranks(prod(delta.shape), share, top))
+        values.append(match_norm(kept, delta) if rescale == "mergekit" else kept)
+    return values
+
+
+@method(
+    "breadcrumbs",
+    title="Model breadcrumbs",
+    paper="arXiv:2312.06795",
+    space="deltas",
+    base="required",
+    program=_linear_program,
+    mergekit_ignored=("int8_mask",),
+)
+def breadcrumbs(  # noqa: PLR0913 - its parameters are the recipe's
+    deltas: Any,
+    *,
+    weights: Weights,
+    density: Density = 1.0,
+    gamma: Gamma = 0.01,
+    rescale: NormRescale = "none",
+    normalize: bool = False,
+    lambda_: float = 1.0,
+) -> Any:
+    """Drops the ``gamma`` largest elements of every delta and the smallest beyond ``density``, adds up.
+
+    Paper: Model breadcrumbs, arXiv:2312.06795.
+    Differs: as in mergekit, ``density`` counts what is kept, fewer outliers are dropped where the density would not be
+        reached, and density 1 drops nothing. Equal magnitudes rank in element order.
+
+    Args:
+        deltas: M float32 arrays of one shape, source minus base.
+        weights: One weight a source.
+        density: Share of the elements kept.
+        gamma: Share of the elements dropped at the top.
+        rescale: ``mergekit`` restores each pruned delta's sum of absolute values.
+        normalize: Whether to divide by the sum of the weights (not where that is zero).
+        lambda_: Factor of the merged delta.
+
+    Returns:
+        The merged delta.
+    """
+    return add_up(_banded(deltas, density, gamma, rescale), weights, normalize=normalize, lambda_=lambda_)
+
+
+@method(
+    "breadcrumbs_ties",
+    title="Model breadcrumbs (TIES)",
+    paper="arXiv:2312.06795",
+    space="deltas",
+    base="required",
+    program=_ties_program,
+    mergekit_ignored=("int8_mask",),
+)
+def breadcrumbs_ties(  # noqa: PLR0913 - its parameters are the recipe's
+    deltas: Any,
+    *,
+    weights: Weights,
+    density: Density = 1.0,
+    gamma: Gamma = 0.01,
+    rescale: NormRescale = "none",
+    normalize: bool = False,
+    lambda_: float = 1.0,
+) -> Any:
+    """Prunes as `breadcrumbs` does, then elects a sign for each element as TIES does.
+
+    Paper: arXiv:2312.06795 (pruning) and arXiv:2306.01708 (election).
+    Differs: see `breadcrumbs`; as in mergekit, weights take part in the election.
+
+    Args:
+        deltas: M float32 arrays of one shape, source minus base.
+        weights: One weight a source.
+        density: Share of the elements kept.
+        gamma: Share of the elements dropped at the top.
+        rescale: ``mergekit`` restores each pruned delta's sum of absolute values.
+        normalize: Whether to divide by the weights that agree.
+        lambda_: Factor of the merged delta.
+
+    Returns:
+        The merged delta.
+    """
+    values = _banded(deltas, density, gamma, rescale)
+    average = "weights" if normalize else "none"
+    return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
