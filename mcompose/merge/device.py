@@ -1,0 +1,69 @@
+"""The same jobs on a torch device: whole tensors, through the methods' own functions.
+
+Reading, widening, adapters, checks, rounding and writing are the CPU engine's; only the arithmetic moves. Each thread
+holds one whole tensor of every source in float32, on the host and on the device. The path is tested as ``torch:cpu``
+and has not been run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mcompose.errors import RequestError
+from mcompose.merge.catalogue import find_method
+from mcompose.merge.job import Segment, TensorJob
+from mcompose.merge.program import call_whole, task_for
+from mcompose.merge.stream import JobStream
+from mcompose.methods.method import Program
+
+__all__ = ["TorchStream", "check_device"]
+
+
+def check_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        RequestError: torch does not know the name, or cannot use the device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else "torch refused it"
+        raise RequestError(f"Device '{name}' cannot be used: {first_line}", hint="Use '--device cpu'.") from error
+    return device
+
+
+@dataclass
+class TorchStream(JobStream):
+    """Runs jobs on one thread, merging on a torch device.
+
+    Args:
+        device: The device.
+    """
+
+    device: torch.device | None = None
+
+    def _combine(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None], program: Program) -> None:
+        if segment.action != "merged" or find_method(segment.method).whole_model:
+            super()._combine(job, segment, emit, program)
+            return
+        total = (segment.stop - segment.start) * job.row_elements
+        for start, count in self._blocks(total, max(total, 1)):
+            sources, base = self._load_all(segment, job, start, count)
+            task = task_for(job, segment)
+            merged = call_whole(
+                find_method(segment.method),
+                task,
+                [self._moved(source, task.shape) for source in sources],
+                None if base is None else self._moved(base, task.shape),
+            )
+            values = np.ascontiguousarray(merged.float().cpu().numpy()).reshape(-1)
+            emit(self._narrow(job, segment, values, start=0))
+
+    def _moved(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.from_numpy(values).reshape(shape).to(self.device)

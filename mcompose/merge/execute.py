@@ -1,0 +1,182 @@
+"""Runs a plan: jobs to threads, digests to the journal, one sentence when something fails.
+
+One tensor is one job, run by one thread from its first element to its last; the largest go first, so that the threads
+end together. Every output byte has its place from the start, so jobs finish in any order and the result is the same:
+with any number of threads, and after any number of interruptions. A finished tensor is a line in the journal; the next
+run of the same plan skips it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from mcompose.checkpoint.layout import Layout
+from mcompose.checkpoint.staged import StagedOutput
+from mcompose.errors import InterruptedRunError
+from mcompose.ledger import TensorRow
+from mcompose.merge.job import MergePlan, TensorJob
+from mcompose.merge.progress import Progress, Shared, Silent
+from mcompose.merge.stream import Cancelled, InputFiles, JobStream, Write
+from mcompose.merge.survey import Surveys
+
+__all__ = ["default_threads", "execute"]
+
+MAX_DEFAULT_THREADS = 16
+"""Beyond this, memory bandwidth and not arithmetic is the limit."""
+
+Work = Callable[[JobStream, Any], None]
+
+
+def default_threads() -> int:
+    """Threads that a run uses when nobody says: one per core this process may use."""
+    return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+
+
+def execute(
+    plan: MergePlan,
+    staged: StagedOutput,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    check_finite: bool = True,
+) -> list[TensorRow]:
+    """Writes every tensor of a plan into its place.
+
+    Args:
+        plan: The plan; ``staged`` must have been opened with its fingerprint.
+        staged: The output in the making. The caller finishes it.
+        threads: Threads; None for one per core. The bytes do not depend on it.
+        device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` takes the
+            torch path on the CPU, which is how that path is tested; it has not been run on a GPU.
+        progress: Told the bytes written.
+        check_finite: Whether a NaN or infinity in a source or in the result is an error.
+
+    Returns:
+        The ledger's rows: one per output tensor in output order, then what was dropped.
+
+    Raises:
+        NumericsError: A tensor is not finite; the message names source, tensor and element.
+        CompositionError: Tensors that cannot be merged differ between sources.
+        CheckpointError: A source cannot be read.
+        StorageError: The disk is full or refused a write.
+        InterruptedRunError: Ctrl-C; what is finished is kept for the next run.
+    """
+    finished = {name: row.digest for name, row in staged.allocate(plan.layout).items()}
+    run = _Run(plan, staged, digests=finished, progress=progress or Silent(), check_finite=check_finite)
+    if device != "cpu":
+        from mcompose.merge.device import TorchStream, check_device  # noqa: PLC0415 - torch, when asked for
+
+        run.make_stream = partial(TorchStream, device=check_device(device.removeprefix("torch:")))
+    run.all_jobs(threads=threads or default_threads())
+    rows = [job.ledger_row(run.digests[job.name]) for job in plan.jobs]
+    return rows + [entry.ledger_row() for entry in plan.dropped]
+
+
+@dataclass
+class _Run:
+    """The state that the threads share."""
+
+    plan: MergePlan
+    staged: StagedOutput
+    digests: dict[str, str]
+    progress: Progress
+    check_finite: bool
+    files: InputFiles = field(default_factory=InputFiles)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    make_stream: Callable[..., JobStream] = JobStream
+
+    def all_jobs(self, *, threads: int) -> None:
+        """Surveys what must be known of the whole model, then makes every tensor that is not there yet."""
+        todo = [job for job in self.plan.jobs if job.name not in self.digests]
+        done_bytes = sum(job.nbytes for job in self.plan.jobs) - sum(job.nbytes for job in todo)
+        self.progress.start(self.plan.bytes_to_write, done_bytes)
+        shared = Shared(self.progress)
+        try:
+            surveys = Surveys.of(self.plan.jobs) if todo else Surveys()
+            for index in range(surveys.passes):
+                work = [pair for pair in surveys.segments if index < surveys.of_segment(pair[1]).passes]
+                self._spread(work, surveys.measurer(index), shared, threads=threads)
+                surveys.finish(index)
+            largest_first = sorted(todo, key=lambda job: -job.nbytes * _inputs(job))
+            self._spread(largest_first, self._maker(surveys), shared, threads=threads)
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+        finally:
+            shared.flush()
+            self.progress.finish()
+            self.files.close()
+
+    def _maker(self, surveys: Surveys) -> Work:
+        def make(stream: JobStream, job: TensorJob) -> None:
+            digest = stream.run(job, _writer(self.staged, self.plan.layout, job), surveys=surveys)
+            self.staged.record(job.name, digest=digest)
+            self.digests[job.name] = digest
+
+        return make
+
+    def _spread(self, items: Sequence[Any], work: Work, shared: Shared, *, threads: int) -> None:
+        """Gives the items to threads in order; the first failure stops all and is raised."""
+        queue, lock = iter(items), threading.Lock()
+
+        def worker() -> None:
+            stream = self.make_stream(
+                files=self.files,
+                cancelled=self.cancelled,
+                advance=shared.advance,
+                check_finite=self.check_finite,
+            )
+            while not self.cancelled.is_set():
+                with lock:
+                    item = next(queue, None)
+                if item is None:
+                    return
+                try:
+                    work(stream, item)
+                except Cancelled:
+                    return
+                except BaseException:
+                    self.cancelled.set()
+                    raise
+
+        count = max(1, min(threads, len(items)))
+        with ThreadPoolExecutor(count, thread_name_prefix="mcompose-merge") as pool:
+            futures = [pool.submit(worker) for _ in range(count)]
+            try:
+                wait(futures)
+            except BaseException:
+                self.cancelled.set()
+                raise
+        _raise_first(futures)
+
+    def _interrupted(self) -> InterruptedRunError:
+        kept, total = len(self.digests), len(self.plan.jobs)
+        return InterruptedRunError(
+            f"Interrupted: {kept} of {total} tensors are finished and kept in '{self.staged.partial}'.",
+            hint="Run the same command again to go on from there; '--no-resume' starts anew.",
+        )
+
+
+def _writer(staged: StagedOutput, layout: Layout, job: TensorJob) -> Write:
+    place = layout.places[job.name]
+
+    def write(offset: int, block: memoryview) -> None:
+        staged.pwrite_all(place.filename, place.offset + offset, block)
+
+    return write
+
+
+def _inputs(job: TensorJob) -> int:
+    return max((len(segment.inputs) for segment in job.segments), default=0) or 1
+
+
+def _raise_first(futures: Sequence[Future[None]]) -> None:
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
