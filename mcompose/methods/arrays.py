@@ -33,7 +33,7 @@ def as_kind(array: np.ndarray, like: Any) -> Any:
     """Gives a numpy array the kind, element type aside, and the device of ``like``."""
     if is_numpy(like):
         return array
-    return like.new_tensor(array.tolist()) if array.size == 0 else like.new_tensor(array)
+    return like.new_tensor(array)
 
 
 def descending_order(magnitudes: Any) -> Any:
