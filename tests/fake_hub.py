@@ -96,9 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
         header = self.headers.get
-        self.record = Request(
-            self.command, unquote(url.path), header("Authorization", ""), header("Range", "")
-        )
+        self.record = Request(self.command, unquote(url.path), header("Authorization", ""), header("Range", ""))
         self.hub.log.append(self.record)
         try:
             if self.command == "PUT" and self._take_fault("reset_uploads"):
@@ -196,15 +194,11 @@ class _Handler(BaseHTTPRequestHandler):
         user = self._user()
         if user is None:
             raise _Reply(401, {"error": "Invalid username or password."})
-        raise _Reply(
-            200, {"type": "user", "name": user[0], "orgs": [], "auth": {"accessToken": {"role": user[1]}}}
-        )
+        raise _Reply(200, {"type": "user", "name": user[0], "orgs": [], "auth": {"accessToken": {"role": user[1]}}})
 
     def info(self, repo_id: str, revision: str = "main") -> None:
         repo, oid = self._commit(repo_id, revision)
-        rows = [
-            {"rfilename": p, "blobId": b.entry()["oid"], **b.entry()} for p, b in repo.commits[oid].items()
-        ]
+        rows = [{"rfilename": p, "blobId": b.entry()["oid"], **b.entry()} for p, b in repo.commits[oid].items()]
         body = {"id": repo_id, "modelId": repo_id, "sha": oid, "siblings": rows, "private": repo.private}
         raise _Reply(200, {**body, "gated": "auto" if repo.gated else False, "tags": [], "downloads": 0})
 
@@ -214,19 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refs(self, repo_id: str) -> None:
         repo = self._repo(repo_id)
-        rows = [
-            {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c}
-            for n, c in repo.refs.items()
-            if "/" not in n
-        ]
+        rows = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items() if "/" not in n]
         raise _Reply(200, {"branches": rows, "tags": [], "converts": [], "pullRequests": []})
 
     def list_models(self) -> None:
-        rows = [
-            {"id": repo_id, "modelId": repo_id}
-            for repo_id, repo in self.hub.repos.items()
-            if not repo.private
-        ]
+        rows = [{"id": repo_id, "modelId": repo_id} for repo_id, repo in self.hub.repos.items() if not repo.private]
         author = self.query.get("author", "")
         raise _Reply(200, [row for row in rows if row["id"].startswith(f"{author}/")])
 
@@ -273,9 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.repos:
             raise _Reply(409, {"error": "You already created this model repo", **url})
         repo = Repo(repo_id, private=asked.get("visibility") == "private" or bool(asked.get("private")))
-        repo.commit(
-            {".gitattributes": Blob(b"*.safetensors filter=lfs\n", lfs=False)}, message="initial commit"
-        )
+        repo.commit({".gitattributes": Blob(b"*.safetensors filter=lfs\n", lfs=False)}, message="initial commit")
         self.hub.repos[repo_id] = repo
         raise _Reply(200, url)
 
@@ -289,9 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         for file in self._json()["files"]:
             known = repo.commits[oid].get(file["path"])
             mode = "lfs" if _is_lfs(file["path"], file["size"]) else "regular"
-            rows.append(
-                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known and known.etag}
-            )
+            rows.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known and known.etag})
         raise _Reply(200, {"files": rows})
 
     def lfs_batch(self, repo_id: str) -> None:
@@ -316,7 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
         pull_request = self.query.get("create_pr") == "1"
         self._writer(pull_request=pull_request)
         if self._take_fault("fail_commits"):
-            raise _Reply(500, {"error": "Internal error"})
+            echo = self.headers.get("Authorization") if self.hub.faults.echo_token else ""
+            raise _Reply(500, {"error": f"Internal error {echo}"})
         repo, oid = self._commit(repo_id, revision)
         files, message = dict(repo.commits[oid]), ""
         for line in self.body.splitlines():

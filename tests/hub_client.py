@@ -13,12 +13,13 @@ from fake_hub import WRITE_TOKEN, FakeHub
 
 
 def run_client(
-    hub: FakeHub, home: Path, code: str, *, token: str | None = WRITE_TOKEN, **extra: str
+    hub: FakeHub, home: Path, code: str, *, token: str | None = WRITE_TOKEN, plain: bool = False, **extra: str
 ) -> tuple[Any, str]:
     """Runs Python code in a fresh process that knows this Hub only.
 
     The code leaves its answer in ``result`` (anything that JSON holds). An mcompose error becomes
-    ``{"error": class, "message": ..., "hint": ..., "text": the whole traceback}``.
+    ``{"error": class, "message": ..., "hint": ..., "text": the whole traceback}``. With ``plain``, mcompose cannot
+    be imported.
 
     Returns:
         The answer, and everything that the process printed.
@@ -26,7 +27,12 @@ def run_client(
     keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     settings = keep | hub.environment(home, token=token) | {"OMP_NUM_THREADS": "1"} | extra
     done = subprocess.run(
-        [sys.executable, "-c", _CLIENT, code], env=settings, capture_output=True, text=True, timeout=170
+        [sys.executable, "-c", _PLAIN if plain else _CLIENT, code],
+        env=settings,
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=170,
     )
     printed, _, answer = done.stdout.rpartition("RESULT ")
     if done.returncode or not answer:
@@ -47,4 +53,13 @@ except McomposeError as error:
     text = traceback.format_exc()
     result = {"error": type(error).__name__, "message": error.message, "hint": error.hint, "text": text}
 print("RESULT " + json.dumps(result, default=str))
+"""
+
+_PLAIN = """
+import json, sys
+from pathlib import Path
+sys.modules["mcompose"] = None
+names = {"Path": Path, "result": None}
+exec(sys.argv[1], names)
+print("RESULT " + json.dumps(names["result"]))
 """

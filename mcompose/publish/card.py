@@ -116,7 +116,8 @@ def _pipeline_tag(ledger: Ledger) -> str:
 
 
 def _summary(ledger: Ledger) -> str:
-    takes = _listed([*ledger.modalities, "text"] if ledger.output_format != "text" else ["text"])
+    media = [_PLURALS.get(m, m) for m in ledger.modalities] if ledger.output_format != "text" else []
+    takes = _listed([*media, "text"])
     sources = [source for source in ledger.sources if source.name != "base"]
     trained = any(step.step == "align" for step in ledger.steps)
     after = "and aligned by a short fine-tune" if trained else "without any training"
@@ -127,13 +128,16 @@ def _summary(ledger: Ledger) -> str:
     )
 
 
+_PLURALS = {"image": "images", "points": "point clouds"}
+
+
 def _sources(sources: Sequence[SourceRow]) -> str:
     rows = [
         (
             source.name,
             _source_link(source),
             source.model_type or "unknown",
-            _listed(source.modalities) or ("origin of deltas" if source.name == "base" else "language"),
+            _listed(source.modalities) or ("the common base" if source.name == "base" else "language"),
             source.licence or "unstated",
         )
         for source in sources
@@ -153,7 +157,8 @@ def _source_link(source: SourceRow) -> str:
 def _method(ledger: Ledger) -> str:
     title = ledger.method_title or ledger.method
     paper = _paper_link(ledger.method_paper)
-    text = f"The language model was merged by **{title}**{f' ({paper})' if paper else ''}: `{ledger.method}`."
+    text = f"The language model was merged by **{title}**{f' ({paper})' if paper else ''}, `{ledger.method}`."
+    text += _common_weights(ledger.tensors)
     kept = [row for row in ledger.tensors if row.action != "dropped"]
     parts = list(dict.fromkeys(row.part or "other" for row in kept))
     rows = [_part_row(part, [row for row in kept if (row.part or "other") == part]) for part in parts]
@@ -161,6 +166,15 @@ def _method(ledger: Ledger) -> str:
     blocks = [text, _table(("part", "parameters", "tensors", *_ACTIONS), [*rows, total])]
     dropped = _dropped([row for row in ledger.tensors if row.action == "dropped"])
     return "\n\n".join([*blocks, dropped] if dropped else blocks)
+
+
+def _common_weights(rows: Iterable[TensorRow]) -> str:
+    """The weights, when all merged tensors have the same."""
+    found = dict.fromkeys((row.sources, row.weights) for row in rows if row.action == "merged")
+    sources, weights = next(iter(found), ((), ()))
+    if len(found) != 1 or len(sources) != len(weights):
+        return ""
+    return " Weights: " + ", ".join(f"{name} {w:g}" for name, w in zip(sources, weights, strict=True)) + "."
 
 
 def _part_row(part: str, rows: Sequence[TensorRow]) -> tuple[str, ...]:
@@ -214,10 +228,11 @@ def _recipe(folder: Path) -> str:
 
 def _limitations(ledger: Ledger) -> str:
     lines = [_clean(note) for step in ledger.steps for key in _NOTES for note in step.details.get(key, [])]
-    if len(ledger.modalities) > 1 and ledger.output_format == "composed":
+    widest = max((len(source.modalities) for source in ledger.sources), default=0)
+    if widest < len(ledger.modalities):
         lines.append(
-            "The sources were trained one modality at a time; questions over several at once are answered by "
-            "composition, so measure them before relying on them."
+            "No source brings all of these modalities: answers that join them come from the composition, so "
+            "measure them before relying on them."
         )
     if not any(step.step == "eval" for step in ledger.steps):
         lines.append("This model has not been evaluated.")
@@ -235,14 +250,12 @@ def _clean(note: Any) -> str:
 def _licences(sources: Sequence[SourceRow]) -> str:
     stated = list(dict.fromkeys(source.licence for source in sources))
     if len(stated) == 1 and stated[0]:
-        text = f"All sources state `{stated[0]}`. Check their pages before you share or sell what you build on this."
+        lines = [f"All sources state `{stated[0]}`; check their pages before you share or sell what you build.", ""]
     else:
-        text = (
-            "The sources do not state one common licence, and all of theirs apply to what came from them. "
-            "You must check that they allow your use."
-        )
-    listed = [f"- {source.name}: {source.licence or 'unstated'}" for source in sources] if len(stated) > 1 else []
-    return "\n".join([text, "", *listed, *(f"- {line}" for line in licence_remarks(sources))]).rstrip()
+        text = "The sources state no common licence, and each one's holds for what came from it. You must check "
+        lines = [text + "that they allow your use, and one another.", ""]
+        lines += [f"- {source.name}: {source.licence or 'states none'}" for source in sources]
+    return "\n".join([*lines, *(f"- {line}" for line in licence_remarks(sources))]).rstrip()
 
 
 def _provenance(ledger: Ledger) -> str:

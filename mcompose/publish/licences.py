@@ -42,7 +42,7 @@ def licence_fields(sources: Sequence[SourceRow], *, repo_id: str | None) -> dict
     stated = list(dict.fromkeys(source.licence for source in sources))
     if len(stated) == 1 and stated[0] and "," not in stated[0]:
         return {"license": stated[0]}
-    names = [name.replace(", ", "+") or "unstated" for name in stated]
+    names = [name.replace(", ", "-") or "unstated" for name in stated]
     fields = {"license": "other", "license_name": "mixed-" + "-and-".join(names) if names else "unstated"}
     if repo_id:
         fields["license_link"] = f"https://huggingface.co/{repo_id}#licence"
@@ -56,7 +56,7 @@ def licence_remarks(sources: Sequence[SourceRow]) -> list[str]:
         sources: The sources, base included.
 
     Returns:
-        One sentence per licence that this table knows, then one per source that states none.
+        One sentence per licence that the table knows.
     """
     remarks: dict[str, None] = {}
     for source in sources:
@@ -64,7 +64,4 @@ def licence_remarks(sources: Sequence[SourceRow]) -> list[str]:
             known = [prefix for prefix in _REMARKS if licence.startswith(prefix)]
             if known:
                 remarks[_REMARKS[max(known, key=len)]] = None
-    unstated = [source.name for source in sources if not source.licence]
-    if unstated:
-        remarks[f"No licence is stated by: {', '.join(unstated)}."] = None
     return list(remarks)

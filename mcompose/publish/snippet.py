@@ -63,7 +63,7 @@ def usage_snippet(ledger: Ledger, folder: Path, *, path: str) -> str:
         *sorted(imports, key=lambda line: line.split()[1].lower()),
         f"from transformers import {names}",
         "",
-        f'path = "{path}"  # or the folder that holds it',
+        f"path = {json.dumps(path)}  # or the folder that holds it",
         f"processor = AutoProcessor.from_pretrained(path{trust})",
         f'model = {loader}.from_pretrained(path, dtype="auto"{trust})',
         "",
@@ -84,7 +84,7 @@ def _text_snippet(path: str) -> str:
     return "\n".join([
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'path = "{path}"  # or the folder that holds it',
+        f"path = {json.dumps(path)}  # or the folder that holds it",
         "tokenizer = AutoTokenizer.from_pretrained(path)",
         'model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")',
         "",
