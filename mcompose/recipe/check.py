@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mcompose.errors import nearest_name
-from mcompose.recipe.document import Document, KeyPath
+from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.load import LoadedRecipe
 from mcompose.recipe.schema import Recipe
 from mcompose.recipe.values import Choice, Value, scalars_of
@@ -56,6 +56,16 @@ class ParameterLike(Protocol):
         """Largest allowed value."""
         ...
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that a ``str`` may be."""
+        ...
+
+    @property
+    def words(self) -> Mapping[Any, str]:
+        """Other values, and the choice that they stand for."""
+        ...
+
 
 class MethodLike(Protocol):
     """What must be known of a method."""
@@ -80,6 +90,11 @@ class MethodLike(Protocol):
         """Most sources; None for any number."""
         ...
 
+    @property
+    def weighted(self) -> bool:
+        """Whether it takes weights."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Use:
@@ -90,6 +105,7 @@ class _Use:
     parameters: Mapping[str, Any]
     inherited: Mapping[str, Any]
     num_sources: int
+    is_weighted: bool
 
 
 def check_method(recipe: LoadedRecipe | Recipe, catalogue: Mapping[str, MethodLike]) -> None:
@@ -110,8 +126,9 @@ def check_method(recipe: LoadedRecipe | Recipe, catalogue: Mapping[str, MethodLi
         if use.method not in catalogue:
             at = (*use.at, "method")
             hint = nearest_name(use.method, catalogue)
-            raise document.error(f"'merge.method': there is no method '{use.method}'.", at=at, hint=hint)
+            raise document.error(f"'{spell(at)}': there is no method '{use.method}'.", at=at, hint=hint)
         method = catalogue[use.method]
+        _check_weights(use, method, document)
         _check_sources(use, method, plain, document)
         _check_parameters(use, method, document)
 
@@ -124,17 +141,26 @@ def is_required(parameter: ParameterLike) -> bool:
 def _uses(recipe: Recipe) -> Iterator[_Use]:
     merge, count = recipe.merge, len(recipe.sources)
     if merge.slices is None:
-        yield _Use(("merge",), merge.method, merge.parameters, {}, count)
+        yield _Use(("merge",), merge.method, merge.parameters, {}, count, merge.weights is not None)
     for index, piece in enumerate(merge.slices or ()):
         at = ("merge", "slices", index)
-        yield _Use(at, merge.method, piece.parameters, merge.parameters, len(piece.names))
+        yield _Use(at, merge.method, piece.parameters, merge.parameters, len(piece.names), piece.weights is not None)
     for index, override in enumerate(merge.overrides):
         is_same = override.method in {None, merge.method}
         inherited = merge.parameters if is_same else {}
         at = ("merge", "overrides", index)
         if is_same and merge.slices is not None:
             inherited = {**merge.slices[0].parameters, **inherited}
-        yield _Use(at, override.method or merge.method, override.parameters, inherited, count)
+        yield _Use(
+            at, override.method or merge.method, override.parameters, inherited, count, override.weights is not None
+        )
+
+
+def _check_weights(use: _Use, method: MethodLike, document: Document) -> None:
+    # weight-mix says its shares by beta; weights are read as one (``select``).
+    if use.is_weighted and not method.weighted and use.method != "weight-mix":
+        at = (*use.at, "weights")
+        raise document.error(f"'{spell(at)}': '{use.method}' takes no weights.", at=at, hint="Leave them out.")
 
 
 def _check_sources(use: _Use, method: MethodLike, recipe: Recipe, document: Document) -> None:
@@ -196,6 +222,11 @@ def _check_scalars(value: Value, parameter: ParameterLike, document: Document, *
         raise document.error(f"'{parameter.name}' is a whole number and cannot be a gradient.", at=at)
     for inner, scalar in scalars_of(value):
         where = (*at, *inner)
+        if scalar in parameter.words:
+            continue
+        if parameter.choices and scalar not in parameter.choices:
+            hint = nearest_name(str(scalar), parameter.choices)
+            raise document.error(f"'{parameter.name}' cannot be '{scalar}'.", at=where, hint=hint)
         if not _is_kind(scalar, parameter.kind):
             shown = str(scalar).lower() if isinstance(scalar, bool) else f"'{scalar}'"
             kind = _KINDS.get(parameter.kind, parameter.kind.__name__)

@@ -110,6 +110,8 @@ def _keys(loc: tuple[int | str, ...], data: Any) -> KeyPath:
     """The location without the names of union members, which pydantic puts in between."""
     path: list[str | int] = []
     for index, key in enumerate(loc):
+        if key == "[key]":
+            break
         is_last = index == len(loc) - 1
         if isinstance(data, Mapping) and (key in data or is_last):
             path.append(key)

@@ -181,17 +181,21 @@ class _Builder:
         self._constructor = yaml.constructor.SafeConstructor()
 
     def build(self, node: Node, *, at: KeyPath) -> Any:
-        self._count += 1
-        if self._count > MAX_VALUES:
-            raise self._error(f"the anchors unfold to more than {MAX_VALUES:,} values.", node)
-        if any(node is outer for outer in self._open):
-            raise self._error(f"the anchor at '{spell(at)}' contains itself.", node)
+        self._take(node, at=at)
         if isinstance(node, ScalarNode):
             return self._scalar(node, at=at)
         self._open.append(node)
         value = self._mapping(node, at=at) if isinstance(node, MappingNode) else self._sequence(node, at=at)
         self._open.pop()
         return value
+
+    def _take(self, node: Node, *, at: KeyPath) -> None:
+        """Counts a node, and refuses one that is being built already."""
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise self._error(f"the anchors unfold to more than {MAX_VALUES:,} values.", node)
+        if any(node is outer for outer in self._open):
+            raise self._error(f"the anchor at '{spell(at)}' contains itself.", node)
 
     def _sequence(self, node: Node, *, at: KeyPath) -> list[Any]:
         if not isinstance(node, SequenceNode) or node.tag != _TAG + "seq":
@@ -227,9 +231,8 @@ class _Builder:
             first_lines[key] = line
             yield key_node, value_node
         for other in merged:
+            self._take(other, at=at)
             self._open.append(other)
-            if len(self._open) > 1 and any(other is outer for outer in self._open[:-1]):
-                raise self._error("a '<<' contains itself.", other)
             yield from self._entries(other, at=at)
             self._open.pop()
 

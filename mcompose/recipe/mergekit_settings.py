@@ -38,8 +38,13 @@ PER_SOURCE = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
 """mergekit's parameters that a model may set, with their defaults; all others are common to the models."""
 COMMON_EPSILON = ("ram", "ramplus_tl")
 SWITCHES = ("normalize", "rescale", "filter_wise", "nuslerp_row_wise", "nuslerp_flatten", "normalize_weights")
-MEMORY_ONLY = "int8_mask"
+IDLE = ("int8_mask",)
 """Changes mergekit's memory, not the result."""
+IDLE_FOR = {"task_arithmetic": ("density", "rescale")}
+"""What mergekit takes and does not use."""
+SILENT = {name: {"rescale": "mergekit"} for name in ("dare_linear", "dare_ties", "della", "della_linear")}
+"""What mergekit means by silence, where mcompose's default is another."""
+RESCALE = {True: "mergekit", False: "none"}
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,11 @@ class GroupSettings:
                 if not is_weighted:
                     self._note_idle(key, reason=f"{self.method} takes no weights")
                 continue
-            if key == MEMORY_ONLY and self.method in NATIVE:
-                self._note_idle(key, reason="it saves mergekit memory and does not change the result")
+            if self.method in NATIVE and key in (*IDLE, *IDLE_FOR.get(self.method, ())):
+                self._note_idle(key, reason=f"mergekit's {self.method} does not use it for the result")
                 continue
             self._write_parameter(parameters, key, at=(*at, "parameters", key))
+        parameters = {**SILENT.get(self.method, {}), **parameters}
         if parameters:
             target["parameters"] = parameters
 
@@ -138,7 +144,7 @@ class GroupSettings:
 
     def _write_parameter(self, parameters: dict[str, Any], key: str, *, at: KeyPath) -> None:
         self.out.mark(at, at=self._where(key))
-        common = [_tidy(key, mapping[key]) for mapping, _ in self.group.levels if key in mapping]
+        common = [self._tidied(key, mapping[key]) for mapping, _ in self.group.levels if key in mapping]
         is_own = any(key in entry.parameters for entry in self.group.entries)
         # A model's filters are matched against its own tensor names, which slices set apart from the output's.
         is_own = is_own or (key in PER_SOURCE and any(_is_choices(value) for value in common))
@@ -150,15 +156,19 @@ class GroupSettings:
             if common:
                 parameters[key] = _chain(common)
             return
-        values: dict[str, Any] = {}
+        values: dict[str, Value] = {}
         for entry in self.group.entries:
-            own = [_tidy(key, entry.parameters[key])] if key in entry.parameters else []
+            own = [self._tidied(key, entry.parameters[key])] if key in entry.parameters else []
             default = [PER_SOURCE[key]] if key in PER_SOURCE else []
             chosen = _chain([*own, *common, *default])
             if chosen is None:
                 raise self.out.document.error(f"'{entry.ref.path}' has no '{key}'.", at=entry.at)
             values[self.out.names[entry.ref]] = chosen
-        parameters[key] = values
+        # passthrough has one source, and its scale is one value.
+        parameters[key] = values if self.method != "passthrough" else next(iter(values.values()))
+
+    def _tidied(self, key: str, value: Value) -> Value:
+        return _tidy(key, value, is_native=self.method in NATIVE)
 
     def _is_per_source(self, key: str) -> bool:
         if self.method not in NATIVE and key not in PER_SOURCE:
@@ -166,9 +176,11 @@ class GroupSettings:
         return key in PER_SOURCE and not (key == "epsilon" and self.method in COMMON_EPSILON)
 
 
-def _tidy(key: str, value: Value) -> Value:
-    """Numbers as switches: mergekit takes 1 for true."""
-    return bool(value) if key in SWITCHES and value in (0, 1) and not isinstance(value, tuple) else value
+def _tidy(key: str, value: Value, *, is_native: bool) -> Value:
+    """Switches as mcompose writes them: mergekit takes 1 for true, and its rescale has a name here."""
+    if key not in SWITCHES or isinstance(value, tuple) or value not in (0, 1):
+        return value
+    return RESCALE[bool(value)] if key == "rescale" and is_native else bool(value)
 
 
 def _is_choices(value: Value) -> bool:

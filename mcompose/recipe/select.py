@@ -75,7 +75,8 @@ def settings_for(
         if _matches(override.match, part=part, layer=layer, name=name):
             _apply(given, override, layer=layer, num_layers=num_layers)
     names = _source_names(merge, sources, part=part, layer=layer, name=name)
-    output_name = file_name(name, part=part)
+    # The only source of a tensor is what a filter speaks of, and with slices its layer may be another.
+    output_name = names[sources[0]] if len(sources) == 1 else file_name(name, part=part)
     weights = None
     if given.weights is not None:
         weights = tuple(_weight(given.weights, source, names[source]) for source in sources)
@@ -84,6 +85,8 @@ def settings_for(
         chosen = _parameter(value, names=names, output_name=output_name, position=position)
         if chosen is not None:
             parameters[key] = chosen
+    if given.method == "weight-mix" and weights is not None:
+        weights, parameters = None, {**parameters, "beta": _beta(weights, name)}
     return Setting(given.method, weights, parameters)
 
 
@@ -159,12 +162,25 @@ def _weight(given: tuple[Mapping[str, Value], float], source: str, name: str) ->
     return float(chosen)
 
 
+def _beta(weights: tuple[float, ...], name: str) -> float:
+    """weight-mix's share of the first source, where the recipe says the shares as weights."""
+    if len(weights) == 2 and abs(sum(weights) - 1) > 1e-6:
+        raise RecipeError(
+            f"'merge.weights' of weight-mix add up to {sum(weights):g} for '{name}'.",
+            hint="They are shares and add up to 1; or write 'parameters: {beta: ...}'.",
+        )
+    return weights[0]
+
+
 def _parameter(
     value: Any, *, names: Mapping[str, str], output_name: str, position: float
 ) -> Scalar | tuple[Any, ...] | None:
     if not isinstance(value, Mapping):
         return evaluate(value, name=output_name, position=position)
-    chosen = tuple(evaluate(value[source], name=name, position=position) for source, name in names.items())
+    chosen = tuple(
+        evaluate(value[source], name=name, position=position) if source in value else None
+        for source, name in names.items()
+    )
     if all(item is None for item in chosen):
         return None
     if any(item is None for item in chosen):

@@ -1,0 +1,404 @@
+"""Everything that can be wrong with a recipe: each gives one sentence with file, line, key and what to do."""
+
+import os
+import textwrap
+
+import pytest
+
+from mcompose.errors import RecipeError
+from mcompose.recipe import document, load_recipe
+
+GOOD = """\
+schema: 1
+name: pair
+base: hub:org/base
+sources:
+  - name: sees
+    model: hub:org/sees
+    modalities: [image]
+  - name: hears
+    model: local:hears
+merge:
+  method: linear
+  weights: {sees: 0.5, hears: 0.5}
+output:
+  dir: build/pair
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def failure(tmp_path, text):
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    error = caught.value
+    assert error.exit_code == 2
+    assert error.file == str(path)
+    where = f"{path}:{error.line}: " if error.line else f"{path}: "
+    assert error.message.startswith(where)
+    return error.line, error.message.removeprefix(where), error.hint
+
+
+def test_the_good_one_is_good(tmp_path):
+    assert load_recipe(write(tmp_path, GOOD)).recipe.source_names == ("sees", "hears")
+
+
+# (what to replace, with what, line, words of the message, words of the hint)
+CASES = {
+    "misspelt top key": ("merge:", "merg:", 10, "'merg' is not a known key", "Did you mean 'merge'?"),
+    "misspelt source key": ("modalities:", "modalites:", 7, "'sources[0].modalites'", "Did you mean 'modalities'?"),
+    "misspelt required key": ("  method: linear", "  methd: linear", 11, "'merge.methd'", "Did you mean 'method'?"),
+    "foreign key": ("  dir: build/pair", "  zebra: 1", 14, "'output.zebra'", "Known names: dir, format"),
+    "no schema": ("schema: 1\n", "", 0, "the recipe lacks the key 'schema'", ""),
+    "other schema": ("schema: 1", "schema: 2", 1, "'schema' cannot be 2", "Write 'schema: 1'."),
+    "no name": ("name: pair\n", "", 0, "the recipe lacks the key 'name'", ""),
+    "empty name": ("name: pair", "name:", 2, "'name'", "letters"),
+    "no model": ("    model: local:hears\n", "", 8, "'sources[1]' lacks the key 'model'", ""),
+    "no method": ("  method: linear\n", "", 10, "'merge' lacks the key 'method'", ""),
+    "bare reference": ("hub:org/base", "org/base", 3, "'base': 'org/base' does not say", "'hub:org/base'"),
+    "bare reference, local spelling": ("hub:org/sees", "org/sees", 6, "'sources[0].model'", "'local:org/sees'"),
+    "broken reference": ("hub:org/sees", "hub:org/sees@", 6, "'hub:org/sees@' is not", "hub:org/name@revision"),
+    "reference is a number": ("hub:org/sees", "7", 6, "'sources[0].model' must be", ""),
+    "unknown modality": ("[image]", "[image, vidio]", 7, "'sources[0].modalities[1]'", "Did you mean 'video'?"),
+    "modality is text": ("[image]", "image", 7, "'sources[0].modalities' must be a list, not 'image'", ""),
+    "modality twice": ("[image]", "[image, image]", 7, "names 'image' twice", ""),
+    "name with a dot": ("name: hears", "name: he.ars", 8, "'sources[1].name' cannot be 'he.ars'", "module"),
+    "name of digits": ("name: hears", "name: 2", 8, "'sources[1].name'", "letter"),
+    "name base": ("name: hears", "name: base", 8, "cannot be 'base'", "top-level"),
+    "name twice": ("name: hears", "name: sees", 8, "'sources[1].name' is 'sees', and so is 'sources[0].name'", "own"),
+    "unknown source in weights": ("hears: 0.5}", "heers: 0.5}", 12, "'merge.weights.heers'", "Did you mean 'hears'?"),
+    "source left out of weights": (
+        ", hears: 0.5}",
+        "}",
+        12,
+        "'merge.weights' leaves out the source 'hears'",
+        "hears: 0",
+    ),
+    "weight is a word": ("hears: 0.5", "hears: half", 12, "'merge.weights.hears' must be a number, not 'half'", ""),
+    "weight is a switch": ("hears: 0.5", "hears: yes", 12, "must be a number, not true", ""),
+    "weight is nan": ("hears: 0.5", "hears: .nan", 12, "'merge.weights.hears' must be finite", ""),
+    "weight is infinite": ("hears: 0.5", "hears: [0.1, -.inf]", 12, "'merge.weights.hears[1]' must be finite", ""),
+    "weight is empty": ("hears: 0.5", "hears:", 12, "'merge.weights.hears' has no value", ""),
+    "weight is an empty list": ("hears: 0.5", "hears: []", 12, "is an empty list", ""),
+    "mixed gradient": ("hears: 0.5", "hears: [0.5, x]", 12, "mixes numbers with words", ""),
+    "choice misspelt": ("hears: 0.5", "hears: [{filtre: x, value: 1}]", 12, "hears[0].filtre'", "'filter'"),
+    "choice among numbers": ("hears: 0.5", "hears: [{value: 1}, 2]", 12, "hears[1]'", ""),
+    "choice without value": ("hears: 0.5", "hears: [{filter: x}]", 12, "hears[0].value' has no value", ""),
+    "weights is a list": ("{sees: 0.5, hears: 0.5}", "[0.5, 0.5]", 12, "'merge.weights' must be a mapping", ""),
+    "unknown dtype": ("output:", "  dtype: bf16\noutput:", 13, "'merge.dtype' is not a known dtype", "'bfloat16'"),
+    "torch dtype": ("output:", "  dtype: torch.float32\noutput:", 13, "'merge.dtype'", "'float32'"),
+    "half": ("output:", "  dtype: half\noutput:", 13, "'merge.dtype'", "'float16'"),
+    "negative seed": ("output:", "  seed: -1\noutput:", 13, "'merge.seed'", ""),
+    "seed is text": ("output:", "  seed: '3'\noutput:", 13, "'merge.seed' must be a whole number, not '3'", ""),
+    "seed is a fraction": ("output:", "  seed: 1.5\noutput:", 13, "'merge.seed' must be a whole number", ""),
+    "seed is a switch": ("output:", "  seed: true\noutput:", 13, "'merge.seed' must be a whole number, not true", ""),
+    "unknown format": ("output:", "output:\n  format: nativ", 14, "'output.format'", "Did you mean 'native'?"),
+    "bad size": ("output:", "output:\n  max_shard_size: big", 14, "is not a size: 'big'", "5GB"),
+    "zero size": ("output:", "output:\n  max_shard_size: 0GB", 14, "must be more than zero", ""),
+    "tokenizer of nobody": ("output:", "  tokenizer: seas\noutput:", 13, "'merge.tokenizer'", "Did you mean 'sees'?"),
+    "override without match": (
+        "output:",
+        "  overrides:\n    - weights: {sees: 1, hears: 0}\noutput:",
+        14,
+        "'merge.overrides[0]' lacks the key 'match'",
+        "",
+    ),
+    "override of nothing": (
+        "output:",
+        "  overrides:\n    - match: {part: head}\noutput:",
+        14,
+        "'merge.overrides[0]' changes nothing",
+        "weights",
+    ),
+    "override matches nothing": (
+        "output:",
+        "  overrides:\n    - match: {}\n      method: linear\noutput:",
+        14,
+        "'merge.overrides[0].match' matches nothing",
+        "'part'",
+    ),
+    "unknown part": (
+        "output:",
+        "  overrides:\n    - match: {part: lang}\n      method: linear\noutput:",
+        14,
+        "'merge.overrides[0].match.part'",
+        "Did you mean 'language'?",
+    ),
+    "layers backwards": (
+        "output:",
+        "  overrides:\n    - match: {layers: [5, 2]}\n      method: linear\noutput:",
+        14,
+        "'merge.overrides[0].match.layers' must be [first, last]",
+        "from 0",
+    ),
+    "layers of three": (
+        "output:",
+        "  overrides:\n    - match: {layers: [0, 1, 2]}\n      method: linear\noutput:",
+        14,
+        "'merge.overrides[0].match.layers'",
+        "",
+    ),
+    "override leaves a source out": (
+        "output:",
+        "  overrides:\n    - match: {part: head}\n      weights: {sees: 1}\noutput:",
+        15,
+        "'merge.overrides[0].weights' leaves out the source 'hears'",
+        "",
+    ),
+    "parameter of an unknown source": (
+        "output:",
+        "  parameters:\n    density: {sees: 1, heras: 1}\noutput:",
+        14,
+        "'merge.parameters.density.heras'",
+        "Did you mean 'hears'?",
+    ),
+    "parameter leaves a source out": (
+        "output:",
+        "  parameters:\n    density: {sees: 1}\noutput:",
+        14,
+        "'merge.parameters.density' leaves out the source 'hears'",
+        "",
+    ),
+    "parameter is empty": ("output:", "  parameters:\n    density:\noutput:", 14, "density' has no value", ""),
+    "slices of two lengths": (
+        "output:",
+        "  slices:\n    - sources:\n      - {source: sees, layer_range: [0, 4]}\n"
+        "      - {source: hears, layer_range: [0, 3]}\noutput:",
+        16,
+        "has 3 layers, the slice's first has 4",
+        "one length",
+    ),
+    "slice of nobody": (
+        "output:",
+        "  slices:\n    - sources: [{source: hear, layer_range: [0, 3]}]\noutput:",
+        14,
+        "there is no source 'hear'",
+        "Did you mean 'hears'?",
+    ),
+    "empty slice": (
+        "output:",
+        "  slices:\n    - sources: [{source: sees, layer_range: [3, 3]}]\noutput:",
+        14,
+        "must be [first, end]",
+        "not included",
+    ),
+    "no sources": ("sources:\n", "sources: []\nother:\n", 5, "'other'", "Known names"),
+    "sources is a mapping": ("  - name: sees\n", "    name: sees\n", 8, "not valid YAML", "indentation"),
+    "key twice": ("  method: linear\n", "  method: linear\n  method: ties\n", 12, "'merge.method' is given twice", ""),
+    "key twice in a flow": (
+        "{sees: 0.5, hears",
+        "{sees: 0.5, sees: 0.5, hears",
+        12,
+        "given twice; first on line 12",
+        "",
+    ),
+    "tab": ("  method: linear", "\tmethod: linear", 11, "not valid YAML", "tabs"),
+    "open bracket": ("[image]", "[image", 8, "not valid YAML", ""),
+    "unknown anchor": ("[image]", "*nope", 7, "undefined alias", ""),
+    "python object": ("name: pair", "name: !!python/name:os.system x", 2, "has the tag", "Remove it"),
+    "binary value": ("name: pair", "name: !!binary aGk=", 2, "has the tag", ""),
+    "set": ("[image]", "!!set {image}", 7, "has the tag", ""),
+    "anchor in itself": ("[image]", "&a [*a]", 7, "contains itself", ""),
+    "list as key": ("name: pair", "? [a]\n: b\nname: pair", 2, "a key is not a word", "quotes"),
+    "switch as key": ("name: pair", "on: b\nname: pair", 2, "a key is not a word", "quotes"),
+    "two documents": ("output:", "---\noutput:", 13, "several YAML documents", "file of its own"),
+    "number without end": ("name: pair", "name: " + "9" * 5000, 2, "'name' is not a value", ""),
+    "merge key of nothing": ("output:", "output:\n  <<: 3", 14, "'<<' in 'output' does not name a mapping", ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_mistake(tmp_path, case):
+    old, new, line, message, hint = CASES[case]
+    assert GOOD.count(old) >= 1
+    found_line, found_message, found_hint = failure(tmp_path, GOOD.replace(old, new, 1))
+    assert message in found_message
+    assert hint in found_hint
+    assert found_line == line
+
+
+UNBUILT = {
+    "damc": ("method: linear", "method: damc", 11, "'merge.method' is not built yet", "naivemc"),
+    "decouple": ("output:", "compose:\n  decouple: convert\noutput:", 14, "'compose.decouple' is not", "none"),
+    "experts": (
+        "output:",
+        "compose:\n  experts:\n    charts: {encoder: 'hub:o/c', domain: chart}\noutput:",
+        14,
+        "'compose.experts' is not built yet",
+        "",
+    ),
+    "router": ("output:", "compose:\n  router: {hidden_size: 8}\noutput:", 14, "'compose.router' is not", ""),
+    "vision_mix": (
+        "output:",
+        "compose:\n  vision_mix: {encoders: ['hub:o/c'], concat: sequence, tiles: {count: 4}}\noutput:",
+        14,
+        "'compose.vision_mix' is not built yet",
+        "",
+    ),
+    "adapters": (
+        "output:",
+        "compose:\n  adapters:\n    all: {experts: 4, rank: 2}\noutput:",
+        14,
+        "'compose.adapters' is not built yet",
+        "",
+    ),
+    "align": (
+        "output:",
+        "align:\n  stages:\n    1: {train: [projectors], data: [a.json, {path: b}], steps: 10, lr: 1e-3}\n"
+        "    2: {train: [language], gscm: {ratio: 0.3}}\noutput:",
+        13,
+        "'align' is not built yet",
+        "",
+    ),
+    "damc in an override": (
+        "output:",
+        "  overrides:\n    - match: {part: head}\n      method: damc\noutput:",
+        15,
+        "'merge.overrides[0].method' is not built yet",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNBUILT, ids=str)
+def test_later_systems_are_refused_by_name_and_line(tmp_path, case):
+    old, new, line, message, hint = UNBUILT[case]
+    found_line, found_message, found_hint = failure(tmp_path, GOOD.replace(old, new, 1))
+    assert message in found_message
+    assert hint in found_hint
+    assert found_line == line
+
+
+LATER_MISTAKES = {
+    "compose:\n  decoupel: none": (14, "'compose.decoupel'", "'decouple'"),
+    "compose:\n  decouple: convrt": (14, "'compose.decouple'", "'convert'"),
+    "compose:\n  experts: {c: {encoder: 'hub:o/c', domian: x}}": (14, "'compose.experts.c.domian'", "'domain'"),
+    "compose:\n  experts:\n    c:\n      encoder: o/c\n      domain: x": (
+        16,
+        "'compose.experts.c.encoder'",
+        "'hub:o/c'",
+    ),
+    "compose:\n  vision_mix: {concat: chanel}": (14, "'compose.vision_mix.concat'", "'channel'"),
+    "align:\n  stages:\n    1:\n      train: [a]\n      stps: 3": (17, "'align.stages[1].stps'", "'steps'"),
+    "align:\n  stages:\n    first: {train: [a]}": (15, "'align.stages.first", ""),
+    "align:\n  stages: {1: {train: [a], gscm: {ratio: 2}}}": (14, "ratio'", ""),
+}
+
+
+@pytest.mark.parametrize("text", LATER_MISTAKES, ids=lambda text: text.split()[1])
+def test_later_sections_are_parsed_not_skipped(tmp_path, text):
+    line, message, hint = LATER_MISTAKES[text]
+    found_line, found_message, found_hint = failure(tmp_path, GOOD.replace("output:", text + "\noutput:"))
+    assert message in found_message
+    assert hint in found_hint
+    assert found_line == line
+
+
+def test_deep_inside_lists_the_line_is_of_the_item(tmp_path):
+    text = GOOD.replace("[image]", "\n      - image\n      - audio\n      - smell")
+    line, message, _ = failure(tmp_path, text)
+    assert (line, "'sources[0].modalities[2]'" in message) == (10, True)
+
+
+def test_weight_mix_takes_two_sources_and_one_way_to_say_the_shares(tmp_path):
+    both = GOOD.replace("linear", "weight-mix").replace("output:", "  parameters: {beta: 0.3}\noutput:")
+    line, message, hint = failure(tmp_path, both)
+    assert line == 13
+    assert "'merge.parameters.beta' and weights" in message
+    assert "share of the first" in hint
+    third = "  - {name: reads, model: 'hub:o/r'}\nmerge:"
+    three = (
+        GOOD.replace("merge:", third, 1)
+        .replace("linear", "weight-mix")
+        .replace("  weights: {sees: 0.5, hears: 0.5}\n", "")
+    )
+    line, message, hint = failure(tmp_path, three)
+    assert (line, "exactly two sources, not 3" in message, hint) == (12, True, "Use 'linear' for more.")
+
+
+FILES = {
+    b"": "the recipe is empty",
+    b"# only a comment\n": "the recipe is empty",
+    b"- a\n- b\n": "a recipe is a mapping",
+    b"just words": "a recipe is a mapping",
+    b"\x89PNG\r\n\x1a\n\x00": "is not UTF-8 text",
+    b"schema: 1\nname: a\x00b": "character U+0000 cannot stand in YAML",
+    "schema: 1".encode("utf-16"): "is not UTF-8 text",
+    b"x" * (document.MAX_BYTES + 1): "is not read; the limit is",
+    b"a: " + b"[" * 20_000: "nested too deeply",
+    b"a: " + b"[" * 300 + b"]" * 300 + b"\nb: 1": "'a' is not a known key",
+}
+
+
+@pytest.mark.parametrize("content", FILES, ids=lambda content: repr(content[:12]))
+def test_a_file_that_is_no_recipe(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in caught.value.message
+    assert FILES[content] in caught.value.message
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), 100 * 1000**2)
+    with pytest.raises(RecipeError, match="100,000,000 bytes is not read"):
+        load_recipe(path)
+
+
+def test_a_missing_file_a_folder_and_a_pipe(tmp_path):
+    with pytest.raises(RecipeError, match="there is no such file"):
+        load_recipe(tmp_path / "nothing.yaml")
+    write(tmp_path, GOOD)
+    with pytest.raises(RecipeError, match="this is a folder") as caught:
+        load_recipe(tmp_path)
+    assert caught.value.hint == "Name a file in it: recipe.yaml."
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="not an ordinary file"):
+        load_recipe(tmp_path / "pipe")
+
+
+def test_a_bomb_of_anchors_is_defused(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{name}: &{name} [{', '.join(['*' + before] * 10)}]"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    _, message, _ = failure(tmp_path, "\n".join(lines))
+    assert "the anchors unfold to more than 100,000 values" in message
+
+
+def test_a_bomb_of_merge_keys_is_defused(tmp_path):
+    lines = ["a: &a {k: 1}"]
+    names = [f"n{number}" for number in range(40)]
+    lines += [
+        f"{name}: &{name} {{<<: [*{before}, *{before}]}}" for before, name in zip(["a", *names], names, strict=False)
+    ]
+    _, message, _ = failure(tmp_path, "\n".join(lines))
+    assert "the anchors unfold to more than 100,000 values" in message
+
+
+def test_anchors_and_merge_keys_work(tmp_path):
+    text = textwrap.dedent("""\
+        schema: 1
+        name: pair
+        sources:
+          - &first {name: sees, model: "hub:o/a", modalities: [image]}
+          - {<<: *first, name: hears}
+        merge:
+          method: linear
+          weights: &w {sees: 1e-1, hears: 0.5}
+          overrides:
+            - {match: {part: head}, weights: *w}
+    """)
+    recipe = load_recipe(write(tmp_path, text)).recipe
+    assert [source.name for source in recipe.sources] == ["sees", "hears"]
+    assert recipe.sources[0].model == recipe.sources[1].model
+    assert recipe.merge.overrides[0].weights == recipe.merge.weights == {"sees": 0.1, "hears": 0.5}
