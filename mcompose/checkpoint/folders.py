@@ -28,6 +28,7 @@ __all__ = [
 LOCK_NAME = ".mcompose-lock"
 JOURNAL_NAME = ".mcompose-journal.jsonl"
 LOCK_FILE = Path("mcompose") / "lock.json"
+_DERIVED = {"README.md"}  # made from the ledger, hence not in the lock
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -177,7 +178,7 @@ def _foreign(folder: Path) -> list[str]:
     locked = _locked_files(folder)
     if locked is None:
         return sorted({name.partition("/")[0] for name in names})
-    return [name for name in names if name not in locked and not name.startswith("mcompose/")]
+    return [name for name in names if name not in locked and name not in _DERIVED and not name.startswith("mcompose/")]
 
 
 def _locked_files(folder: Path) -> set[str] | None:

@@ -110,12 +110,14 @@ class StagedOutput:
             layout: Where every tensor goes.
 
         Returns:
-            The tensors that are finished already, by name; also kept in ``finished``.
+            The tensors that are finished already, by name; also kept in ``finished``. A second call only repeats them.
 
         Raises:
             StorageError: The disk has not enough room; nothing is left behind unless there was work to keep.
         """
         journal = self._open_journal()
+        if self._descriptors:
+            return self.finished
         self._tidy(layout)
         kept = bool(journal.rows) and all(self._is_allocated(shard) for shard in layout.shards)
         finished = self._believable(layout, journal) if kept else {}
@@ -183,13 +185,14 @@ class StagedOutput:
             StorageError: The disk is full or refused the write.
         """
         path = self._path(name)
+        fresh = path.with_name(_PREFIX + path.name)
         data = content.encode("utf-8") if isinstance(content, str) else content
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(_PREFIX + path.name)
             fresh.write_bytes(data)
             fresh.replace(path)
         except OSError as error:
+            fresh.unlink(missing_ok=True)
             raise _refused(path, error, needed=len(data)) from error
         return path
 
