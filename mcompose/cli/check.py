@@ -19,9 +19,9 @@ def diff(a: SourceArgument, b: SourceArgument, as_json: JsonOption = False) -> N
 
     Example: mcompose diff build/model local:donors/image
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import check
 
-    report = pipeline.diff(parse_source(a), parse_source(b))
+    report = check.diff(parse_source(a), parse_source(b))
     if as_json:
         output.json_data(report.to_dict())
     else:
@@ -33,9 +33,9 @@ def verify(folder: CheckpointArgument, as_json: JsonOption = False) -> None:
 
     Example: mcompose verify build/model
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import check
 
-    report = pipeline.verify(folder)
+    report = check.verify(folder)
     if as_json:
         output.json_data(report.to_dict())
     else:

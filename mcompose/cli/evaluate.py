@@ -26,12 +26,12 @@ def evaluate(
 
     Example: mcompose eval build/model build/numbers/data/joint-2.jsonl --json
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import measure
 
-    report = pipeline.evaluate(
+    report = measure.evaluate(
         checkpoint,
         tasks,
-        options=pipeline.EvaluateOptions(
+        options=measure.EvaluateOptions(
             limit=limit, batch_size=batch_size, save=save, trust_remote_code=trust_remote_code
         ),
     )

@@ -33,14 +33,14 @@ def generate(
 
     Example: mcompose generate build/model "<image> What is this?" --image cat.png
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import measure
 
     media = {"image": image, "audio": audio, "video": video, "points": points}
-    answer = pipeline.generate(
+    answer = measure.generate(
         checkpoint,
         prompt,
         media={modality: files for modality, files in media.items() if files},
-        options=pipeline.GenerateOptions(
+        options=measure.GenerateOptions(
             max_new_tokens=max_new_tokens, plain=plain, trust_remote_code=trust_remote_code
         ),
     )

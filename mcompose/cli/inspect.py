@@ -20,9 +20,9 @@ def inspect(
 
     Example: mcompose inspect hub:llava-hf/llava-1.5-7b-hf local:donors/audio
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import headers
 
-    report = pipeline.inspect([parse_source(source) for source in sources])
+    report = headers.inspect([parse_source(source) for source in sources])
     if as_json:
         output.json_data(report.to_dict())
         return

@@ -26,9 +26,9 @@ def make(
 
     Example: mcompose lab make numbers -o build/numbers
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import measure
 
-    report = pipeline.lab_make(family, target or Path("build") / family, seed=seed)
+    report = measure.lab_make(family, target or Path("build") / family, seed=seed)
     if as_json:
         output.json_data(report.to_dict())
     else:
@@ -46,9 +46,9 @@ def report(
 
     Example: mcompose lab report numbers --seeds 3
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import measure
 
-    result = pipeline.lab_report(name, target or Path("build") / f"{name}-report", seeds=seeds)
+    result = measure.lab_report(name, target or Path("build") / f"{name}-report", seeds=seeds)
     if as_json:
         output.json_data(result.to_dict())
     else:

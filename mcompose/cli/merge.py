@@ -22,9 +22,9 @@ def plan(recipe: RecipeArgument, target: OutputOption = None, as_json: JsonOptio
 
     Example: mcompose plan recipe.yaml
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import headers
 
-    report = pipeline.plan(recipe, output=target)
+    report = headers.plan(recipe, output=target)
     if as_json:
         output.json_data(report.to_dict())
     else:
@@ -40,9 +40,6 @@ def merge(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     allow_different_base: AllowOption = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier output of mcompose in the same folder.")
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,17 +47,16 @@ def merge(
 
     Example: mcompose merge recipe.yaml -o build/model
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import write
 
-    report = pipeline.merge(
+    report = write.merge(
         recipe,
         output=target,
-        options=pipeline.MergeOptions(
+        options=write.MergeOptions(
             resume=resume,
             threads=threads,
             device=device,
             allow_different_base=allow_different_base,
-            overwrite=overwrite,
             quiet=quiet,
         ),
     )

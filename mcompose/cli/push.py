@@ -26,9 +26,9 @@ def push(
 
     Example: mcompose push build/model my-org/sees-and-hears --private
     """
-    from mcompose import pipeline
+    from mcompose.pipeline import write
 
-    report = pipeline.push(folder, repo_id, private=private, create_pr=create_pr, dry_run=dry_run)
+    report = write.push(folder, repo_id, private=private, create_pr=create_pr, dry_run=dry_run)
     if as_json:
         output.json_data(report.to_dict())
     else:

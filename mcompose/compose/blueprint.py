@@ -9,15 +9,16 @@ inference engine serves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
-from mcompose.compose.vocabulary import SharedRows, read_vocabulary, shared_rows
+from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.errors import CompositionError
-from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs
+from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs, output_layers
 
 if TYPE_CHECKING:
+    from mcompose.anatomy import Slot
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe, Recipe
@@ -27,6 +28,8 @@ __all__ = ["COMPOSED", "NATIVE", "TEXT", "Blueprint", "choose_format", "draw_blu
 NATIVE, COMPOSED, TEXT = "native", "composed", "text"
 LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
 TOWER_PARTS = (ENCODER, PROJECTOR)
+TABLES = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
+"""Names of the tensors whose first dimension is the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Blueprint:
         owner: The source whose tokenizer the output ships, and for native whose class, config and keys it keeps.
         vocabulary: Rows of the vocabulary tables that are merged.
         plan: What becomes of every tensor.
+        num_layers: Decoder layers of the output; slices may change it.
         warnings: Sentences for the user.
     """
 
@@ -47,6 +51,7 @@ class Blueprint:
     owner: SourceParts
     vocabulary: SharedRows
     plan: MergePlan
+    num_layers: int
     warnings: tuple[str, ...] = ()
 
 
@@ -109,7 +114,15 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, share_towers: bo
         metadata={"format": "pt"},
     )
     anatomy_warnings = [f"{s.name}: {text}" for s in sources.everything for text in s.anatomy.warnings]
-    return Blueprint(output_format, sources, owner, vocabulary, plan, (*anatomy_warnings, *warnings, *plan.warnings))
+    return Blueprint(
+        output_format,
+        sources,
+        owner,
+        vocabulary,
+        plan,
+        output_layers(recipe.merge, owner.anatomy.num_layers),
+        (*anatomy_warnings, *warnings, *plan.warnings),
+    )
 
 
 def _refuse_sources(sources: SourceSet, output_format: str) -> None:
@@ -207,9 +220,16 @@ def _language(
             return name
         return f"model.language_model.{name}" if output_format == COMPOSED else f"model.{name}"
 
-    return language_jobs(
-        recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner, shared_rows=vocabulary.ranges
-    )
+    jobs, dropped = language_jobs(recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner)
+    tables = owner.anatomy.by_name(EMBEDDING, HEAD)
+    embedding = tables["embed_tokens.weight"]
+    fitted = [
+        fit_rows(job, vocabulary, owner.contribution(tables.get(job.address, embedding).key))
+        if job.part in (EMBEDDING, HEAD) and job.address.endswith(TABLES)
+        else job
+        for job in jobs
+    ]
+    return fitted, dropped
 
 
 def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple[list[TensorJob], list[Dropped]]:
@@ -222,13 +242,21 @@ def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple
         for slot in source.anatomy.slots.values():
             if slot.part in LANGUAGE_PARTS:
                 continue
-            entry = source.entry(slot.key)
             if whole:
-                jobs.append(copy_job(slot.key, entry, slot.part, source=source.name, layer=slot.layer))
+                jobs.append(_tower_job(source, slot, slot.key))
             elif kept and slot.part in TOWER_PARTS:
-                name = f"model.towers.{source.name}.{slot.name}"
-                jobs.append(copy_job(name, entry, slot.part, source=source.name, layer=slot.layer))
+                jobs.append(_tower_job(source, slot, f"model.towers.{source.name}.{slot.name}"))
             else:
                 reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
                 dropped.append(Dropped(source.name, slot.key, slot.part, reason))
     return jobs, dropped
+
+
+def _tower_job(source: SourceParts, slot: Slot, name: str) -> TensorJob:
+    """A copy, or where the source's adapter reaches into its tower, the folded tensor."""
+    job = copy_job(name, source.entry(slot.key), slot.part, source=source.name, layer=slot.layer)
+    contribution = source.contribution(slot.key)
+    if contribution.low_rank is None:
+        return job
+    segment = replace(job.segments[0], action="folded", contributions=(contribution,))
+    return replace(job, segments=(segment,), note=f"adapter of {source.name} folded")

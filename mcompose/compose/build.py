@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_d
 from mcompose.compose.sources import open_sources
 from mcompose.errors import RequestError
 from mcompose.ledger import Ledger
-from mcompose.merge import check_same_base, execute
+from mcompose.merge import BaseFigures, check_same_base, execute
+from mcompose.methods import METHODS
 from mcompose.recipe import check_method, resolve_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["ComposeOptions", "ComposeResult", "compose", "make_blueprint", "output_folder"]
+
+CATALOGUE = {method.name: method for method in METHODS}
+"""Native methods, for the recipe's checks and defaults."""
 
 Card = Callable[[Ledger, Path], str]
 """Writes the model card from the ledger and the unfinished folder."""
@@ -98,7 +102,7 @@ def make_blueprint(loaded: LoadedRecipe, *, weights: bool) -> Blueprint:
     Raises:
         RequestError: Anything that makes the recipe impossible.
     """
-    check_method(loaded)
+    check_method(loaded, CATALOGUE)
     return draw_blueprint(loaded, open_sources(loaded, weights=weights))
 
 
@@ -122,7 +126,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     folder = output_folder(loaded, output)
     blueprint = make_blueprint(loaded, weights=True)
     sources = blueprint.sources
-    figures = check_same_base(sources.sources, sources.base, allow_different_base=options.allow_different_base)
+    figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
     plan = blueprint.plan
     with StagedOutput.open(folder, fingerprint=plan.fingerprint, resume=options.resume) as staged:
         _write_files(staged, loaded, blueprint)
@@ -152,17 +156,17 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
 def _write_records(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger) -> None:
     digests = source_digests(blueprint.sources)
     commits = {source.name: source.commit for source in ledger.sources if source.commit}
-    staged.write_file(f"{FOLDER}/resolved.yaml", resolve_text(loaded.recipe, commits=commits))
+    staged.write_file(f"{FOLDER}/resolved.yaml", resolve_text(loaded.recipe, commits=commits, catalogue=CATALOGUE))
     staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
     sizes = {shard.filename: shard.size for shard in blueprint.plan.layout.shards}
     staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, sizes, digests))
 
 
-def _details(blueprint: Blueprint, figures: Any) -> dict[str, Any]:
+def _details(blueprint: Blueprint, figures: Sequence[BaseFigures]) -> dict[str, Any]:
     details: dict[str, Any] = {
         "bytes_read": blueprint.plan.bytes_to_read,
         "bytes_written": blueprint.plan.bytes_to_write,
-        "distance_from_base": figures,
+        "distance_from_base": [row.to_dict() for row in figures],
     }
     if blueprint.vocabulary.differing:
         details["vocabulary_rows_not_merged"] = [index for index, _ in blueprint.vocabulary.differing]

@@ -39,8 +39,8 @@ def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
         changes["dtype"] = dtype
         if "torch_dtype" in config:
             changes["torch_dtype"] = None
-    layers = blueprint.plan.num_hidden_layers
-    if layers is None:
+    layers = blueprint.num_layers
+    if layers == blueprint.owner.anatomy.num_layers:
         return changes
     if "text_config" in config:
         changes["text_config"] = _with_layers(config["text_config"], layers)
@@ -53,7 +53,7 @@ def _with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
     """A language config with another depth; per-layer lists are cut or repeated to fit."""
     changed = {**config, "num_hidden_layers": layers}
     kinds = config.get("layer_types")
-    if isinstance(kinds, list) and kinds:
+    if isinstance(kinds, list) and kinds and len(kinds) != layers:
         changed["layer_types"] = [kinds[k % len(kinds)] for k in range(layers)]
     return changed
 
@@ -87,8 +87,7 @@ def write_text_model(staged: StagedOutput, blueprint: Blueprint, *, dtype: str |
         "tie_word_embeddings": owner.anatomy.tied,
         "vocab_size": blueprint.vocabulary.rows,
     }
-    if blueprint.plan.num_hidden_layers is not None:
-        config = _with_layers(config, blueprint.plan.num_hidden_layers)
+    config = _with_layers(config, blueprint.num_layers)
     if dtype:
         config["dtype"] = dtype
     staged.write_file("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")

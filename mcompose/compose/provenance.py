@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose import __version__
-from mcompose.checkpoint import digest_file, digest_file_range
+from mcompose.checkpoint import digest_file
+from mcompose.checkpoint.digest import digest_file_range
 from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
 

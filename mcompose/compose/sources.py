@@ -99,7 +99,9 @@ def open_parts(
     try:
         checkpoint = open_checkpoint(ref, relative_to=relative_to, weights=weights)
         anatomy = read_anatomy(checkpoint.config, checkpoint.shapes)
-        opened = None if adapter is None else open_adapter(adapter, relative_to=relative_to)
+        opened = None
+        if adapter is not None:
+            opened = open_adapter(adapter, relative_to=relative_to, weights=weights).bind(checkpoint.tensors)
     except (CheckpointError, AnatomyError) as error:
         raise type(error)(f"Source '{name}' ({ref}): {error.message}", hint=error.hint) from error
     return SourceParts(name, checkpoint, anatomy, opened)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mcompose.errors import CheckpointError, CompositionError
+from mcompose.merge import Contribution, Segment, TensorJob
 
-__all__ = ["SharedRows", "Vocabulary", "read_vocabulary", "shared_rows"]
+__all__ = ["SharedRows", "Vocabulary", "fit_rows", "read_vocabulary", "shared_rows"]
 
 MIN_AGREEMENT = 0.9
 """Least share of common ids on which tokenizers of one base agree: fine-tunes rename dozens, not thousands."""
@@ -115,6 +116,40 @@ def shared_rows(owner: Vocabulary, others: Sequence[Vocabulary]) -> SharedRows:
         ranges.append((start, common))
     _refuse_clash(vocabularies, differing, common)
     return SharedRows(tuple(ranges), owner.rows, tuple(differing[:1000]))
+
+
+def fit_rows(job: TensorJob, shared: SharedRows, owner: Contribution) -> TensorJob:
+    """Gives a vocabulary table the owner's rows: merged where all agree, the owner's own elsewhere.
+
+    Args:
+        job: The table, merged over the rows that all sources have.
+        shared: Which of these mean the same.
+        owner: The owner's table.
+
+    Returns:
+        The job with ``shared.rows`` rows; the note lists what was not merged.
+    """
+    merged = job.segments[0]
+    segments: list[Segment] = []
+    position = 0
+    for start, stop in shared.ranges:
+        segments += _owned(owner, position, start, dtype=job.dtype)
+        segments.append(replace(merged, start=start, stop=stop))
+        position = stop
+    segments += _owned(owner, position, shared.rows, dtype=job.dtype)
+    notes = [note for note in job.note.split("; ") if note and not note.startswith("rows ")]
+    owned = [f"{s.start}-{s.stop - 1}" for s in segments if s.contributions == (owner,)]
+    if owned and len(segments) > 1:
+        more = f" and {len(owned) - 8} more ranges" if len(owned) > 8 else ""
+        notes.append(f"rows {', '.join(owned[:8])}{more} from {owner.source}")
+    return replace(job, shape=(shared.rows, *job.shape[1:]), segments=tuple(segments), note="; ".join(notes))
+
+
+def _owned(owner: Contribution, start: int, stop: int, *, dtype: str) -> list[Segment]:
+    """The owner's own rows; none when the range is empty."""
+    plain = "copied" if owner.entry.dtype == dtype else "cast"
+    action = plain if owner.low_rank is None else "folded"
+    return [Segment(start, stop, action, (owner,))] if stop > start else []
 
 
 def _refuse_clash(

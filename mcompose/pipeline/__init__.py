@@ -1,33 +1,12 @@
-"""The steps of a run, in order: what the command line calls and what a script may call.
+"""The steps of a run: what the command line calls and what a script may call.
 
-Each function is one command: it calls the rooms below and returns a report that prints itself as text or as JSON. Heavy
-libraries are imported by the steps that need them, so that ``plan`` and ``inspect`` start fast.
+::
+
+    headers   inspect, plan             headers only, no torch for known families
+    write     merge, push               what writes
+    check     diff, verify              what compares
+    measure   evaluate, generate, lab   what runs models
+
+Each function is one command: it calls the rooms below and returns a report that prints itself as text or as JSON. The
+modules are imported one by one, so that ``plan`` does not wait for what ``generate`` needs.
 """
-
-from mcompose.pipeline.check import diff, verify
-from mcompose.pipeline.headers import inspect, plan
-from mcompose.pipeline.measure import (
-    EvaluateOptions,
-    GenerateOptions,
-    evaluate,
-    generate,
-    lab_make,
-    lab_report,
-)
-from mcompose.pipeline.write import MergeOptions, merge, push
-
-__all__ = [
-    "EvaluateOptions",
-    "GenerateOptions",
-    "MergeOptions",
-    "diff",
-    "evaluate",
-    "generate",
-    "inspect",
-    "lab_make",
-    "lab_report",
-    "merge",
-    "plan",
-    "push",
-    "verify",
-]

@@ -1,0 +1,124 @@
+"""The composed format: one config over one language model and several towers, and one processor for all media."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mcompose.errors import CompositionError
+from mcompose.modeling import island_files
+from mcompose.modeling.families import MROPE_TEXT
+
+if TYPE_CHECKING:
+    from mcompose.checkpoint import StagedOutput
+    from mcompose.compose.blueprint import Blueprint
+    from mcompose.merge import SourceParts
+
+__all__ = ["write_composed"]
+
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+POINTS_TYPE = "mcompose_points"
+
+
+def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
+    """Writes config, processor, tokenizer and the network's own code.
+
+    The tokenizer is the owner's with one placeholder token per modality added; no source's chat template or token ids
+    are used beyond that. The language config is the owner's too, unless a source brings a class that only adds to it
+    (multimodal rotary positions), whose tensors are the same.
+
+    Args:
+        staged: The output.
+        blueprint: What was decided.
+        dtype: The recipe's dtype; None keeps that of the weights.
+
+    Raises:
+        CompositionError: A source has no processor, or the sources do not fit one network.
+    """
+    # These cost seconds to import, and only this format needs them.
+    from transformers import AutoTokenizer, GenerationConfig  # noqa: PLC0415
+
+    from mcompose.modeling import composed_config, stored_source  # noqa: PLC0415
+    from mcompose.modeling.processing_mcompose import add_placeholders, build_processor  # noqa: PLC0415
+
+    sources = blueprint.sources
+    brought = {name: [m for m, s in sources.modalities.items() if s == name] for name in sources.towers}
+    processors = {name: _processor(sources.get(name)) for name in sources.towers}
+    with _blaming(blueprint.owner.name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder)
+    placeholders = add_placeholders(tokenizer, list(sources.modalities))
+    stored = {
+        name: stored_source(_native_config(sources.get(name)), modalities=brought[name]) for name in sources.towers
+    }
+    try:
+        config = composed_config(
+            _language_config(blueprint),
+            stored,
+            placeholders=placeholders,
+            tie_word_embeddings=not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs),
+            dtype=dtype or _dtype_of_language(blueprint),
+        )
+    except ValueError as error:
+        raise CompositionError(str(error)) from error
+    config.save_pretrained(staged.partial)
+    build_processor(tokenizer, stored, processors=processors).save_pretrained(staged.partial)
+    if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
+        with _blaming(blueprint.owner.name, "generation config"):
+            generation = GenerationConfig.from_pretrained(blueprint.owner.checkpoint.folder)
+        generation.save_pretrained(staged.partial)
+    for path in island_files():
+        staged.copy_file(path, path.name)
+
+
+def _processor(source: SourceParts) -> Any:
+    """The source's own processor, from its own files; code that a source ships is never run."""
+    from transformers import AutoProcessor  # noqa: PLC0415 - as above
+
+    from mcompose.modeling.processing_points import PointsProcessor  # noqa: PLC0415
+
+    folder = source.checkpoint.folder
+    with _blaming(source.name, "processor"):
+        if source.anatomy.model_type == POINTS_TYPE:
+            return PointsProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def _native_config(source: SourceParts) -> dict[str, Any]:
+    """The config of the class that answers; wrappers (Omni) hold it one level deeper."""
+    config = source.checkpoint.config
+    if config.get("model_type") != source.anatomy.model_type and "thinker_config" in config:
+        return {**config["thinker_config"], "model_type": source.anatomy.model_type}
+    return config
+
+
+def _language_config(blueprint: Blueprint) -> dict[str, Any]:
+    """The owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
+    towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
+    lead = next((s for s in towers if s.anatomy.text_config["model_type"] in MROPE_TEXT), blueprint.owner)
+    config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
+    config["num_hidden_layers"] = blueprint.num_layers
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if key in blueprint.owner.anatomy.text_config:
+            config[key] = blueprint.owner.anatomy.text_config[key]
+    for key in ("architectures", "auto_map", "_name_or_path", "transformers_version", "quantization_config"):
+        config.pop(key, None)
+    return config
+
+
+def _dtype_of_language(blueprint: Blueprint) -> str | None:
+    job = next((job for job in blueprint.plan.jobs if job.part == "embedding"), None)
+    return DTYPE_NAMES.get(job.dtype) if job else None
+
+
+@contextmanager
+def _blaming(source: str, what: str) -> Iterator[None]:
+    """Turns transformers' complaints about a source's files into a sentence that names the source."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CompositionError(
+            f"The {what} of source '{source}' cannot be loaded: {first_line}",
+            hint=f"Its folder must hold the files of its {what}, as `save_pretrained` writes them.",
+        ) from error
