@@ -24,7 +24,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .families import MODALITIES, family_of, refusal
-from .native_configs import native_config
+from .native_configs import native_config, text_config_of
 
 __all__ = ["AUTO_MAP", "ComposedConfig", "composed_config", "stored_source"]
 
@@ -66,8 +66,7 @@ class ComposedConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, Mapping):
-            settings = copy.deepcopy(dict(text_config))
-            text_config = CONFIG_MAPPING[settings.pop("model_type", "llama")].from_dict(settings)
+            text_config = text_config_of(text_config, sources or {})
         elif text_config is not None:
             # The caller's object may belong to a live model, whose attention choice this one must not touch.
             text_config = copy.deepcopy(text_config)

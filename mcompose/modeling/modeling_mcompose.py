@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
@@ -33,7 +32,7 @@ from .configuration_mcompose import ComposedConfig
 from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
 from .masks_bidirectional import bidirectional_masks
-from .native_classes import build_tower
+from .native_classes import build_language_model, build_tower
 from .placement import deepstack_inputs, embed_text, place, placeholder_masks, type_ids
 from .positions_mrope import grids_of, mrope_positions, text_positions
 from .text_head import scale_logits
@@ -75,10 +74,12 @@ class ComposedModel(ComposedPreTrainedModel):
 
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.towers = nn.ModuleDict()
-        for name in config.sources:
-            self.towers[name] = build_tower(config.source_config(name), attn_implementation=config._attn_implementation)
+        towers = {
+            name: build_tower(config.source_config(name), attn_implementation=config._attn_implementation)
+            for name in config.sources
+        }
+        self.language_model = build_language_model(config.text_config, towers.values())
+        self.towers = nn.ModuleDict(towers)
         self._gather_from_towers()
         self.ids = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]

@@ -7,10 +7,11 @@ projector and language model, no head) whose language model is never filled: it 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 import transformers
-from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
+from transformers import AutoModel, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -18,7 +19,7 @@ from transformers.utils import logging
 from .configuration_points import PointsConfig
 from .modeling_points import PointsModel
 
-__all__ = ["build_tower"]
+__all__ = ["build_language_model", "build_tower"]
 
 _ISLAND = {PointsConfig: PointsModel}
 
@@ -57,7 +58,7 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
     finally:
         for key, value in kept.items():
             setattr(text, key, value)
-    _take_out_language_model(tower)
+    tower.language_class = _take_out_language_model(tower)
     _set_attention(tower, attn_implementation)
     return tower
 
@@ -70,7 +71,26 @@ def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     raise ValueError(f"transformers {transformers.__version__} has no model class for {config.model_type!r}.")
 
 
-def _take_out_language_model(tower: PreTrainedModel) -> None:
+def build_language_model(config: PreTrainedConfig, towers: Iterable[PreTrainedModel]) -> PreTrainedModel:
+    """Builds the bare decoder of a language configuration.
+
+    Args:
+        config: The language model's configuration.
+        towers: The composition's towers: some language classes exist only inside a multimodal one, and are then taken
+            from a tower that came with it.
+
+    Raises:
+        ValueError: When neither transformers nor a tower has a class for it.
+    """
+    if type(config) in MODEL_MAPPING:
+        return AutoModel.from_config(config)
+    for tower in towers:
+        if tower.config.get_text_config(decoder=True).model_type == config.model_type:
+            return tower.language_class._from_config(config)
+    raise ValueError(f"transformers {transformers.__version__} has no language model class for {config.model_type!r}.")
+
+
+def _take_out_language_model(tower: PreTrainedModel) -> type[PreTrainedModel]:
     decoder = tower.get_decoder()
     head = tower.get_output_embeddings()
     for name, child in list(tower.named_children()):
@@ -84,6 +104,7 @@ def _take_out_language_model(tower: PreTrainedModel) -> None:
         raise ValueError(
             f"{type(tower).__name__} does not hold its language model as a child; it cannot be lifted out."
         )
+    return type(decoder)
 
 
 def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:

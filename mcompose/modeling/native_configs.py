@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_points import PointsConfig
 
-__all__ = ["native_config"]
+__all__ = ["native_config", "text_config_of"]
 
 _ISLAND = {PointsConfig.model_type: PointsConfig}
 
@@ -34,3 +34,24 @@ def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedCon
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers {transformers.__version__} knows no model type {model_type!r}.")
     return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def text_config_of(settings: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> PreTrainedConfig:
+    """Returns the language model's configuration object from its dictionary.
+
+    Args:
+        settings: The dictionary, with ``model_type`` (Llama when it names none).
+        sources: The composition's sources: some language configurations exist only inside a multimodal one.
+
+    Raises:
+        ValueError: When neither transformers nor a source has a configuration class for it.
+    """
+    values = copy.deepcopy(dict(settings))
+    kind = values.pop("model_type", "llama")
+    if kind in CONFIG_MAPPING:
+        return CONFIG_MAPPING[kind].from_dict(values)
+    for entry in sources.values():
+        text = native_config(entry["model_type"], entry["config"]).get_text_config(decoder=True)
+        if text.model_type == kind:
+            return type(text).from_dict(values)
+    raise ValueError(f"transformers {transformers.__version__} knows no language model type {kind!r}.")
