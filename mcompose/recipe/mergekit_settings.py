@@ -135,9 +135,10 @@ class GroupSettings:
         own = [(entry.parameters, (*entry.at, "parameters")), *self.group.levels]
         chosen = _chain(mapping["weight"] for mapping, _ in own if "weight" in mapping)
         if chosen is None:
-            raise self.out.document.error(
-                f"'{entry.ref.path}' has no 'weight'.", at=entry.at, hint="mergekit demands one too: parameters.weight."
-            )
+            hint = "mergekit demands one too: parameters.weight."
+            if entry.at == ("base_model",):
+                hint = f"{self.method} merges the base like any model; without one, remove 'base_model'."
+            raise self.out.document.error(f"'{entry.ref.path}' has no 'weight'.", at=entry.at, hint=hint)
         place = next((*where, "weight") for mapping, where in own if "weight" in mapping)
         self.out.mark((*at, "weights", name), at=place)
         return chosen
