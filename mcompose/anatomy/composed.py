@@ -88,10 +88,8 @@ def _language(text: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]
 def _tower(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Encoder and projector of a source, relative to its base model."""
     inner, _, _ = inner_config(config)
-    if inner["model_type"] in OWN_TYPES:
-        family = describe_own(inner)[0]
-    else:
-        family = known_family(signature(inner))
+    own = inner["model_type"] in OWN_TYPES
+    family = describe_own(inner)[0] if own else known_family(signature(inner))
     if family is None:
         answer = ask_transformers(inner)
         if answer is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, UNUSED, Slot
@@ -24,18 +24,18 @@ BUFFERS = re.compile(
 """Computed values that old files hold; transformers ignores them where the class has no such parameter."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
 @dataclass(frozen=True)
 class Renaming:
-    """One step from a file's spelling to the spelling in memory.
+    r"""One step from a file's spelling to the spelling in memory.
 
     Args:
         find: Regular expression whose outer groups are named ``g0``, ``g1``...; the first branch that matches counts.
-        replace: What the match becomes; ``\\1`` stands for the first group inside the matching branch.
+        replace: What the match becomes; ``\1`` stands for the first group inside the matching branch.
         scope: Path of the sub-model that the step belongs to; None for the whole model. Keys outside are left alone.
         base: Name of the base model, which a scoped key may carry in front.
     """

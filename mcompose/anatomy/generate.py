@@ -188,7 +188,7 @@ def _follows(config: PreTrainedConfig, change: Mapping[str, Any], field: str, va
 
 def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
     """Defaults of a text config, less the fields that follow from others."""
-    plain = _plain(kind())
+    plain = meta.plain_text_config(kind())
     for field, value in (
         ("hidden_size", 2),
         ("num_attention_heads", 2),
@@ -198,20 +198,18 @@ def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
         if not isinstance(plain.get(field), int):
             continue
         try:
-            other = _plain(meta.config_of({"model_type": kind.model_type, field: plain[field] * value}, kind=kind))
+            other = meta.plain_text_config(
+                meta.config_of({"model_type": kind.model_type, field: plain[field] * value}, kind=kind)
+            )
         except AnatomyError:
             continue
         plain = {name: kept for name, kept in plain.items() if name == field or other.get(name) == kept}
     return plain
 
 
-def _plain(config: PreTrainedConfig) -> dict[str, Any]:
-    return without_noise(json.loads(config.to_json_string(use_diff=False)))
-
-
 def _own_text_defaults(text: PreTrainedConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Where a type changes the defaults of its language model."""
-    own = _plain(text)
+    own = meta.plain_text_config(text)
     changed = {name: own[name] for name in defaults if name in own and own[name] != defaults[name]}
     return {"text_defaults": changed} if changed else {}
 

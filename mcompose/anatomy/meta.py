@@ -39,6 +39,7 @@ __all__ = [
     "is_known",
     "language_classes",
     "placeholders_of",
+    "plain_text_config",
     "renamings_of",
     "settings_of",
     "tied_owner",
@@ -128,7 +129,7 @@ def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
 
 
 def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
-    """transformers' conversion list as data. Conversions that change tensors are left out: such keys keep their name.
+    """The conversion list of a model as data. Conversions that change tensors are left out: such keys keep their name.
 
     Raises:
         AnatomyError: A step has code of its own.
@@ -234,15 +235,20 @@ def settings_of(config: PreTrainedConfig) -> Settings:
         AnatomyError: The model cannot be built.
     """
     text = config.get_text_config(decoder=True)
-    plain = {**without_noise(json.loads(text.to_json_string(use_diff=False))), "model_type": text.model_type}
+    plain = {**plain_text_config(text), "model_type": text.model_type}
     owner = text if tied_owner(config) == "text" else config
     tied = bool(getattr(owner, "tie_word_embeddings", False))
     found = {modality: next(iter(ids.values())) for modality, ids in placeholders_of(config).items()}
     return Settings(plain, tied, {modality: index for modality, index in found.items() if index is not None})
 
 
+def plain_text_config(text: PreTrainedConfig) -> dict[str, Any]:
+    """All fields of a config with their defaults, as JSON would hold them, less what says nothing."""
+    return without_noise(json.loads(text.to_json_string(use_diff=False)))
+
+
 def tied_owner(config: PreTrainedConfig) -> str:
-    """Whose ``tie_word_embeddings`` counts: ``top`` where the class itself has the head, ``text`` where the decoder's has."""
+    """Whose ``tie_word_embeddings`` counts: ``top`` where the class has the head, ``text`` where the decoder has."""
     model = build(config)
     paths = {id(module): path for path, module in model.named_modules()}
     head = model.get_output_embeddings()

@@ -97,11 +97,13 @@ def without_noise(config: Mapping[str, Any]) -> dict[str, Any]:
 def _text_config(config: Mapping[str, Any], *, facts: Mapping[str, Any], text_type: str) -> dict[str, Any]:
     key = facts["text_key"]
     written: dict[str, Any] = {}
-    if not key or facts.get("flat"):
-        subs = set(facts.get("sub_configs", ()))
-        written.update({name: value for name, value in config.items() if name not in subs})
-    if key and isinstance(config.get(key), Mapping):
+    if not key:
+        written.update(config)
+    elif isinstance(config.get(key), Mapping):
         written.update(config[key])
+    elif facts.get("flat"):
+        subs = facts["sub_configs"]
+        written.update({name: value for name, value in config.items() if name not in subs})
     written = without_noise(written)
     defaults = dict(generated()["text_defaults"].get(text_type, {}))
     if _kind(config.get(key) if key else None, text_type) == facts.get("text_type"):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -15,7 +15,7 @@ from mcompose.anatomy.family import Family, Renaming
 __all__ = ["exceptions", "family_of_text", "generated", "known_family"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> dict[str, Any]:
     return json.loads(resources.files("mcompose.anatomy").joinpath("data", name).read_text(encoding="utf-8"))
 
@@ -30,7 +30,7 @@ def generated() -> dict[str, Any]:
     return _load("families.json")
 
 
-@lru_cache(maxsize=None)
+@cache
 def known_family(signature: str) -> Family | None:
     """Family of that signature, or None when the file does not hold it."""
     table = generated()
@@ -46,6 +46,6 @@ def family_of_text(text_type: str) -> Family | None:
     return None
 
 
-@lru_cache(maxsize=1)
+@cache
 def _renamings() -> tuple[Renaming, ...]:
     return tuple(Renaming(**step) for step in generated()["renamings"])
