@@ -1,0 +1,182 @@
+"""From recipes to checkpoints that answer: values against the sources' own logits and hand-made averages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_sources import BASE_ROWS, IMAGE_ID, write_recipe
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+from mcompose.errors import CompositionError, OutputError
+from mcompose.ledger import Ledger
+from mcompose.pipeline.write import merge
+
+PROMPT = "USER : <image> what is this ? ASSISTANT :"
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+
+
+def logits(folder: Path, picture: Image.Image | None, prompt: str = PROMPT) -> torch.Tensor:
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    inputs = processor(text=prompt, images=picture, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_one_source_composed_gives_the_logits_of_the_source(sources, tmp_path, picture):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": f"local:{sources / 'sees'}"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out", "format": "composed"},
+    )
+    merge(recipe)
+    torch.testing.assert_close(logits(tmp_path / "out", picture), logits(sources / "sees", picture), rtol=0, atol=0)
+
+
+def test_a_language_model_merged_into_a_multimodal_one_keeps_its_class(sources, tmp_path, picture):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        base=f"local:{sources / 'base'}",
+        sources=[
+            {"name": "sees", "model": f"local:{sources / 'sees'}"},
+            {"name": "expert", "model": f"local:{sources / 'expert'}"},
+        ],
+        merge={"method": "linear", "weights": {"sees": 0.25, "expert": 0.75}},
+        output={"dir": "out"},
+    )
+    report = merge(recipe)
+    assert report.result.ledger.output_format == "native"
+    ours, sees, expert = (load_file(next(f.glob("*.safetensors"))) for f in
+                          (tmp_path / "out", sources / "sees", sources / "expert"))  # fmt: skip
+    assert list(ours) == list(sees)
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+    for key, tensor in ours.items():
+        if not key.startswith("language_model."):
+            assert torch.equal(tensor, sees[key]), key
+            continue
+        other = expert[key.removeprefix("language_model.")]
+        expected = sees[key].clone()
+        rows = [k for k in range(BASE_ROWS) if k != IMAGE_ID] if len(tensor) == 128 else slice(None)
+        expected[rows] = 0.25 * sees[key][rows] + 0.75 * other[rows]
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-7, msg=key)
+    assert torch.isfinite(logits(tmp_path / "out", picture)).all()
+
+
+def test_only_the_language_model_of_a_multimodal_source_can_be_asked_for(sources, tmp_path):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": f"local:{sources / 'sees'}"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out", "format": "text"},
+    )
+    report = merge(recipe)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    whole = AutoModelForImageTextToText.from_pretrained(sources / "sees").eval()
+    ids = torch.tensor([[1, 4, 5, 7, 8, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, whole(input_ids=ids).logits, rtol=0, atol=0)
+    dropped = [row for row in report.result.ledger.tensors if row.action == "dropped"]
+    assert dropped
+    assert all(row.part.startswith(("encoder", "projector")) for row in dropped)
+
+
+def test_two_sources_of_one_modality_need_a_choice(sources, tmp_path):
+    entries = [{"name": name.replace("-", "_"), "model": f"local:{sources / name}"} for name in ("sees", "sees-too")]
+    settings = {"merge": {"method": "naivemc"}, "output": {"dir": "out"}}
+    with pytest.raises(CompositionError, match="'sees' and 'sees_too' both bring 'image'"):
+        merge(write_recipe(tmp_path / "recipe.yaml", sources=entries, **settings))
+    assert not (tmp_path / "out").exists()
+    entries[1]["modalities"] = []
+    merge(write_recipe(tmp_path / "recipe.yaml", sources=entries, **settings))
+    ours, first, second = (load_file(next(f.glob("*.safetensors"))) for f in
+                           (tmp_path / "out", sources / "sees", sources / "sees-too"))  # fmt: skip
+    for key, tensor in ours.items():
+        language = key.startswith("language_model.")
+        expected = (first[key] + second[key]) / 2 if language else first[key]
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-7, msg=key)
+
+
+def test_every_tensor_of_every_source_has_a_ledger_row(sources, tmp_path):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[
+            {"name": "sees", "model": f"local:{sources / 'sees'}"},
+            {"name": "other", "model": f"local:{sources / 'sees-too'}", "modalities": []},
+        ],
+        merge={"method": "naivemc"},
+        output={"dir": "out"},
+    )
+    merge(recipe)
+    ledger = Ledger.read(tmp_path / "out")
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert [row.name for row in ledger.tensors if row.action != "dropped"] == list(written)
+    used = {(source, row.name) for row in ledger.tensors for source in row.sources}
+    for name, folder in {"sees": "sees", "other": "sees-too"}.items():
+        for key in load_file(sources / folder / "model.safetensors"):
+            assert (name, key) in used, (name, key)
+
+
+def test_the_same_recipe_gives_the_same_folder(sources, tmp_path):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        base=f"local:{sources / 'base'}",
+        sources=[
+            {"name": "sees", "model": f"local:{sources / 'sees'}"},
+            {"name": "expert", "model": f"local:{sources / 'expert'}"},
+        ],
+        merge={"method": "dare_ties", "parameters": {"density": 0.5}},
+        output={"format": "composed"},
+    )
+    first, second = (merge(recipe, output=tmp_path / name).result.folder for name in ("one", "two"))
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(sources, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("precious")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": f"local:{sources / 'sees'}"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out"},
+    )
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        merge(recipe)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_the_output_loads_where_mcompose_is_not_installed(sources, tmp_path):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": f"local:{sources / 'sees'}"}],
+        merge={"method": "naivemc", "dtype": "bfloat16"},
+        output={"dir": "out", "format": "composed"},
+    )
+    merge(recipe)
+    code = f"""
+import sys; sys.modules["mcompose"] = None
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+model, info = AutoModelForMultimodalLM.from_pretrained(
+    {str(tmp_path / "out")!r}, trust_remote_code=True, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+processor = AutoProcessor.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+inputs = processor(text="USER : what is this ? ASSISTANT :", return_tensors="pt")
+print(model.dtype, model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] - inputs["input_ids"].shape[1])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[0] == "torch.bfloat16"
