@@ -47,7 +47,7 @@ class ThresholdSurvey:
     def finish(self, index: int) -> None:
         """Ends a pass; the counts need no work."""
 
-    def keys(self) -> tuple[int, ...]:
+    def thresholds(self) -> tuple[int, ...]:
         """Bit pattern of the smallest magnitude kept, one a source."""
         return tuple(finder.cut(0)[0] for finder in self.finders)
 
@@ -80,7 +80,7 @@ def _survey(task: TensorTask, *, density: PerSource, lambda_: float) -> Threshol
 
 def _program(task: TensorTask, *, density: PerSource, lambda_: float) -> Program:
     size = prod(task.shape)
-    keys = task.survey.keys() if task.survey is not None else (None,) * len(task.sources)
+    keys = task.survey.thresholds() if task.survey is not None else (None,) * len(task.sources)
     cuts = [_cut(size, share, key) for share, key in zip(each(density, len(keys)), keys, strict=True)]
     ones = (1.0,) * len(cuts)
     return PruneProgram(cuts, Combination(ones, elected=True, average="count", scale=lambda_))
