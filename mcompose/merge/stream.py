@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK", "Cancelled", "InputFiles", "JobStream", "Scratch", "Write", "read_into"]
 
-CHUNK = 1 << 18
-"""Elements of one chunk: 1 MiB of float32 per source, which stays in the cache from widening to writing."""
+CHUNK = 1 << 17
+"""Elements of one chunk: 512 KiB of float32 per source, which stays in the cache from widening to writing."""
 
 COPY_BLOCK = 1 << 20
 """Bytes of one block of a copy."""

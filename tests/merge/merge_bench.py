@@ -1,0 +1,106 @@
+"""Small checkpoints written byte by byte, and a merge from a recipe section to tensors read back by the safetensors library."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
+from mcompose.checkpoint import StagedOutput, encode, open_checkpoint
+from mcompose.merge import SourceParts, build_plan, execute, language_jobs
+from mcompose.recipe.schema import MergeSpec
+
+HIDDEN, ROWS, LAYERS = 24, 40, 2
+
+
+def slot_of(key: str) -> Slot:
+    name = key.removeprefix("model.")
+    layer = int(name.split(".")[1]) if name.startswith("layers.") else None
+    part = {"embed_tokens.weight": EMBEDDING, "lm_head.weight": HEAD}.get(name, LANGUAGE)
+    return Slot(key, name, part, layer)
+
+
+def key_of(name: str, part: str) -> str:
+    return name if part == HEAD else f"model.{name}"
+
+
+def write_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    header, position = {}, 0
+    for key, (dtype, shape, raw) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + len(raw)]}
+        position += len(raw)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(raw for _, _, raw in tensors.values()))
+
+
+def llama(seed: int, *, dtype: str = "F32", rows: int = ROWS, scale: float = 0.02, layers: int = LAYERS, tied=False):
+    """Key to (dtype, shape, bytes): a decoder with biases, norms and two vocabulary tables; fine-tunes of one base."""
+    shapes = {"model.embed_tokens.weight": (rows, HIDDEN)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "self_attn.q_proj.weight"] = (HIDDEN, HIDDEN)
+        shapes[prefix + "self_attn.q_proj.bias"] = (HIDDEN,)
+        shapes[prefix + "mlp.down_proj.weight"] = (HIDDEN, 2 * HIDDEN)
+        shapes[prefix + "input_layernorm.weight"] = (HIDDEN,)
+    shapes["model.norm.weight"] = (HIDDEN,)
+    if not tied:
+        shapes["lm_head.weight"] = (rows, HIDDEN)
+    tensors = {}
+    for index, (key, shape) in enumerate(shapes.items()):
+        columns = shape[1:] or (1,)
+        base = np.random.default_rng(index).normal(0, 0.02, (64, *columns))[: shape[0]]
+        delta = np.random.default_rng([seed, index]).normal(0, scale, (64, *columns))[: shape[0]]
+        values = (base + (delta if seed else 0)).reshape(shape).astype(np.float32)
+        tensors[key] = (dtype, shape, encode(values, dtype).tobytes())
+    return tensors
+
+
+@dataclass
+class Bench:
+    """Makes sources in a folder, merges them, reads the result."""
+
+    folder: Path
+    config: dict = field(default_factory=lambda: {"hidden_size": HIDDEN, "num_attention_heads": 4})
+
+    def source(self, name: str, tensors: dict, *, tied: bool = False, adapter=None, **config) -> SourceParts:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        write_file(folder / "model.safetensors", tensors)
+        text_config = {**self.config, **config}
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", **text_config}))
+        checkpoint = open_checkpoint(folder)
+        slots = {key: slot_of(key) for key in checkpoint.tensors}
+        layers = 1 + max((slot.layer for slot in slots.values() if slot.layer is not None), default=-1)
+        anatomy = Anatomy("llama", "LlamaForCausalLM", True, slots, text_config, layers, tied=tied)
+        return SourceParts(name, checkpoint, anatomy, None if adapter is None else adapter.bind(checkpoint.tensors))
+
+    def plan(self, merge: dict, sources, base=None, *, target=None, shard=10**9, extra=()):
+        jobs, dropped = language_jobs(MergeSpec.model_validate(merge), sources, base, key_of=key_of, target=target)
+        return build_plan([*jobs, *extra], dropped, max_shard_size=shard)
+
+    def run(self, plan, *, out: str = "out", **options):
+        with StagedOutput.open(self.folder / out, fingerprint=plan.fingerprint, durable=False) as staged:
+            rows = execute(plan, staged, **options)
+            staged.finish()
+        return rows
+
+    def merge(self, merge: dict, sources, base=None, *, target=None, out: str = "out", **options):
+        """Merges and returns (tensors read by the safetensors library, ledger rows)."""
+        plan = self.plan(merge, sources, base, target=target)
+        rows = self.run(plan, out=out, **options)
+        return self.read(out), rows
+
+    def read(self, out: str = "out"):
+        from safetensors.torch import load_file
+
+        tensors = {}
+        for path in sorted((self.folder / out).glob("*.safetensors")):
+            tensors |= load_file(path)
+        return tensors
+
+    def bytes_of(self, out: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((self.folder / out).glob("model*"))}
