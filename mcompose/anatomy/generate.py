@@ -1,7 +1,7 @@
 """Writes ``data/families.json``: what transformers' meta models say about every type that answers in text.
 
-Run ``python -m mcompose.anatomy.generate`` after the newest supported transformers changes; a test compares the file with
-a fresh run. The idea: build each type on the meta device from its default config, and again with the language models
+Run ``python -m mcompose.anatomy.generate`` after the newest supported transformers changes; a test compares the file
+with a fresh run. The idea: build each type on the meta device from its default config, and again with the language models
 and encoders that are commonly put into it, and keep the answers as data.
 """
 
@@ -19,7 +19,6 @@ from transformers.utils import logging
 
 from mcompose.anatomy import meta
 from mcompose.anatomy.family import Family
-from mcompose.anatomy.settings import without_noise
 from mcompose.anatomy.tables import exceptions
 from mcompose.errors import AnatomyError
 

@@ -131,8 +131,8 @@ def _assemble(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]],
     layers = {slot.layer for slot in slots.values() if slot.part == LANGUAGE and slot.layer is not None}
     kind = config["model_type"]
     warnings = [
-        f"transformers does not know the type '{kind}': the parts were told by the names of the keys, and no code of the "
-        f"checkpoint was run. Check them ({_counts(parts)}).",
+        f"transformers does not know the type '{kind}': the parts were told by the names of the keys, and no code "
+        f"of the checkpoint was run. Check them ({_counts(parts)}).",
         *warnings,
     ]
     return Anatomy(

@@ -17,16 +17,18 @@ __all__ = ["Settings", "inner_config", "read_settings", "signature", "without_no
 
 _NOISE = frozenset(
     {
-        "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
-        "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
-        "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-        "forced_eos_token_id", "id2label", "label2id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+        "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+        "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id",
+        "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+        "id2label", "label2id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
         "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
-        "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty",
-        "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params",
-        "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-        "transformers_version", "typical_p", "use_bfloat16", "dtype", "is_encoder_decoder", "add_cross_attention",
-        "is_decoder", "tie_encoder_decoder", "quantization_config",
+        "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values",
+        "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+        "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p",
+        "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "dtype",
+        "is_encoder_decoder", "add_cross_attention", "is_decoder", "tie_encoder_decoder",
+        "quantization_config",
     }
 )  # fmt: skip
 """Fields of every config that say nothing about the language model."""
