@@ -74,11 +74,14 @@ def _rank(kind: str) -> int:
 def _sentence(loc: KeyPath, detail: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str, KeyPath]:
     kind, value = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        known = _known_keys(model, loc[:-1])
-        return "'{path}' is not a known key.", nearest_name(str(loc[-1]), known), loc
+        *outer, key = loc
+        return "'{path}' is not a known key.", nearest_name(str(key), _known_keys(model, tuple(outer))), loc
     if kind == "missing":
-        parent = f"'{spell(loc[:-1])}'" if len(loc) > 1 else "the recipe"
-        return f"{parent} lacks the key '{loc[-1]}'.", "", loc
+        *outer, key = loc
+        parent = f"'{spell(tuple(outer))}'" if outer else "the recipe"
+        if isinstance(key, int):
+            return f"{parent} has too few items: {key}.", "", loc
+        return f"{parent} lacks the key '{key}'.", "", loc
     complaint = detail.get("ctx", {}).get("error")
     if isinstance(complaint, FieldError):
         return complaint.message, complaint.hint, (*loc, *complaint.at)

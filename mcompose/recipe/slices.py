@@ -72,7 +72,7 @@ def drop_whole_slice(merge: MergeSpec, *, num_layers: int) -> MergeSpec:
     Returns:
         The merge without slices, or as it was when it really rearranges layers.
     """
-    if not merge.slices or len(merge.slices) > 1:
+    if merge.slices is None or len(merge.slices) != 1:
         return merge
     only = merge.slices[0]
     if any(entry.layer_range != (0, num_layers) for entry in only.sources):

@@ -140,7 +140,8 @@ def _gradient(raw: Sequence[Any]) -> tuple[Scalar, ...]:
             raise FieldError(complaint.message, at=(index,)) from None
     is_discrete = [isinstance(item, bool | str) for item in scalars]
     if any(is_discrete) and not all(is_discrete):
-        raise FieldError("'{path}' mixes numbers with words; a gradient holds one kind.")
+        odd = is_discrete.index(not is_discrete[0])
+        raise FieldError("'{path}' mixes words into numbers; a gradient holds one kind.", at=(odd,))
     return tuple(scalars)
 
 

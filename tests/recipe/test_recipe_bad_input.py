@@ -85,7 +85,7 @@ CASES = {
     "weight is infinite": ("hears: 0.5", "hears: [0.1, -.inf]", 12, "'merge.weights.hears[1]' must be finite", ""),
     "weight is empty": ("hears: 0.5", "hears:", 12, "'merge.weights.hears' has no value", ""),
     "weight is an empty list": ("hears: 0.5", "hears: []", 12, "is an empty list", ""),
-    "mixed gradient": ("hears: 0.5", "hears: [0.5, x]", 12, "mixes numbers with words", ""),
+    "mixed gradient": ("hears: 0.5", "hears: [0.5, x]", 12, "mixes words into numbers", ""),
     "choice misspelt": ("hears: 0.5", "hears: [{filtre: x, value: 1}]", 12, "hears[0].filtre'", "'filter'"),
     "choice among numbers": ("hears: 0.5", "hears: [{value: 1}, 2]", 12, "hears[1]'", ""),
     "choice without value": ("hears: 0.5", "hears: [{filter: x}]", 12, "hears[0].value' has no value", ""),
