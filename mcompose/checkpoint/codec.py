@@ -102,7 +102,7 @@ def read_tensor(
         shape = (last - first, *shape[1:])
     raw = np.empty(shape, dtype)
     if raw.size:
-        buffer = memoryview(raw.reshape(-1).view(np.uint8))
+        buffer = raw.reshape(-1).view(np.uint8).data
         if files is None:
             with TensorFiles() as own:
                 own.read_into(entry, buffer, start=start)

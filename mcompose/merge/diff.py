@@ -241,7 +241,7 @@ def _measure(a: TensorEntry, b: TensorEntry, files: TensorFiles) -> tuple[bool, 
 
 def _piece(entry: TensorEntry, start: int, length: int, files: TensorFiles) -> NDArray[Any]:
     raw = np.empty(length, raw_dtype(entry.dtype))
-    files.read_into(entry, memoryview(raw.view(np.uint8)), start=start * raw.itemsize)
+    files.read_into(entry, raw.view(np.uint8).data, start=start * raw.itemsize)
     return raw
 
 
