@@ -1,4 +1,4 @@
-"""Reads two pretrained encoders from the formats that their packages use, and names their weights as transformers does."""
+"""Reads two pretrained encoders from the formats of their packages, and names their weights as transformers does."""
 
 import struct
 from collections.abc import Iterator
