@@ -149,7 +149,10 @@ def parse_document(text: str, *, file: str) -> Document:
             "a recipe is a mapping of keys to values.", file=file, line=line, hint="Begin with 'schema: 1'."
         )
     builder = _Builder(file)
-    data = builder.build(node, at=())
+    try:
+        data = builder.build(node, at=())
+    except RecursionError:
+        raise RecipeError("the brackets are nested too deeply.", file=file) from None
     return Document(file, data, builder.lines)
 
 
