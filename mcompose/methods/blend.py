@@ -109,10 +109,10 @@ def blend(tensors: Sequence[Any], decision: Blend, *, groups: Groups = "all") ->
         One array of the same shape and kind.
     """
     coefficients = np.atleast_2d(decision.coefficients.astype(np.float32))
-    total = None
-    for index, tensor in enumerate(tensors):
-        share = pour(tensor, coefficients[:, index], groups) * tensor
-        total = share if total is None else total + share
+    shares = [pour(tensor, coefficients[:, index], groups) * tensor for index, tensor in enumerate(tensors)]
+    total = shares[0]
+    for share in shares[1:]:
+        total = total + share
     return total / np.float32(decision.divisor).item() * np.float32(decision.scale).item()
 
 

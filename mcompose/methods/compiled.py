@@ -38,15 +38,15 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the loop on aligned, contiguous arrays of the declared types."""
-        if self.dispatcher is None:
-            self.compile()
-        return self.dispatcher(*arguments)
+        dispatcher = self.dispatcher or self.compile()
+        return dispatcher(*arguments)
 
-    def compile(self) -> None:
-        """Compiles the loop, or loads the machine code that an earlier run kept."""
+    def compile(self) -> Callable[..., Any]:
+        """Compiles the loop, or loads the machine code that an earlier run kept; returns it."""
         with _COMPILING:
             if self.dispatcher is None:
                 self.dispatcher = self._compiled()
+            return self.dispatcher
 
     def _compiled(self) -> Any:
         import numba  # noqa: PLC0415 - half a second, paid only when a merge runs

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from mcompose.methods import kernels, prune_kernels
-from mcompose.methods.blend_program import pieces
+from mcompose.methods.blend_program import PIECE
 from mcompose.methods.prune import Average, norm_ratio
 from mcompose.methods.select import NOTHING_ABOVE, RankFinder
 
@@ -124,10 +124,11 @@ class KeepRandom(KeepAll):
     def __init__(self, density: float, key: int) -> None:
         self.density = np.float32(density)
         self.key = np.uint64(key)
+        self.scratch = _Scratch()
 
     def apply(self, start: int, delta: np.ndarray) -> None:
         """Draws for every element."""
-        draws = np.empty(delta.size, np.float32)
+        (draws,) = self.scratch.rows(1, delta.size)
         prune_kernels.uniforms(self.key, start, draws)
         prune_kernels.keep_random(delta, draws, self.density)
 
@@ -148,10 +149,11 @@ class KeepRanked(KeepAll):
         self.key = np.uint64(key)
         self.row = max(1, row)
         self.divide = divide
+        self.scratch = _Scratch()
 
     def apply(self, start: int, delta: np.ndarray) -> None:
         """Draws for every element of whole rows."""
-        draws, chances = np.empty(delta.size, np.float32), np.empty(delta.size, np.float32)
+        draws, chances = self.scratch.rows(2, delta.size)
         prune_kernels.uniforms(self.key, start, draws)
         low, span = self.density - self.epsilon, np.float32(2) * self.epsilon
         prune_kernels.rank_chances(delta, self.row, low, span, chances)
@@ -215,13 +217,15 @@ class PruneProgram:
         self.select_passes = max(cut.passes for cut in cuts)
         self.passes = self.select_passes + (1 if match_norm else 0)
         self.chunk_multiple = max(cut.row for cut in cuts)
+        self.scratch = _Scratch()
         self.sums = [_AbsSum() for _ in range(2 * len(cuts))]
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> None:
         """Ranks in the first passes, norms in the last."""
         for piece in self._pieces(sources[0].size):
+            scratch = self.scratch.rows(1, piece.stop - piece.start)[0]
             for number, source in enumerate(sources):
-                delta = _delta(source[piece], base, piece)
+                delta = _delta(source[piece], base, piece, scratch)
                 if index < self.select_passes:
                     if index < self.cuts[number].passes:
                         self.cuts[number].measure(index, delta)
@@ -237,9 +241,9 @@ class PruneProgram:
             totals = [norm.total() for norm in self.sums]
             self.ratios = np.array([norm_ratio(*pair) for pair in zip(totals[::2], totals[1::2], strict=True)])
         for piece in self._pieces(out.size):
-            values = np.empty((len(sources), piece.stop - piece.start), np.float32)
+            values = self.scratch.rows(len(sources), piece.stop - piece.start)
             for number, source in enumerate(sources):
-                values[number] = _delta(source[piece], base, piece)
+                _delta(source[piece], base, piece, values[number])
                 self.cuts[number].apply(start + piece.start, values[number])
                 if self.ratios[number] != 1:
                     values[number] *= self.ratios[number]
@@ -256,7 +260,8 @@ class PruneProgram:
             prune_kernels.add_up(values, self.weights, how.divisor, how.scale, base, out)
 
     def _pieces(self, size: int) -> list[slice]:
-        return list(pieces(size)) if self.chunk_multiple == 1 else [slice(0, size)] if size else []
+        step = max(1, PIECE // self.chunk_multiple) * self.chunk_multiple
+        return [slice(first, min(size, first + step)) for first in range(0, size, step)]
 
 
 class _AbsSum:
@@ -276,5 +281,18 @@ class _AbsSum:
         return float(self.sum[0] + left)
 
 
-def _delta(source: np.ndarray, base: np.ndarray | None, piece: slice) -> np.ndarray:
-    return source.copy() if base is None else source - base[piece]
+class _Scratch:
+    """Memory that is used again: fresh memory for every piece would cost more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self.memory = np.empty(0, np.float32)
+
+    def rows(self, count: int, length: int) -> np.ndarray:
+        """Gives a contiguous array of ``count`` rows; its content is anything."""
+        if self.memory.size < count * length:
+            self.memory = np.empty(count * length, np.float32)
+        return self.memory[: count * length].reshape(count, length)
+
+
+def _delta(source: np.ndarray, base: np.ndarray | None, piece: slice, out: np.ndarray) -> np.ndarray:
+    return np.subtract(source, 0 if base is None else base[piece], out=out)

@@ -59,6 +59,7 @@ class _OwnThreshold(KeepAll):
 
     def __init__(self, size: int, density: float) -> None:
         self.finder = RankFinder([threshold_rank(size, density)], size + 1)
+        self.found: KeepAtLeast | None = None
 
     def measure(self, index: int, delta: np.ndarray) -> None:
         """Counts one piece."""
@@ -66,7 +67,9 @@ class _OwnThreshold(KeepAll):
 
     def apply(self, start: int, delta: np.ndarray) -> None:
         """Keeps every magnitude from the threshold on."""
-        KeepAtLeast(self.finder.cut(0)[0]).apply(start, delta)
+        if self.found is None:
+            self.found = KeepAtLeast(self.finder.cut(0)[0])
+        self.found.apply(start, delta)
 
 
 def threshold_rank(size: int, density: float) -> int:
