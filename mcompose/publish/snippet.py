@@ -27,6 +27,9 @@ class _Stand:
     question: str
 
 
+_AUTO = "AutoModelForMultimodalLM"
+_GENERATING = (_AUTO, "AutoModelForImageTextToText", "AutoModelForCausalLM")
+
 _PICTURE, _NUMPY = "from PIL import Image", "import numpy as np"
 _SOUND, _FRAMES = "np.zeros(16000, dtype=np.float32)", "np.zeros((8, 224, 224, 3), dtype=np.uint8)"
 
@@ -52,10 +55,11 @@ def usage_snippet(ledger: Ledger, folder: Path, *, path: str) -> str:
     if ledger.output_format == "text":
         return _text_snippet(path)
     config = _json(folder / "config.json")
-    own_code = ledger.output_format == "composed" or "auto_map" in config
-    loader = "AutoModelForMultimodalLM" if own_code else _class_name(config)
+    composed = ledger.output_format == "composed"
+    own_code = composed or "auto_map" in config
+    loader = _AUTO if composed else _auto_name(config) if own_code else _class_name(config)
     modalities = [m for m in ledger.modalities if m in _STANDS]
-    chat = ledger.output_format != "composed" and not own_code and _has_chat_template(folder)
+    chat = not own_code and _has_chat_template(folder)
     imports = dict.fromkeys(_STANDS[m].imports for m in modalities)
     trust = ", trust_remote_code=True" if own_code else ""
     names = ", ".join(sorted([loader, "AutoProcessor"]))
@@ -67,7 +71,7 @@ def usage_snippet(ledger: Ledger, folder: Path, *, path: str) -> str:
         f"processor = AutoProcessor.from_pretrained(path{trust})",
         f'model = {loader}.from_pretrained(path, dtype="auto"{trust})',
         "",
-        *(_chat_inputs(modalities) if chat else _plain_inputs(modalities, composed=own_code)),
+        *(_chat_inputs(modalities) if chat else _plain_inputs(modalities, own_code=own_code)),
         *_ANSWER,
     ]
     return "\n".join(lines)
@@ -94,9 +98,9 @@ def _text_snippet(path: str) -> str:
     ])  # fmt: skip
 
 
-def _plain_inputs(modalities: Sequence[str], *, composed: bool) -> list[str]:
+def _plain_inputs(modalities: Sequence[str], *, own_code: bool) -> list[str]:
     """A call of the processor with placeholders in the text."""
-    if composed:
+    if own_code:
         text = '"' + "".join(f"<{m}>\\n" for m in modalities) + _question(modalities) + '"'
     else:
         marks = "".join(f"{{processor.{m}_token}}\\n" for m in modalities)
@@ -129,10 +133,17 @@ def _question(modalities: Sequence[str]) -> str:
     return f"What do you {' and '.join(verbs)}?" if verbs else "Who are you?"
 
 
+def _auto_name(config: dict[str, Any]) -> str:
+    """The Auto class under which a checkpoint registers its own generating class."""
+    table = config.get("auto_map")
+    known = [name for name in _GENERATING if isinstance(table, dict) and name in table]
+    return known[0] if known else _AUTO
+
+
 def _class_name(config: dict[str, Any]) -> str:
     names = config.get("architectures")
     first = cast("list[Any]", names)[0] if isinstance(names, list) and names else ""
-    return str(first) if str(first).isidentifier() else "AutoModelForMultimodalLM"
+    return str(first) if str(first).isidentifier() else _AUTO
 
 
 def _has_chat_template(folder: Path) -> bool:

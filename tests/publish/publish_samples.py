@@ -135,3 +135,45 @@ def native_ledger() -> Ledger:
         (TensorRow("lm_head.weight", "merged", "head", "ties", ("sees", "codes"), (0.5, 0.5), "F32", (32, 16)),),
         (StepRow("merge", "mcompose merge recipe.yaml"),),
     )  # fmt: skip
+
+
+COMPOSITION = """\
+schema: 1
+name: sees-and-hears
+sources:
+  - {name: sees, model: local:sees, modalities: [image]}
+  - {name: hears, model: local:hears, modalities: [audio]}
+merge: {method: naivemc}
+output: {dir: sees-and-hears}
+"""
+
+
+def composed_output(folder: Path) -> Path:
+    """A real composition of a LLaVA and a Qwen2-Audio with random weights, written by the merge itself."""
+    import shutil
+
+    import torch
+    from transformers import (
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    from mcompose.pipeline.write import MergeOptions, merge
+
+    shutil.rmtree(llava_output(folder / "sees", chat_template=False) / "mcompose")
+    text = json.loads((folder / "sees" / "config.json").read_text())["text_config"]
+    audio = {"model_type": "qwen2_audio_encoder", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
+    audio |= {"encoder_ffn_dim": 16, "num_mel_bins": 8, "max_source_positions": 50}
+    tokenizer = llava_processor(chat_template=False).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|AUDIO|>"]})
+    config = Qwen2AudioConfig(text_config=text, audio_config=audio, audio_token_index=len(tokenizer) - 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        Qwen2AudioForConditionalGeneration(config).save_pretrained(folder / "hears")
+    sound = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    Qwen2AudioProcessor(sound, tokenizer, audio_token="<|AUDIO|>").save_pretrained(folder / "hears")
+    (folder / "recipe.yaml").write_text(COMPOSITION)
+    merge(folder / "recipe.yaml", options=MergeOptions(quiet=True, allow_different_base=True))
+    return folder / "sees-and-hears"
