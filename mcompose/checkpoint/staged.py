@@ -103,11 +103,13 @@ class StagedOutput:
                 self.notice = f"Unfinished work in '{self.partial.name}' was discarded ({why})."
             self._journal = Journal.begin(self._path(JOURNAL_NAME), fingerprint=self._fingerprint)
 
-    def allocate(self, layout: Layout) -> dict[str, JournalRow]:
+    def allocate(self, layout: Layout, *, recheck: bool = False) -> dict[str, JournalRow]:
         """Makes the weight files, full size, header first; or finds them as an earlier run has left them.
 
         Args:
             layout: Where every tensor goes.
+            recheck: Whether to hash the tensors of an earlier run before they are believed. After a restart of the
+                machine this is always done; a process that was merely killed cannot lose what it wrote.
 
         Returns:
             The tensors that are finished already, by name; also kept in ``finished``. A second call only repeats them.
@@ -120,7 +122,7 @@ class StagedOutput:
             return self.finished
         self._tidy(layout)
         kept = bool(journal.rows) and all(self._is_allocated(shard) for shard in layout.shards)
-        finished = self._believable(layout, journal) if kept else {}
+        finished = self._believable(layout, journal, recheck=recheck) if kept else {}
         if finished != journal.rows:
             journal.restart(fingerprint=self._fingerprint, keep=finished)
         self.finished = dict(finished)
@@ -263,10 +265,10 @@ class StagedOutput:
         except OSError:
             return False
 
-    def _believable(self, layout: Layout, journal: Journal) -> dict[str, JournalRow]:
+    def _believable(self, layout: Layout, journal: Journal, *, recheck: bool) -> dict[str, JournalRow]:
         """The journal's tensors that are in the layout; after a restart of the machine, the intact ones."""
         rows = {name: row for name, row in journal.rows.items() if name in layout.places}
-        if journal.same_boot:
+        if journal.same_boot and not recheck:
             return rows
         return {name: row for name, row in rows.items() if row.digest == self._digest(layout, name)}
 

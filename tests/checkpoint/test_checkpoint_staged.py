@@ -1,90 +1,38 @@
-"""An output appears whole or not at all, whatever happens on the way."""
+"""An output appears whole or not at all, and holds nobody else's files."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from staged_runs import (
+    EXPECTED_FILES,
+    LAYOUT,
+    SPECS,
+    content,
+    digest_of,
+    half_run,
+    snapshot,
+    whole_run,
+    write_files,
+    write_tensor,
+)
 
-from mcompose.checkpoint import StagedOutput, TensorDigest, digest_tensor, open_checkpoint, plan_layout
+from mcompose.checkpoint import StagedOutput, digest_tensor, open_checkpoint, plan_layout
 from mcompose.checkpoint import folders as folders_module
 from mcompose.checkpoint.folders import JOURNAL_NAME, LOCK_NAME, FolderLock
-from mcompose.errors import OutputError, StorageError
-
-SPECS = [(f"t{number}", "U8", (1000 + number,)) for number in range(8)]
-LAYOUT = plan_layout(SPECS, max_shard_size=3000)
-LOCK = json.dumps({"files": {"config.json": {"size": 2}, **{shard.filename: {} for shard in LAYOUT.shards},
-                             "model.safetensors.index.json": {}}})  # fmt: skip
-
-
-def _content(name: str) -> bytes:
-    return random.Random(name).randbytes(LAYOUT.places[name].nbytes)
-
-
-def _digest(data: bytes) -> str:
-    digest = TensorDigest()
-    digest.update(data)
-    return digest.text()
-
-
-def _write_tensor(staged: StagedOutput, name: str) -> None:
-    place, data = LAYOUT.places[name], _content(name)
-    for start in range(0, len(data), 300):
-        staged.pwrite_all(place.filename, place.offset + start, memoryview(data[start : start + 300]))
-    staged.record(name, digest=_digest(data), row={"name": name, "action": "merged"})
-
-
-def _write_files(staged: StagedOutput) -> None:
-    staged.write_file("config.json", "{}")
-    staged.write_file("mcompose/lock.json", LOCK)
-
-
-def _run(folder: Path, *, fingerprint: str = "one", resume: bool = True) -> list[str]:
-    """A whole run; returns the tensors that it had to write."""
-    with StagedOutput.open(folder, fingerprint=fingerprint, resume=resume) as staged:
-        finished = staged.allocate(LAYOUT)
-        todo = [name for name in LAYOUT.places if name not in finished]
-        for name in todo:
-            _write_tensor(staged, name)
-        _write_files(staged)
-        assert staged.finish() == folder.resolve()
-    return todo
-
-
-def _half_run(folder: Path, *, fingerprint: str = "one") -> None:
-    """A run that stops after three tensors, in the middle of the fourth."""
-    with StagedOutput.open(folder, fingerprint=fingerprint) as staged:
-        staged.allocate(LAYOUT)
-        for name in list(LAYOUT.places)[:3]:
-            _write_tensor(staged, name)
-        place = LAYOUT.places["t3"]
-        staged.pwrite_all(place.filename, place.offset, memoryview(b"torn"))
-
-
-def _snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-EXPECTED_FILES = {
-    "config.json",
-    "mcompose/lock.json",
-    "model.safetensors.index.json",
-    *(f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)),
-}
+from mcompose.errors import OutputError
 
 
 @pytest.fixture
 def reference(tmp_path):
-    _run(tmp_path / "reference")
-    return _snapshot(tmp_path / "reference")
+    whole_run(tmp_path / "reference")
+    return snapshot(tmp_path / "reference")
 
 
 def test_a_whole_run(tmp_path, reference):
@@ -92,7 +40,7 @@ def test_a_whole_run(tmp_path, reference):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reference"]
     checkpoint = open_checkpoint(tmp_path / "reference")
     for name, entry in checkpoint.tensors.items():
-        assert digest_tensor(entry) == _digest(_content(name))
+        assert digest_tensor(entry) == digest_of(content(name))
 
 
 def test_nothing_in_the_partial_folder_looks_like_a_model(tmp_path):
@@ -112,17 +60,17 @@ def test_nothing_in_the_partial_folder_looks_like_a_model(tmp_path):
 
 def test_work_is_kept_and_resumed(tmp_path, reference):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     assert not folder.exists()
     with StagedOutput.open(folder, fingerprint="one") as staged:
         finished = staged.allocate(LAYOUT)
         assert staged.notice == ""
         assert list(finished) == ["t0", "t1", "t2"]
         assert finished["t1"].row == {"name": "t1", "action": "merged"}
-        assert finished["t1"].digest == _digest(_content("t1"))
+        assert finished["t1"].digest == digest_of(content("t1"))
         assert staged.allocate(LAYOUT) is finished
-    assert _run(folder) == ["t3", "t4", "t5", "t6", "t7"]
-    assert _snapshot(folder) == reference
+    assert whole_run(folder) == ["t3", "t4", "t5", "t6", "t7"]
+    assert snapshot(folder) == reference
 
 
 @pytest.mark.parametrize(
@@ -130,17 +78,17 @@ def test_work_is_kept_and_resumed(tmp_path, reference):
 )
 def test_another_run_discards_the_work_and_says_so(tmp_path, reference, fingerprint, resume, why):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     with StagedOutput.open(folder, fingerprint=fingerprint, resume=resume) as staged:
         assert why in staged.notice
         assert staged.allocate(LAYOUT) == {}
-    assert _run(folder, fingerprint=fingerprint) == list(LAYOUT.places)
-    assert _snapshot(folder) == reference
+    assert whole_run(folder, fingerprint=fingerprint) == list(LAYOUT.places)
+    assert snapshot(folder) == reference
 
 
 def test_another_layout_under_the_same_fingerprint_keeps_nothing(tmp_path):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     other = plan_layout(SPECS, max_shard_size=10**6)
     with StagedOutput.open(folder, fingerprint="one") as staged:
         assert staged.allocate(other) == {}
@@ -152,29 +100,29 @@ def test_another_layout_under_the_same_fingerprint_keeps_nothing(tmp_path):
 )
 def test_a_torn_line_ends_the_journal(tmp_path, reference, tail):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     journal = tmp_path / "out.partial" / JOURNAL_NAME
     whole = journal.read_bytes()
     journal.write_bytes(whole + tail)
     with StagedOutput.open(folder, fingerprint="one") as staged:
         assert list(staged.allocate(LAYOUT)) == ["t0", "t1", "t2"]
     assert journal.read_bytes() == whole
-    assert _run(folder) == ["t3", "t4", "t5", "t6", "t7"]
-    assert _snapshot(folder) == reference
+    assert whole_run(folder) == ["t3", "t4", "t5", "t6", "t7"]
+    assert snapshot(folder) == reference
 
 
 @pytest.mark.parametrize("head", [b"", b'{"journal": 1, "finger', b"\x00" * 80 + b"\n", b'{"journal": 99}\n'])
 def test_a_journal_without_its_first_line_is_no_journal(tmp_path, reference, head):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     (tmp_path / "out.partial" / JOURNAL_NAME).write_bytes(head)
-    assert _run(folder) == list(LAYOUT.places)
-    assert _snapshot(folder) == reference
+    assert whole_run(folder) == list(LAYOUT.places)
+    assert snapshot(folder) == reference
 
 
 def test_after_a_power_cut_only_intact_tensors_are_believed(tmp_path, reference):
     folder = tmp_path / "out"
-    _half_run(folder)
+    half_run(folder)
     journal = tmp_path / "out.partial" / JOURNAL_NAME
     lines = journal.read_text().splitlines(keepends=True)
     head = {**json.loads(lines[0]), "boot": "another"}
@@ -187,8 +135,19 @@ def test_after_a_power_cut_only_intact_tensors_are_believed(tmp_path, reference)
         assert list(staged.allocate(LAYOUT)) == ["t0", "t2"]
     with StagedOutput.open(folder, fingerprint="one") as staged:  # the journal is this boot's now
         assert list(staged.allocate(LAYOUT)) == ["t0", "t2"]
-    assert _run(folder) == ["t1", "t3", "t4", "t5", "t6", "t7"]
-    assert _snapshot(folder) == reference
+    assert whole_run(folder) == ["t1", "t3", "t4", "t5", "t6", "t7"]
+    assert snapshot(folder) == reference
+
+
+def test_finished_tensors_can_be_hashed_again(tmp_path):
+    folder = tmp_path / "out"
+    half_run(folder)
+    place = LAYOUT.places["t0"]
+    with (tmp_path / "out.partial" / f".partial-{place.filename}").open("r+b") as handle:
+        handle.seek(place.offset)
+        handle.write(b"changed")
+    with StagedOutput.open(folder, fingerprint="one") as staged:
+        assert list(staged.allocate(LAYOUT, recheck=True)) == ["t1", "t2"]
 
 
 def test_a_run_killed_while_finishing_loses_nothing(tmp_path, reference, monkeypatch):
@@ -199,11 +158,11 @@ def test_a_run_killed_while_finishing_loses_nothing(tmp_path, reference, monkeyp
 
     monkeypatch.setattr("mcompose.checkpoint.staged.swap_in", killed)
     with pytest.raises(KeyboardInterrupt):
-        _run(folder)
+        whole_run(folder)
     assert not folder.exists()
     monkeypatch.undo()
-    assert _run(folder) == []
-    assert _snapshot(folder) == reference
+    assert whole_run(folder) == []
+    assert snapshot(folder) == reference
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -213,56 +172,56 @@ def test_an_exception_keeps_the_work_and_shows_no_output(tmp_path, error):
     def stopped():
         with StagedOutput.open(folder, fingerprint="one") as staged:
             staged.allocate(LAYOUT)
-            _write_tensor(staged, "t0")
+            write_tensor(staged, "t0")
             raise error
 
     with pytest.raises(error):
         stopped()
     assert not folder.exists()
-    assert _run(folder) == [name for name in LAYOUT.places if name != "t0"]
+    assert whole_run(folder) == [name for name in LAYOUT.places if name != "t0"]
 
 
 def test_abandon_leaves_nothing(tmp_path):
     with StagedOutput.open(tmp_path / "out", fingerprint="one") as staged:
         staged.allocate(LAYOUT)
-        _write_tensor(staged, "t0")
+        write_tensor(staged, "t0")
         staged.abandon()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_is_used_and_a_path_is_made(tmp_path):
     (tmp_path / "empty").mkdir()
-    _run(tmp_path / "empty")
-    _run(tmp_path / "a" / "b" / "c")
+    whole_run(tmp_path / "empty")
+    whole_run(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c" / "config.json").exists()
 
 
 def test_an_earlier_output_is_replaced_whole(tmp_path, reference):
     folder = tmp_path / "out"
-    _run(folder)
+    whole_run(folder)
     (folder / "config.json").write_text("old")
     (folder / "README.md").write_text("old card")
     (folder / "mcompose" / "notes.txt").write_text("old")
-    assert _run(folder, fingerprint="two") == list(LAYOUT.places)
-    assert _snapshot(folder) == reference
+    assert whole_run(folder, fingerprint="two") == list(LAYOUT.places)
+    assert snapshot(folder) == reference
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "reference"]
 
 
 def test_an_earlier_output_is_replaced_where_folders_cannot_be_exchanged(tmp_path, reference, monkeypatch):
     monkeypatch.setattr(folders_module, "_exchange", lambda *_: False)
     folder = tmp_path / "out"
-    _run(folder)
-    _run(folder, fingerprint="two")
-    assert _snapshot(folder) == reference
+    whole_run(folder)
+    whole_run(folder, fingerprint="two")
+    assert snapshot(folder) == reference
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "reference"]
 
 
 def test_the_old_output_stands_until_the_new_one_is_whole(tmp_path):
     folder = tmp_path / "out"
-    _run(folder)
-    old = _snapshot(folder)
-    _half_run(folder, fingerprint="two")
-    assert _snapshot(folder) == old
+    whole_run(folder)
+    old = snapshot(folder)
+    half_run(folder, fingerprint="two")
+    assert snapshot(folder) == old
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "model.safetensors", ".hidden", "sub/deep.txt"])
@@ -272,13 +231,13 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path, name):
     (folder / name).write_text("mine")
     with pytest.raises(OutputError, match=f"already holds something else: '{name.split('/')[0]}'"):
         StagedOutput.open(folder, fingerprint="one")
-    assert _snapshot(folder) == {name: b"mine"}
+    assert snapshot(folder) == {name: b"mine"}
     assert not (tmp_path / "out.partial").exists()
 
 
 def test_an_output_with_a_file_of_the_users_is_not_replaced(tmp_path):
     folder = tmp_path / "out"
-    _run(folder)
+    whole_run(folder)
     (folder / "notes.txt").write_text("mine")
     (folder / "plots").mkdir()
     (folder / "plots" / "a.png").write_text("mine")
@@ -294,7 +253,7 @@ def test_something_that_appears_meanwhile_is_not_overwritten(tmp_path):
         (folder / "mine.txt").write_text("mine")
         with pytest.raises(OutputError, match="something else"):
             staged.finish()
-    assert _snapshot(folder) == {"mine.txt": b"mine"}
+    assert snapshot(folder) == {"mine.txt": b"mine"}
 
 
 def test_a_file_or_the_root_is_no_output_folder(tmp_path):
@@ -346,9 +305,7 @@ def test_threads_write_and_record(tmp_path, reference):
         staged.allocate(LAYOUT)
         names = list(LAYOUT.places)
         threads = [
-            threading.Thread(
-                target=lambda part: [_write_tensor(staged, name) for name in part], args=(names[start::3],)
-            )
+            threading.Thread(target=lambda part: [write_tensor(staged, name) for name in part], args=(names[start::3],))
             for start in range(3)
         ]
         for thread in threads:
@@ -356,16 +313,16 @@ def test_threads_write_and_record(tmp_path, reference):
         for thread in threads:
             thread.join()
         assert set(staged.finished) == set(names)
-        _write_files(staged)
+        write_files(staged)
         staged.finish()
-    assert _snapshot(folder) == reference
+    assert snapshot(folder) == reference
 
 
 def test_short_writes_are_completed(tmp_path, reference, monkeypatch):
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: whole(fd, data[:13], offset))
-    _run(tmp_path / "out")
-    assert _snapshot(tmp_path / "out") == reference
+    whole_run(tmp_path / "out")
+    assert snapshot(tmp_path / "out") == reference
 
 
 def test_bytes_outside_a_file_are_refused(tmp_path):
@@ -377,125 +334,7 @@ def test_bytes_outside_a_file_are_refused(tmp_path):
 
 
 def test_a_small_file_that_a_killed_run_was_writing_does_not_stay(tmp_path, reference):
-    _half_run(tmp_path / "out")
+    half_run(tmp_path / "out")
     (tmp_path / "out.partial" / ".partial-config.json").write_text("{")
-    _run(tmp_path / "out")
-    assert _snapshot(tmp_path / "out") == reference
-
-
-# A disk that is full ---------------------------------------------------------------------------------------------
-
-
-def test_too_little_room_is_told_before_anything_is_written(tmp_path):
-    layout = plan_layout([("a", "U8", (10**15,))], max_shard_size=10**16)
-    with StagedOutput.open(tmp_path / "out", fingerprint="one") as staged, pytest.raises(StorageError) as caught:
-        staged.allocate(layout)
-    assert f"{layout.total_bytes:,} bytes are needed" in str(caught.value)
-    assert "are free" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB; skipped where it cannot be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_while_allocating_leaves_nothing(small_disk, monkeypatch):
-    layout = plan_layout([(f"t{n}", "U8", (100_000,)) for n in range(4)], max_shard_size=100_000)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    with (
-        StagedOutput.open(small_disk / "out", fingerprint="one") as staged,
-        pytest.raises(StorageError, match="disk is full"),
-    ):
-        staged.allocate(layout)
-    assert list(small_disk.iterdir()) == []
-
-
-class _Usage:
-    total = used = free = 10**12
-
-
-def test_a_full_disk_on_the_way_keeps_the_work(small_disk):
-    with StagedOutput.open(small_disk / "out", fingerprint="one") as staged:
-        staged.allocate(LAYOUT)
-        _write_tensor(staged, "t0")
-        with pytest.raises(StorageError, match="disk is full"):
-            staged.write_file("tokenizer.json", b"x" * 300_000)
-        (small_disk / "filler").write_bytes(b"x" * (os.statvfs(small_disk).f_bfree * 4096 - 4096))
-        with pytest.raises(StorageError, match=r"cannot be written"):
-            staged.record("t1", digest="x", row={"note": "x" * 10_000})
-    assert not (small_disk / "out").exists()
-    (small_disk / "filler").unlink()
-    with StagedOutput.open(small_disk / "out", fingerprint="one") as staged:
-        assert "t0" in staged.allocate(LAYOUT)
-
-
-def test_a_file_size_limit_is_told(tmp_path):
-    """Runs in a child, since the limit is the process's own."""
-    code = f"""
-import resource, signal
-from pathlib import Path
-from mcompose.checkpoint import StagedOutput, plan_layout
-from mcompose.errors import StorageError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-layout = plan_layout([("a", "U8", (1_000_000,))], max_shard_size=10**9)
-with StagedOutput.open(Path({str(tmp_path / "out")!r}), fingerprint="one") as staged:
-    try:
-        staged.allocate(layout)
-    except StorageError as error:
-        print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "larger than allowed" in result.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-# Killed at any moment --------------------------------------------------------------------------------------------
-
-CHILD = """
-import sys, time
-sys.path.insert(0, sys.argv[3])
-import test_checkpoint_staged as t
-from pathlib import Path
-pause = float(sys.argv[2])
-write = t._write_tensor
-def slow(staged, name):
-    write(staged, name)
-    time.sleep(pause)
-t._write_tensor = slow
-print("ready", flush=True)
-print(len(t._run(Path(sys.argv[1]))), flush=True)
-"""
-
-
-def test_a_run_killed_at_any_moment_gives_the_same_bytes(tmp_path, reference):
-    """kill -9 after a random time, again and again, until a run gets through."""
-    dice = random.Random(1)
-    folder, kills, written = tmp_path / "out", 0, []
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    for _ in range(60):
-        command = [sys.executable, "-c", CHILD, str(folder), "0.004", str(Path(__file__).parent)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-            if kills < 12:
-                time.sleep(dice.random() * 0.03)
-                child.send_signal(signal.SIGKILL)
-            child.wait()
-            if child.returncode == 0:
-                written.append(int(child.stdout.readline()))
-        if folder.exists():
-            assert _snapshot(folder) == reference, "an output appeared that is not whole"
-            break
-        kills += 1
-    assert kills >= 3
-    assert _run(folder) == list(LAYOUT.places)  # a finished output is replaced, not resumed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "reference"]
+    whole_run(tmp_path / "out")
+    assert snapshot(tmp_path / "out") == reference
