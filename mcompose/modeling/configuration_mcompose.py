@@ -48,7 +48,7 @@ class ComposedConfig(PreTrainedConfig):
         video_token_id: Placeholder id of videos.
         audio_token_id: Placeholder id of sounds.
         points_token_id: Placeholder id of point clouds.
-        tie_word_embeddings: Whether the head is the embedding table; None takes the language model's own setting.
+        tie_word_embeddings: Whether the head is the embedding table; None takes the first source's.
     """
 
     model_type = "mcompose"
@@ -77,7 +77,7 @@ class ComposedConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.points_token_id = points_token_id
         if tie_word_embeddings is None:
-            tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+            tie_word_embeddings = _tied(self.text_config, self.sources)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         _check_sources(self)
@@ -129,7 +129,7 @@ def composed_config(
         text_config: The language model's configuration (object or dictionary with ``model_type``).
         sources: Source name -> entry made by :func:`stored_source`, in the order of the recipe.
         placeholders: Modality -> placeholder id in the composition's tokenizer.
-        tie_word_embeddings: Whether head and embeddings are one tensor; None takes the language model's own setting.
+        tie_word_embeddings: Whether head and embeddings are one tensor; None takes the first source's.
         dtype: Of the stored weights, as in ``config.json`` ("bfloat16").
         **extra: Further fields, for example ``eos_token_id``.
 
@@ -151,6 +151,14 @@ def composed_config(
     )
     config.architectures = ["ComposedForConditionalGeneration"]
     return config
+
+
+def _tied(text_config: PreTrainedConfig, sources: Mapping[str, Mapping[str, Any]]) -> bool:
+    # A native multimodal class obeys its outer setting; the one in its text part may say otherwise.
+    for source in sources.values():
+        if "tie_word_embeddings" in source["config"]:
+            return bool(source["config"]["tie_word_embeddings"])
+    return bool(getattr(text_config, "tie_word_embeddings", False))
 
 
 def _check_sources(config: ComposedConfig) -> None:

@@ -60,6 +60,8 @@ class ComposedGeneration(GenerationMixin):
             model_kwargs["mm_features"] = {
                 modality: expand_features(made, masks[modality], expand_size) for modality, made in features.items()
             }
+        if self.model.attention == "prefix" and model_kwargs.get("token_type_ids") is None and input_ids is not None:
+            model_kwargs["token_type_ids"] = torch.zeros_like(input_ids)
         return super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -67,12 +69,19 @@ class ComposedGeneration(GenerationMixin):
             **model_kwargs,
         )
 
+    def _update_model_kwargs_for_generation(self, *args: Any, num_new_tokens: int = 1, **kwargs: Any) -> dict[str, Any]:
+        updated = super()._update_model_kwargs_for_generation(*args, num_new_tokens=num_new_tokens, **kwargs)
+        if self.model.attention == "prefix" and updated.get("token_type_ids") is not None:
+            # What is generated is no part of the prompt that sees both ways.
+            updated["token_type_ids"][:, -num_new_tokens:] = 1
+        return updated
+
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Prepares one step; media are read in the first step only, unless there is no cache."""
-        if self.model.attention != "causal" and kwargs.get("mm_token_type_ids") is None:
-            kwargs["mm_token_type_ids"] = type_ids(self.model.ids, input_ids)
+        if self.model.attention == "image_blocks" and kwargs.get("token_type_ids") is None:
+            kwargs["token_type_ids"] = type_ids(self.model.ids, input_ids)
         prepared = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
             return prepared
@@ -89,12 +98,9 @@ class ComposedGeneration(GenerationMixin):
     ) -> Any:
         """Makes masks ahead of a compiled step, as ``ComposedModel.forward`` would."""
         kind = self.model.attention
-        types = mm_token_type_ids if token_type_ids is None else token_type_ids
-        if kind == "causal" or types is None or (kind == "prefix" and not is_first_iteration):
+        if kind == "causal" or token_type_ids is None or (kind == "prefix" and not is_first_iteration):
             return create_masks_for_generate(config=config, **mask_inputs)
-        if kind == "prefix" and token_type_ids is None:
-            types = torch.zeros_like(types)
-        return bidirectional_masks(kind, types, config=config.get_text_config(), **mask_inputs)
+        return bidirectional_masks(kind, token_type_ids, config=config.get_text_config(), **mask_inputs)
 
     def _is_media(self, key: str) -> bool:
         return key == "mm_features" or key.split(SEPARATOR)[0] in self.config.sources and SEPARATOR in key

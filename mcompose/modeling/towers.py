@@ -34,6 +34,8 @@ _AROUND = {
     "audio": ("input_features_mask", "feature_attention_mask"),
     "points": (),
 }
+# Main inputs that a family's processor still calls by an older name (Video-LLaVA).
+_OLD_NAMES = {"pixel_values": "pixel_values_images"}
 
 
 @dataclass
@@ -107,7 +109,10 @@ def own_inputs(tower: PreTrainedModel, modality: str, named: Mapping[str, Any]) 
         for name in accepted_names(tower, modality)
         if named.get(name) is not None
     }
-    return found if main_input(tower, modality) in found else {}
+    main = main_input(tower, modality)
+    if main not in found and _OLD_NAMES.get(main) in found:
+        found[main] = found.pop(_OLD_NAMES[main])
+    return found if main in found else {}
 
 
 def _prefix(tower: PreTrainedModel, modality: str) -> str:
