@@ -107,7 +107,7 @@ def read_into(files: InputFiles, contribution: Contribution, target: np.ndarray,
         CheckpointError: The file ends too early, or the disk refused.
     """
     entry = contribution.entry
-    view = memoryview(target.view(np.uint8)).cast("B") if target.size else memoryview(b"")
+    view = target.view(np.uint8).data
     descriptor, position, done = files.descriptor(entry.file), entry.offset + offset, 0
     while done < len(view):
         try:
@@ -186,7 +186,7 @@ class JobStream:
     def _create(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
         zeros = np.zeros(COPY_BLOCK, np.uint8)
         for _, count in self._blocks(_byte_span(job, segment)[1], COPY_BLOCK):
-            emit(memoryview(zeros[:count]))
+            emit(zeros[:count].data)
 
     def _copy(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
         """Copies rows bit for bit; every further contribution must hold the same bits."""
@@ -207,7 +207,7 @@ class JobStream:
                     )
             if self.check_finite:
                 self._check_copied(first, block, dtype=job.dtype, start=start)
-            emit(memoryview(block))
+            emit(block.data)
 
     def _check_copied(self, contribution: Contribution, block: np.ndarray, *, dtype: str, start: int) -> None:
         """Refuses NaN in copied weights. An infinity passes: a copied mask may hold it, and copies are exact."""
@@ -287,7 +287,7 @@ class JobStream:
             bad = (kernels.narrow_bf16 if job.dtype == "BF16" else kernels.narrow_f16)(values, raw)
         if bad and self.check_finite:
             raise self._overflow(job, segment, values, start=start)
-        return memoryview(raw.view(np.uint8))
+        return raw.view(np.uint8).data
 
     def _overflow(self, job: TensorJob, segment: Segment, values: np.ndarray, *, start: int) -> NumericsError:
         limit = {"F16": 65504.0}.get(job.dtype, math.inf)

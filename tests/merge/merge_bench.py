@@ -1,4 +1,4 @@
-"""Small checkpoints written byte by byte, and a merge from a recipe section to tensors read back by the safetensors library."""
+"""Small checkpoints written byte by byte, and merges of them read back by the safetensors library."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_settings_that_change_the_meaning_of_equal_weights_are_compared(bench):
     new = bench.source("d", llama(1), rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     assert check_same_base([old, new])[0].median == 0.0
     other = bench.source("e", llama(1), rope_parameters={"rope_theta": 500000.0})
-    with pytest.raises(CompositionError, match="rope_theta is 500000.0 in one and 10000.0 in the other"):
+    with pytest.raises(CompositionError, match=r"rope_theta is 500000.0 in one and 10000.0 in the other"):
         check_same_base([old, other])
 
 
