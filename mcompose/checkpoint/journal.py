@@ -91,10 +91,10 @@ class Journal:
         rows: dict[str, JournalRow] = {}
         good = len(lines[0]) + 1
         for line in lines[1:]:
-            table = _parse(line)
-            if table is None or not {"name", "digest", "row"} <= table.keys():
+            row = _row(line)
+            if row is None:
                 break
-            rows[table["name"]] = JournalRow(table["name"], table["digest"], table["row"])
+            rows[row.name] = row
             good += len(line) + 1
         os.truncate(path, good)
         return cls(path, _open(path), rows=rows, same_boot=head.get("boot") == _boot_id() != "")
@@ -141,6 +141,14 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _row(line: bytes) -> JournalRow | None:
+    table = _parse(line) or {}
+    name, digest, row = (table.get(key) for key in ("name", "digest", "row"))
+    if isinstance(name, str) and isinstance(digest, str) and isinstance(row, dict):
+        return JournalRow(name, digest, cast("dict[str, Any]", row))
+    return None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

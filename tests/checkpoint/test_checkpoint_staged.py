@@ -96,7 +96,16 @@ def test_another_layout_under_the_same_fingerprint_keeps_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"name": "t3", "dig', b"\x00" * 50, b'{"name": "t3"}\n', b"\xff\xff\n", b"[]\n", b"\n"]
+    "tail",
+    [
+        b'{"name": "t3", "dig',
+        b"\x00" * 50,
+        b'{"name": "t3"}\n',
+        b'{"name": [3], "digest": "", "row": {}}\n',
+        b"\xff\xff\n",
+        b"[]\n",
+        b"\n",
+    ],
 )
 def test_a_torn_line_ends_the_journal(tmp_path, reference, tail):
     folder = tmp_path / "out"
