@@ -85,6 +85,11 @@ def _sentence(loc: KeyPath, detail: Mapping[str, Any], model: type[BaseModel]) -
     complaint = detail.get("ctx", {}).get("error")
     if isinstance(complaint, FieldError):
         return complaint.message, complaint.hint, (*loc, *complaint.at)
+    if kind == "too_long":
+        limits = detail["ctx"]
+        return f"'{{path}}' holds {limits['max_length']} items, not {limits['actual_length']}.", "", loc
+    if kind == "too_short":
+        return "'{path}' is empty.", "", loc
     if kind in _KINDS:
         return f"'{{path}}' must be {_KINDS[kind]}, not {_show(value)}.", "", loc
     if kind == "literal_error":

@@ -140,9 +140,10 @@ CASES = {
         "output:",
         "  overrides:\n    - match: {layers: [0, 1, 2]}\n      method: linear\noutput:",
         14,
-        "'merge.overrides[0].match.layers'",
+        "'merge.overrides[0].match.layers' holds 2 items, not 3",
         "",
     ),
+    "no stage": ("output:", "align: {stages: {}}\noutput:", 13, "'align.stages' is empty", ""),
     "override leaves a source out": (
         "output:",
         "  overrides:\n    - match: {part: head}\n      weights: {sees: 1}\noutput:",
@@ -297,6 +298,11 @@ def test_later_sections_are_parsed_not_skipped(tmp_path, text):
     assert message in found_message
     assert hint in found_hint
     assert found_line == line
+
+
+def test_a_recipe_without_sources(tmp_path):
+    text = "schema: 1\nname: x\nsources: []\nmerge: {method: linear}\n"
+    assert failure(tmp_path, text) == (3, "'sources' is empty.", "")
 
 
 def test_deep_inside_lists_the_line_is_of_the_item(tmp_path):

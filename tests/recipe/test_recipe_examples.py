@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mcompose.recipe import load_recipe, parse_recipe, resolve, resolve_text, settings_for
+from mcompose.recipe import check_method, load_recipe, parse_recipe, resolve, resolve_text, settings_for
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -68,3 +68,16 @@ def test_the_slerp_runs_from_the_base_along_mergekits_gradient():
     # Layer 4 of 0..31 lies 16/31 of the way from the first value to the second.
     assert t("layers.4.self_attn.q_proj.weight", 4) == pytest.approx(0.5 * 16 / 31)
     assert t("embed_tokens.weight", None, "embedding") == 0.5
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_method_can_be_run(path):
+    from mcompose.methods import METHODS
+
+    catalogue = {method.name: method for method in METHODS}
+    loaded = load_recipe(path)
+    check_method(loaded, catalogue)
+    text = resolve_text(loaded.recipe, commits={}, catalogue=catalogue)
+    again = parse_recipe(text, path=path)
+    check_method(again, catalogue)
+    assert again.recipe.merge.parameters.items() >= loaded.recipe.merge.parameters.items()
