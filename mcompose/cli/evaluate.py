@@ -18,6 +18,9 @@ def evaluate(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Task files, or folders of them.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Drop media that the checkpoint cannot take instead of refusing.")
+    ] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write the predictions.")] = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
@@ -32,7 +35,7 @@ def evaluate(
         checkpoint,
         tasks,
         options=measure.EvaluateOptions(
-            limit=limit, batch_size=batch_size, save=save, trust_remote_code=trust_remote_code
+            limit=limit, batch_size=batch_size, leave_out=leave_out, save=save, trust_remote_code=trust_remote_code
         ),
     )
     if as_json:

@@ -144,7 +144,9 @@ def load_answerer(folder: Path, *, trust_remote_code: bool = False) -> Answerer:
     if not (folder / "config.json").is_file():
         raise RequestError(f"'{folder}' is no checkpoint: it has no config.json.")
     from transformers import AutoConfig, AutoProcessor, AutoTokenizer  # noqa: PLC0415 - seconds
+    from transformers.utils import logging  # noqa: PLC0415 - seconds
 
+    logging.disable_progress_bar()
     register()
     with _blaming(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -8,6 +8,7 @@
 
 Placeholders in the prompt stand for the media of their modality, in order. Paths start from the task's folder. A medium
 that is missing is an error that names it, never another item in its place.
+"""
 
 from __future__ import annotations
 
