@@ -73,7 +73,8 @@ class VerifyReport:
         checked = f"{self.files} files and {self.tensors} tensors ({self.nbytes:,} bytes) of '{self.folder}'"
         if self.ok:
             return f"{checked} are as they were written."
-        lines = [f"{len(self.problems)} problems in {checked}:"]
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = [f"{count} in {checked}:"]
         lines += [f"  {problem.where}: {problem.sentence}" for problem in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:
             lines.append(f"  ... and {len(self.problems) - SHOWN} more")

@@ -110,6 +110,7 @@ def test_a_changed_file_of_the_same_size(output, name, sentence):
 def test_a_file_of_another_size(output):
     (output / "config.json").write_text("{}")
     assert _problems(output) == {"config.json": "has 2 bytes, was written with 23"}
+    assert verify(output).to_text().startswith("1 problem in ")
 
 
 def test_a_truncated_shard_names_file_and_lost_tensors(output):
