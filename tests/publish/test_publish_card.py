@@ -191,7 +191,7 @@ def run_snippet(card: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("chat_template", [True, False])
+@pytest.mark.parametrize("chat_template", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_publish_card_snippet_runs_on_a_native_output(tmp_path, chat_template):
     folder = llava_output(tmp_path / "sees-and-codes", chat_template=chat_template)
     card = model_card(Ledger.read(folder), folder, None)

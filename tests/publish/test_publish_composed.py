@@ -14,6 +14,8 @@ from fake_hub import FakeHub
 from hub_client import run_client
 from publish_samples import composed_output
 
+pytestmark = pytest.mark.slow
+
 REPO = "tester/sees-and-hears"
 
 LOGITS = """
@@ -60,7 +62,6 @@ def test_publish_composed_card_snippet_runs_from_the_hub(pushed, tmp_path):
     assert 0 < length <= 32
 
 
-@pytest.mark.slow
 def test_publish_composed_logits_survive_the_hub(pushed, tmp_path):
     hub, folder, _ = pushed
     here, _ = run_client(hub, tmp_path / "a", LOGITS.format(path=str(folder)), plain=True)
