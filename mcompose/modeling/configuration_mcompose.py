@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from .families import MODALITIES, family_of, refusal
 from .native_configs import native_config, text_config_of
 
 __all__ = ["AUTO_MAP", "ComposedConfig", "composed_config", "stored_source"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]|[A-Za-z]")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mcompose.ComposedConfig",
@@ -101,16 +104,28 @@ class ComposedConfig(PreTrainedConfig):
         return native_config(source["model_type"], source["config"])
 
 
-def stored_source(config: PreTrainedConfig | Mapping[str, Any], *, modalities: Sequence[str]) -> dict[str, Any]:
+def stored_source(
+    config: PreTrainedConfig | Mapping[str, Any],
+    *,
+    modalities: Sequence[str],
+    structure_ids: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Returns the entry of one source in ``ComposedConfig.sources``.
 
     Args:
         config: The source's native configuration, or its ``config.json`` as a dictionary.
         modalities: What this source serves in the composition.
+        structure_ids: For families that learn vectors for tokens beside the tower (Ovis2's image marks): the ids of
+            these tokens in the composition's tokenizer.
     """
     whole = config.to_dict() if isinstance(config, PreTrainedConfig) else copy.deepcopy(dict(config))
     for key in ("auto_map", "_name_or_path", "transformers_version"):
         whole.pop(key, None)
+    if structure_ids is not None:
+        field = family_of(whole["model_type"]).structure
+        if field is None:
+            raise ValueError(f"Sources of type {whole['model_type']} have no structural tokens.")
+        whole[field] = list(structure_ids)
     return {"model_type": whole["model_type"], "config": whole, "modalities": list(modalities)}
 
 
@@ -164,27 +179,30 @@ def _tied(text_config: PreTrainedConfig, sources: Mapping[str, Mapping[str, Any]
 def _check_sources(config: ComposedConfig) -> None:
     owners: dict[str, str] = {}
     for name, source in config.sources.items():
-        if not name.isidentifier() or "__" in name:
-            raise ValueError(f"The source name {name!r} must be an identifier without a double underscore.")
-        if reason := refusal(source["model_type"]):
-            raise ValueError(f"Source {name!r} ({source['model_type']}) cannot be composed: {reason}")
+        _check_source(name, source, text_type=config.text_config.model_type)
         for modality in source["modalities"]:
-            if modality not in MODALITIES:
-                raise ValueError(
-                    f"Source {name!r} claims the unknown modality {modality!r}; known: {', '.join(MODALITIES)}."
-                )
             if modality in owners:
                 raise ValueError(f"The modality {modality!r} is claimed by {owners[modality]!r} and by {name!r}.")
-            owners[modality] = name
             if config.placeholder_id(modality) is None:
                 raise ValueError(f"The modality {modality!r} of source {name!r} has no {modality}_token_id.")
-    ids = [config.placeholder_id(modality) for modality in owners]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"Placeholder ids must differ between modalities, got {dict(zip(owners, ids, strict=True))}.")
-    for name, source in config.sources.items():
-        need = family_of(source["model_type"]).needs_text
-        if need and config.text_config.model_type not in need:
-            raise ValueError(
-                f"Source {name!r} ({source['model_type']}) needs a language model of type {' or '.join(need)}, "
-                f"and this one is {config.text_config.model_type}."
-            )
+            owners[modality] = name
+    ids = {modality: config.placeholder_id(modality) for modality in owners}
+    if len(set(ids.values())) != len(ids):
+        raise ValueError(f"Placeholder ids must differ between modalities, got {ids}.")
+
+
+def _check_source(name: str, source: Mapping[str, Any], *, text_type: str) -> None:
+    kind = source["model_type"]
+    if not _NAME.fullmatch(name) or "__" in name:
+        raise ValueError(f"The source name {name!r} must be letters, digits, '-' and single '_', from a letter on.")
+    if reason := refusal(kind):
+        raise ValueError(f"Source {name!r} ({kind}) cannot be composed: {reason}")
+    for modality in source["modalities"]:
+        if modality not in MODALITIES:
+            known = ", ".join(MODALITIES)
+            raise ValueError(f"Source {name!r} claims the unknown modality {modality!r}; known: {known}.")
+    need = family_of(kind).needs_text
+    if need and text_type not in need:
+        raise ValueError(
+            f"Source {name!r} ({kind}) needs a language model of type {' or '.join(need)}, and this is {text_type}."
+        )

@@ -107,6 +107,9 @@ _FAMILIES: dict[str, Family] = {
     "internvl": Family(image_path=("video",)),
     "smolvlm": Family(image_path=("video",)),
     "ovis2": Family(features={"image": "ovis2"}, structure="visual_indicator_token_ids"),
+    "phi4_multimodal": Family(
+        refused="it switches adapters of its language model by modality, and one shared language model cannot."
+    ),
     "mllama": Family(refused=_CROSS),
     "idefics": Family(refused=_CROSS),
     "evolla": Family(refused=_CROSS),

@@ -34,15 +34,19 @@ class ComposedGeneration(GenerationMixin):
         if not self.model.mrope:
             return plain + self.model.first_position
         cache = model_kwargs.get("past_key_values")
-        input_ids = model_kwargs.get("input_ids", inputs_tensor)
-        media = self.model.media_inputs(model_kwargs)
         past = 0 if cache is None else cache.get_seq_length()
-        types = type_ids(self.model.ids, input_ids) if input_ids.dim() == 2 else model_kwargs.get("mm_token_type_ids")
-        if past == 0 and media and types is not None:
-            grid, _ = self.model.rope_positions(types, media, model_kwargs.get("attention_mask"))
-        else:
-            deltas = getattr(cache, "mrope_deltas", 0)
-            grid = (plain + deltas).expand(3, -1, -1)
+        grid = (plain + getattr(cache, "mrope_deltas", 0)).expand(3, -1, -1)
+        input_ids = model_kwargs.get("input_ids", inputs_tensor)
+        types = model_kwargs.get("mm_token_type_ids")
+        if input_ids.dim() == 2:
+            types = type_ids(self.model.ids, input_ids)
+        media = self.model.media_inputs(model_kwargs)
+        if media and types is not None:
+            mask = model_kwargs.get("attention_mask")
+            new, deltas = self.model.rope_positions(types[:, past:], media, mask, cache)
+            grid = torch.cat([grid[..., :past].expand(-1, new.shape[1], -1), new], dim=-1)
+            if cache is not None:
+                cache.mrope_deltas = deltas
         # The first of the four is the plain position, by which masks are made.
         return torch.cat([plain[None].expand(1, *grid.shape[1:]), grid])
 

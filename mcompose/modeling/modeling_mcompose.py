@@ -74,6 +74,9 @@ class ComposedModel(ComposedPreTrainedModel):
 
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)
+        for name in config.sources:
+            if hasattr(nn.ModuleDict, name):
+                raise ValueError(f"{name!r} cannot name a source: torch uses the word itself. Choose another name.")
         towers = {
             name: build_tower(config.source_config(name), attn_implementation=config._attn_implementation)
             for name in config.sources
@@ -191,15 +194,30 @@ class ComposedModel(ComposedPreTrainedModel):
         types_BL: torch.Tensor,
         media: Mapping[str, Mapping[str, Any]],
         attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns M-RoPE positions (3, B, L) and deltas (B, 1) of a whole prompt."""
+        """Returns M-RoPE positions (3, B, L) of new tokens, and the deltas (B, 1) of what follows them.
+
+        Args:
+            types_BL: mm_token_type_ids of the new tokens.
+            media: Their media, as ``media_inputs`` gives them.
+            attention_mask: 2-D mask over earlier and new tokens, or None.
+            past_key_values: Cache of the earlier tokens.
+        """
         grids = {}
         for modality, inputs in media.items():
             config = self.get_encoder(modality).config
             rule = family_of(config.model_type).mrope
             if rule is not None and modality in ("image", "video"):
                 grids[modality] = grids_of(config, rule, modality, inputs)
-        return mrope_positions(types_BL, grids, attention_mask=attention_mask)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        new = None if attention_mask is None else attention_mask[:, past:]
+        positions_3BL, deltas_B1 = mrope_positions(types_BL, grids, attention_mask=new)
+        if not past:
+            return positions_3BL, deltas_B1
+        before = getattr(past_key_values, "mrope_deltas", 0)
+        seen_B1 = past if attention_mask is None else attention_mask[:, :past].sum(-1, keepdim=True)
+        return positions_3BL + (seen_B1 + before), deltas_B1 + before
 
     def forward(
         self,
@@ -238,8 +256,9 @@ class ComposedModel(ComposedPreTrainedModel):
         types_BL = mm_token_type_ids if input_ids is None else type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         x_BLD = place(inputs_embeds, features, masks, input_ids=input_ids)
+        deltas = None
         if position_ids is None:
-            position_ids = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
+            position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
         if self.attention != "causal":
             attention_mask = self._two_way(
                 x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids
@@ -253,6 +272,9 @@ class ComposedModel(ComposedPreTrainedModel):
             **deepstack_inputs(features, masks),
             **kwargs,
         )
+        if deltas is not None and outputs.past_key_values is not None:
+            # The cache carries them: state on the model would leak from one call into the next.
+            outputs.past_key_values.mrope_deltas = deltas
         return BaseModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -273,22 +295,21 @@ class ComposedModel(ComposedPreTrainedModel):
         media: Mapping[str, Mapping[str, Any]],
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not (self.mrope or self.first_position):
+            return None, None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         rows, length = x_BLD.shape[:2]
-        if self.mrope and media and types_BL is not None and past == 0:
-            positions, deltas = self.rope_positions(types_BL, media, attention_mask)
-            if past_key_values is not None:
-                # The cache carries them: state on the model would leak from one call into the next.
-                past_key_values.mrope_deltas = deltas
-            return positions
-        deltas = getattr(past_key_values, "mrope_deltas", None)
-        if self.mrope and deltas is not None:
-            plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[:, -length:]
-            return (plain + deltas.repeat_interleave(rows // len(deltas), dim=0)).expand(3, -1, -1)
         if self.first_position:
-            return torch.arange(length, device=x_BLD.device)[None] + past + self.first_position
-        return None
+            return torch.arange(length, device=x_BLD.device)[None] + past + self.first_position, None
+        if media and types_BL is not None:
+            return self.rope_positions(types_BL, media, attention_mask, past_key_values)
+        deltas = getattr(past_key_values, "mrope_deltas", None)
+        if deltas is None:
+            return None, None
+        plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[:, -length:]
+        repeated = deltas.repeat_interleave(rows // len(deltas), dim=0)
+        return (plain + repeated).expand(3, -1, -1), deltas
 
     def _two_way(
         self,
@@ -386,6 +407,8 @@ class ComposedForConditionalGeneration(ComposedPreTrainedModel, ComposedGenerati
         logits = scale_logits(self.lm_head(x_BLD[:, kept, :]), self.config)
         loss = None
         if labels is not None:
+            # Placeholders without a row in the head cannot be learnt.
+            labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
