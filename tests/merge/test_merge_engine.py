@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mcompose.checkpoint import StagedOutput, digest_tensor, open_adapter, open_checkpoint
 from mcompose.errors import CompositionError, InterruptedRunError, NumericsError, RequestError
-from mcompose.merge import build_plan, copy_job, execute
+from mcompose.merge import Contribution, Segment, TensorJob, build_plan, copy_job, execute
 from mcompose.merge import stream as stream_module
 
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -53,6 +53,35 @@ def test_linear_is_the_weighted_mean_rounded_once(bench, dtype):
         assert_same_bits(value, (acc / total.item()).to(TORCH[dtype]))
     assert {row.action for row in rows} == {"merged"}
     assert rows[0].weights == (0.5, 0.3, 0.4)
+    written = open_checkpoint_of(bench, bench.folder / "a")
+    assert {row.name: row.digest for row in rows} == {key: digest_tensor(e) for key, e in written.items()}
+
+
+def test_sources_of_several_dtypes_merge_into_the_first_ones(bench):
+    sources = [bench.source(name, llama(1, dtype=kind)) for name, kind in (("a", "BF16"), ("b", "F32"), ("c", "F64"))]
+    merged, _ = bench.merge({"method": "linear"}, sources)
+    a, b, c = (loaded(source)[QUERY].float() for source in sources)
+    assert_same_bits(merged[QUERY], (a / 3 + b / 3 + c / 3).to(torch.bfloat16))
+
+
+def test_rows_come_from_where_the_segments_say(bench):
+    source = bench.source("a", llama(1))
+    entry = source.entry("lm_head.weight")
+    merged_rows = (Contribution("a", entry), Contribution("a", entry, first_row=6))
+    segments = (
+        Segment(0, 4, "merged", merged_rows, method="linear", weights=(0.5, 0.5)),
+        Segment(4, 7, "created"),
+        Segment(7, 9, "copied", (Contribution("a", entry, first_row=30),)),
+        Segment(9, 10, "cast", (Contribution("a", entry, first_row=2),)),
+    )
+    job = TensorJob("table", "embedding", None, "F32", (10, HIDDEN), segments, note="rows")
+    row = bench.run(build_plan([job], max_shard_size=10**6))[0]
+    table, head = bench.read()["table"], loaded(source)["lm_head.weight"]
+    assert_same_bits(table[:4], (head[:4] + head[6:10]) / 2)
+    assert_same_bits(table[4:7], torch.zeros(3, HIDDEN))
+    assert_same_bits(table[7:9], head[30:32])
+    assert_same_bits(table[9], head[2])
+    assert (row.action, row.method, row.sources, row.note) == ("merged", "linear", ("a", "a"), "rows")
 
 
 def test_naivemc_defaults_to_the_mean(bench):
