@@ -4,6 +4,7 @@ Takes a config and the keys of the files, never a weight. Families that ``data/f
 torch and transformers.
 """
 
+from mcompose.anatomy.compare import can_compose
 from mcompose.anatomy.part import (
     EMBEDDING,
     ENCODER,
@@ -17,6 +18,7 @@ from mcompose.anatomy.part import (
     Slot,
 )
 from mcompose.anatomy.read import read_anatomy
+from mcompose.anatomy.summary import summarise
 
 __all__ = [
     "EMBEDDING",
@@ -29,5 +31,7 @@ __all__ = [
     "UNUSED",
     "Anatomy",
     "Slot",
+    "can_compose",
     "read_anatomy",
+    "summarise",
 ]

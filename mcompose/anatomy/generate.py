@@ -1,8 +1,8 @@
 """Writes ``data/families.json``: what transformers' meta models say about every type that answers in text.
 
-Run ``python -m mcompose.anatomy.generate`` after the newest supported transformers changes; a test compares the file
-with a fresh run. The idea: build each type on the meta device from its default config, and again with the language models
-and encoders that are commonly put into it, and keep the answers as data.
+Run ``python -m mcompose.anatomy.generate`` after the newest supported transformers changes; a test compares the
+file with a fresh run. The idea: build each type on the meta device from its default config, and again with the language
+models and encoders that are commonly put into it, and keep the answers as data.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ DATA_FILE = Path(__file__).parent / "data" / "families.json"
 
 _TEXT = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "ministral3")
 _VISION = ("clip_vision_model", "siglip_vision_model", "pixtral")
+_POOLS = {"text_config": _TEXT, "vision_config": _VISION}
 _OPEN = (
     "llava",
     "llava_next",
@@ -46,22 +47,17 @@ def main() -> None:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """JSON with one family per line: small, and a change shows as the lines that changed."""
-    lines = []
-    for section, value in data.items():
-        rows = value.items() if isinstance(value, dict) else None
-        if rows is None:
-            inner = value if not isinstance(value, list) else None
-            text = json.dumps(value) if inner is not None else _rows(f"{json.dumps(row)}" for row in value)
-            lines.append(f"{json.dumps(section)}: {text if inner is not None else '[' + text + ']'}")
-        else:
-            body = _rows(f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in rows)
-            lines.append(f"{json.dumps(section)}: {{{body}}}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    """JSON with one row per line: a change shows as the lines that changed."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {_rows(value)}" for name, value in data.items()) + "\n}\n"
 
 
-def _rows(rows: Iterator[str]) -> str:
-    return "\n" + ",\n".join(rows) + "\n"
+def _rows(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+    if isinstance(value, dict):
+        rows = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in value.items())
+        return "{\n" + ",\n".join(rows) + "\n}"
+    return json.dumps(value)
 
 
 def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -76,36 +72,37 @@ def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
     logging.set_verbosity_error()
     families: dict[str, Family] = {}
     types: dict[str, Any] = {}
-    text_defaults: dict[str, Any] = {}
+    defaults = {kind: _stable(CONFIG_MAPPING[kind]) for kind in (() if only else _TEXT)}
     for model_type in sorted(only or meta.language_classes()):
-        try:
-            config = _default(model_type)
-            if getattr(config, "is_encoder_decoder", False):
-                continue
-            family = meta.describe(config)
-        except AnatomyError:
+        found = _ask(model_type)
+        if found is None:
             continue
+        config, family = found
         text = config.get_text_config(decoder=True)
-        types[model_type] = _facts(config)
-        text_defaults.setdefault(text.model_type, _stable(type(text)))
-        types[model_type].update(_own_text_defaults(text, text_defaults[text.model_type]))
-        for signature, variant in _variants(config, family):
-            families[signature] = variant
-    for text_type in (*_TEXT,):
-        text_defaults.setdefault(text_type, _stable(CONFIG_MAPPING[text_type]))
+        stable = defaults.setdefault(text.model_type, _stable(type(text)))
+        types[model_type] = {**_facts(config), **_own_text_defaults(text, stable)}
+        families.update(_variants(config, family))
     renamings = list(dict.fromkeys(step for family in families.values() for step in family.renamings))
     return {
         "transformers": metadata.version("transformers"),
         "renamings": [vars(step) for step in renamings],
         "types": dict(sorted(types.items())),
-        "text_defaults": dict(sorted(text_defaults.items())),
+        "text_defaults": dict(sorted(defaults.items())),
         "outside": {} if only else _outside(),
         "families": {name: family.to_json(renamings) for name, family in sorted(families.items())},
     }
 
 
-def _default(model_type: str) -> PreTrainedConfig:
-    return meta.config_of({"model_type": model_type})
+def _ask(model_type: str) -> tuple[PreTrainedConfig, Family] | None:
+    """Default config and family; None where the defaults do not build a whole model and a real config is needed."""
+    try:
+        config = meta.config_of({"model_type": model_type})
+        if getattr(config, "is_encoder_decoder", False):
+            return None
+        family = meta.describe(config)
+    except AnatomyError:
+        return None
+    return None if family.refusal == meta.NO_ENCODER else (config, family)
 
 
 def _outside() -> dict[str, str]:
@@ -153,56 +150,48 @@ def _submodels(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def _tied_rule(config: PreTrainedConfig, key: str) -> dict[str, Any]:
+    """Whose field ties the head, what holds without it, and whether the text's field may stand in."""
     owner = meta.tied_owner(config)
-    default = bool(
-        getattr(config if owner == "top" else config.get_text_config(decoder=True), "tie_word_embeddings", False)
-    )
+    holder = config.get_text_config(decoder=True) if owner == "text" else config
+    default = bool(getattr(holder, "tie_word_embeddings", False))
     rule: dict[str, Any] = {"owner": owner, "default": default}
-    if owner == "top" and not hasattr(config, "tie_word_embeddings"):
-        rule["owner"] = "never"
-    elif (
-        owner == "top"
-        and key
-        and _follows(config, {key: {"tie_word_embeddings": not default}}, "tie_word_embeddings", not default)
-    ):
-        rule["follows_text"] = True
+    if owner == "text" or not key:
+        return rule
+    either = _probe(config, {"tie_word_embeddings": False, key: {"tie_word_embeddings": True}})
+    alone = _probe(config, {key: {"tie_word_embeddings": False}})
+    if either is not None and getattr(either, "tie_word_embeddings", False) and alone is not None:
+        rule.update(follows_text=True, default=bool(alone.tie_word_embeddings))
     return rule
 
 
 def _is_flat(config: PreTrainedConfig) -> bool:
     """Whether old files spell the language model's fields at the top level."""
-    try:
-        probe = meta.config_of({"model_type": config.model_type, "intermediate_size": 1234})
-    except AnatomyError:
-        return False
-    return getattr(probe.get_text_config(decoder=True), "intermediate_size", 0) == 1234
+    probe = _probe(config, {"intermediate_size": 1234})
+    return probe is not None and getattr(probe.get_text_config(decoder=True), "intermediate_size", 0) == 1234
 
 
-def _follows(config: PreTrainedConfig, change: Mapping[str, Any], field: str, value: Any) -> bool:
+def _probe(config: PreTrainedConfig, change: Mapping[str, Any]) -> PreTrainedConfig | None:
     try:
-        return getattr(meta.config_of({"model_type": config.model_type, **change}), field, None) == value
+        return meta.config_of({"model_type": config.model_type, **change})
     except AnatomyError:
-        return False
+        return None
+
+
+_ROOTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
 
 
 def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Defaults of a text config, less the fields that follow from others."""
+    """Defaults of a text config, less the fields that follow from others: those that change when another is doubled."""
     plain = meta.plain_text_config(kind())
-    for field, value in (
-        ("hidden_size", 2),
-        ("num_attention_heads", 2),
-        ("num_hidden_layers", 2),
-        ("max_position_embeddings", 2),
-    ):
+    for field in _ROOTS:
         if not isinstance(plain.get(field), int):
             continue
         try:
-            other = meta.plain_text_config(
-                meta.config_of({"model_type": kind.model_type, field: plain[field] * value}, kind=kind)
-            )
+            doubled = meta.config_of({"model_type": kind.model_type, field: 2 * plain[field]}, kind=kind)
         except AnatomyError:
             continue
-        plain = {name: kept for name, kept in plain.items() if name == field or other.get(name) == kept}
+        other = meta.plain_text_config(doubled)
+        plain = {name: value for name, value in plain.items() if name == field or other.get(name) == value}
     return plain
 
 
@@ -214,30 +203,21 @@ def _own_text_defaults(text: PreTrainedConfig, defaults: Mapping[str, Any]) -> d
 
 
 def _variants(config: PreTrainedConfig, family: Family) -> Iterator[tuple[str, Family]]:
+    """The family under its signature, and its relatives with other sub-models where these are commonly exchanged."""
     submodels = _submodels(config)
-    if not submodels:
-        yield config.model_type, family
-        return
-    yield _signature(config.model_type, submodels.values()), family
+    head = f"{config.model_type}:" if submodels else config.model_type
+    yield head + ",".join(submodels.values()), family
     if config.model_type not in _OPEN:
         return
-    choices = [_choices(name, default) for name, default in submodels.items()]
-    for kinds in itertools.product(*choices):
-        signature = _signature(config.model_type, kinds)
-        changes = {name: {"model_type": kind} for name, kind in zip(submodels, kinds, strict=True) if kind}
-        try:
-            yield signature, meta.describe(meta.config_of({"model_type": config.model_type, **changes}))
-        except AnatomyError:
-            continue
-
-
-def _signature(model_type: str, kinds: Any) -> str:
-    return f"{model_type}:{','.join(kinds)}"
-
-
-def _choices(name: str, default: str) -> tuple[str, ...]:
-    pool = {"text_config": _TEXT, "vision_config": _VISION}.get(name, ())
-    return tuple(dict.fromkeys((default, *pool)))
+    pools = [tuple(dict.fromkeys((kind, *_POOLS.get(name, ())))) for name, kind in submodels.items()]
+    for kinds in itertools.product(*pools):
+        change = {name: {"model_type": kind} for name, kind in zip(submodels, kinds, strict=True)}
+        probe = _probe(config, change)
+        if probe is not None:
+            try:
+                yield head + ",".join(kinds), meta.describe(probe)
+            except AnatomyError:
+                continue
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from mcompose.anatomy.tables import exceptions
 from mcompose.errors import AnatomyError, McomposeError
 
 __all__ = [
+    "NO_ENCODER",
     "build",
     "config_of",
     "describe",
@@ -44,6 +45,9 @@ __all__ = [
     "settings_of",
     "tied_owner",
 ]
+
+
+NO_ENCODER = "it has no encoder that could be moved to another model"
 
 
 def is_known(model_type: str) -> bool:
@@ -214,7 +218,8 @@ def _layer_lists(model: PreTrainedModel) -> Iterator[str]:
 def _modalities(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[str, ...]:
     named = model.input_modalities
     named = (named,) if isinstance(named, str) else tuple(named or ())
-    if config.model_type in {"gemma3_text", "gemma3n_text"}:
+    named = exceptions()["modalities"].get(config.model_type, named)
+    if not config.sub_configs:  # a text class of a family that sees: it has no encoder, and needs none
         return ()
     return tuple(modality for modality in MODALITIES if modality in named)
 
@@ -223,8 +228,11 @@ def _refusal(family: Family) -> str:
     written = exceptions()["refusals"].get(family.model_type, "")
     if written:
         return written
-    if family.modalities and ENCODER not in family.parts.values():
-        return "it has no encoder that could be moved to another model"
+    held = set(family.parts.values())
+    if not {LANGUAGE, EMBEDDING} <= held:
+        return "its language model cannot be told from the rest"
+    if family.modalities and ENCODER not in held:
+        return NO_ENCODER
     return ""
 
 

@@ -117,14 +117,11 @@ def _text_config(config: Mapping[str, Any], *, facts: Mapping[str, Any], text_ty
 
 def _tied(config: Mapping[str, Any], *, facts: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
     rule = facts["tied"]
-    if rule["owner"] == "never":
-        return False
     if rule["owner"] == "text":
         return bool(text.get("tie_word_embeddings", rule["default"]))
     value = config.get("tie_word_embeddings")
-    if value is None and rule.get("follows_text"):
-        value = text.get("tie_word_embeddings")
-    return bool(rule["default"] if value is None else value)
+    tied = bool(rule["default"] if value is None else value)
+    return tied or bool(rule.get("follows_text") and text.get("tie_word_embeddings"))
 
 
 def _placeholders(config: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[str, int]:
