@@ -24,12 +24,14 @@ def tokenizer(*special: str) -> PreTrainedTokenizerFast:
     return made
 
 
-def write_llava(folder: Path, *, change: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+def write_llava(folder: Path, *, change: float = 0.0, seed: int = 0, tower_change: float = 0.0) -> Path:
     """A LLaVA with 128 vocabulary rows; its language model is the base's plus ``change`` times a seeded direction."""
     model = tiny_model("llava", 0)
     config = model.config
     config.image_token_id = IMAGE_ID
     perturb(model.model.language_model, change, seed)
+    perturb(model.model.vision_tower, tower_change, seed)
+    perturb(model.model.multi_modal_projector, tower_change, seed)
     vision = config.vision_config
     side = {"height": vision.image_size, "width": vision.image_size}
     images = CLIPImageProcessor(size={"shortest_edge": vision.image_size}, crop_size=side)
@@ -40,7 +42,7 @@ def write_llava(folder: Path, *, change: float = 0.0, seed: int = 0, dtype: torc
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,
     )
-    model.to(dtype).save_pretrained(folder)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -82,4 +84,5 @@ def write_family(folder: Path) -> Path:
     write_language_model(folder / "expert", change=0.05, seed=1)
     write_llava(folder / "sees", change=0.05, seed=2)
     write_llava(folder / "sees-too", change=0.05, seed=3)
+    write_llava(folder / "sees-other-tower", change=0.05, seed=4, tower_change=0.05)
     return folder

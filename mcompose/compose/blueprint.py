@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.errors import CompositionError
-from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs, output_layers
+from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs, output_layers, tower_jobs
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -86,13 +86,12 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
     return requested
 
 
-def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, share_towers: bool = False) -> Blueprint:
+def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
     """Decides the output from headers alone.
 
     Args:
         loaded: The recipe.
         sources: Its opened sources.
-        share_towers: True when sources of one class merge their towers.
 
     Returns:
         The blueprint.
@@ -101,15 +100,19 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, share_towers: bo
         CompositionError: The sources cannot be composed.
     """
     recipe = loaded.recipe
+    share_towers = recipe.compose.towers == "merge"
     output_format = choose_format(recipe.output.format, sources, share_towers=share_towers)
     _refuse_sources(sources, output_format)
     owner = _owner(sources, output_format)
     vocabulary, warnings = _vocabulary(owner, sources)
     jobs, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
-    tower_jobs, tower_dropped = _towers(sources, owner, output_format)
+    if share_towers and output_format == NATIVE and not recipe.merge.slices:
+        towers, towers_dropped = _merged_towers(recipe, sources, owner)
+    else:
+        towers, towers_dropped = _towers(sources, owner, output_format)
     plan = build_plan(
-        [*jobs, *tower_jobs],
-        [*dropped, *tower_dropped],
+        [*jobs, *towers],
+        [*dropped, *towers_dropped],
         max_shard_size=recipe.output.max_shard_size,
         metadata={"format": "pt"},
     )
@@ -249,6 +252,32 @@ def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple
             else:
                 reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
                 dropped.append(Dropped(source.name, slot.key, slot.part, reason))
+    return jobs, dropped
+
+
+def _merged_towers(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> tuple[list[TensorJob], list[Dropped]]:
+    """Towers of sources of one class, merged; what is neither tower nor language model is the owner's."""
+    holders = [source for source in sources.sources if source.anatomy.by_name(*TOWER_PARTS)]
+    for source in holders:
+        if source.anatomy.model_type != owner.anatomy.model_type:
+            raise CompositionError(
+                f"The towers of '{owner.name}' ({owner.anatomy.model_type}) and '{source.name}' "
+                f"({source.anatomy.model_type}) are of two classes and cannot be merged.",
+                hint="Set `compose.towers: separate`, and say with `modalities:` which source brings what.",
+            )
+    keys = {slot.name: slot.key for slot in owner.anatomy.slots.values()}
+    base = sources.base if sources.base and sources.base.anatomy.by_name(*TOWER_PARTS) else None
+    if not holders:
+        return [], []
+    jobs, dropped = tower_jobs(recipe.merge, holders, base, key_of=lambda name, _: keys[name], target=owner)
+    for source in sources.sources:
+        for slot in source.anatomy.slots.values():
+            if slot.part in LANGUAGE_PARTS or slot.part in TOWER_PARTS:
+                continue
+            if source is owner:
+                jobs.append(_tower_job(source, slot, slot.key))
+            else:
+                dropped.append(Dropped(source.name, slot.key, slot.part, "not part of the model"))
     return jobs, dropped
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,11 +155,24 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
 
 def _write_records(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger) -> None:
     digests = source_digests(blueprint.sources)
-    commits = {source.name: source.commit for source in ledger.sources if source.commit}
-    staged.write_file(f"{FOLDER}/resolved.yaml", resolve_text(loaded.recipe, commits=commits, catalogue=CATALOGUE))
+    staged.write_file(f"{FOLDER}/resolved.yaml", _resolved(loaded, blueprint, digests))
     staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
     sizes = {shard.filename: shard.size for shard in blueprint.plan.layout.shards}
     staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, sizes, digests))
+
+
+def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, Any]) -> str:
+    """The recipe with commits, defaults and file hashes filled in."""
+    commits: dict[str, str] = {}
+    for source in blueprint.sources.everything:
+        commits[source.name] = source.checkpoint.commit or ""
+        if source.adapter is not None and source.adapter.commit:
+            commits[f"{source.name}:adapter"] = source.adapter.commit
+    hashes = {
+        name: {file: f"sha256:{facts['sha256']}" for file, facts in entry["files"].items() if "sha256" in facts}
+        for name, entry in digests.items()
+    }
+    return resolve_text(loaded.recipe, commits=commits, digests=hashes, catalogue=CATALOGUE)
 
 
 def _details(blueprint: Blueprint, figures: Sequence[BaseFigures]) -> dict[str, Any]:

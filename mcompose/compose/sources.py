@@ -48,13 +48,12 @@ class SourceSet:
         return self.sources if self.base is None else (*self.sources, self.base)
 
 
-def open_sources(loaded: LoadedRecipe, *, weights: bool, share_towers: bool = False) -> SourceSet:
+def open_sources(loaded: LoadedRecipe, *, weights: bool) -> SourceSet:
     """Opens everything that a recipe names: configs and headers, no weights.
 
     Args:
         loaded: The recipe.
         weights: Whether the weights will be read; Hub files are fetched only then.
-        share_towers: True when sources of one modality merge their towers as well.
 
     Returns:
         The opened sources.
@@ -72,7 +71,7 @@ def open_sources(loaded: LoadedRecipe, *, weights: bool, share_towers: bool = Fa
     )
     reference = loaded.recipe.base
     base = open_parts(reference, name=BASE, relative_to=folder, weights=weights) if reference else None
-    claims = claim_modalities(sources, specs, share_towers=share_towers)
+    claims = claim_modalities(sources, specs, share_towers=loaded.recipe.compose.towers == "merge")
     brought = list(claims.values())
     return SourceSet(sources, base, claims, tuple(s.name for s in sources if s.name in brought))
 

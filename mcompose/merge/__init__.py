@@ -10,7 +10,7 @@ from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
 from mcompose.merge.execute import default_threads, execute
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
-from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers
+from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
 from mcompose.merge.progress import Bar, Progress, Silent
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "find_method",
     "language_jobs",
     "output_layers",
+    "tower_jobs",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR, Anatomy, Slot
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
@@ -27,6 +27,7 @@ KeyOf = Callable[[str, str], str]
 """(name, part) to the key in the output's files."""
 
 SHARED_PARTS = (LANGUAGE, EMBEDDING, HEAD)
+TOWER_PARTS = (ENCODER, PROJECTOR)
 EMBEDDING_NAME, HEAD_NAME = "embed_tokens.weight", "lm_head.weight"
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
 """Ends of the names of old checkpoints' buffers that the model computes from its config."""
@@ -70,6 +71,7 @@ class Meeting:
         base: The language model that all started from, where the recipe names it.
         key_of: Spells the output's keys.
         target: The source whose extra vocabulary rows the output keeps; None for none.
+        parts: What is merged: the language model, or the towers of sources of one class.
     """
 
     def __init__(
@@ -80,13 +82,16 @@ class Meeting:
         *,
         key_of: KeyOf,
         target: SourceParts | None,
+        parts: Sequence[str] = SHARED_PARTS,
     ) -> None:
         self.merge, self.sources, self.base = merge, sources, base
         self.key_of, self.target = key_of, target
         self.dropped: list[Dropped] = []
-        self.slots = [_shared_slots(source, self.dropped) for source in sources]
-        self.base_slots = _shared_slots(base, []) if base else {}
+        self.slots = [_shared_slots(source, self.dropped, parts) for source in sources]
+        self.base_slots = _shared_slots(base, [], parts) if base else {}
         self.num_layers = count_layers(merge) or (target or sources[0]).anatomy.num_layers
+        if HEAD not in parts:
+            return
         _untie_heads(sources, self.slots)
         if base:
             _untie_heads([base], [self.base_slots], wanted=HEAD_NAME in self.slots[0])
@@ -247,8 +252,10 @@ def _renumbered(slot: Slot, layer: int | None) -> Slot:
     return replace(slot, name=slot.name.replace(f"layers.{slot.layer}.", f"layers.{layer}.", 1), layer=layer)
 
 
-def _shared_slots(source: SourceParts, dropped: list[Dropped]) -> dict[str, Slot]:
-    slots = source.anatomy.by_name(*SHARED_PARTS)
+def _shared_slots(source: SourceParts, dropped: list[Dropped], parts: Sequence[str]) -> dict[str, Slot]:
+    slots = source.anatomy.by_name(*parts)
+    if HEAD not in parts:  # the layers that settings speak of are the language model's
+        return {name: replace(slot, layer=None) for name, slot in slots.items()}
     if source.anatomy.tied and HEAD_NAME in slots:
         slot = slots.pop(HEAD_NAME)
         dropped.append(Dropped(source.name, slot.key, slot.part, "the head is tied to the embedding"))

@@ -15,13 +15,13 @@ from mcompose.anatomy.part import ENCODER, PROJECTOR
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
-from mcompose.merge.meeting import KeyOf, Meeting, SourceParts
+from mcompose.merge.meeting import TOWER_PARTS, KeyOf, Meeting, SourceParts
 from mcompose.recipe.slices import count_layers, drop_whole_slice
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import MergeSpec
 
-__all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "output_layers"]
+__all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "output_layers", "tower_jobs"]
 
 
 def language_jobs(
@@ -55,6 +55,34 @@ def language_jobs(
     meeting = Meeting(merge, sources, base, key_of=key_of, target=target)
     jobs = meeting.sliced_jobs() if merge.slices else meeting.jobs()
     return jobs, meeting.dropped
+
+
+def tower_jobs(
+    merge: MergeSpec,
+    sources: Sequence[SourceParts],
+    base: SourceParts | None = None,
+    *,
+    key_of: KeyOf,
+    target: SourceParts,
+) -> tuple[list[TensorJob], list[Dropped]]:
+    """Plans merged towers: encoders and projectors of sources of one class meet by name, like the language model.
+
+    Args:
+        merge: The recipe's merge section; settings by layer do not reach into towers.
+        sources: The sources whose towers are merged.
+        base: The base, where it has such towers too.
+        key_of: Spells the output's keys.
+        target: The source whose order of tensors the output keeps.
+
+    Returns:
+        The jobs, and what is dropped.
+
+    Raises:
+        CompositionError: The towers differ in names or shapes.
+        RequestError: A method that lacks its base, its parameters or enough sources.
+    """
+    meeting = Meeting(merge, sources, base, key_of=key_of, target=target, parts=TOWER_PARTS)
+    return meeting.jobs(), meeting.dropped
 
 
 def output_layers(merge: MergeSpec, num_layers: int) -> int:

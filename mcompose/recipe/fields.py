@@ -105,6 +105,8 @@ def _source_name(raw: Any) -> Any:
             f"'{{path}}' cannot be '{raw}'.",
             hint="A source's name is a letter, then letters, digits, '_' and '-'; it becomes a module's name.",
         )
+    if "__" in raw:
+        raise FieldError("'{path}' cannot hold '__'.", hint="It separates a source's name from its inputs' names.")
     if raw == "base":
         raise FieldError(
             "'{path}' cannot be 'base'.", hint="The base language model stands under the top-level key 'base'."

@@ -1,4 +1,4 @@
-"""The sections of a recipe that later systems use. They are read in full and refused, never ignored.
+"""The sections of a recipe that later systems use. They are read in full; what is not built is refused, never ignored.
 
 ``compose.decouple`` is DAMC's run time (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
 ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968), ``align`` holds the
@@ -110,6 +110,8 @@ class ComposeSpec(Spec):
     """What the composed network has beside the merged language model.
 
     Attributes:
+        towers: ``separate``: every encoder and projector is copied from one source. ``merge``: those of sources of one
+            class are merged like the language model, as SPHINX mixes whole models.
         decouple: ``none``, ``donor`` (donors carry decoupled groups) or ``convert`` (from ordinary donors).
         experts: Name to expert.
         router: What chooses among the experts.
@@ -117,6 +119,7 @@ class ComposeSpec(Spec):
         adapters: Name to adapter mixture.
     """
 
+    towers: Annotated[Literal["separate", "merge"], one_of("way with towers", ("separate", "merge"))] = "separate"
     decouple: Annotated[
         Literal["none", "donor", "convert"], one_of("way to decouple", ("none", "donor", "convert"))
     ] = "none"

@@ -63,6 +63,7 @@ def convert_mergekit(config: MergekitConfig, *, document: Document, path: Path) 
     if config.slices:
         _write_slices(out, merge, groups, base)
     out.data["merge"] = merge
+    out.data["compose"] = {"towers": "merge"}  # mergekit merges all tensors of its models alike
     return Document(document.file, out.data, out.lines), tuple(out.notes)
 
 
