@@ -24,9 +24,10 @@ POINTS_TYPE = "mcompose_points"
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
     """Writes config, processor, tokenizer and the network's own code.
 
-    The tokenizer is the owner's with one placeholder token per modality added; no source's chat template or token ids
-    are used beyond that. The language config is the owner's too, unless a source brings a class that only adds to it
-    (multimodal rotary positions), whose tensors are the same.
+    The tokenizer is the owner's with one placeholder token per modality added. The chat template is that of the base
+    language model; without a base it is the plain one of ``modeling/chat_mcompose.py``, never a multimodal source's.
+    The language config is the owner's too, unless a source brings a class that only adds to it (multimodal rotary
+    positions), whose tensors are the same.
 
     Args:
         staged: The output.
@@ -39,14 +40,17 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     # These cost seconds to import, and only this format needs them.
     from transformers import AutoTokenizer, GenerationConfig  # noqa: PLC0415
 
-    from mcompose.modeling import composed_config, stored_source  # noqa: PLC0415
+    from mcompose.modeling import composed_config, register, stored_source  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, build_processor  # noqa: PLC0415
 
     sources = blueprint.sources
     brought = {name: [m for m, s in sources.modalities.items() if s == name] for name in sources.towers}
     processors = {name: _processor(sources.get(name)) for name in sources.towers}
+    register()
     with _blaming(blueprint.owner.name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder)
+        tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder, trust_remote_code=False)
+    if blueprint.owner.anatomy.modalities:
+        tokenizer.chat_template = None  # written for that source's own placeholders and message lists
     placeholders = add_placeholders(tokenizer, list(sources.modalities))
     stored = {
         name: stored_source(_native_config(sources.get(name)), modalities=brought[name]) for name in sources.towers
