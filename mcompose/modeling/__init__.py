@@ -1,8 +1,8 @@
 """The composed network and its processor: a flat, self-contained island of files.
 
 The files beside this one need torch and transformers only and import each other as ``from .x import y``: copies of them
-travel with every composed checkpoint (``island_files``) and load there by ``trust_remote_code``. With mcompose installed,
-``register()`` makes transformers' Auto classes know them, and no flag is needed.
+travel with every composed checkpoint (``island_files``) and load there by ``trust_remote_code``. With mcompose
+installed, ``register()`` makes transformers' Auto classes know them, and no flag is needed.
 
 Importing this package imports neither torch nor transformers; the names below are loaded on first use.
 """
@@ -11,7 +11,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration_mcompose import AUTO_MAP, ComposedConfig, composed_config, stored_source
+    from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
+    from .processing_mcompose import ComposedProcessor, add_placeholders, build_processor, write_processor
 
 __all__ = [
     "AUTO_MAP",
@@ -19,10 +24,13 @@ __all__ = [
     "ComposedForConditionalGeneration",
     "ComposedModel",
     "ComposedProcessor",
+    "add_placeholders",
+    "build_processor",
     "composed_config",
     "island_files",
     "register",
     "stored_source",
+    "write_processor",
 ]
 
 _HOME = {
@@ -33,6 +41,9 @@ _HOME = {
     "ComposedForConditionalGeneration": "modeling_mcompose",
     "ComposedModel": "modeling_mcompose",
     "ComposedProcessor": "processing_mcompose",
+    "add_placeholders": "processing_mcompose",
+    "build_processor": "processing_mcompose",
+    "write_processor": "processing_mcompose",
 }
 
 

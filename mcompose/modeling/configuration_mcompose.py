@@ -2,13 +2,16 @@
 
 ``config.json`` of a composed checkpoint holds:
 
-- ``model_type``: ``"mcompose"``; ``architectures``: ``["ComposedForConditionalGeneration"]``; ``auto_map``: ``AUTO_MAP``.
+- ``model_type``: ``"mcompose"``; ``architectures``: ``["ComposedForConditionalGeneration"]``; ``auto_map``:
+  ``AUTO_MAP``.
 - ``text_config``: the configuration of the (merged) language model, with its own ``model_type``.
-- ``sources``: source name -> ``{"model_type", "config", "modalities"}``. ``config`` is the source's whole configuration as
-  its own ``to_dict`` gives it (its ``text_config`` describes the language model that it came with, whose weights are not
-  here); ``modalities`` is what this source serves in the composition. A modality is served by exactly one source.
-- ``image_token_id``, ``video_token_id``, ``audio_token_id``, ``points_token_id``: the composition's own placeholder ids,
-  one per modality that is served. They may lie beyond the embedding table: no row exists for them and none is needed.
+- ``sources``: source name -> ``{"model_type", "config", "modalities"}``. ``config`` is the source's whole
+  configuration as its own ``to_dict`` gives it (its ``text_config`` describes the language model that it came with,
+  whose weights are not here); ``modalities`` is what this source serves in the composition. A modality is served by
+  exactly one source.
+- ``image_token_id``, ``video_token_id``, ``audio_token_id``, ``points_token_id``: the composition's own placeholder
+  ids, one per modality that is served. They may lie beyond the embedding table: no row exists for them and none is
+  needed.
 - ``tie_word_embeddings``: whether ``lm_head.weight`` is the embedding table (then it is not stored).
 
 ``composed_config`` writes all of this from plain values.

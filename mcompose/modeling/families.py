@@ -1,10 +1,10 @@
 """What each native family does between its towers and its language model, as data.
 
-A tower's own code (encoder, projector, packing of tiles) is used as it is. What remains are the things that a native model
-does in the forward of its *base* class, which a composition has to do in its place: how positions count over a medium
-(M-RoPE), which tokens see each other (bidirectional images, prefixes), features that enter later layers (deepstack), and
-where the features are found. A family that is not listed needs none of these: its features are scattered over the
-placeholders and the language model does the rest.
+A tower's own code (encoder, projector, packing of tiles) is used as it is. What remains are the things that a native
+model does in the forward of its *base* class, which a composition has to do in its place: how positions count over a
+medium (M-RoPE), which tokens see each other (bidirectional images, prefixes), features that enter later layers
+(deepstack), and where the features are found. A family that is not listed needs none of these: its features are
+scattered over the placeholders and the language model does the rest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ class Mrope:
     """How one family counts positions over an image or a video.
 
     Args:
-        advance: "side": the text after an item goes on at start + max(height, width); "last": after the largest position.
+        advance: "side": the text after an item goes on at start + max(height, width); "last": after the largest
+            position.
         frames_apart: Whether each frame of a video is an item of its own (text with the time stands between frames).
         seconds: Name of the processor output with the seconds between two frames of each video, or None.
-        rate: Name of the setting with positions per second, looked up in the source's configuration and its vision part.
+        rate: Name of the setting with positions per second, looked up in the source's configuration and its vision
+            part.
         image_rate: Whether the temporal position of images is scaled by ``rate`` too.
         default_seconds: Seconds between frames when the processor gave none.
     """
@@ -58,6 +60,7 @@ class Family:
         image_path: modalities that the native class sends through its image features.
         around: modality -> the two tokens that the family's chat template puts around an item.
         needs_text: Language model types that its features depend on; empty for any.
+        media_token: The token that features replace, where the processor does not name it itself.
         structure: Names of configuration fields that list ids of tokens which the family fills with learned features.
         refused: Why the family cannot be composed.
     """
@@ -72,6 +75,7 @@ class Family:
     image_path: tuple[str, ...] = ()
     around: dict[str, tuple[str, str]] = field(default_factory=dict)
     needs_text: tuple[str, ...] = ()
+    media_token: str | None = None
     structure: str | None = None
     refused: str | None = None
 
@@ -106,7 +110,11 @@ _FAMILIES: dict[str, Family] = {
     "gemma3": Family(attention="image_blocks", head="plain"),
     "internvl": Family(image_path=("video",)),
     "smolvlm": Family(image_path=("video",)),
-    "ovis2": Family(features={"image": "ovis2"}, structure="visual_indicator_token_ids"),
+    "ovis2": Family(
+        features={"image": "ovis2"},
+        media_token="<IMG_ATOM>",  # noqa: S106 - a text token
+        structure="visual_indicator_token_ids",
+    ),
     "phi4_multimodal": Family(
         refused="it switches adapters of its language model by modality, and one shared language model cannot."
     ),

@@ -1,8 +1,8 @@
 """``generate`` for composed models: input names, positions and beams.
 
-Media are encoded once. When a prompt is repeated (beams, several samples) its features are repeated, not its pixels: the
-general rule of transformers repeats every tensor row by row, which puts items in the wrong order as soon as a prompt
-has two of them.
+Media are encoded once. When a prompt is repeated (beams, several samples) its features are repeated, not its pixels:
+the general rule of transformers repeats every tensor row by row, which puts items in the wrong order as soon as a
+prompt has two of them.
 """
 
 from __future__ import annotations
@@ -107,4 +107,4 @@ class ComposedGeneration(GenerationMixin):
         return bidirectional_masks(kind, token_type_ids, config=config.get_text_config(), **mask_inputs)
 
     def _is_media(self, key: str) -> bool:
-        return key == "mm_features" or key.split(SEPARATOR)[0] in self.config.sources and SEPARATOR in key
+        return key == "mm_features" or (SEPARATOR in key and key.split(SEPARATOR)[0] in self.config.sources)

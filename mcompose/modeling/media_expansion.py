@@ -29,6 +29,8 @@ _ARGUMENT = {"image": "images", "video": "videos", "audio": "audio", "points": "
 _TEXT_OUTPUTS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets"}
 )
+# Processors that take no list of images per text row.
+_FLAT = frozenset({"got_ocr2"})
 _VOXTRAL_FRAMES_PER_TOKEN = 8
 _VOXTRAL_CHUNK = 3000
 
@@ -71,18 +73,21 @@ def expand_media(
     if model_type == "voxtral":
         return _voxtral(processor, [item for row in rows for item in row], options)
     token = _text_token(processor, modality)
-    outputs = _run(processor, modality, rows, token, options)
+    flat = model_type in _FLAT
+    if flat:
+        rows = [[item] for row in rows for item in row]
+    outputs = _run(processor, modality, rows, token, options, flat=flat)
     offsets = outputs.get("text_replacement_offsets")
     if offsets is not None and any(offsets):
         replaced = [entry["replacement"] for row in offsets for entry in row]
     else:
         # No record of what was replaced: one row per item, so that a row's text is its item's.
         rows = [[item] for row in rows for item in row]
-        outputs = _run(processor, modality, rows, token, options)
+        outputs = _run(processor, modality, rows, token, options, flat=flat)
         replaced = _decoded(processor.tokenizer, outputs)
-    media = _media_tokens(processor)
-    texts = [_translated(processor.tokenizer, text, media, PLACEHOLDERS[modality], known) for text in replaced]
     family = family_of(model_type)
+    media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
+    texts = [_translated(processor.tokenizer, text, media, PLACEHOLDERS[modality], known) for text in replaced]
     start, end = family.around.get(modality, ("", ""))
     if start in known and end in known:
         texts = [start + text + end for text in texts]
@@ -92,10 +97,16 @@ def expand_media(
 
 
 def _run(
-    processor: Any, modality: str, rows: Sequence[Sequence[Any]], token: str, options: Mapping[str, Any]
+    processor: Any,
+    modality: str,
+    rows: Sequence[Sequence[Any]],
+    token: str,
+    options: Mapping[str, Any],
+    *,
+    flat: bool,
 ) -> dict[str, Any]:
     nested = [list(row) for row in rows]
-    items = nested if modality in ("image", "video") else [item for row in nested for item in row]
+    items = [item for row in nested for item in row] if flat or modality in ("audio", "points") else nested
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     asked = {"add_special_tokens": False, "padding": True, "return_tensors": "pt", **options}

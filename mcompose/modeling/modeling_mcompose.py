@@ -2,10 +2,11 @@
 
 Letters: B text rows, L tokens, D width of the language model, V vocabulary.
 
-Each source contributes the base model of its own native class without its language model (its "tower"): encoder, projector
-and feature code are transformers' own. Their features replace the placeholders of their modality in the embedded text,
-and one language model reads the result. With one source this is that source's network, and its logits are reproduced.
-Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv 2402.12750, section 3.
+Each source contributes the base model of its own native class without its language model (its "tower"): encoder,
+projector and feature code are transformers' own. Their features replace the placeholders of their modality in the
+embedded text, and one language model reads the result. With one source this is that source's network, and its logits
+are reproduced. Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv 2402.12750,
+section 3.
 
 Inputs of a source are passed under ``<source>__<native name>`` (see ``towers.py``). Parameters are named
 ``model.language_model.*``, ``model.towers.<source>.*`` and ``lm_head.weight``, in memory and on disk.
@@ -22,7 +23,6 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
 from transformers.modeling_utils import PreTrainedModel
@@ -32,11 +32,12 @@ from .configuration_mcompose import ComposedConfig
 from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
 from .masks_bidirectional import bidirectional_masks
+from .media_features import MediaFeatures
 from .native_classes import build_language_model, build_tower
-from .placement import deepstack_inputs, embed_text, place, placeholder_masks, type_ids
+from .placement import deepstack_inputs, embed_text, place, type_ids
 from .positions_mrope import grids_of, mrope_positions, text_positions
 from .text_head import scale_logits
-from .towers import SEPARATOR, Features, accepted_names, main_input, own_inputs, tower_features
+from .towers import SEPARATOR, Features
 
 __all__ = ["ComposedForConditionalGeneration", "ComposedModel", "ComposedPreTrainedModel"]
 
@@ -65,7 +66,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
 
-class ComposedModel(ComposedPreTrainedModel):
+class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
     """Towers over a language model, without the head.
 
     Args:
@@ -91,8 +92,8 @@ class ComposedModel(ComposedPreTrainedModel):
         self.mrope = config.text_config.model_type in MROPE_TEXT
         if not self.mrope and any(family.mrope for family in families):
             logger.warning_once(
-                f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images and "
-                "videos of M-RoPE sources are read as a line of tokens and not on their grid."
+                f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images "
+                "and videos of M-RoPE sources are read as a line of tokens and not on their grid."
             )
         self.post_init()
 
@@ -115,79 +116,6 @@ class ComposedModel(ComposedPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         """Returns the language model."""
         return self.language_model
-
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """Returns the tower that serves a modality; without one, the model itself."""
-        name = self.config.served_by(modality) if modality else None
-        return self if name is None else self.towers[name]
-
-    def input_names(self) -> dict[str, list[str]]:
-        """Returns source -> every input name that the model takes for it."""
-        return {
-            name: [
-                f"{name}{SEPARATOR}{key}"
-                for modality in source["modalities"]
-                for key in accepted_names(self.towers[name], modality)
-            ]
-            for name, source in self.config.sources.items()
-        }
-
-    def get_placeholder_mask(
-        self, input_ids: torch.Tensor | None, mm_token_type_ids: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Returns modality -> bool mask (B, L) of its placeholders."""
-        return placeholder_masks(self.ids, input_ids=input_ids, mm_token_type_ids=mm_token_type_ids)
-
-    def media_inputs(self, kwargs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Picks each modality's inputs out of keyword arguments named ``<source>__<name>``.
-
-        Returns:
-            Modality -> native name -> value, for the modalities that are present.
-        """
-        found = {}
-        for modality in self.ids:
-            source = self.config.served_by(modality)
-            prefix = f"{source}{SEPARATOR}"
-            named = {key.removeprefix(prefix): value for key, value in kwargs.items() if key.startswith(prefix)}
-            if inputs := own_inputs(self.towers[source], modality, named):
-                found[modality] = inputs
-        return found
-
-    def encode_media(self, media: Mapping[str, Mapping[str, Any]]) -> dict[str, Features]:
-        """Runs every tower that has something to read.
-
-        Args:
-            media: As ``media_inputs`` gives it.
-        """
-        return {
-            modality: tower_features(self.get_encoder(modality), modality, inputs) for modality, inputs in media.items()
-        }
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Returns image features; ``pooler_output`` is (N, D) over all images, in order."""
-        return self._features("image", pixel_values, kwargs)
-
-    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Returns video features; ``pooler_output`` is (N, D) over all videos, in order."""
-        return self._features("video", pixel_values_videos, kwargs)
-
-    def get_audio_features(self, input_features: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Returns audio features; ``pooler_output`` is (N, D) over all sounds, in order."""
-        return self._features("audio", input_features, kwargs)
-
-    def get_points_features(self, points: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Returns point features; ``pooler_output`` is (N, D) over all clouds, in order."""
-        return self._features("points", points, kwargs)
-
-    def _features(self, modality: str, value: torch.Tensor, kwargs: dict[str, Any]) -> BaseModelOutputWithPooling:
-        if self.config.served_by(modality) is None:
-            raise ValueError(
-                f"No source of this composition serves {modality}; it has {', '.join(self.ids) or 'none'}."
-            )
-        tower = self.get_encoder(modality)
-        kwargs.pop("return_dict", None)
-        made = tower_features(tower, modality, {main_input(tower, modality): value, **kwargs})
-        return BaseModelOutputWithPooling(pooler_output=made.x_ND)
 
     def rope_positions(
         self,

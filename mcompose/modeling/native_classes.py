@@ -1,7 +1,8 @@
 """A source's tower: the base model of its native class, without its language model.
 
-The classes come from transformers' own mappings, and for the points source from the island. A tower is the base model (encoders,
-projector and language model, no head) whose language model is never filled: it is built with no layers and taken out.
+The classes come from transformers' own mappings, and for the points source from the island. A tower is the base model
+(encoders, projector and language model, no head) whose language model is never filled: it is built with no layers and
+taken out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 import transformers
-from transformers import AutoModel, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING
+from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -43,8 +44,8 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
         attn_implementation: The composition's own; a tower that lacks it keeps what it has.
 
     Returns:
-        The native base model, with names as in memory (``vision_tower...``, ``multi_modal_projector...``), in the default
-        dtype.
+        The native base model, with names as in memory (``vision_tower...``, ``multi_modal_projector...``), in the
+        default dtype.
     """
     cls = _base_class(config)
     dtype = torch.get_default_dtype()

@@ -2,8 +2,8 @@
 
 Letters: B text rows, L tokens, D width of the language model, N vectors of all items of one modality.
 
-A placeholder id may lie beyond the embedding table (the composition invents no rows), so such ids are embedded as id 0 and
-their vectors replaced. Nothing here depends on the values in a batch except the count check, so it compiles.
+A placeholder id may lie beyond the embedding table (the composition invents no rows), so such ids are embedded as id
+0 and their vectors replaced. Nothing here depends on the values in a batch except the count check, so it compiles.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Letters: B text rows, L tokens, G vectors that one image, or one frame or video, becomes.
 
-M-RoPE gives every token three positions (time, height, width). Text, sound, points, and the images of sources that count
-in one dimension advance all three together; an image or a video of an M-RoPE source is laid out on its grid. Each
-family's own arithmetic is in ``families.Mrope``, and is tested against the native ``get_rope_index``.
-Paper: Wang et al. 2024, arXiv 2409.12191, section 2.1 (multimodal rotary position embedding).
+M-RoPE gives every token three positions (time, height, width). Text, sound, points, and the images of sources that
+count in one dimension advance all three together; an image or a video of an M-RoPE source is laid out on its grid.
+Each family's own arithmetic is in ``families.Mrope``, and is tested against the native ``get_rope_index``. Paper:
+Wang et al. 2024, arXiv 2409.12191, section 2.1 (multimodal rotary position embedding).
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 Files that a writer produces beside ``config.json``:
 
-- the composition's tokenizer, with the placeholders ``<image>``, ``<video>``, ``<audio>``, ``<points>`` of the modalities
-  that are served as special tokens; their ids are the ``*_token_id`` of ``config.json``;
+- the composition's tokenizer, with the placeholders ``<image>``, ``<video>``, ``<audio>``, ``<points>`` of the
+  modalities that are served as special tokens; their ids are the ``*_token_id`` of ``config.json``;
 - ``processor_config.json``: ``processor_class``, ``auto_map`` and ``sources``: source name -> ``{"model_type",
   "modalities"}``;
-- ``processors/<source>/``: that source's native processor, as its own ``save_pretrained`` writes it;
+- ``processors/<source>/``: that source's native processor: the files of its own checkpoint, copied, or what its own
+  ``save_pretrained`` writes;
 - ``chat_template.jinja`` when the base model has one.
 
-``build_processor`` makes the object and ``save_pretrained`` writes all of it.
+``write_processor`` writes all of it from source folders and loads no processor but the tokenizer; ``build_processor``
+makes the object from live processors, and its ``save_pretrained`` writes the same files.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessorMixin
@@ -29,12 +30,10 @@ from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
 from .configuration_mcompose import AUTO_MAP
 from .families import MODALITIES, TYPE_IDS
 from .media_expansion import PLACEHOLDERS, expand_media
-from .processing_points import PointsProcessor
+from .source_processors import PROCESSOR_FOLDER, Unavailable, check_part, copy_source_processor, load_source_processor
 from .towers import SEPARATOR
 
-__all__ = ["PROCESSOR_FOLDER", "ComposedProcessor", "add_placeholders", "build_processor"]
-
-PROCESSOR_FOLDER = "processors"
+__all__ = ["ComposedProcessor", "add_placeholders", "build_processor", "write_processor"]
 
 
 class ComposedProcessor(ProcessorMixin):
@@ -91,8 +90,8 @@ class ComposedProcessor(ProcessorMixin):
             **kwargs: For the tokenizer (``padding``, ``max_length``), and ``sampling_rate`` for the audio source.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image, 2 video, 3 audio, 4 points), and the
-            media as ``<source>__<native name>``.
+            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image, 2 video, 3 audio, 4 points),
+            and the media as ``<source>__<native name>``.
 
         Raises:
             ValueError: When placeholders and media differ in number, or no source serves a modality.
@@ -120,7 +119,8 @@ class ComposedProcessor(ProcessorMixin):
             )
         if sum(counts) != len(items):
             raise ValueError(
-                f"The text has {sum(counts)} {PLACEHOLDERS[modality]} placeholder(s), and {len(items)} {modality} item(s) came."
+                f"The text has {sum(counts)} {PLACEHOLDERS[modality]} placeholder(s), "
+                f"and {len(items)} {modality} item(s) came."
             )
 
     def _expanded(
@@ -129,6 +129,7 @@ class ComposedProcessor(ProcessorMixin):
         name = self.served_by(modality)
         rest = iter(items)
         rows = [[next(rest) for _ in range(count)] for count in counts]
+        check_part(self.processors[name], modality, name)
         made = expand_media(
             self.processors[name],
             modality,
@@ -223,6 +224,8 @@ class ComposedProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes the tokenizer, ``processor_config.json`` and every source's processor."""
         for name, processor in self.processors.items():
+            if isinstance(processor, Unavailable) or getattr(processor, "missing_parts", None):
+                raise ValueError(f"The processor of source {name!r} was not loaded whole; copy its files instead.")
             processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER / name)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -238,9 +241,8 @@ class ComposedProcessor(ProcessorMixin):
             key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "trust_remote_code")
         }
         for name, entry in loaded.sources.items():
-            loader = PointsProcessor if entry["model_type"] == "mcompose_points" else AutoProcessor
-            loaded.processors[name] = loader.from_pretrained(
-                pretrained_model_name_or_path, **{**asked, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
+            loaded.processors[name] = load_source_processor(
+                pretrained_model_name_or_path, name, model_type=entry["model_type"], **asked
             )
         return loaded
 
@@ -281,8 +283,38 @@ def build_processor(
         for name, entry in sources.items()
     }
     made = ComposedProcessor(tokenizer, sources=short, chat_template=chat_template)
-    made.processors = {name: processors[name] for name in short}
+    made.processors = {name: processors[name] for name in short if name in processors}
     return made
+
+
+def write_processor(
+    folder: str | Path,
+    tokenizer: Any,
+    sources: Mapping[str, Mapping[str, Any]],
+    *,
+    folders: Mapping[str, str | Path],
+    chat_template: str | None = None,
+) -> list[Path]:
+    """Writes every processor file of a composed checkpoint; the sources' processors are copied, not loaded.
+
+    Args:
+        folder: The composed checkpoint.
+        tokenizer: The composition's tokenizer, after :func:`add_placeholders`.
+        sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
+        folders: Source name -> the source's own checkpoint folder.
+        chat_template: Template over string contents; None takes the tokenizer's own.
+
+    Returns:
+        All files below ``folder`` that belong to the processor, sorted.
+    """
+    folder = Path(folder)
+    made = build_processor(tokenizer, sources, processors={}, chat_template=chat_template)
+    before = set(folder.rglob("*"))
+    made.save_pretrained(folder)
+    written = [path for path in folder.rglob("*") if path.is_file() and path not in before]
+    for name in sources:
+        written += copy_source_processor(Path(folders[name]), folder, name)
+    return sorted(written)
 
 
 def _texts(text: str | Sequence[str] | None) -> list[str]:

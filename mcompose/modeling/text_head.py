@@ -1,8 +1,8 @@
 """What happens to logits after the head, which each language family does its own way.
 
-A composition holds the bare decoder, so the scaling that the language model's causal class applies to its logits is applied
-here, unless the native multimodal class of one of its sources applies none (``Family.head``), since a composition with
-one source reproduces that source.
+A composition holds the bare decoder, so the scaling that the language model's causal class applies to its logits is
+applied here, unless the native multimodal class of one of its sources applies none (``Family.head``), since a
+composition with one source reproduces that source.
 """
 
 from __future__ import annotations

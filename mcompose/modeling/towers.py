@@ -2,11 +2,11 @@
 
 Letters: N vectors of all items of a modality, D width of the language model, B text rows, L tokens.
 
-Inputs arrive as the source's own processor made them, under ``<source>__<name>`` (``sees__pixel_values``). They go to the
-tower's own ``get_{image,video,audio,points}_features`` by name. Families whose base class has no such function, or
-does more around it, have a small function here. A modality that the native class sends through its image path
-(InternVL's videos) arrives as ``<source>__<modality>_<name>`` (``sees__video_pixel_values``), so that images and videos of
-one source do not share a name.
+Inputs arrive as the source's own processor made them, under ``<source>__<name>`` (``sees__pixel_values``). They go to
+the tower's own ``get_{image,video,audio,points}_features`` by name. Families whose base class has no such function,
+or does more around it, have a small function here. A modality that the native class sends through its image path
+(InternVL's videos) arrives as ``<source>__<modality>_<name>`` (``sees__video_pixel_values``), so that images and
+videos of one source do not share a name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Features:
         structure: id of a structural token -> its vector (D,), for families that learn them beside the tower.
     """
 
-    x_ND: torch.Tensor
+    x_ND: torch.Tensor  # noqa: N815 - shape suffix
     deepstack: list[torch.Tensor] = field(default_factory=list)
     structure: dict[int, torch.Tensor] = field(default_factory=dict)
 

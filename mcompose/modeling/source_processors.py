@@ -1,0 +1,167 @@
+"""Loading a source's own processor out of a composed checkpoint, as far as the installed libraries allow.
+
+transformers' video processors need torchvision, and some feature extractors torchaudio; neither is needed for the
+other modalities of the same source. So a processor that does not load whole is loaded in parts, and only the modality
+whose part is missing is refused, when it is used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.processing_utils import ProcessorMixin
+
+from .processing_points import PointsProcessor
+
+__all__ = ["PROCESSOR_FOLDER", "Unavailable", "check_part", "copy_source_processor", "load_source_processor"]
+
+PROCESSOR_FOLDER = "processors"
+_ISLAND = {"mcompose_points": PointsProcessor}
+_PART = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
+_LOADERS = {
+    "tokenizer": AutoTokenizer,
+    "image_processor": AutoImageProcessor,
+    "feature_extractor": AutoFeatureExtractor,
+}
+# What a source's folder holds beside its weights that its processor is loaded from.
+_SIDECARS = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "tekken.json",
+    "tokenizer*",
+    "vocab*",
+    "*.model",
+    "chat_template*",
+)
+
+
+class Unavailable:
+    """Stands for a processor that the installed libraries cannot load.
+
+    Args:
+        reason: What is missing.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) -> Any:
+    """Loads the processor of one source.
+
+    Args:
+        path: The composed checkpoint: a folder or a repository id.
+        name: The source's name.
+        model_type: The source's model type.
+        **hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and their kind.
+
+    Returns:
+        The processor, with None for parts that need a missing library; ``Unavailable`` when nothing loads.
+    """
+    where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
+    if model_type in _ISLAND:
+        return _ISLAND[model_type].from_pretrained(path, **where)
+    if model_type == "voxtral":
+        # Its tokenizer needs mistral-common, and only its features are used.
+        return AutoFeatureExtractor.from_pretrained(path, **where)
+    try:
+        return AutoProcessor.from_pretrained(path, **where)
+    except ImportError as error:
+        return _in_parts(path, where, error)
+
+
+def check_part(processor: Any, modality: str, source: str) -> None:
+    """Refuses a modality whose part of the processor could not be loaded.
+
+    Raises:
+        ValueError: Naming the source and what is missing.
+    """
+    if isinstance(processor, Unavailable):
+        raise ValueError(f"The processor of source {source!r} cannot be loaded: {processor.reason}")
+    part = _PART.get(modality)
+    if part in getattr(processor, "missing_parts", {}):
+        reason = processor.missing_parts[part]
+        raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {reason}")
+
+
+def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:
+    """Copies a source checkpoint's processor files into a composed checkpoint, without loading them.
+
+    Args:
+        source: The source's own folder.
+        folder: The composed checkpoint.
+        name: The source's name.
+
+    Returns:
+        The files written, sorted.
+    """
+    target = Path(folder) / PROCESSOR_FOLDER / name
+    target.mkdir(parents=True, exist_ok=True)
+    found = sorted({path for pattern in _SIDECARS for path in Path(source).glob(pattern) if path.is_file()})
+    return [Path(shutil.copyfile(path, target / path.name)) for path in found]
+
+
+def _in_parts(path: Any, where: dict[str, Any], error: ImportError) -> Any:
+    settings = _settings(path, where)
+    whole = getattr(transformers, str(settings.get("processor_class")), None)
+    if whole is None:
+        return Unavailable(_first_line(error))
+    parts: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for attribute in whole.get_attributes():
+        loader = _LOADERS.get(attribute)
+        try:
+            parts[attribute] = loader.from_pretrained(path, **where) if loader is not None else None
+        except ImportError as reason:
+            parts[attribute], missing[attribute] = None, _first_line(reason)
+        if loader is None:
+            missing[attribute] = _first_line(error)
+    known = set(inspect.signature(whole.__init__).parameters)
+    own = {key: value for key, value in settings.items() if key in known and key not in parts}
+    try:
+        made = type(whole.__name__, (_Lenient, whole), {})(**parts, **own)
+    except ImportError as reason:
+        return Unavailable(_first_line(reason))
+    made.missing_parts = missing
+    return made
+
+
+def _settings(path: Any, where: dict[str, Any]) -> dict[str, Any]:
+    settings, _ = ProcessorMixin.get_processor_dict(path, **where)
+    if "processor_class" in settings:
+        return settings
+    # Older folders keep everything in preprocessor_config.json.
+    for mixin, reader in (
+        (ImageProcessingMixin, "get_image_processor_dict"),
+        (FeatureExtractionMixin, "get_feature_extractor_dict"),
+    ):
+        older, _ = getattr(mixin, reader)(path, **where)
+        if "processor_class" in older:
+            return {**settings, "processor_class": older["processor_class"]}
+    return settings
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split(". ")[0].split())
+
+
+class _Lenient:
+    """Lets a processor be built without some of its parts."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """Accepts None where a part is missing."""
+        if argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)
