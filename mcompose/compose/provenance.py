@@ -46,11 +46,11 @@ def make_ledger(
     Args:
         loaded: The recipe.
         blueprint: What was decided.
-        rows: One row per written tensor.
+        rows: One row per tensor, written or dropped.
         details: Figures of the step that do not depend on the machine.
 
     Returns:
-        The ledger, with a row for every dropped tensor as well.
+        The ledger.
     """
     recipe = loaded.recipe
     method = find_method(recipe.merge.method)
@@ -64,7 +64,7 @@ def make_ledger(
         modalities=tuple(sources.modalities) if blueprint.format != "text" else (),
         versions=library_versions(),
         sources=tuple(_source_row(source, sources) for source in sources.everything),
-        tensors=(*rows, *(entry.ledger_row() for entry in blueprint.plan.dropped)),
+        tensors=tuple(rows),
         steps=(StepRow("merge", f"mcompose merge {loaded.path.name}", details=dict(details)),),
     )
 

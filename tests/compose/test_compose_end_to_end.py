@@ -121,6 +121,8 @@ def test_every_tensor_of_every_source_has_a_ledger_row(sources, tmp_path):
     ledger = Ledger.read(tmp_path / "out")
     written = load_file(tmp_path / "out/model.safetensors")
     assert [row.name for row in ledger.tensors if row.action != "dropped"] == list(written)
+    dropped = [(row.sources, row.name) for row in ledger.tensors if row.action == "dropped"]
+    assert len(dropped) == len(set(dropped))
     used = {(source, row.name) for row in ledger.tensors for source in row.sources}
     for name, folder in {"sees": "sees", "other": "sees-too"}.items():
         for key in load_file(sources / folder / "model.safetensors"):
