@@ -1,0 +1,85 @@
+"""House rules that linters do not check: budgets, names, docstrings, the command line's surface, a fast start."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mcompose
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for folder in ("mcompose", "examples") for path in (ROOT / folder).rglob("*.py"))
+BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_functions_stay_small_and_documented(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert path.stem not in BANNED_NAMES
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "every module says what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            documented = ast.get_docstring(node, clean=False) or ""
+            length = node.end_lineno - node.lineno + 1 - len(documented.splitlines())
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_every_room_exports_what_it_says():
+    for module in pkgutil.iter_modules(mcompose.__path__):
+        if not module.ispkg or module.name in {"modeling", "cli", "pipeline", "align"}:
+            continue
+        room = importlib.import_module(f"mcompose.{module.name}")
+        names = list(room.__all__)
+        assert sorted(names) == sorted(set(names)), module.name
+        for name in names:
+            assert getattr(room, name) is not None, f"{module.name}.{name}"
+
+
+SURFACE = {
+    "inspect": ["--json"],
+    "plan": ["--output", "--json"],
+    "merge": ["--output", "--resume", "--threads", "--device", "--allow-different-base", "--quiet", "--json"],
+    "diff": ["--json"],
+    "verify": ["--json"],
+    "generate": ["--image", "--audio", "--video", "--points", "--max-new-tokens", "--plain", "--trust-remote-code",
+                 "--json"],
+    "eval": ["--limit", "--batch-size", "--leave-out", "--save", "--trust-remote-code", "--json"],
+    "push": ["--private", "--create-pr", "--dry-run", "--json"],
+    "lab": [],
+}  # fmt: skip
+
+
+def test_commands_and_flags_are_those_of_the_contract():
+    import typer.main
+
+    from mcompose.cli.app import app
+
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(commands) == sorted(SURFACE)
+    for name, flags in SURFACE.items():
+        if name == "lab":
+            assert sorted(commands[name].commands) == ["make", "report"]
+            continue
+        found = [max(p.opts, key=len) for p in commands[name].params if p.param_type_name == "option"]
+        assert [flag for flag in found if flag != "--help"] == flags, name
+
+
+def test_help_starts_without_heavy_libraries():
+    code = (
+        "import sys; sys.argv = ['mcompose', '--help']\n"
+        "from mcompose.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'numba', 'mergekit', 'huggingface_hub', 'safetensors'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "merge" in result.stdout
