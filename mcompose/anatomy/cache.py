@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def _store(file: Path, answer: tuple[Family, Settings]) -> None:
         "settings": vars(settings),
     }
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(data, default=str), encoding="utf-8")
         partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)

@@ -80,7 +80,8 @@ def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
         config, family = found
         text = config.get_text_config(decoder=True)
         stable = defaults.setdefault(text.model_type, _stable(type(text)))
-        types[model_type] = {**_facts(config), **_own_text_defaults(text, stable)}
+        facts = _facts(config)
+        types[model_type] = {**facts, **_own_defaults(config, facts["text_key"], stable)}
         families.update(_variants(config, family))
     renamings = list(dict.fromkeys(step for family in families.values() for step in family.renamings))
     return {
@@ -182,7 +183,9 @@ _ROOTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_positi
 
 def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
     """Defaults of a text config, less the fields that follow from others: those that change when another is doubled."""
-    plain = meta.plain_text_config(kind())
+    default = kind()
+    plain = meta.plain_text_config(default)
+    plain = {name: value for name, value in plain.items() if not isinstance(vars(default).get(name), tuple)}
     for field in _ROOTS:
         if not isinstance(plain.get(field), int):
             continue
@@ -195,11 +198,24 @@ def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
     return plain
 
 
-def _own_text_defaults(text: PreTrainedConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a type changes the defaults of its language model."""
+def _own_defaults(config: PreTrainedConfig, key: str, stable: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a type changes its language model's defaults: without a text config, and with one that leaves much out."""
+    text = config.get_text_config(decoder=True)
+    found = {"text_absent": _changed(text, stable)}
+    probe = _probe(config, {key: {"model_type": text.model_type}}) if key else None
+    if probe is not None:
+        found["text_partial"] = _changed(probe.get_text_config(decoder=True), stable)
+    return {name: fields for name, fields in found.items() if fields}
+
+
+def _changed(text: PreTrainedConfig, stable: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields to lay over the defaults so that the class rebuilds this config."""
     own = meta.plain_text_config(text)
-    changed = {name: own[name] for name in defaults if name in own and own[name] != defaults[name]}
-    return {"text_defaults": changed} if changed else {}
+    fields = {name: own[name] for name, value in stable.items() if name in own and own[name] != value}
+    again = meta.config_of({"model_type": text.model_type, **stable, **fields}, kind=type(text))
+    rebuilt = meta.plain_text_config(again)
+    late = {name: value for name, value in own.items() if rebuilt.get(name) != value and value is not None}
+    return {**fields, **late}
 
 
 def _variants(config: PreTrainedConfig, family: Family) -> Iterator[tuple[str, Family]]:

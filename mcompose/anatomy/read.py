@@ -36,9 +36,12 @@ def read_anatomy(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
     Raises:
         AnatomyError: The config names no model type, or keys remain that no part claims.
     """
+    refusal = refuse_files(config, tensors)
+    if refusal and not config.get("model_type"):
+        return _refused(config, refusal)
     if not config.get("model_type"):
         raise AnatomyError("The config.json has no `model_type`.", hint="It is not the config of a Hugging Face model.")
-    refusal = refuse_files(config, tensors) or refuse_type(config)
+    refusal = refusal or refuse_type(config)
     if not refusal:
         return _read(config, tensors)
     if known_family(signature(inner_config(config)[0])) is None:
@@ -131,7 +134,7 @@ def _orphaned(family: Family, orphans: list[str], *, total: int) -> AnatomyError
 def _refused(config: Mapping[str, Any], refusal: str) -> Anatomy:
     architectures = config.get("architectures") or [""]
     return Anatomy(
-        model_type=str(config["model_type"]),
+        model_type=str(config.get("model_type", "")),
         architecture=str(architectures[0]),
         known=True,
         slots={},

@@ -98,18 +98,18 @@ def without_noise(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text_config(config: Mapping[str, Any], *, facts: Mapping[str, Any], text_type: str) -> dict[str, Any]:
     key = facts["text_key"]
+    inner = config.get(key) if key else None
     written: dict[str, Any] = {}
-    if not key:
+    if isinstance(inner, Mapping):
+        written.update(inner)
+    elif not key:
         written.update(config)
-    elif isinstance(config.get(key), Mapping):
-        written.update(config[key])
     elif facts.get("flat"):
-        subs = facts["sub_configs"]
-        written.update({name: value for name, value in config.items() if name not in subs})
+        written.update({name: value for name, value in config.items() if name not in facts["sub_configs"]})
     written = without_noise(written)
     defaults = dict(generated()["text_defaults"].get(text_type, {}))
-    if _kind(config.get(key) if key else None, text_type) == facts.get("text_type"):
-        defaults.update(facts.get("text_defaults", {}))
+    if text_type == facts["text_type"]:
+        defaults.update(facts.get("text_partial" if isinstance(inner, Mapping) else "text_absent", {}))
     if any(spelling in written for spelling in _ROPE_SPELLINGS):
         defaults.pop("rope_parameters", None)
     return {**defaults, **written, "model_type": text_type}
