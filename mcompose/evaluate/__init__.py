@@ -1,25 +1,25 @@
-"""Measures checkpoints: tasks, metrics, predictions, reports."""
+"""What a checkpoint is worth: tasks, scoring rules, predictions and a report.
 
-from mcompose.evaluate.answering import Answerer, load_answerer, media_of
-from mcompose.evaluate.metrics import METRICS, exact_match, letter
-from mcompose.evaluate.run import EvaluateOptions, Report, Result, evaluate, run_tasks
-from mcompose.evaluate.task import PLACEHOLDERS, Item, Task, find_tasks, read_task
+Importing this room is free of torch; the checkpoint's loader brings it in.
+"""
+
+from mcompose.evaluate.metrics import accuracy, exact_match, first_letter
+from mcompose.evaluate.run import Options, Prediction, Report, Result, evaluate, evaluate_task
+from mcompose.evaluate.task import Item, MediaInput, Task, find_tasks, load_task
 
 __all__ = [
-    "METRICS",
-    "PLACEHOLDERS",
-    "Answerer",
-    "EvaluateOptions",
     "Item",
+    "MediaInput",
+    "Options",
+    "Prediction",
     "Report",
     "Result",
     "Task",
+    "accuracy",
     "evaluate",
+    "evaluate_task",
     "exact_match",
     "find_tasks",
-    "letter",
-    "load_answerer",
-    "media_of",
-    "read_task",
-    "run_tasks",
+    "first_letter",
+    "load_task",
 ]

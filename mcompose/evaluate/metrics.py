@@ -1,39 +1,78 @@
-"""Scores of one answer. Strict on purpose: what published evaluations of these tasks use, and nothing friendlier.
+"""Scoring rules, as pure functions of an answer and what it should be.
 
-Paper: Model Composition, arXiv 2402.12750: MCUB and AVQA compare the first character of the answer with the letter.
+Paper: MCUB and AVQA, arXiv 2402.12750: the first character of the stripped output equals the letter, case-sensitive, so
+"(A)" and "The answer is A" are wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
-__all__ = ["METRICS", "exact_match", "letter"]
+from mcompose.errors import UnknownNameError, nearest_name
 
-
-def letter(answer: str, gold: str) -> float:
-    """1.0 when the first character of the stripped answer is the gold letter; ``(A)`` and ``a`` are wrong for ``A``.
-
-    Args:
-        answer: What the model said.
-        gold: One letter.
-
-    Returns:
-        1.0 or 0.0.
-    """
-    return float(answer.strip()[:1] == gold)
+__all__ = ["RULES", "accuracy", "exact_match", "first_letter", "rule_for"]
 
 
-def exact_match(answer: str, gold: str) -> float:
-    """1.0 when the stripped answer is the gold text, character by character.
+def first_letter(output: str, answer: str) -> bool:
+    """Whether the first character of the stripped output is the letter.
 
     Args:
-        answer: What the model said.
-        gold: The right answer.
+        output: What the model wrote.
+        answer: The letter.
 
     Returns:
-        1.0 or 0.0.
+        True when it is; case matters.
     """
-    return float(answer.strip() == gold.strip())
+    return output.strip()[:1] == answer
 
 
-METRICS: dict[str, Callable[[str, str], float]] = {"letter": letter, "exact_match": exact_match}
+def exact_match(output: str, answer: str) -> bool:
+    """Whether the stripped output is the stripped answer.
+
+    Args:
+        output: What the model wrote.
+        answer: What it should be.
+
+    Returns:
+        True when they are equal; case matters.
+    """
+    return output.strip() == answer.strip()
+
+
+def accuracy(right: Sequence[bool]) -> float:
+    """Share of right answers.
+
+    Args:
+        right: One verdict per item, of all items: an item without an answer counts as wrong.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: There are no items.
+    """
+    if not right:
+        raise ValueError("An accuracy needs at least one item.")
+    return sum(right) / len(right)
+
+
+RULES: Final[dict[str, Callable[[str, str], bool]]] = {"letter": first_letter, "exact_match": exact_match}
+
+
+def rule_for(metric: str) -> Callable[[str, str], bool]:
+    """The rule behind a metric's name.
+
+    Args:
+        metric: A rule's name; ``joint_`` before it marks a question over several inputs and changes nothing.
+
+    Returns:
+        The rule.
+
+    Raises:
+        UnknownNameError: No rule has that name.
+    """
+    name = metric.removeprefix("joint_")
+    if name not in RULES:
+        raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, RULES))
+    return RULES[name]

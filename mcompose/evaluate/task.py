@@ -1,29 +1,44 @@
-"""A task on disk: one JSON object a line, the first of them the header.
+"""Tasks: questions with media, read from JSON lines.
 
-::
+The first line is the header, every other line a question::
 
-    {"task": "common-2", "version": 1, "metric": "letter", "chance": 0.25}
-    {"id": "0", "prompt": "<image> <audio> What do all have in common? A. ...", "answer": "B",
-     "media": {"image": ["media/image/3.png"], "audio": ["media/audio/7.wav"]}}
+    {"task": "joint-common-3", "version": 1, "metric": "joint_letter", "modalities": ["image", ...], "chance": 0.25}
+    {"id": "0", "inputs": [{"modality": "image", "path": "media/7.png", "text": "image <image>"}],
+     "question": "what do all have in common ? ...", "answer": "C"}
 
-Placeholders in the prompt stand for the media of their modality, in order. Paths start from the task's folder. A medium
-that is missing is an error that names it, never another item in its place.
+``path`` is relative to the task file; an input of modality ``text`` has none. The prompt is the inputs' texts and the
+question, joined by spaces.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate.metrics import METRICS
+from mcompose.errors import RequestError
+from mcompose.evaluate.metrics import rule_for
 
-__all__ = ["PLACEHOLDERS", "Item", "Task", "find_tasks", "read_task"]
+__all__ = ["Item", "MediaInput", "Task", "find_tasks", "load_task"]
 
-PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "points": "<points>"}
+_KNOWN: Final = frozenset({"image", "audio", "video", "points", "text"})
+
+
+@dataclass(frozen=True)
+class MediaInput:
+    """One input of a question.
+
+    Args:
+        modality: "image", "audio", "video", "points" or "text".
+        text: What stands for it in the prompt; holds the placeholder ``<modality>`` unless it is text.
+        path: Its file; None for text.
+    """
+
+    modality: str
+    text: str
+    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -31,144 +46,152 @@ class Item:
     """One question.
 
     Args:
-        id: Unique in its task.
-        prompt: With one placeholder a medium.
-        answer: What the metric compares with.
-        media: Modality to files, in the order of their placeholders.
+        id: Its name within the task.
+        inputs: What it is about, in order.
+        question: The words after the inputs.
+        answer: What the output should be.
     """
 
     id: str
-    prompt: str
+    inputs: tuple[MediaInput, ...]
+    question: str
     answer: str
-    media: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
 
 
 @dataclass(frozen=True)
 class Task:
-    """Questions with one metric.
+    """A task.
 
     Args:
-        name: Of the task; joint tasks carry ``joint`` in their metric's name.
-        version: Scores of two versions are not comparable.
-        metric: Name of a metric.
-        items: The questions, in order.
-        chance: Score of guessing, 0 to 1.
-        label: Name under which the score is reported; default: the metric's name.
+        name: Its name in reports.
+        version: Raised when the same name asks something else.
+        metric: Name of the scoring rule; ``joint_`` in front for questions over several inputs.
+        modalities: What its inputs are.
+        chance: Accuracy of guessing.
+        items: The questions.
+        max_new_tokens: Longest answer.
+        file: Where it was read from.
     """
 
     name: str
     version: int
     metric: str
+    modalities: tuple[str, ...]
+    chance: float
     items: tuple[Item, ...]
-    chance: float = 0.0
-    label: str = ""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """What its items show, in the order of ``PLACEHOLDERS``."""
-        return tuple(m for m in PLACEHOLDERS if any(item.media.get(m) for item in self.items))
+    max_new_tokens: int
+    file: Path
 
 
-def find_tasks(names: list[str]) -> list[Path]:
-    """The task files that the user named.
+def find_tasks(wanted: Iterable[str | Path]) -> list[Path]:
+    """Task files behind what the user named.
 
     Args:
-        names: Files, or folders of ``*.jsonl`` files.
+        wanted: Files, or folders whose ``*.jsonl`` are all meant.
+
+    Returns:
+        Files, in the order of the request; a folder's are sorted.
 
     Raises:
-        RequestError: A name is neither, or a folder holds no task.
+        RequestError: A path does not exist, or a folder holds no task.
     """
-    paths: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(path.glob("*.jsonl"))
+    files: list[Path] = []
+    for one in map(Path, wanted):
+        if one.is_dir():
+            found = sorted(one.glob("*.jsonl"))
             if not found:
-                raise RequestError(f"'{name}' holds no task (*.jsonl).")
-            paths += found
-        elif path.is_file():
-            paths.append(path)
+                raise RequestError(f"{one} holds no task file.", hint="A task is a file that ends in .jsonl.")
+            files += found
+        elif one.is_file():
+            files.append(one)
         else:
-            siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-            raise RequestError(f"There is no task '{name}'.", hint=nearest_name(path.name, siblings))
-    return paths
+            raise RequestError(
+                f"There is no task at {one}.", hint="Name a task file (.jsonl) or a folder of them, such as lab/data."
+            )
+    return files
 
 
-def read_task(path: Path) -> Task:
-    """Reads and checks a task, media files included.
+def load_task(file: Path, *, limit: int | None = None) -> Task:
+    """Reads a task and checks that its media are there.
 
     Args:
-        path: A ``.jsonl`` file.
+        file: The task file.
+        limit: Only the first so many questions.
 
     Returns:
         The task.
 
     Raises:
-        RequestError: A line is broken, or a medium is missing; the message names the file and the line.
+        RequestError: A line is no question, the metric is unknown, or a medium is missing; the message has the place.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"The task '{path}' cannot be read: {error}.") from error
-    header: dict[str, Any] | None = None
-    items: list[Item] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        table = _object(line, place)
-        if header is None:
-            header = _checked_header(table, place)
-        else:
-            items.append(_item(table, place, path.parent))
-    if header is None or not items:
-        raise RequestError(f"The task '{path}' holds no questions.")
+    lines = _lines(file)
+    header, *rows = lines
+    place = f"{file}:1"
+    metric = _field(header, "metric", str, place=place)
+    rule_for(metric)
+    items = tuple(_item(row, file=file, line=i + 2) for i, row in enumerate(rows[:limit]))
+    if not items:
+        raise RequestError(f"{file} asks nothing: it has no line after its header.")
     return Task(
-        name=str(header["task"]),
-        version=int(header.get("version", 1)),
-        metric=str(header["metric"]),
-        items=tuple(items),
+        name=_field(header, "task", str, place=place),
+        version=_field(header, "version", int, place=place),
+        metric=metric,
+        modalities=tuple(_field(header, "modalities", list, place=place)),
         chance=float(header.get("chance", 0.0)),
-        label=str(header.get("label") or header["metric"]),
+        items=items,
+        max_new_tokens=int(header.get("max_new_tokens", 16)),
+        file=file,
     )
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        table = json.loads(line)
-    except ValueError as error:
-        raise RequestError(f"{place}: this is not JSON: {error}.") from error
-    if not isinstance(table, dict):
-        raise RequestError(f"{place}: every line must be a JSON object.")
-    return table
+def _lines(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{file}:{number}: this line is no JSON: {error.msg}.") from error
+        if not isinstance(row, dict):
+            raise RequestError(f"{file}:{number}: this line is no JSON object.")
+        rows.append(row)
+    if not rows:
+        raise RequestError(
+            f"{file} is empty.", hint="Its first line is a header with task, version, metric, modalities."
+        )
+    return rows
 
 
-def _checked_header(table: dict[str, Any], place: str) -> dict[str, Any]:
-    if "task" not in table or "metric" not in table:
-        raise RequestError(f"{place}: the first line must name 'task' and 'metric'.")
-    if table["metric"] not in METRICS:
-        hint = nearest_name(str(table["metric"]), METRICS)
-        raise RequestError(f"{place}: '{table['metric']}' is not a metric.", hint=hint)
-    return table
+def _item(row: dict[str, Any], *, file: Path, line: int) -> Item:
+    place = f"{file}:{line}"
+    inputs = tuple(_input(entry, file=file, place=place) for entry in _field(row, "inputs", list, place=place))
+    return Item(
+        id=str(row.get("id", line - 2)),
+        inputs=inputs,
+        question=_field(row, "question", str, place=place),
+        answer=_field(row, "answer", str, place=place),
+    )
 
 
-def _item(table: dict[str, Any], place: str, folder: Path) -> Item:
-    missing = [key for key in ("prompt", "answer") if not isinstance(table.get(key), str)]
-    if missing:
-        raise RequestError(f"{place}: '{missing[0]}' is missing.")
-    media: dict[str, tuple[Path, ...]] = {}
-    for modality, names in (table.get("media") or {}).items():
-        if modality not in PLACEHOLDERS:
-            hint = nearest_name(modality, PLACEHOLDERS)
-            raise RequestError(f"{place}: '{modality}' is not a modality.", hint=hint)
-        media[modality] = tuple(folder / name for name in names)
-        absent = [file for file in media[modality] if not file.is_file()]
-        if absent:
-            raise RequestError(f"{place}: the {modality} file '{absent[0]}' is missing.")
-        marked = table["prompt"].count(PLACEHOLDERS[modality])
-        if marked != len(media[modality]):
-            raise RequestError(
-                f"{place}: the prompt has {marked} '{PLACEHOLDERS[modality]}' and the item has "
-                f"{len(media[modality])} {modality} files."
-            )
-    return Item(str(table.get("id", place.rpartition(":")[2])), table["prompt"], table["answer"], media)
+def _input(entry: Any, *, file: Path, place: str) -> MediaInput:
+    if not isinstance(entry, dict):
+        raise RequestError(f"{place}: an input is an object with modality, text and path.")
+    modality = _field(entry, "modality", str, place=place)
+    text = _field(entry, "text", str, place=place)
+    if modality not in _KNOWN:
+        raise RequestError(f"{place}: '{modality}' is no modality.", hint=f"Known: {', '.join(sorted(_KNOWN))}.")
+    if modality == "text":
+        return MediaInput(modality, text, None)
+    path = file.parent / _field(entry, "path", str, place=place)
+    if not path.is_file():
+        raise RequestError(f"{place}: the {modality} {path} is missing.")
+    if text.count(f"<{modality}>") != 1:
+        raise RequestError(f"{place}: the text of a {modality} input holds <{modality}> once, not '{text}'.")
+    return MediaInput(modality, text, path)
+
+
+def _field(row: dict[str, Any], key: str, kind: type, *, place: str) -> Any:
+    if not isinstance(row.get(key), kind):
+        raise RequestError(f"{place}: '{key}' is missing or no {kind.__name__}.")
+    return row[key]

@@ -1,0 +1,182 @@
+"""The checkpoint under evaluation: loaded by plain Auto classes, and asked in batches.
+
+mcompose's own classes (composed checkpoints, the points source, the frames processor) are registered from the installed
+package. Any other code that a checkpoint ships runs only when the user trusts it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
+
+from mcompose.errors import CheckpointError
+from mcompose.modeling.configuration_points import PointsConfig
+from mcompose.modeling.modeling_points import PointsForConditionalGeneration, PointsModel
+from mcompose.modeling.processing_frames import FramesProcessor
+from mcompose.modeling.processing_points import PointsProcessor
+
+__all__ = ["Subject", "load_subject"]
+
+_ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
+_OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
+_PARTS: Final = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded checkpoint.
+
+    Args:
+        folder: Where it was loaded from.
+        model: With a head, in evaluation mode.
+        processor: Its processor, or its tokenizer when it takes text only.
+        modalities: Media that it takes.
+    """
+
+    folder: Path
+    model: Any
+    processor: Any
+    modalities: tuple[str, ...]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer behind the processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """What it hears, in hertz; None when no part says so."""
+        parts = [self.processor, *getattr(self.processor, "processors", {}).values()]
+        rates = [getattr(getattr(part, "feature_extractor", None), "sampling_rate", None) for part in parts]
+        return next((rate for rate in rates if rate), None)
+
+    def answer(self, prompts: Sequence[str], media: dict[str, list[list[Any]]], *, max_new_tokens: int) -> list[str]:
+        """Answers a batch greedily.
+
+        Args:
+            prompts: Texts with ``<modality>`` placeholders.
+            media: Modality -> for each prompt its items in order. Every prompt has the same number of each modality.
+            max_new_tokens: Longest answer.
+
+        Returns:
+            What the model wrote after each prompt, without special tokens.
+        """
+        texts = [self._own_placeholders(prompt) for prompt in prompts]
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        given = {_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
+        if given:
+            inputs = self.processor(text=texts, padding=True, return_tensors="pt", **given)
+        else:
+            inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
+        allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+        with torch.inference_mode():
+            written = self.model.generate(
+                **allowed,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        return self.tokenizer.batch_decode(written[:, allowed["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _own_placeholders(self, prompt: str) -> str:
+        for modality in self.modalities:
+            token = getattr(self.processor, f"{modality}_token", None)
+            if token:
+                prompt = prompt.replace(f"<{modality}>", str(token))
+        return prompt
+
+
+def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
+    """Loads a checkpoint of any kind that mcompose knows.
+
+    Args:
+        folder: A local checkpoint: native, composed, points or text.
+        trust_remote_code: Whether code that the checkpoint ships may run.
+
+    Returns:
+        The checkpoint, ready to be asked.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoint, or one that the installed transformers cannot load.
+    """
+    config = _json(folder / "config.json")
+    if not config:
+        raise CheckpointError(f"{folder} holds no checkpoint: it has no readable config.json.")
+    _register()
+    trust = {"trust_remote_code": trust_remote_code}
+    model_type = config.get("model_type", "")
+    try:
+        if model_type in TEXT_MODELS and model_type not in MULTIMODAL_MODELS and not _has_processor(folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **trust)
+            return Subject(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
+        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto", **trust)
+        processor = _processor(folder, trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
+            hint="A checkpoint with code of its own needs --trust-remote-code.",
+        ) from error
+    return Subject(folder, model.eval(), processor, _modalities(model, processor))
+
+
+def _processor(folder: Path, trust: dict[str, bool]) -> Any:
+    own = _OWN_PROCESSORS.get(_json(folder / "processor_config.json").get("processor_class", ""))
+    return own.from_pretrained(folder) if own else AutoProcessor.from_pretrained(folder, **trust)
+
+
+def _register() -> None:
+    AutoConfig.register(PointsConfig.model_type, PointsConfig, exist_ok=True)
+    AutoModel.register(PointsConfig, PointsModel, exist_ok=True)
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto.register(PointsConfig, PointsForConditionalGeneration, exist_ok=True)
+    register = getattr(importlib.import_module("mcompose.modeling"), "register", None)
+    if register:
+        register()
+
+
+def _modalities(model: Any, processor: Any) -> tuple[str, ...]:
+    sources = getattr(processor, "sources", None)
+    if isinstance(sources, dict):  # composed: what its sources serve
+        served = [m for entry in sources.values() for m in entry["modalities"]]
+        return tuple(m for m in _ARGUMENTS if m in served)
+    if isinstance(processor, FramesProcessor):
+        return ("video",)
+    if isinstance(processor, PointsProcessor) or type(processor).__name__ == "PointsProcessor":
+        return ("points",)
+    taken = getattr(model, "input_modalities", ())
+    return tuple(m for m in _ARGUMENTS if m in taken and getattr(processor, _PARTS.get(m, ""), None) is not None)
+
+
+def _nested(modality: str, rows: list[list[Any]]) -> list[Any]:
+    return rows if modality == "image" else [item for row in rows for item in row]
+
+
+def _has_processor(folder: Path) -> bool:
+    return (folder / "processor_config.json").is_file() or (folder / "preprocessor_config.json").is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,96 @@
+"""Batches of prompts as token ids: the lab's questions, with numbers shown as text or as media placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mcompose.lab.words import FILLERS, MODALITIES, NUMBER_WORDS
+
+if TYPE_CHECKING:
+    import torch
+
+    from mcompose.lab.questions import Question
+
+__all__ = ["Batch", "WordTable", "collate", "said_as_text"]
+
+_LABELS = (*MODALITIES, "text")
+_MAX_FILLERS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded prompts with their answers.
+
+    Args:
+        input_ids: Prompt, answer and end, (batch, length); every prompt ends at ``length - 3``.
+        attention_mask: 0 on padding.
+        labels: The ids of answer and end, -100 elsewhere.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+class WordTable:
+    """Words to ids, without the cost of a tokenizer per training step.
+
+    Args:
+        vocabulary: The tokenizer's own vocabulary, word to id.
+    """
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        self.ids = vocabulary
+        self.pad, self.bos, self.eos = (vocabulary[word] for word in ("<pad>", "<bos>", "<eos>"))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text of known words separated by spaces, after the start token."""
+        return [self.bos, *(self.ids[word] for word in text.split())]
+
+
+def said_as_text(numbers: Sequence[int], *, generator: np.random.Generator) -> str:
+    """Numbers as text inputs, each under a modality's name or ``text``, with filler words around it.
+
+    Args:
+        numbers: The numbers, 0 to 9.
+        generator: Source of randomness.
+
+    Returns:
+        Such as ``image um seven audio three here so``.
+    """
+    labels = [_LABELS[i] for i in generator.permutation(len(_LABELS))[: len(numbers)]]
+    said = []
+    for label, number in zip(labels, numbers, strict=True):
+        fillers = [FILLERS[i] for i in generator.integers(len(FILLERS), size=generator.integers(_MAX_FILLERS))]
+        place = int(generator.integers(len(fillers) + 1))
+        said.append(" ".join([label, *fillers[:place], NUMBER_WORDS[number], *fillers[place:]]))
+    return " ".join(said)
+
+
+def collate(prompts: Sequence[str], questions: Sequence[Question], *, table: WordTable) -> Batch:
+    """Pads prompts on the left so that all answers stand in one column.
+
+    Args:
+        prompts: The full texts, inputs and question.
+        questions: The questions, for their answers.
+        table: Words to ids.
+
+    Returns:
+        The batch.
+    """
+    import torch  # noqa: PLC0415 - mcompose.lab imports without torch
+
+    rows = [[*table.encode(p), table.ids[q.answer], table.eos] for p, q in zip(prompts, questions, strict=True)]
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), table.pad, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = 1
+    labels = np.full_like(ids, -100)
+    labels[:, -2:] = ids[:, -2:]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))

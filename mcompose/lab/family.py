@@ -1,0 +1,83 @@
+"""A lab family on disk: where its base, donors, tasks and recipe are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcompose.errors import RequestError
+
+__all__ = ["LabFamily", "open_family", "recipe_text"]
+
+_MARKER = "lab.json"
+
+
+@dataclass(frozen=True)
+class LabFamily:
+    """A finished family.
+
+    Args:
+        name: ``numbers``.
+        folder: Where it is.
+        base: Folder of the base.
+        donors: Name -> folder; a donor's name is its modality.
+        tasks: Task name -> task file.
+        recipe: NaiveMC of all donors.
+        figures: What was measured while it was made, and with which versions.
+    """
+
+    name: str
+    folder: Path
+    base: Path
+    donors: dict[str, Path]
+    tasks: dict[str, Path]
+    recipe: Path
+    figures: dict[str, Any]
+
+
+def open_family(folder: Path) -> LabFamily:
+    """Reads a finished family.
+
+    Args:
+        folder: What ``mcompose lab make`` wrote.
+
+    Returns:
+        The family.
+
+    Raises:
+        RequestError: The folder holds no finished family.
+    """
+    marker = folder / _MARKER
+    if not marker.is_file():
+        raise RequestError(
+            f"{folder} holds no finished lab family.", hint=f"Make one: mcompose lab make numbers -o {folder}"
+        )
+    figures = json.loads(marker.read_text(encoding="utf-8"))
+    return LabFamily(
+        name=figures["family"],
+        folder=folder,
+        base=folder / "base",
+        donors={name: folder / name for name in figures["donors"]},
+        tasks={name: folder / "data" / f"{name}.jsonl" for name in figures["tasks"]},
+        recipe=folder / "recipe.yaml",
+        figures=figures,
+    )
+
+
+def recipe_text(donors: list[str], *, family: str = "numbers") -> str:
+    """The recipe that composes all donors by NaiveMC.
+
+    Args:
+        donors: Names, each a modality and a folder beside the recipe.
+        family: The family's name.
+
+    Returns:
+        YAML of schema 1; paths are relative to the recipe.
+    """
+    lines = ["schema: 1", f"name: {family}-naivemc", "base: local:base", "sources:"]
+    for name in donors:
+        lines += [f"  - name: {name}", f"    model: local:{name}", f"    modalities: [{name}]"]
+    lines += ["merge:", "  method: naivemc", "  dtype: float32", "  seed: 0", "output:", "  dir: build/naivemc"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,87 @@
+"""What a family is made with. Everything that changes its bytes is here, and its digest is what the cache compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["DataSettings", "FitSettings", "NumbersSettings"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """One training run.
+
+    Args:
+        steps: Optimiser steps.
+        lr: Peak learning rate of AdamW; linear warm-up over a twentieth of the steps, then cosine to 2 %.
+        batch: Examples per step.
+    """
+
+    steps: int
+    lr: float
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Sizes of the data on disk.
+
+    Args:
+        test_media: Held-out items per modality, a multiple of 10.
+        train_media: Items per modality that are kept for alignment, a multiple of 10.
+        single: Questions per single task and modality.
+        joint: Questions per joint task.
+    """
+
+    test_media: int = 200
+    train_media: int = 200
+    single: int = 200
+    joint: int = 400
+
+
+@dataclass(frozen=True)
+class NumbersSettings:
+    """The whole family ``numbers``.
+
+    Args:
+        version: Raised when the code changes what the same settings give.
+        width: Width of the language model.
+        layers: Its decoder layers.
+        pool: Training items that are drawn for each modality; twice as many for images, whose shifts are cheap.
+        base: Text training of the base.
+        encoder: Modality -> training of its encoder as a classifier of numbers.
+        projector: Stage 1 of every donor: projector over the frozen language model.
+        full: Stage 2 of every donor: projector, and the linear layers of the language model.
+        data: Sizes of the data on disk.
+    """
+
+    version: int = 1
+    width: int = 128
+    layers: int = 4
+    pool: int = 6000
+    base: FitSettings = FitSettings(1200, 2e-3)
+    encoder: dict[str, FitSettings] = field(
+        default_factory=lambda: {
+            "image": FitSettings(2000, 1e-3, 64),
+            "audio": FitSettings(150, 2e-3, 64),
+            "video": FitSettings(600, 2e-3, 64),
+            "points": FitSettings(500, 4e-3, 64),
+        }
+    )
+    projector: FitSettings = FitSettings(300, 2e-3)
+    full: FitSettings = FitSettings(300, 1e-3)
+    data: DataSettings = DataSettings()
+
+    def digest(self, seed: int) -> str:
+        """Names the family that these settings and a seed give.
+
+        Args:
+            seed: The seed.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        text = json.dumps({"seed": seed, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
