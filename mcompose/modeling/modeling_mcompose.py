@@ -34,7 +34,7 @@ from .generation_mcompose import ComposedGeneration
 from .masks_bidirectional import bidirectional_masks
 from .media_features import MediaFeatures
 from .native_classes import build_language_model, build_tower
-from .placement import deepstack_inputs, embed_text, place, type_ids
+from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
 from .positions_mrope import grids_of, mrope_positions, text_positions
 from .text_head import scale_logits
 from .towers import SEPARATOR, Features
@@ -183,6 +183,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
         types_BL = mm_token_type_ids if input_ids is None else type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
+        check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
         x_BLD = place(inputs_embeds, features, masks, input_ids=input_ids)
         deltas = None
         if position_ids is None:

@@ -12,12 +12,21 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.utils import torch_compilable_check
 
 from .families import TYPE_IDS
 from .towers import Features
 
-__all__ = ["deepstack_inputs", "embed_text", "expand_features", "place", "placeholder_masks", "type_ids"]
+__all__ = [
+    "check_missing",
+    "deepstack_inputs",
+    "embed_text",
+    "expand_features",
+    "place",
+    "placeholder_masks",
+    "type_ids",
+]
 
 
 def placeholder_masks(
@@ -99,6 +108,28 @@ def place(
                 here = (input_ids == index).to(x_BLD.device)[..., None]
                 x_BLD = torch.where(here, vector_D.to(x_BLD.device, x_BLD.dtype), x_BLD)
     return x_BLD
+
+
+def check_missing(
+    features: Mapping[str, Features], masks: Mapping[str, torch.Tensor], *, past_key_values: Cache | None
+) -> None:
+    """Refuses placeholders that no medium came for.
+
+    Args:
+        features: What came.
+        masks: Modality -> where its placeholders are (B, L).
+        past_key_values: Cache; what was generated after a prompt is not looked at.
+
+    Raises:
+        ValueError: Naming the modality and the number of its placeholders.
+    """
+    if torch.compiler.is_compiling() or (past_key_values is not None and past_key_values.get_seq_length() > 0):
+        return
+    for modality, mask_BL in masks.items():
+        if modality not in features and mask_BL.any():
+            raise ValueError(
+                f"The batch has {int(mask_BL.sum())} {modality} placeholder tokens and no {modality} came."
+            )
 
 
 def deepstack_inputs(

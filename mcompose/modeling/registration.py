@@ -12,8 +12,11 @@ from transformers import (
 )
 
 from .configuration_mcompose import ComposedConfig
+from .configuration_points import PointsConfig, PointsEncoderConfig
 from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
+from .modeling_points import PointsForConditionalGeneration, PointsModel
 from .processing_mcompose import ComposedProcessor
+from .processing_points import PointsProcessor
 
 __all__ = ["register"]
 
@@ -25,3 +28,9 @@ def register() -> None:
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
         auto.register(ComposedConfig, ComposedForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(ComposedConfig, ComposedProcessor, exist_ok=True)
+    AutoConfig.register(PointsEncoderConfig.model_type, PointsEncoderConfig, exist_ok=True)
+    AutoConfig.register(PointsConfig.model_type, PointsConfig, exist_ok=True)
+    AutoModel.register(PointsConfig, PointsModel, exist_ok=True)
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
+        auto.register(PointsConfig, PointsForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(PointsConfig, PointsProcessor, exist_ok=True)

@@ -8,7 +8,7 @@ whose part is missing is refused, when it is used.
 from __future__ import annotations
 
 import inspect
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.processing_utils import ProcessorMixin
 
+from .processing_frames import FramesProcessor
 from .processing_points import PointsProcessor
 
 __all__ = ["PROCESSOR_FOLDER", "Unavailable", "check_part", "copy_source_processor", "load_source_processor"]
 
 PROCESSOR_FOLDER = "processors"
-_ISLAND = {"mcompose_points": PointsProcessor}
+_ISLAND = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
 _PART = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
 _LOADERS = {
     "tokenizer": AutoTokenizer,
@@ -71,8 +72,9 @@ def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
         The processor, with None for parts that need a missing library; ``Unavailable`` when nothing loads.
     """
     where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
-    if model_type in _ISLAND:
-        return _ISLAND[model_type].from_pretrained(path, **where)
+    own = _ISLAND.get(str(_settings(path, where).get("processor_class")))
+    if own is not None:
+        return own.from_pretrained(path, **where)
     if model_type == "voxtral":
         # Its tokenizer needs mistral-common, and only its features are used.
         return AutoFeatureExtractor.from_pretrained(path, **where)
@@ -110,7 +112,18 @@ def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:
     target = Path(folder) / PROCESSOR_FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     found = sorted({path for pattern in _SIDECARS for path in Path(source).glob(pattern) if path.is_file()})
-    return [Path(shutil.copyfile(path, target / path.name)) for path in found]
+    return [_copied(path, target / path.name) for path in found]
+
+
+def _copied(path: Path, target: Path) -> Path:
+    """A copy that asks nobody to run a source's code: what is needed of it travels with the composition."""
+    text = path.read_bytes()
+    if path.suffix == ".json" and b'"auto_map"' in text:
+        settings = json.loads(text)
+        settings.pop("auto_map", None)
+        text = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    target.write_bytes(text)
+    return target
 
 
 def _in_parts(path: Any, where: dict[str, Any], error: ImportError) -> Any:

@@ -1,0 +1,96 @@
+"""A composition with one source is that source: logits, generation and names."""
+
+import pytest
+import torch
+from composed_models import one_source, renamed, served
+from tiny_models import MULTIMODAL, TINY, tiny_inputs
+
+from mcompose.modeling import ComposedForConditionalGeneration, composed_config, stored_source
+from mcompose.modeling.families import refusal
+
+EXACT = [model_type for model_type in MULTIMODAL if refusal(model_type) is None]
+
+
+def test_almost_every_family_is_exact_and_the_rest_has_a_reason():
+    refused = [model_type for model_type in MULTIMODAL if model_type not in EXACT]
+    assert refused == ["phi4_multimodal"]
+
+
+@pytest.mark.parametrize("model_type", EXACT)
+@torch.no_grad()
+def test_one_source_gives_the_sources_own_logits(model_type):
+    native, composed, inputs, mine = one_source(model_type)
+    assert torch.equal(composed(**mine).logits, native(**inputs).logits)
+    other = tiny_inputs(model_type, native, seed=5)
+    assert torch.equal(composed(**renamed(other, "only")).logits, native(**other).logits)
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "qwen2_5_omni_thinker", "gemma3", "paligemma", "qwen2_audio"])
+@torch.no_grad()
+def test_one_source_generates_the_sources_own_tokens(model_type):
+    native, composed, inputs, mine = one_source(model_type)
+    asked = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(composed.generate(**mine, **asked), native.generate(**inputs, **asked))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_grids_need_no_token_types(model_type):
+    """The native classes refuse M-RoPE without mm_token_type_ids; ours follow from the placeholders."""
+    native, composed, inputs, mine = one_source(model_type)
+    del mine["mm_token_type_ids"]
+    assert torch.equal(composed(**mine).logits, native(**inputs).logits)
+
+
+@torch.no_grad()
+def test_text_alone_is_the_language_model_alone():
+    native, composed, _, _ = one_source("llava")
+    ids = torch.tensor([[1, 5, 9, 3]])
+    assert torch.equal(composed(input_ids=ids).logits, native(input_ids=ids).logits)
+
+
+def test_parameter_names_are_those_of_the_native_base_model():
+    native, composed, _, _ = one_source("llava_next")
+    names = {name.removeprefix("model.towers.only.") for name in composed.state_dict() if ".towers." in name}
+    assert names == {name for name in native.model.state_dict() if not name.startswith("language_model.")}
+    assert "image_newline" in names
+    rest = {name for name in composed.state_dict() if ".towers." not in name}
+    assert rest == {f"model.{n}" for n in native.model.state_dict() if n.startswith("language_model.")} | {
+        "lm_head.weight"
+    }
+
+
+@pytest.mark.parametrize("model_type", ["phi4_multimodal", "mllama", "idefics", "fuyu"])
+def test_families_that_cannot_be_composed_are_refused_with_a_reason(model_type):
+    entry = {"model_type": model_type, "config": {}, "modalities": ["image"]}
+    with pytest.raises(ValueError, match=f"Source 'x' \\({model_type}\\) cannot be composed: it"):
+        composed_config({"model_type": "llama"}, {"x": entry}, placeholders={"image": 5})
+
+
+def test_deepstack_features_need_a_language_model_that_takes_them():
+    entry = stored_source(TINY["qwen3_vl"](), modalities=["image"])
+    with pytest.raises(ValueError, match="needs a language model of type qwen3_vl_text"):
+        composed_config(TINY["qwen3"](), {"x": entry}, placeholders={"image": 120})
+
+
+@torch.no_grad()
+def test_structural_tokens_follow_the_compositions_own_ids():
+    """Ovis2 learns vectors for its image marks; they must sit where the composition's tokenizer has the marks."""
+    native, _, inputs, mine = one_source("ovis2")
+    ids = inputs["input_ids"].clone()
+    ids[0, 1], ids[0, -1] = 110, 112
+    wanted = native(**{**inputs, "input_ids": ids}).logits
+    from composed_folders import composed_state
+
+    entry = stored_source(native.config, modalities=["image"], structure_ids=[500, 501, 502, 503, 504])
+    config = composed_config(
+        native.config.get_text_config(), {"only": entry}, placeholders={"image": 120}, tie_word_embeddings=False
+    )
+    composed = ComposedForConditionalGeneration(config).eval()
+    composed.load_state_dict(composed_state(native, {"only": native}))
+    ids[0, 1], ids[0, -1] = 500, 502
+    assert torch.equal(composed(**{**mine, "input_ids": ids}).logits, wanted)
+
+
+def test_served_lists_what_tiny_inputs_hold():
+    assert served({"input_ids": torch.tensor([[1, 120, 122]])}) == ["image", "audio"]
