@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcompose.anatomy.part import Anatomy
+from mcompose.anatomy.tables import generated
 
 __all__ = ["can_compose", "rope_of"]
 
@@ -52,17 +53,23 @@ def can_compose(anatomies: Mapping[str, Anatomy]) -> list[str]:
 
 
 def rope_of(text_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings in one spelling; old files have ``rope_theta`` and ``rope_scaling``, new ``rope_parameters``."""
+    """Rotary settings in one spelling; old files have ``rope_theta`` and ``rope_scaling``, new ``rope_parameters``.
+
+    Sections of M-RoPE are left out: they say how positions count, not what the weights expect. Where layers of
+    different attention have their own settings, ``rope_local_theta`` is that of the sliding ones.
+    """
+    default = generated()["text_defaults"].get(str(text_config.get("model_type", "")), {}).get("rope_parameters") or {}
     rope = dict(text_config.get("rope_parameters") or text_config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None)
-    theta = text_config.get("rope_theta", 10000.0) if theta is None else theta
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if kind in ("default", "mrope"):  # sections of M-RoPE say how positions count, not what the weights expect
-        rope.pop("mrope_section", None)
-        rope.pop("mrope_interleaved", None)
-        kind = "default"
-    return {"rope_theta": theta, "rope_type": kind, **rope}
+    found: dict[str, Any] = {}
+    if "sliding_attention" in {**default, **rope}:
+        local = text_config.get("rope_local_base_freq") or rope.pop("sliding_attention", {}).get("rope_theta")
+        found["rope_local_theta"] = local or default["sliding_attention"]["rope_theta"]
+        rope, default = rope.pop("full_attention", rope), default.get("full_attention", default)
+    theta = rope.get("rope_theta") or text_config.get("rope_theta") or default.get("rope_theta", 10000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    aside = ("rope_theta", "rope_type", "type", "mrope_section", "mrope_interleaved")
+    rest = {field: value for field, value in rope.items() if field not in aside}
+    return {"rope_theta": theta, "rope_type": "default" if kind == "mrope" else kind, **found, **rest}
 
 
 def _language_reasons(first: str, a: Anatomy, second: str, b: Anatomy) -> list[str]:
@@ -89,8 +96,9 @@ def _language_reasons(first: str, a: Anatomy, second: str, b: Anatomy) -> list[s
 
 def _vocabulary_reasons(first: str, a: Anatomy, second: str, b: Anatomy) -> list[str]:
     """Added tokens make tables a little longer; a table of another tokenizer is another size altogether."""
-    sizes = [anatomy.text_config.get("vocab_size") for anatomy in (a, b)]
-    if not all(isinstance(size, int) for size in sizes) or max(sizes) <= 1.02 * min(sizes):
+    found = [anatomy.text_config.get("vocab_size") for anatomy in (a, b)]
+    sizes = [size for size in found if isinstance(size, int)]
+    if len(sizes) < 2 or max(sizes) <= 1.02 * min(sizes):
         return []
     return [f"'{first}' and '{second}' have different vocabularies: {sizes[0]} and {sizes[1]} tokens."]
 

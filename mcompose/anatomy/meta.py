@@ -181,7 +181,7 @@ def _outside(module: nn.Module, path: str, *, inside: set[int], around: set[int]
     for child_path, child in _children(module, path):
         if id(child) in inside or not _holds_weights(child):
             continue
-        if id(child) in around:
+        if id(child) in around and isinstance(child, nn.Module):
             parts.update(_outside(child, child_path, inside=inside, around=around))
         elif isinstance(child, PreTrainedModel):
             parts[child_path] = ENCODER

@@ -52,8 +52,8 @@ def test_all_known_families_are_read_without_torch_or_transformers(tmp_path):
 
 def llava_7b() -> dict[str, tuple[int, ...]]:
     """Keys of a llava-1.5-7b checkpoint, about 700."""
-    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-             "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]  # fmt: skip
+    parts = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    parts += ["input_layernorm", "post_attention_layernorm"]
     keys = [f"language_model.model.layers.{i}.{part}.weight" for i in range(32) for part in parts]
     inner = [
         "layer_norm1",

@@ -6,6 +6,7 @@ import pytest
 import tiny_configs
 
 from mcompose.anatomy import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR, can_compose, read_anatomy, summarise
+from mcompose.anatomy.compare import rope_of
 from mcompose.errors import AnatomyError
 
 pytestmark = pytest.mark.floor
@@ -142,6 +143,34 @@ def test_old_and_new_spelling_of_rope_are_the_same():
     old = anatomy_of("llava", text_config=llama(rope_parameters=None, rope_theta=7e4))
     new = anatomy_of("voxtral", text_config=llama(rope_parameters={"rope_theta": 7e4, "rope_type": "default"}))
     assert can_compose({"a": old, "b": new}) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                },
+            },
+        ),
+        (
+            {"model_type": "qwen2_vl_text", "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+            {"model_type": "qwen2_vl_text", "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}},
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e5},
+            {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        ),
+    ],
+)
+def test_rope_of_old_and_new_files(old, new):
+    assert rope_of(old) == rope_of(new)
+    assert rope_of(new)["rope_theta"] == {"llama": 5e5}.get(new["model_type"], 1e6)
 
 
 def test_summary_counts_parameters_per_part_and_dtype():
