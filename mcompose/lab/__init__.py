@@ -1,7 +1,8 @@
 """The lab: small families of real checkpoints, trained in minutes, on which composition is measured.
 
-``make_numbers`` trains the family ``numbers``; ``open_family`` reads one; ``family_scores``, ``table`` and ``plot_rows``
-make its tables. Importing this room is free of torch; scikit-learn and matplotlib are the extra ``mcompose[lab]``.
+``make_numbers`` trains the family ``numbers``; ``open_family`` reads one; ``family_scores``, ``table`` and
+``plot_rows`` make its tables. Importing this room is free of torch; scikit-learn and matplotlib are the extra
+``mcompose[lab]``.
 
 Read ``words`` and ``questions`` first, then ``media``, ``towers``, ``fit``, ``donors`` and ``make``.
 """

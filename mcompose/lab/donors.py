@@ -244,7 +244,7 @@ def _encoded(donor: Donor, pool: Pool) -> torch.Tensor:
 def _answer(
     donor: Donor, questions: list[Question], seen: torch.Tensor, *, table: WordTable
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of prompts and answers, and the scores of answer and end: the model's forward from its encoder's tokens on."""
+    """Ids of prompts and answers, and scores of answer and end: the model's forward from its encoder's tokens on."""
     model: Any = donor.model
     place = PLACEHOLDERS[donor.modality]
     shown = f"{donor.modality} {' '.join([place] * donor.tokens)}"

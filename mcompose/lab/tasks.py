@@ -6,8 +6,8 @@ A task file opens with a header and then holds one question per line::
     {"id": "0", "inputs": [{"modality": "image", "path": "media/image/7.png", "text": "image <image>"}, ...],
      "question": "what do all have in common ? A even ... answer", "answer": "C"}
 
-The prompt is the inputs' texts and the question, joined by spaces. Paths are relative to the task file. An input that is
-text has the modality ``text`` and no path.
+The prompt is the inputs' texts and the question, joined by spaces. Paths are relative to the task file. An input that
+is text has the modality ``text`` and no path.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def _header(task: str, subject: str, modalities: list[str], *, name: str = "", p
         "metric": prefix + metric,
         "modalities": modalities,
         "chance": (_CHANCE | _CHANCE_PAIR).get(task, 0.0),
+        "max_new_tokens": 4,
     }
 
 

@@ -140,8 +140,6 @@ class PointsModel(PointsPreTrainedModel):
         config: The source's settings.
     """
 
-    config: PointsConfig
-
     def __init__(self, config: PointsConfig) -> None:
         super().__init__(config)
         self.points_tower = PointsEncoder._from_config(config.points_config)
@@ -231,7 +229,6 @@ class PointsForConditionalGeneration(PointsPreTrainedModel, GenerationMixin):
         config: The source's settings.
     """
 
-    config: PointsConfig
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: PointsConfig) -> None:
