@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcompose.compose.native import layer_changes
 from mcompose.errors import CompositionError
 from mcompose.modeling import island_files
 from mcompose.modeling.families import MROPE_TEXT
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from mcompose.merge import SourceParts
 
 __all__ = ["write_composed"]
-
-DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-POINTS_TYPE = "mcompose_points"
 
 
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
@@ -41,11 +40,10 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     from transformers import AutoTokenizer, GenerationConfig  # noqa: PLC0415
 
     from mcompose.modeling import composed_config, register, stored_source  # noqa: PLC0415
-    from mcompose.modeling.processing_mcompose import add_placeholders, build_processor  # noqa: PLC0415
+    from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
 
     sources = blueprint.sources
     brought = {name: [m for m, s in sources.modalities.items() if s == name] for name in sources.towers}
-    processors = {name: _processor(sources.get(name)) for name in sources.towers}
     register()
     with _blaming(blueprint.owner.name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder, trust_remote_code=False)
@@ -61,12 +59,14 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             stored,
             placeholders=placeholders,
             tie_word_embeddings=not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs),
-            dtype=dtype or _dtype_of_language(blueprint),
+            dtype=dtype or blueprint.dtype,
         )
     except ValueError as error:
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
-    build_processor(tokenizer, stored, processors=processors).save_pretrained(staged.partial)
+    folders = {name: sources.get(name).checkpoint.folder for name in sources.towers}
+    write_processor(staged.partial, tokenizer, stored, folders=folders)
+    _check_processors(staged.partial, blueprint)
     if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
         with _blaming(blueprint.owner.name, "generation config"):
             generation = GenerationConfig.from_pretrained(blueprint.owner.checkpoint.folder)
@@ -75,17 +75,13 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         staged.copy_file(path, path.name)
 
 
-def _processor(source: SourceParts) -> Any:
-    """The source's own processor, from its own files; code that a source ships is never run."""
-    from transformers import AutoProcessor  # noqa: PLC0415 - as above
+def _check_processors(folder: Path, blueprint: Blueprint) -> None:
+    """Loads what was written: a source without a processor is told now, not when the model is used."""
+    from mcompose.modeling.source_processors import load_source_processor  # noqa: PLC0415 - as above
 
-    from mcompose.modeling.processing_points import PointsProcessor  # noqa: PLC0415
-
-    folder = source.checkpoint.folder
-    with _blaming(source.name, "processor"):
-        if source.anatomy.model_type == POINTS_TYPE:
-            return PointsProcessor.from_pretrained(folder)
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    for name in blueprint.sources.towers:
+        with _blaming(name, "processor"):
+            load_source_processor(folder, name, model_type=blueprint.sources.get(name).anatomy.model_type)
 
 
 def _native_config(source: SourceParts) -> dict[str, Any]:
@@ -101,18 +97,13 @@ def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
     lead = next((s for s in towers if s.anatomy.text_config["model_type"] in MROPE_TEXT), blueprint.owner)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
-    config["num_hidden_layers"] = blueprint.num_layers
+    config.update(layer_changes(config, blueprint.layers))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if key in blueprint.owner.anatomy.text_config:
             config[key] = blueprint.owner.anatomy.text_config[key]
     for key in ("architectures", "auto_map", "_name_or_path", "transformers_version", "quantization_config"):
         config.pop(key, None)
     return config
-
-
-def _dtype_of_language(blueprint: Blueprint) -> str | None:
-    job = next((job for job in blueprint.plan.jobs if job.part == "embedding"), None)
-    return DTYPE_NAMES.get(job.dtype) if job else None
 
 
 @contextmanager

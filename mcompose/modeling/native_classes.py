@@ -22,7 +22,8 @@ from .modeling_points import PointsModel
 
 __all__ = ["build_language_model", "build_tower"]
 
-_ISLAND = {PointsConfig: PointsModel}
+# By name: code that travels with a checkpoint may be loaded twice, and its classes are then not the same objects.
+_ISLAND = {PointsConfig.model_type: PointsModel}
 
 logger = logging.get_logger(__name__)
 
@@ -59,13 +60,16 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
     finally:
         for key, value in kept.items():
             setattr(text, key, value)
+    _keep_in_float32(tower)
     tower.language_class = _take_out_language_model(tower)
     _set_attention(tower, attn_implementation)
     return tower
 
 
 def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    for mapping in (_ISLAND, MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
+    if config.model_type in _ISLAND:
+        return _ISLAND[config.model_type]
+    for mapping in (MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
@@ -106,6 +110,14 @@ def _take_out_language_model(tower: PreTrainedModel) -> type[PreTrainedModel]:
             f"{type(tower).__name__} does not hold its language model as a child; it cannot be lifted out."
         )
     return type(decoder)
+
+
+def _keep_in_float32(tower: PreTrainedModel) -> None:
+    # Some families say on the class with the head which modules of the base stay in float32 (Voxtral's positions).
+    whole = MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(tower.config), None)
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        named = set(getattr(whole, attribute, None) or ())
+        setattr(tower, attribute, set(getattr(tower, attribute) or ()) | named)
 
 
 def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:

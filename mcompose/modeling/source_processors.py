@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from transformers.processing_utils import ProcessorMixin
 from .processing_frames import FramesProcessor
 from .processing_points import PointsProcessor
 
-__all__ = ["PROCESSOR_FOLDER", "Unavailable", "check_part", "copy_source_processor", "load_source_processor"]
+__all__ = [
+    "PROCESSOR_FOLDER",
+    "Unavailable",
+    "check_part",
+    "copy_source_processor",
+    "load_source_processor",
+    "write_stubs",
+]
 
 PROCESSOR_FOLDER = "processors"
 _ISLAND = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
@@ -112,6 +120,8 @@ def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:
     target = Path(folder) / PROCESSOR_FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     found = sorted({path for pattern in _SIDECARS for path in Path(source).glob(pattern) if path.is_file()})
+    # A config that names code of its own is of no use to anybody without that code.
+    found = [path for path in found if path.name != "config.json" or b'"auto_map"' not in path.read_bytes()]
     return [_copied(path, target / path.name) for path in found]
 
 
@@ -124,6 +134,22 @@ def _copied(path: Path, target: Path) -> Path:
         text = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     target.write_bytes(text)
     return target
+
+
+def write_stubs(folder: Path, model_types: Mapping[str, str]) -> None:
+    """Gives each source's processor folder a ``config.json`` with its model type, where it has none.
+
+    A tokenizer asks for that file, and offline it must be there to be found missing elsewhere.
+
+    Args:
+        folder: The composed checkpoint.
+        model_types: Source name -> model type.
+    """
+    for name, model_type in model_types.items():
+        path = folder / PROCESSOR_FOLDER / name / "config.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"model_type": model_type}) + "\n", encoding="utf-8")
 
 
 def _in_parts(path: Any, where: dict[str, Any], error: ImportError) -> Any:
