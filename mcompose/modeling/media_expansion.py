@@ -10,7 +10,7 @@ dropped with a warning when not; ordinary text between media tokens is always ke
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,23 @@ class Expansion:
     Args:
         texts: For each item, what its placeholder becomes, in the composition's own placeholders.
         tensors: Processor outputs by the name that follows ``<source>__``.
+        fences: Tokens that the family's chat template puts before and after an item, empty when there are none.
     """
 
     texts: list[str]
     tensors: dict[str, Any]
+    fences: tuple[str, str] = ("", "")
+
+    def fill(self, row: str, placeholder: str, items: Iterator[str]) -> str:
+        """Returns a text row with its placeholders replaced by the next items, fenced where they are not yet."""
+        start, end = self.fences
+        pieces = row.split(placeholder)
+        filled = [pieces[0]]
+        for piece in pieces[1:]:
+            before = "" if filled[-1].endswith(start) else start
+            after = "" if piece.startswith(end) else end
+            filled += [before + next(items) + after, piece]
+        return "".join(filled)
 
 
 def expand_media(
@@ -88,12 +101,10 @@ def expand_media(
     family = family_of(model_type)
     media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
     texts = [_translated(processor.tokenizer, text, media, PLACEHOLDERS[modality], known) for text in replaced]
-    start, end = family.around.get(modality, ("", ""))
-    if start in known and end in known:
-        texts = [start + text + end for text in texts]
+    fences = family.around.get(modality, ("", ""))
     prefix = f"{modality}_" if modality in family.image_path else ""
     tensors = {prefix + name: value for name, value in outputs.items() if name not in _TEXT_OUTPUTS}
-    return Expansion(texts, tensors)
+    return Expansion(texts, tensors, fences if known.issuperset(fences) else ("", ""))
 
 
 def _run(

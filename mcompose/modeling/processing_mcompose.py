@@ -30,7 +30,14 @@ from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
 from .configuration_mcompose import AUTO_MAP
 from .families import MODALITIES, TYPE_IDS
 from .media_expansion import PLACEHOLDERS, expand_media
-from .source_processors import PROCESSOR_FOLDER, Unavailable, check_part, copy_source_processor, load_source_processor
+from .source_processors import (
+    PROCESSOR_FOLDER,
+    Unavailable,
+    check_part,
+    copy_source_processor,
+    load_source_processor,
+    write_stubs,
+)
 from .towers import SEPARATOR
 
 __all__ = ["ComposedProcessor", "add_placeholders", "build_processor", "write_processor"]
@@ -139,7 +146,7 @@ class ComposedProcessor(ProcessorMixin):
             options=options,
         )
         fill = iter(made.texts)
-        texts = [_filled(row, PLACEHOLDERS[modality], fill) for row in texts]
+        texts = [made.fill(row, PLACEHOLDERS[modality], fill) for row in texts]
         return texts, {f"{name}{SEPARATOR}{key}": value for key, value in made.tensors.items()}
 
     def _encoded(
@@ -227,6 +234,7 @@ class ComposedProcessor(ProcessorMixin):
             if isinstance(processor, Unavailable) or getattr(processor, "missing_parts", None):
                 raise ValueError(f"The processor of source {name!r} was not loaded whole; copy its files instead.")
             processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER / name)
+        write_stubs(Path(save_directory), {name: entry["model_type"] for name, entry in self.sources.items()})
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -313,7 +321,7 @@ def write_processor(
     made.save_pretrained(folder)
     written = [path for path in folder.rglob("*") if path.is_file() and path not in before]
     for name in sources:
-        written += copy_source_processor(Path(folders[name]), folder, name)
+        written += [path for path in copy_source_processor(Path(folders[name]), folder, name) if path not in written]
     return sorted(written)
 
 
@@ -322,11 +330,6 @@ def _texts(text: str | Sequence[str] | None) -> list[str]:
     if not texts or not all(isinstance(row, str) for row in texts):
         raise ValueError("Pass text as a string or a list of strings.")
     return texts
-
-
-def _filled(row: str, placeholder: str, fill: Any) -> str:
-    pieces = row.split(placeholder)
-    return pieces[0] + "".join(next(fill) + piece for piece in pieces[1:])
 
 
 def _flat(modality: str, value: Any) -> list[Any]:
