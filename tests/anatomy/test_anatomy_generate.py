@@ -39,9 +39,9 @@ def test_the_families_of_the_tests_are_as_transformers_has_them():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @needs_newest
 def test_the_whole_file_is_as_transformers_has_it():
-    assert json.loads(generate.render(generate.regenerate())) == generated()
     assert generate.DATA_FILE.read_text() == generate.render(generate.regenerate())
 
 
