@@ -28,8 +28,7 @@ __all__ = ["COMPOSED", "NATIVE", "TEXT", "Blueprint", "choose_format", "draw_blu
 NATIVE, COMPOSED, TEXT = "native", "composed", "text"
 LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
 TOWER_PARTS = (ENCODER, PROJECTOR)
-TABLES = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
-"""Names of the tensors whose first dimension is the vocabulary."""
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Blueprint:
         owner: The source whose tokenizer the output ships, and for native whose class, config and keys it keeps.
         vocabulary: Rows of the vocabulary tables that are merged.
         plan: What becomes of every tensor.
-        num_layers: Decoder layers of the output; slices may change it.
+        layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
         warnings: Sentences for the user.
     """
 
@@ -51,8 +50,18 @@ class Blueprint:
     owner: SourceParts
     vocabulary: SharedRows
     plan: MergePlan
-    num_layers: int
+    layers: tuple[int, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output's head is its embedding: one untied source unties it."""
+        return self.sources.sources[0].anatomy.tied and not any(job.part == HEAD for job in self.plan.jobs)
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the output's language model, as transformers spells it; None where it has no word."""
+        return DTYPE_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
 
 
 def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False) -> str:
@@ -103,7 +112,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
     share_towers = recipe.compose.towers == "merge"
     output_format = choose_format(recipe.output.format, sources, share_towers=share_towers)
     _refuse_sources(sources, output_format)
-    owner = _owner(sources, output_format)
+    owner = _owner(recipe, sources, output_format)
     vocabulary, warnings = _vocabulary(owner, sources)
     jobs, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if share_towers and output_format == NATIVE and not recipe.merge.slices:
@@ -156,11 +165,19 @@ def _refuse_sources(sources: SourceSet, output_format: str) -> None:
             )
 
 
-def _owner(sources: SourceSet, output_format: str) -> SourceParts:
-    """Native keeps the one source that sees; otherwise the base's tokenizer is the common ground."""
-    if output_format == NATIVE:
-        return sources.get(sources.towers[0])
-    return sources.base or sources.sources[0]
+def _owner(recipe: Recipe, sources: SourceSet, output_format: str) -> SourceParts:
+    """Native keeps the one source that sees; else the recipe says, or the base's tokenizer is the common ground."""
+    named = sources.get(recipe.merge.tokenizer) if recipe.merge.tokenizer else None
+    if output_format != NATIVE:
+        return named or sources.base or sources.sources[0]
+    owner = sources.get(sources.towers[0])
+    if named is not None and named is not owner and not _same_tokenizer(named, owner):
+        raise CompositionError(
+            f"A native output keeps the tokenizer of '{owner.name}', which knows its placeholders; the recipe asks for "
+            f"that of '{named.name}'.",
+            hint="Take 'merge.tokenizer' out of the recipe, or set `output.format: composed`.",
+        )
+    return owner
 
 
 def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, list[str]]:
@@ -199,10 +216,13 @@ def _same_tokenizer(source: SourceParts, owner: SourceParts) -> bool:
 
 
 def _embedding_rows(source: SourceParts) -> int:
-    slot = source.anatomy.by_name(EMBEDDING).get("embed_tokens.weight")
-    if slot is None:
-        raise CompositionError(f"Source '{source.name}' has no token embedding.")
-    return source.entry(slot.key).shape[0]
+    shape = source.entry(source.embedding.key).shape if source.embedding else ()
+    if len(shape) != 2:
+        raise CompositionError(
+            f"Source '{source.name}' has no table of token embeddings.",
+            hint="`mcompose inspect` shows what its files hold.",
+        )
+    return shape[0]
 
 
 def _language(
@@ -213,26 +233,29 @@ def _language(
     output_format: str,
     vocabulary: SharedRows,
 ) -> tuple[list[TensorJob], list[Dropped]]:
-    keys = {slot.name: slot.key for slot in owner.anatomy.slots.values() if slot.part in LANGUAGE_PARTS}
-    keeps_spelling = output_format == NATIVE or (output_format == TEXT and not owner.anatomy.modalities)
+    embedding = owner.embedding
+    assert embedding is not None, "its rows were counted"
+    if output_format == NATIVE or (output_format == TEXT and not owner.anatomy.modalities):
+        keys = {slot.name: slot.key for slot in owner.anatomy.slots.values() if slot.part in LANGUAGE_PARTS}
+        prefix = embedding.key.removesuffix(embedding.name)
+    else:
+        keys = {}
+        prefix = "model.language_model." if output_format == COMPOSED else "model."
 
     def key_of(name: str, part: str) -> str:
-        if keeps_spelling and name in keys:
-            return keys[name]
-        if part == HEAD:
-            return name
-        return f"model.language_model.{name}" if output_format == COMPOSED else f"model.{name}"
+        """The owner's spelling; layers that slices add are spelt like its others."""
+        return keys.get(name, name if part == HEAD else prefix + name)
 
     jobs, dropped = language_jobs(recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner)
-    tables = owner.anatomy.by_name(EMBEDDING, HEAD)
-    embedding = tables["embed_tokens.weight"]
-    fitted = [
-        fit_rows(job, vocabulary, owner.contribution(tables.get(job.address, embedding).key))
-        if job.part in (EMBEDDING, HEAD) and job.address.endswith(TABLES)
-        else job
-        for job in jobs
-    ]
-    return fitted, dropped
+    tables = {embedding.name: embedding, **owner.anatomy.by_name(HEAD)}
+
+    def fit(job: TensorJob) -> TensorJob:
+        if job.part != HEAD and job.address != embedding.name:
+            return job
+        table = tables.get(job.address, embedding)  # a tied owner's head is its embedding
+        return fit_rows(job, vocabulary, owner.contribution(table.key))
+
+    return [fit(job) for job in jobs], dropped
 
 
 def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple[list[TensorJob], list[Dropped]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcompose.checkpoint import patch_json
+from mcompose.compose.blueprint import DTYPE_NAMES
 from mcompose.errors import CompositionError
 
 if TYPE_CHECKING:
@@ -13,7 +15,13 @@ if TYPE_CHECKING:
     from mcompose.compose.blueprint import Blueprint
     from mcompose.merge import SourceParts
 
-__all__ = ["copy_sidecars", "write_native", "write_text_model"]
+__all__ = ["layer_changes", "write_native", "write_text_model"]
+
+DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""How configs spell the number of decoder layers."""
+
+NOT_BY_LAYER = ("architectures", "token_id", "token_ids")
+"""Ends of the names of lists that may be as long as the model is deep, and have nothing to do with its layers."""
 
 
 def write_native(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
@@ -26,39 +34,64 @@ def write_native(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | Non
     """
     config = blueprint.owner.checkpoint.folder / "config.json"
     staged.write_file("config.json", patch_json(config, _config_changes(blueprint, dtype)))
-    copy_sidecars(staged, blueprint.owner)
+    _copy_sidecars(staged, blueprint.owner)
     for path in blueprint.owner.checkpoint.code():
         staged.copy_file(path, path.name)
 
 
 def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
-    """What differs from the owner's config: dtype and, where slices changed it, the number of layers."""
-    config = blueprint.owner.checkpoint.config
+    """What differs from the owner's config: the dtype, the tie of head and embedding, the layers."""
+    owner = blueprint.owner
+    config = owner.checkpoint.config
     changes: dict[str, Any] = {}
+    dtype = dtype or _other_dtype(blueprint)
     if dtype:
         changes["dtype"] = dtype
         if "torch_dtype" in config:
             changes["torch_dtype"] = None
-    layers = blueprint.num_layers
-    if layers == blueprint.owner.anatomy.num_layers:
-        return changes
-    if "text_config" in config:
-        changes["text_config"] = _with_layers(config["text_config"], layers)
-    else:
-        changes.update(_with_layers(config, layers))
+    inner = {}
+    if blueprint.tied != owner.anatomy.tied:
+        inner["tie_word_embeddings"] = changes["tie_word_embeddings"] = blueprint.tied
+    text = config.get("text_config", config)
+    inner.update(layer_changes(text, blueprint.layers))
+    if "text_config" not in config:
+        changes.update(inner)
+    elif inner:
+        changes["text_config"] = {**text, **inner}
     return changes
 
 
-def _with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """A language config with another depth; per-layer lists are cut or repeated to fit."""
-    changed = {**config, "num_hidden_layers": layers}
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list) and kinds and len(kinds) != layers:
-        changed["layer_types"] = [kinds[k % len(kinds)] for k in range(layers)]
-    return changed
+def _other_dtype(blueprint: Blueprint) -> str | None:
+    """The output's dtype, where it is not that of the owner's weights, which its config speaks of."""
+    table = blueprint.owner.embedding
+    assert table is not None, "its rows were counted"
+    dtype = blueprint.dtype
+    return None if dtype == DTYPE_NAMES.get(blueprint.owner.entry(table.key).dtype) else dtype
 
 
-def copy_sidecars(staged: StagedOutput, source: SourceParts) -> None:
+def layer_changes(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """A language config's new depth; what it lists layer by layer follows the layers to their new places.
+
+    Args:
+        config: The language config.
+        layers: For each decoder layer of the output, the source layer whose place it takes.
+
+    Returns:
+        The fields to change; none when the layers stay as they are.
+    """
+    spelling = next((name for name in DEPTH if isinstance(config.get(name), int)), DEPTH[0])
+    depth = config.get(spelling)
+    if tuple(layers) == tuple(range(depth or 0)):
+        return {}
+    lists = {
+        name: [value[layer] for layer in layers]
+        for name, value in config.items()
+        if isinstance(value, list) and len(value) == depth and not name.endswith(NOT_BY_LAYER)
+    }
+    return {spelling: len(layers), **lists}
+
+
+def _copy_sidecars(staged: StagedOutput, source: SourceParts) -> None:
     """Copies tokenizer, processor, templates and generation config of one source."""
     for path in source.checkpoint.sidecars():
         staged.copy_file(path, path.relative_to(source.checkpoint.folder).as_posix())
@@ -84,12 +117,11 @@ def write_text_model(staged: StagedOutput, blueprint: Blueprint, *, dtype: str |
         "architectures": [_causal_class(model_type, owner.name)],
         **owner.anatomy.text_config,
         "model_type": model_type,
-        "tie_word_embeddings": owner.anatomy.tied,
+        "tie_word_embeddings": blueprint.tied,
         "vocab_size": blueprint.vocabulary.rows,
+        "dtype": dtype or blueprint.dtype,
     }
-    config = _with_layers(config, blueprint.num_layers)
-    if dtype:
-        config["dtype"] = dtype
+    config.update(layer_changes(config, blueprint.layers))
     staged.write_file("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for path in owner.checkpoint.sidecars():
         name = path.relative_to(owner.checkpoint.folder).as_posix()

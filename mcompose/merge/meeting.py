@@ -6,6 +6,7 @@ which sources make an output layer; what no slice takes is dropped and listed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -51,6 +52,13 @@ class SourceParts:
     checkpoint: Checkpoint
     anatomy: Anatomy
     adapter: Adapter | None = None
+
+    @property
+    def embedding(self) -> Slot | None:
+        """The table of token embeddings, however the architecture calls it (``embed_tokens``, ``wte``)."""
+        slots = self.anatomy.by_name(EMBEDDING)
+        tables = [slot for name, slot in slots.items() if name.endswith("weight")]
+        return slots.get(EMBEDDING_NAME) or next(iter(tables), None)
 
     def entry(self, key: str) -> TensorEntry:
         """Where the bytes of a key lie."""
@@ -249,7 +257,8 @@ def _renumbered(slot: Slot, layer: int | None) -> Slot:
     """The slot of the same tensor in another layer."""
     if slot.layer is None or layer is None or slot.layer == layer:
         return slot
-    return replace(slot, name=slot.name.replace(f"layers.{slot.layer}.", f"layers.{layer}.", 1), layer=layer)
+    name = re.sub(rf"(?<![^.]){slot.layer}\.", f"{layer}.", slot.name, count=1)  # `layers.3.`, `h.3.`
+    return replace(slot, name=name, layer=layer)
 
 
 def _shared_slots(source: SourceParts, dropped: list[Dropped], parts: Sequence[str]) -> dict[str, Slot]:
@@ -267,8 +276,8 @@ def _untie_heads(sources: Sequence[SourceParts], all_slots: list[dict[str, Slot]
     if not (wanted or any(HEAD_NAME in slots for slots in all_slots)):
         return
     for source, slots in zip(sources, all_slots, strict=True):
-        if source.anatomy.tied and HEAD_NAME not in slots and EMBEDDING_NAME in slots:
-            slots[HEAD_NAME] = Slot(slots[EMBEDDING_NAME].key, HEAD_NAME, HEAD)
+        if source.anatomy.tied and HEAD_NAME not in slots and source.embedding is not None:
+            slots[HEAD_NAME] = Slot(source.embedding.key, HEAD_NAME, HEAD)
 
 
 def _kept_rows(kept: Contribution, start: int, stop: int, *, dtype: str) -> Segment:

@@ -16,10 +16,10 @@ from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
 from mcompose.merge.meeting import TOWER_PARTS, KeyOf, Meeting, SourceParts
-from mcompose.recipe.slices import count_layers, drop_whole_slice
+from mcompose.recipe.slices import drop_whole_slice
 
 if TYPE_CHECKING:
-    from mcompose.recipe.schema import MergeSpec
+    from mcompose.recipe.schema import MergeSpec, Slice, SliceSource
 
 __all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "output_layers", "tower_jobs"]
 
@@ -85,17 +85,25 @@ def tower_jobs(
     return meeting.jobs(), meeting.dropped
 
 
-def output_layers(merge: MergeSpec, num_layers: int) -> int:
-    """Decoder layers of the output, for its config.
+def output_layers(merge: MergeSpec, num_layers: int) -> tuple[int, ...]:
+    """Where the decoder layers of the output come from, for its config.
 
     Args:
         merge: The recipe's merge section.
         num_layers: Decoder layers of the sources.
 
     Returns:
-        What the slices make; ``num_layers`` without slices.
+        For each output layer, the layer that the first source of its slice gives; all in order without slices.
     """
-    return count_layers(merge) or num_layers
+    merge = drop_whole_slice(merge, num_layers=num_layers)
+    if not merge.slices:
+        return tuple(range(num_layers))
+    return tuple(layer for piece in merge.slices for layer in range(*_lead(piece).layer_range))
+
+
+def _lead(piece: Slice) -> SliceSource:
+    """The first source of a slice, whose layers name its tensors."""
+    return next(entry for entry in piece.sources if entry.source == piece.names[0])
 
 
 def copy_job(name: str, entry: TensorEntry, part: str, *, source: str, layer: int | None = None) -> TensorJob:

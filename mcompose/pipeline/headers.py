@@ -36,16 +36,16 @@ def inspect(refs: Sequence[ModelRef]) -> InspectReport:
 
 def _source_report(parts: SourceParts) -> SourceReport:
     anatomy = parts.anatomy
-    embedding = anatomy.by_name("embedding").get("embed_tokens.weight")
-    shape = parts.entry(embedding.key).shape if embedding else (0, 0)
+    shape = parts.entry(parts.embedding.key).shape if parts.embedding else ()
+    rows, width = shape if len(shape) == 2 else (0, 0)
     return SourceReport(
         source=parts.name,
         model_type=anatomy.model_type,
         architecture=anatomy.architecture,
         language=str(anatomy.text_config.get("model_type", "")),
         num_layers=anatomy.num_layers,
-        hidden_size=int(anatomy.text_config.get("hidden_size") or shape[-1]),
-        vocabulary_rows=shape[0],
+        hidden_size=int(anatomy.text_config.get("hidden_size") or width),
+        vocabulary_rows=rows,
         modalities=anatomy.modalities,
         placeholders=dict(anatomy.placeholders),
         tied=anatomy.tied,

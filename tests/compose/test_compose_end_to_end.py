@@ -235,3 +235,22 @@ def test_a_mergekit_file_merges_all_tensors_as_mergekit_does(sources, tmp_path):
     name = "language_model.model.norm.weight"
     a, b = (load_file(sources / source / "model.safetensors")[name] for source in ("sees", "sees-other-tower"))
     torch.testing.assert_close(ours[name], (0.3 * a + 0.9 * b) / 1.2, rtol=1e-6, atol=1e-7)
+
+
+def test_layers_that_slices_add_are_spelt_like_the_owners(sources, tmp_path, picture):
+    taken = [("sees", [0, 2]), ("expert", [1, 2])]
+    slices = [{"sources": [{"source": name, "layer_range": layers}]} for name, layers in taken]
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": name, "model": f"local:{sources / name}"} for name in ("sees", "expert")],
+        merge={"method": "passthrough", "slices": slices},
+        output={"dir": "out"},
+    )
+    merge(recipe)
+    ours, expert = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", sources / "expert"))
+    name = "model.layers.{}.mlp.up_proj.weight"
+    assert torch.equal(ours["language_model." + name.format(2)], expert[name.format(1)])
+    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.config.text_config.num_hidden_layers == 3
+    assert torch.isfinite(logits(tmp_path / "out", picture)).all()
