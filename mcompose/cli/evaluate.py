@@ -39,7 +39,7 @@ def evaluate(
         ),
     )
     if as_json:
-        output.json_data(report.to_dict())
+        output.json_data(report.to_json())
     else:
         rows = [(result.task, result.metric, float(result.value), result.n) for result in report.results]
         output.data(output.table(rows, header=("task", "metric", "value", "n")))

@@ -26,9 +26,9 @@ def make(
 
     Example: mcompose lab make numbers -o build/numbers
     """
-    from mcompose.pipeline import measure
+    from mcompose.pipeline import laboratory
 
-    report = measure.lab_make(family, target or Path("build") / family, seed=seed)
+    report = laboratory.make(family, target or Path("build") / family, seed=seed)
     if as_json:
         output.json_data(report.to_dict())
     else:
@@ -46,9 +46,9 @@ def report(
 
     Example: mcompose lab report numbers --seeds 3
     """
-    from mcompose.pipeline import measure
+    from mcompose.pipeline import laboratory
 
-    result = measure.lab_report(name, target or Path("build") / f"{name}-report", seeds=seeds)
+    result = laboratory.report(name, target or Path("build") / f"{name}-report", seeds=seeds)
     if as_json:
         output.json_data(result.to_dict())
     else:

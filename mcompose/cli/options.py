@@ -40,8 +40,12 @@ def parse_source(text: str) -> ModelRef:
     Raises:
         RequestError: The text is neither; both spellings are given.
     """
-    if not text.startswith(("hub:", "local:")) and Path(text).expanduser().is_dir():
-        return ModelRef("local", text)
+    if text and not text.startswith(("hub:", "local:")):
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return ModelRef("local", text)
+        if path.is_file():
+            raise RequestError(f"'{text}' is a file.", hint=f"Name the folder of a checkpoint: '{path.parent}'.")
     try:
         return ModelRef.parse(text)
     except RequestError as error:

@@ -119,14 +119,14 @@ class FramesProcessor(ProcessorMixin):
         """Clips without text.
 
         Args:
-            videos: A list of clips; None for none.
+            videos: A list of clips, or of lists of clips (one per text); None for none.
 
         Returns:
             The model's inputs, and for each clip the text that its placeholder becomes.
         """
         if videos is None:
             return {}, []
-        stacked = np.stack([self._prepare(read_frames(clip)) for clip in videos])
+        stacked = np.stack([self._prepare(read_frames(clip)) for clip in _flat(videos)])
         tensor = torch.from_numpy(stacked).unsqueeze(1)
         return {"pixel_values_videos": tensor}, [self.video_token * self.num_video_tokens] * len(stacked)
 
@@ -148,3 +148,13 @@ class FramesProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the model's inputs."""
         return [*self.tokenizer.model_input_names, "pixel_values_videos"]
+
+
+def _flat(videos: Any) -> list[Any]:
+    """Clips without the nesting by text that transformers' own processors accept too."""
+    flat: list[Any] = []
+    for entry in videos:
+        first = entry[0] if isinstance(entry, list | tuple) and entry else None
+        is_row = isinstance(first, str | PathLike) or getattr(first, "ndim", 0) >= 3
+        flat += entry if is_row else [entry]
+    return flat

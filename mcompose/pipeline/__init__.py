@@ -5,7 +5,8 @@
     headers   inspect, plan             headers only, no torch for known families
     write     merge, push               what writes
     check     diff, verify              what compares
-    measure   evaluate, generate, lab   what runs models
+    measure   evaluate, generate        what runs a checkpoint
+    laboratory  lab make, lab report    what trains and measures small families
 
 Each function is one command: it calls the rooms below and returns a report that prints itself as text or as JSON. The
 modules are imported one by one, so that ``plan`` does not wait for what ``generate`` needs.

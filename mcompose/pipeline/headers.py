@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcompose.anatomy import can_compose
-from mcompose.compose import make_blueprint, open_parts, output_folder
+from mcompose.compose import check_output, make_blueprint, open_parts, output_folder
 from mcompose.merge import SourceParts
 from mcompose.pipeline.reports import InspectReport, PlanReport, SourceReport
 from mcompose.recipe import load_recipe
@@ -83,7 +83,8 @@ def plan(recipe: Path, *, output: Path | None = None) -> PlanReport:
         RequestError: Anything that makes the recipe impossible.
     """
     loaded = load_recipe(recipe)
-    blueprint = make_blueprint(loaded, weights=False)
-    named = output is not None or loaded.recipe.output.dir is not None
-    folder = str(output_folder(loaded, output)) if named else ""
-    return PlanReport(loaded.recipe.name, folder, loaded.recipe.merge.method, blueprint)
+    folder = ""
+    if output is not None or loaded.recipe.output.dir is not None:
+        folder = str(output_folder(loaded, output))
+        check_output(loaded, Path(folder))
+    return PlanReport(loaded.recipe.name, folder, loaded.recipe.merge.method, make_blueprint(loaded, weights=False))

@@ -1,20 +1,45 @@
-"""``eval``, ``generate`` and ``lab``: the steps that run models."""
+"""``eval`` and ``generate``: the steps that run a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import PLACEHOLDERS, EvaluateOptions, Item, Report, find_tasks, load_answerer, media_of
+from mcompose.evaluate import Options, Report
 from mcompose.evaluate import evaluate as evaluate_tasks
+from mcompose.evaluate.media import read_media
 
 if TYPE_CHECKING:
-    from mcompose.evaluate import Answerer
+    from mcompose.evaluate.subject import Subject
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate"]
+
+PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "points": "<points>"}
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How to measure.
+
+    Args:
+        limit: Only the first items of each task.
+        batch_size: Items that are answered together.
+        leave_out: Drop media that the checkpoint cannot take instead of refusing the task.
+        save: Folder for the predictions, one JSONL file a task.
+        trust_remote_code: Run Python code that the checkpoint ships.
+        quiet: No progress bar.
+    """
+
+    limit: int | None = None
+    batch_size: int = 32
+    leave_out: bool = False
+    save: Path | None = None
+    trust_remote_code: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class GenerateOptions:
     trust_remote_code: bool = False
 
 
-def evaluate(checkpoint: Path, tasks: Sequence[str], *, options: EvaluateOptions) -> Report:
+def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: EvaluateOptions | None = None) -> Report:
     """Measures a checkpoint on tasks.
 
     Args:
@@ -44,9 +69,58 @@ def evaluate(checkpoint: Path, tasks: Sequence[str], *, options: EvaluateOptions
         One score a task.
 
     Raises:
-        RequestError: A task or the checkpoint cannot be used.
+        RequestError: A task cannot be used, or shows what the checkpoint does not take.
+        CheckpointError: The checkpoint cannot be loaded.
     """
-    return evaluate_tasks(checkpoint, find_tasks(list(tasks)), options=options)
+    options = options or EvaluateOptions()
+    _quieten_loading()
+    with _bar(quiet=options.quiet) as told:
+        return evaluate_tasks(
+            checkpoint,
+            tasks,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            progress=told,
+            options=Options(
+                leave_out=options.leave_out,
+                predictions=options.save,
+                trust_remote_code=options.trust_remote_code,
+            ),
+        )
+
+
+class _bar:  # noqa: N801 - used like a function
+    """A bar that counts the questions of one task after the other; only on a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._bar: Any = None
+        self._task = ""
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        return self._told
+
+    def _told(self, task: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+
+        if task != self._task:
+            self.__exit__()
+            self._task, self._bar = task, tqdm(total=total, desc=task, unit="question", file=sys.stderr, leave=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _quieten_loading() -> None:
+    """Transformers draws a bar for each file that it loads."""
+    from transformers.utils import logging  # noqa: PLC0415 - seconds
+
+    logging.disable_progress_bar()
 
 
 def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path]], options: GenerateOptions) -> str:
@@ -62,23 +136,35 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
         The answer.
 
     Raises:
-        RequestError: A medium is missing, the prompt marks another number of them, or the checkpoint cannot take them.
+        RequestError: A medium is missing, the prompt marks another number of them, or the checkpoint takes none.
+        CheckpointError: The checkpoint cannot be loaded.
     """
-    files = media_of(media)
-    prompt = _with_placeholders(prompt, files)
-    answerer = load_answerer(checkpoint, trust_remote_code=options.trust_remote_code)
-    item = Item("0", prompt, "", files)
-    answerer.check([item], task="the prompt")
+    given = {modality: list(media.get(modality) or ()) for modality in PLACEHOLDERS}
+    prompt = _with_placeholders(prompt, given)
+    for modality, files in given.items():
+        for file in files:
+            read_media(file, modality)  # a broken file is told before seconds are spent on loading the model
+    from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - torch and transformers
+
+    _quieten_loading()
+    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code)
+    items: dict[str, list[list[Any]]] = {}
+    for modality, files in given.items():
+        if files and modality not in subject.modalities:
+            takes = ", ".join(subject.modalities) or "text only"
+            raise RequestError(f"'{checkpoint}' does not take {modality}; it takes {takes}.")
+        if files:
+            items[modality] = [[read_media(f, modality, sampling_rate=subject.sampling_rate) for f in files]]
     if not options.plain:
-        item = Item("0", _in_chat(answerer, prompt), "", files)
-    return answerer.answer([item], max_new_tokens=options.max_new_tokens)[0].strip()
+        prompt = _in_chat(subject, prompt)
+    return subject.answer([prompt], items, max_new_tokens=options.max_new_tokens)[0].strip()
 
 
 def _with_placeholders(prompt: str, media: Mapping[str, Sequence[Path]]) -> str:
     """Puts placeholders in front where the prompt has none; any other difference is an error."""
     missing: list[str] = []
     for modality, placeholder in PLACEHOLDERS.items():
-        marked, given = prompt.count(placeholder), len(media.get(modality, ()))
+        marked, given = prompt.count(placeholder), len(media[modality])
         if marked == given:
             continue
         if marked:
@@ -90,9 +176,9 @@ def _with_placeholders(prompt: str, media: Mapping[str, Sequence[Path]]) -> str:
     return " ".join([*missing, prompt])
 
 
-def _in_chat(answerer: Answerer, prompt: str) -> str:
+def _in_chat(subject: Subject, prompt: str) -> str:
     """The prompt as a user's turn, where the checkpoint has a chat template."""
-    for holder in (answerer.processor, answerer.tokenizer):
+    for holder in (subject.processor, subject.tokenizer):
         if getattr(holder, "chat_template", None):
             turns = [{"role": "user", "content": prompt}]
             return str(holder.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

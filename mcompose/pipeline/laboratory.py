@@ -1,0 +1,180 @@
+"""``lab make`` and ``lab report``: small families, trained, composed and measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcompose.errors import RequestError, nearest_name
+from mcompose.lab import LabFamily, Row, family_scores, make_numbers, plot_rows, table, table_json
+from mcompose.pipeline.measure import EvaluateOptions, evaluate
+from mcompose.pipeline.write import MergeOptions, merge
+
+__all__ = ["LabReport", "MadeFamily", "make", "report"]
+
+FAMILIES = {"numbers": make_numbers}
+METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
+"""What a report compares, with the parameters that differ from the defaults; set before any was measured."""
+
+
+@dataclass(frozen=True)
+class MadeFamily:
+    """A family that lies ready.
+
+    Args:
+        family: Where everything is.
+    """
+
+    family: LabFamily
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        family = self.family
+        return {
+            "name": family.name,
+            "folder": str(family.folder),
+            "base": str(family.base),
+            "donors": {name: str(folder) for name, folder in family.donors.items()},
+            "tasks": [str(path) for path in family.tasks.values()],
+            "recipe": str(family.recipe),
+            "figures": family.figures,
+        }
+
+    def to_text(self) -> str:
+        """Some lines."""
+        family = self.family
+        return (
+            f"{family.folder}\n  base, donors {', '.join(family.donors)}, {len(family.tasks)} tasks\n"
+            f"  compose them: mcompose merge {family.recipe}"
+        )
+
+
+def make(name: str, folder: Path, *, seed: int = 0) -> MadeFamily:
+    """Trains one small family, or opens it when it is there.
+
+    Args:
+        name: ``numbers``.
+        folder: Where to.
+        seed: Everything random follows from it.
+
+    Returns:
+        The family.
+
+    Raises:
+        RequestError: There is no such family, or the extra is not installed.
+        OutputError: The folder holds something else.
+    """
+    _check(name)
+    with _Bar(f"lab {name}, seed {seed}") as bar:
+        return MadeFamily(FAMILIES[name](folder, seed=seed, progress=bar.told))
+
+
+def _check(name: str) -> None:
+    if name not in FAMILIES:
+        raise RequestError(f"'{name}' is not a lab family.", hint=nearest_name(name, FAMILIES))
+
+
+@dataclass(frozen=True)
+class LabReport:
+    """A reproduced table.
+
+    Args:
+        name: Of the report.
+        rows: Mean and spread over the seeds.
+        plot: The picture.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    plot: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return table_json(self.name, self.rows)
+
+
+def report(name: str, folder: Path, *, seeds: int) -> LabReport:
+    """Reproduces the table of one family over several seeds.
+
+    Args:
+        name: ``numbers``.
+        folder: Where families, compositions and the plot go; finished families are used again.
+        seeds: How many seeds, from 0 on.
+
+    Returns:
+        The table; the plot lies in ``folder``.
+
+    Raises:
+        McomposeError: Something could not be made, merged or measured.
+    """
+    runs = [family_table(make(name, folder / f"{name}-{seed}", seed=seed).family) for seed in range(seeds)]
+    rows = tuple(table(runs))
+    plot = folder / f"{name}.png"
+    plot_rows(rows, plot, title=f"{name}: zero-shot joint questions, {seeds} seed{'s' * (seeds > 1)}")
+    return LabReport(name, rows, plot)
+
+
+def family_table(family: LabFamily, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict[str, float]]:
+    """Composes the donors of one family by several methods and measures everything.
+
+    Args:
+        family: The family.
+        methods: Merge methods.
+
+    Returns:
+        Variant to metric to value.
+    """
+    composed = {method: compose(family, method) for method in methods}
+    return family_scores(family, evaluate=_scores, composed=composed, progress=_say)
+
+
+def compose(family: LabFamily, method: str) -> Path:
+    """Composes all donors of a family by one method; its folder lies beside the donors."""
+    recipe = yaml.safe_load(family.recipe.read_text(encoding="utf-8"))
+    recipe["name"] = f"{family.name}-{method}"
+    recipe["merge"] |= {"method": method, "parameters": METHODS.get(method, {})}
+    recipe["output"]["dir"] = f"composed/{method}"
+    path = family.folder / f"recipe-{method}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return merge(path, options=MergeOptions(quiet=True)).result.folder
+
+
+def _scores(checkpoint: Path, tasks: list[Path], *, leave_out: bool) -> list[Mapping[str, Any]]:
+    options = EvaluateOptions(batch_size=128, leave_out=leave_out)
+    return [vars(result) for result in evaluate(checkpoint, tasks, options=options).results]
+
+
+def _say(variant: str) -> None:
+    sys.stderr.write(f"measuring {variant}\n")
+
+
+class _Bar:
+    """A bar of the share that is done; only on a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def told(self, what: str, share: float) -> None:
+        """Moves the bar; ``share`` is 0 to 1."""
+        if not sys.stderr.isatty():
+            return
+        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+
+        if self._bar is None:
+            layout = "{desc} {percentage:3.0f} %|{bar}| {elapsed} < {remaining} {postfix}"
+            self._bar = tqdm(total=1.0, desc=self._label, file=sys.stderr, bar_format=layout)
+        self._bar.set_postfix_str(what)
+        self._bar.update(share - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
