@@ -11,6 +11,7 @@ from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, r
 from mcompose.checkpoint.digest import TensorDigest, digest_tensor
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.fold import LowRank
+from mcompose.checkpoint.folders import partial_folder
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
@@ -57,6 +58,7 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "parse_header",
+    "partial_folder",
     "patch_json",
     "plan_layout",
     "raw_dtype",

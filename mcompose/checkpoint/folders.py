@@ -22,6 +22,7 @@ __all__ = [
     "discard",
     "is_output",
     "is_partial",
+    "partial_folder",
     "swap_in",
 ]
 
@@ -65,6 +66,11 @@ def check_replaceable(folder: Path) -> Path:
                 hint="Name another folder, or move its content away.",
             )
     return final
+
+
+def partial_folder(final: Path) -> Path:
+    """Where an output is made, beside the folder that it becomes."""
+    return final.with_name(final.name + ".partial")
 
 
 def is_partial(folder: Path) -> bool:

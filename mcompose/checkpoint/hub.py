@@ -150,9 +150,7 @@ def _weight_names(folder: Path, files: Iterable[str], ref: ModelRef) -> tuple[st
 # without weights
 
 
-def _headers(
-    api: HfApi, ref: ModelRef, listing: _Listing, *, folder: Path, names: tuple[str, ...]
-) -> dict[str, bytes]:
+def _headers(api: HfApi, ref: ModelRef, listing: _Listing, *, folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """First bytes of each weight file, from the cache where the file lies there."""
 
     def read(name: str) -> bytes:
@@ -234,9 +232,7 @@ def _from_cache(ref: ModelRef, *, weights: bool) -> HubSnapshot:
     patterns = [*_SMALL, *SIDECAR_PATTERNS]
     try:
         folder = Path(
-            snapshot_download(
-                ref.location, revision=ref.revision, allow_patterns=patterns, local_files_only=True
-            )
+            snapshot_download(ref.location, revision=ref.revision, allow_patterns=patterns, local_files_only=True)
         )
     except LocalEntryNotFoundError:
         raise _not_cached(f"'{ref}' is not in the Hub's cache.") from None
@@ -346,9 +342,7 @@ def _refused(error: Any, repo_id: str, *, token: str | None, explain: _Explain |
             hint=explain("permission") if explain else "Use a token that has the permission.",
         )
     words = redact(str(error.server_message or error).splitlines()[0], token=token)
-    return HubError(
-        f"The Hub answered {status} for '{repo_id}': {words.rstrip('.')}.", hint="Try again later."
-    )
+    return HubError(f"The Hub answered {status} for '{repo_id}': {words.rstrip('.')}.", hint="Try again later.")
 
 
 def _unreachable(error: BaseException, repo_id: str, *, token: str | None) -> McomposeError:
@@ -379,9 +373,7 @@ def _explain(api: HfApi, ref: ModelRef, kind: str) -> str:
     near = nearest_name(ref.location, known)
     near = f"{near} " if near.startswith("Did you mean") else ""
     private = "If it is private, this token may not see it." if api.token or get_token() else ""
-    return near + (
-        private or f"Check the spelling; if it is private or gated: {LOG_IN[0].lower()}{LOG_IN[1:]}"
-    )
+    return near + (private or f"Check the spelling; if it is private or gated: {LOG_IN[0].lower()}{LOG_IN[1:]}")
 
 
 def _page(repo_id: str) -> str:

@@ -210,7 +210,11 @@ def _read_config(folder: Path, ref: str) -> dict[str, Any]:
             hint=f"It has a '{own}': convert it to the Hugging Face format first." if own else
             "Is it a Hugging Face checkpoint?",
         )  # fmt: skip
-    return read_json_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
+    for key in ("model_type", "_name_or_path"):
+        if not isinstance(config.get(key, ""), str | None):
+            raise CheckpointError(f"The `{key}` of '{ref}' is not a name in its config.json: {config[key]!r:.80}.")
+    return config
 
 
 def _no_folder(ref: ModelRef, folder: Path) -> CheckpointError:

@@ -27,6 +27,7 @@ from mcompose.checkpoint.folders import (
     clear_partial,
     discard,
     is_partial,
+    partial_folder,
     swap_in,
 )
 from mcompose.checkpoint.journal import Journal, JournalRow
@@ -81,7 +82,7 @@ class StagedOutput:
             OutputError: The folder holds something else, cannot be made, or another run is writing it.
         """
         final = check_replaceable(folder)
-        lock = FolderLock.take(final.with_name(final.name + ".partial"))
+        lock = FolderLock.take(partial_folder(final))
         staged = cls(final, lock, fingerprint=fingerprint, durable=durable)
         try:
             staged._begin(resume=resume)

@@ -1,7 +1,7 @@
 """From sources to a composed checkpoint: opens, decides, checks, writes, records."""
 
 from mcompose.compose.blueprint import Blueprint, draw_blueprint
-from mcompose.compose.build import ComposeOptions, ComposeResult, compose, make_blueprint, output_folder
+from mcompose.compose.build import ComposeOptions, ComposeResult, check_output, compose, make_blueprint, output_folder
 from mcompose.compose.sources import SourceSet, open_parts, open_sources
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ComposeOptions",
     "ComposeResult",
     "SourceSet",
+    "check_output",
     "compose",
     "draw_blueprint",
     "make_blueprint",

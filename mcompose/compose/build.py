@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.checkpoint import StagedOutput
+from mcompose.checkpoint import StagedOutput, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
 from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
 from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
-from mcompose.errors import RequestError
+from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.merge import BaseFigures, check_same_base, execute
 from mcompose.methods import METHODS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mcompose.merge import Progress
     from mcompose.recipe import LoadedRecipe
 
-__all__ = ["ComposeOptions", "ComposeResult", "compose", "make_blueprint", "output_folder"]
+__all__ = ["ComposeOptions", "ComposeResult", "check_output", "compose", "make_blueprint", "output_folder"]
 
 CATALOGUE = {method.name: method for method in METHODS}
 """Native methods, for the recipe's checks and defaults."""
@@ -89,6 +89,31 @@ def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
     return loaded.folder / Path(loaded.recipe.output.dir).expanduser()
 
 
+def check_output(loaded: LoadedRecipe, folder: Path) -> None:
+    """Refuses an output that would write into a source, or take its place.
+
+    Args:
+        loaded: The recipe.
+        folder: Where the output goes.
+
+    Raises:
+        OutputError: The output and a source lie inside one another.
+    """
+    final = folder.expanduser().resolve()
+    named = [(f"source '{source.name}'", source.model) for source in loaded.recipe.sources]
+    named += [(f"the adapter of '{s.name}'", s.adapter) for s in loaded.recipe.sources if s.adapter is not None]
+    named += [("the base", loaded.recipe.base)] if loaded.recipe.base else []
+    for what, ref in named:
+        if ref.kind != "local":
+            continue
+        place = ref.path(loaded.folder).resolve()
+        if any(a.is_relative_to(b) for a, b in ((final, place), (place, final), (place, partial_folder(final)))):
+            raise OutputError(
+                f"The output folder '{folder}' and {what} ('{place}') lie inside one another.",
+                hint="Name another folder with -o DIR.",
+            )
+
+
 def make_blueprint(loaded: LoadedRecipe, *, weights: bool) -> Blueprint:
     """Opens the sources of a recipe and decides its output, from headers alone.
 
@@ -124,6 +149,11 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
         InterruptedRunError: The user stopped the run; what is done is kept for the next.
     """
     folder = output_folder(loaded, output)
+    check_output(loaded, folder)
+    if options.device != "cpu":
+        from mcompose.merge.device import check_device  # noqa: PLC0415 - torch, when asked for
+
+        check_device(options.device.removeprefix("torch:"))
     blueprint = make_blueprint(loaded, weights=True)
     sources = blueprint.sources
     figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)

@@ -102,8 +102,16 @@ def open_parts(
         if adapter is not None:
             opened = open_adapter(adapter, relative_to=relative_to, weights=weights).bind(checkpoint.tensors)
     except (CheckpointError, AnatomyError) as error:
-        raise type(error)(f"Source '{name}' ({ref}): {error.message}", hint=error.hint) from error
+        raise type(error)(_placed(error.message, name=name, ref=ref), hint=error.hint) from error
     return SourceParts(name, checkpoint, anatomy, opened)
+
+
+def _placed(message: str, *, name: str, ref: ModelRef) -> str:
+    """A complaint about a checkpoint's files, with the source's name, and where it lives unless that is said."""
+    where = [] if str(ref) in message else [f"'{ref}'"]
+    who = [] if name == str(ref) else [f"source '{name}'"]
+    place = " at ".join([*who, *where])
+    return f"{place[0].upper()}{place[1:]}: {message}" if place else message
 
 
 def claim_modalities(

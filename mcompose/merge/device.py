@@ -7,6 +7,7 @@ and has not been run on a GPU.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,10 +32,10 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else "torch refused it"
-        raise RequestError(f"Device '{name}' cannot be used: {first_line}", hint="Use '--device cpu'.") from error
+        reason = re.split(r"[.:\n] |\n", str(error))[0].rstrip(".") or "torch refused it"
+        raise RequestError(f"Device '{name}' cannot be used: {reason}.", hint="Use '--device cpu'.") from error
     return device
 
 

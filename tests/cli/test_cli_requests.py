@@ -1,0 +1,129 @@
+"""Requests that cannot be met: told before anything is written, in one sentence."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_sources import write_recipe
+
+from mcompose.cli.app import main
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["mcompose", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(sources: Path, tmp_path: Path) -> Path:
+    for name in ("base", "expert"):
+        shutil.copytree(sources / name, tmp_path / name)
+    return tmp_path
+
+
+def recipe(folder: Path, name: str = "recipe.yaml", **changes: object) -> Path:
+    entries = [{"name": name, "model": f"local:{name}"} for name in ("base-too", "expert")]
+    entries[0]["model"] = "local:base"
+    whole = {"sources": entries, "merge": {"method": "linear"}, "output": {"dir": "out"}}
+    return write_recipe(folder / name, **{**whole, **changes})
+
+
+@pytest.mark.parametrize("place", ["expert", "expert/out", ".", "./base/../expert", "linked"])
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_an_output_never_touches_a_source(folder, monkeypatch, capsys, place, command):
+    (folder / "linked").symlink_to("expert")
+    before = digest(folder)
+    path = recipe(folder, output={"dir": place})
+    assert run([command, str(path)], monkeypatch) == 2
+    assert "lie inside one another" in capsys.readouterr().err
+    path.unlink()
+    assert digest(folder) == before
+
+
+def test_an_earlier_output_is_not_replaced_by_what_is_made_from_it(folder, monkeypatch, capsys):
+    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 0
+    before = digest(folder / "out")
+    again = recipe(folder, "again.yaml", sources=[{"name": "a", "model": "local:out"}])
+    assert run(["merge", str(again), "--quiet"], monkeypatch) == 2
+    assert "source 'a'" in capsys.readouterr().err
+    assert digest(folder / "out") == before
+    assert run(["merge", str(again), "--quiet", "-o", str(folder / "next")], monkeypatch) == 0
+
+
+@pytest.mark.parametrize("device", ["xyz", "cuda:x", "meta", "cuda:99", ""])
+def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, device):
+    assert run(["merge", str(recipe(folder)), "--quiet", "--device", device], monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: Device '{device}' cannot be used: ")
+    assert len(message.splitlines()[0]) < 300
+    assert not list(folder.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"model_type": 5}', "`model_type` of 'local:expert' is not a name"),
+        ('{"model_type": ["llama"]}', "`model_type` of 'local:expert' is not a name"),
+        ("{}", "no `model_type`"),
+        ("[1]", "is not a JSON object"),
+        ("{", "is not valid JSON"),
+        (None, "Source 'expert': 'local:expert' has no config.json."),
+    ],
+)
+def test_a_broken_config_is_named_with_its_source(folder, monkeypatch, capsys, text, words):
+    path = folder / "expert/config.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "Source 'expert'" in message
+    assert not list(folder.glob("out*"))
+
+
+def test_a_source_on_the_command_line_is_named_once(folder, monkeypatch, capsys):
+    (folder / "expert/config.json").unlink()
+    assert run(["inspect", str(folder / "expert")], monkeypatch) == 2
+    assert capsys.readouterr().err.count("expert") == 1
+    assert run(["inspect", str(folder / "base/config.json")], monkeypatch) == 2
+    assert f"Name the folder of a checkpoint: '{folder / 'base'}'" in capsys.readouterr().err
+
+
+def test_an_embedding_without_rows_is_no_table(folder, monkeypatch, capsys):
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    for name in ("base", "expert"):
+        path = folder / name / "model.safetensors"
+        save_file({**load_file(path), "model.embed_tokens.weight": np.zeros((), np.float32)}, path)
+    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 2
+    assert "no table of token embeddings" in capsys.readouterr().err
+
+
+def test_every_report_is_json_on_stdout_and_nothing_else(folder, monkeypatch, capsys):
+    path = str(recipe(folder))
+    out = str(folder / "out")
+    for command in (
+        ["inspect", str(folder / "base"), str(folder / "expert")],
+        ["plan", path],
+        ["merge", path],
+        ["verify", out],
+        ["diff", out, str(folder / "expert")],
+        ["push", out, "someone/something", "--dry-run"],
+    ):
+        monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+        assert run([*command, "--json"], monkeypatch) == 0, command
+        printed = capsys.readouterr()
+        assert isinstance(json.loads(printed.out), dict)
+        assert "hf_secret" not in printed.out + printed.err
+    for name, content in digest(folder / "out").items():
+        assert b"hf_secret" not in content, name
+        assert os.fsencode(folder) not in content, name
