@@ -22,6 +22,9 @@ def evaluate(
         bool, typer.Option("--leave-out", help="Drop media that the checkpoint cannot take instead of refusing.")
     ] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write the predictions.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the scores into the output's ledger and card.")
+    ] = False,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,6 +41,10 @@ def evaluate(
             limit=limit, batch_size=batch_size, leave_out=leave_out, save=save, trust_remote_code=trust_remote_code
         ),
     )
+    if record:
+        from mcompose.pipeline.record import record_scores
+
+        record_scores(checkpoint, report.to_json()["results"])
     if as_json:
         output.json_data(report.to_json())
     else:

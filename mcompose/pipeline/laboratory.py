@@ -15,7 +15,7 @@ from mcompose.lab import LabFamily, Row, family_scores, make_numbers, plot_rows,
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
 
-__all__ = ["LabReport", "MadeFamily", "make", "report"]
+__all__ = ["LabFamily", "LabReport", "MadeFamily", "compose", "make", "measure", "report"]
 
 FAMILIES = {"numbers": make_numbers}
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
@@ -129,7 +129,19 @@ def family_table(family: LabFamily, methods: Sequence[str] = tuple(METHODS)) -> 
     Returns:
         Variant to metric to value.
     """
-    composed = {method: compose(family, method) for method in methods}
+    return measure(family, {method: compose(family, method) for method in methods})
+
+
+def measure(family: LabFamily, composed: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Asks the base, every donor and some compositions all that the family's tasks ask.
+
+    Args:
+        family: The family.
+        composed: Variant to folder.
+
+    Returns:
+        Variant to metric to value.
+    """
     return family_scores(family, evaluate=_scores, composed=composed, progress=_say)
 
 

@@ -50,7 +50,7 @@ SURFACE = {
     "verify": ["--json"],
     "generate": ["--image", "--audio", "--video", "--points", "--max-new-tokens", "--plain", "--trust-remote-code",
                  "--json"],
-    "eval": ["--limit", "--batch-size", "--leave-out", "--save", "--trust-remote-code", "--json"],
+    "eval": ["--limit", "--batch-size", "--leave-out", "--save", "--record", "--trust-remote-code", "--json"],
     "push": ["--private", "--create-pr", "--dry-run", "--json"],
     "lab": [],
 }  # fmt: skip

@@ -1,0 +1,59 @@
+"""Scores become part of an output: its ledger, its lock file and its card tell them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mcompose.checkpoint import digest_file, read_json_object
+from mcompose.errors import CheckpointError
+from mcompose.ledger import Ledger, StepRow
+
+__all__ = ["record_scores"]
+
+STEP = "eval"
+
+
+def record_scores(folder: Path, results: Sequence[dict[str, Any]], *, plot: Path | None = None) -> Ledger:
+    """Writes scores into an output of ``merge``, in place of those of an earlier evaluation.
+
+    Args:
+        folder: The output.
+        results: Rows with ``task``, ``metric``, ``value`` and ``n``.
+        plot: A PNG for the card.
+
+    Returns:
+        The new ledger.
+
+    Raises:
+        CheckpointError: The folder holds no ledger or no lock file.
+    """
+    ledger = Ledger.read(folder)
+    kept = tuple(step for step in ledger.steps if step.step != STEP)
+    step = StepRow(STEP, "mcompose eval", details={"results": list(results)})
+    ledger = replace(ledger, steps=(*kept, step))
+    files = {"mcompose/ledger.json": ledger.to_json().encode()}
+    if plot is not None:
+        files["mcompose/scores.png"] = plot.read_bytes()
+    lock_path = folder / "mcompose/lock.json"
+    if not lock_path.is_file():
+        raise CheckpointError(f"'{folder}' has no mcompose/lock.json.", hint="Was it written by 'mcompose merge'?")
+    lock = read_json_object(lock_path)
+    for name, content in files.items():
+        _replace(folder / name, content)
+        lock["files"][name] = vars(digest_file(folder / name))
+    _replace(lock_path, (json.dumps(lock, indent=1, ensure_ascii=False) + "\n").encode())
+    from mcompose.publish import write_card  # noqa: PLC0415 - the Hub's library, for the card only
+
+    write_card(ledger, folder, None)
+    return ledger
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_bytes(content)
+    draft.replace(path)
