@@ -124,7 +124,7 @@ def pretrain_encoder(
         return F.cross_entropy(scores.flatten(0, 1), wanted.repeat_interleave(scores.shape[1]))
 
     fit([*encoder.parameters(), *classifier.parameters()], fitting, loss=loss, progress=progress)
-    held_out = make_pool(donor, count=400, digits=digits, split="test", generator=generator)
+    held_out = make_pool(donor, count=settings.checked, digits=digits, split="test", generator=generator)
     with torch.no_grad():
         found = classifier(_encoded(donor, held_out)).mean(1).argmax(-1).numpy()
     return float((found == held_out.numbers).mean())

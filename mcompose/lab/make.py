@@ -14,7 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = ["Progress", "make_numbers"]
 
 Progress = Callable[[str, float], None]
 
+_CONTEXT: Final = multiprocessing.get_context("spawn")
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn", "mcompose")
 # Shares of the whole work, for the progress bar; measured in CPU seconds.
 _SHARES: Final = {"base": 110.0, "encoder": 20.0, "donor": 40.0}
@@ -54,7 +55,8 @@ def make_numbers(
         seed: Decides every weight and every item.
         settings: Sizes and training; None for those of the reports.
         progress: Told what is being trained and the share of everything that is done, 0 to 1.
-        workers: Trainings at once; None for one per core, at most four.
+        workers: Trainings at once, each in a process of its own; None for one per core, at most four. 0 trains in this
+            process, one after the other, with the same bytes.
 
     Returns:
         The family.
@@ -102,26 +104,20 @@ def _build(
     folder: Path, settings: NumbersSettings, *, seed: int, progress: Progress | None, workers: int | None
 ) -> dict[str, Any]:
     total = _SHARES["base"] + len(MODALITIES) * (_SHARES["encoder"] + _SHARES["donor"])
-    context = multiprocessing.get_context("spawn")
-    done = context.Array("d", 1 + 2 * len(MODALITIES))
-    count = workers or min(4, os.cpu_count() or 1)
+    done = _CONTEXT.Array("d", 1 + 2 * len(MODALITIES))
+    count = min(4, os.cpu_count() or 1) if workers is None else workers
     weights = [_SHARES["base"]] + [_SHARES["encoder"]] * len(MODALITIES) + [_SHARES["donor"]] * len(MODALITIES)
 
     def report(label: str) -> None:
         if progress:
             progress(label, sum(w * d for w, d in zip(weights, done, strict=True)) / total)
 
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(done,)) as pool:
-        base = pool.submit(_base_job, folder / "base", settings, seed)
-        encoders = [pool.submit(_encoder_job, m, settings, seed, 1 + i) for i, m in enumerate(MODALITIES)]
-        digits = load_digits(generator=generator_for(seed, "digits"))
-        write_data(folder / "data", settings.data, seed=seed, digits=digits)
-        _await([base, *encoders], "base and encoders", report)
-        donors = [
-            pool.submit(_donor_job, folder, m, settings, seed, encoders[i].result()[1], 1 + len(MODALITIES) + i)
-            for i, m in enumerate(MODALITIES)
-        ]
-        _await(donors, "donors", report)
+    with _executor(count, done) as pool:
+        try:
+            base, encoders, donors = _train(pool, folder, settings, seed=seed, report=report)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     (folder / "recipe.yaml").write_text(recipe_text(list(MODALITIES)), encoding="utf-8")
     return {
         "family": "numbers",
@@ -133,6 +129,41 @@ def _build(
         "single": {m: donors[i].result() for i, m in enumerate(MODALITIES)},
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def _train(
+    pool: Executor, folder: Path, settings: NumbersSettings, *, seed: int, report: Callable[[str], None]
+) -> tuple[Future[Any], list[Future[Any]], list[Future[Any]]]:
+    base = pool.submit(_base_job, folder / "base", settings, seed)
+    encoders = [pool.submit(_encoder_job, m, settings, seed, 1 + i) for i, m in enumerate(MODALITIES)]
+    digits = load_digits(generator=generator_for(seed, "digits"))
+    write_data(folder / "data", settings.data, seed=seed, digits=digits)
+    _await([base, *encoders], "base and encoders", report)
+    donors = [
+        pool.submit(_donor_job, folder, m, settings, seed, encoders[i].result()[1], 1 + len(MODALITIES) + i)
+        for i, m in enumerate(MODALITIES)
+    ]
+    _await(donors, "donors", report)
+    return base, encoders, donors
+
+
+def _executor(workers: int, done: Any) -> Executor:
+    if not workers:
+        return _Inline(done)
+    return ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(done,))
+
+
+class _Inline(Executor):
+    """Runs each job when it is submitted, in this process."""
+
+    def __init__(self, done: Any) -> None:
+        _share_progress(done)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Runs the job; its error is raised here."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 def _await(jobs: list[Future[Any]], label: str, report: Callable[[str], None]) -> None:
@@ -147,15 +178,17 @@ def _await(jobs: list[Future[Any]], label: str, report: Callable[[str], None]) -
 _done: Any = None
 
 
-def _start_worker(done: Any) -> None:
-    global _done  # a worker's own copy of the shared progress
+def _share_progress(done: Any) -> None:
+    global _done  # a worker's own handle on the shared progress
     _done = done
-    import torch  # noqa: PLC0415 - workers only
+
+
+def _start_worker(done: Any) -> None:
+    _share_progress(done)
     from transformers.utils import logging  # noqa: PLC0415 - workers only
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
 
 
 def _tell(place: int) -> Callable[[float], None]:
@@ -173,7 +206,7 @@ def _base_job(folder: Path, settings: NumbersSettings, seed: int) -> dict[str, f
     with deterministic_torch(seed, "base"):
         model = train_base(settings, seed=seed, progress=_tell(0))
         save_source(folder, model, make_tokenizer())
-        return text_accuracy(model, seed=seed)
+        return text_accuracy(model, seed=seed, count=settings.checked)
 
 
 def _encoder_job(modality: str, settings: NumbersSettings, seed: int, place: int) -> tuple[float, bytes]:
@@ -213,4 +246,4 @@ def _donor_job(
             save_points_source(folder / modality, donor.model, donor.processor)
         else:
             save_source(folder / modality, donor.model, donor.processor, processor_code=donor.code)
-        return single_accuracy(donor, seed=seed, digits=digits)
+        return single_accuracy(donor, seed=seed, digits=digits, count=settings.checked)

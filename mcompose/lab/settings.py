@@ -50,6 +50,7 @@ class NumbersSettings:
         width: Width of the language model.
         layers: Its decoder layers.
         pool: Training items that are drawn for each modality; twice as many for images, whose shifts are cheap.
+        checked: Held-out questions or items behind each figure that is measured on the way.
         base: Text training of the base.
         encoder: Modality -> training of its encoder as a classifier of numbers.
         projector: Stage 1 of every donor: projector over the frozen language model.
@@ -61,6 +62,7 @@ class NumbersSettings:
     width: int = 128
     layers: int = 4
     pool: int = 6000
+    checked: int = 400
     base: FitSettings = FitSettings(1200, 2e-3)
     encoder: dict[str, FitSettings] = field(
         default_factory=lambda: {
