@@ -48,7 +48,15 @@ def main() -> None:
     print(table(rows, header=["variant", *groups]))
     plot = FOLDER / "joint.png"
     plot_rows(over_seeds([found]), plot, title="Zero-shot joint questions: four sources, one model")
-    results = [{"task": task, "metric": "accuracy", "value": value, "n": 1} for task, value in found["naivemc"].items()]
+    results = [
+        {
+            "task": name,
+            "metric": "accuracy",
+            "value": found["naivemc"][name],
+            "n": len(path.read_text().splitlines()) - 1,
+        }
+        for name, path in family.tasks.items()
+    ]
     record_scores(composed, results, plot=plot)
     print(f"\n{check.verify(composed).to_text()}")
     print(f"model {composed}\ncard  {composed / 'README.md'}\nplot  {plot}")
