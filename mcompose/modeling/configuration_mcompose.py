@@ -58,7 +58,7 @@ class ComposedConfig(PreTrainedConfig):
     """
 
     model_type = "mcompose"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - transformers' contract
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 # pyright: ignore
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ComposedConfig(PreTrainedConfig):
         if tie_word_embeddings is None:
             tie_word_embeddings = _tied(self.text_config, self.sources)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore[reportCallIssue]
         _check_sources(self)
 
     def served_by(self, modality: str) -> str | None:

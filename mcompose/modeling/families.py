@@ -81,9 +81,9 @@ class Family:
 
 
 _PLAIN = Family()
-_VISION = ("<|vision_start|>", "<|vision_end|>")
-_AUDIO = ("<|audio_bos|>", "<|audio_eos|>")
-_QWEN_VISION = {"image": _VISION, "video": _VISION}
+_VISION: tuple[str, str] = ("<|vision_start|>", "<|vision_end|>")
+_AUDIO: tuple[str, str] = ("<|audio_bos|>", "<|audio_eos|>")
+_QWEN_VISION: dict[str, tuple[str, str]] = {"image": _VISION, "video": _VISION}
 _CROSS = "its language model has cross-attention layers of its own, so no tower can be lifted out."
 _ENC_DEC = "it is an encoder-decoder model; only decoder language models are composed."
 

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 """``generate`` for composed models: input names, positions and beams.
 
 Media are encoded once. When a prompt is repeated (beams, several samples) its features are repeated, not its pixels:
@@ -22,6 +23,9 @@ __all__ = ["ComposedGeneration"]
 
 class ComposedGeneration(GenerationMixin):
     """The hooks of ``generate`` that a composed model answers differently."""
+
+    model: Any
+    config: Any
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = {name for names in self.model.input_names().values() for name in names}

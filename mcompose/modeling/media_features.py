@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_mcompose import ComposedConfig
@@ -20,10 +19,10 @@ class MediaFeatures:
     """Methods of ``ComposedModel`` that deal with towers; ``config``, ``towers`` and ``ids`` come from there."""
 
     config: ComposedConfig
-    towers: nn.ModuleDict
-    ids: dict[str, int]
+    towers: Any
+    ids: dict[str, Any]
 
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
+    def get_encoder(self, modality: str | None = None) -> Any:
         """Returns the tower that serves a modality; without one, the model itself."""
         name = self.config.served_by(modality) if modality else None
         return self if name is None else self.towers[name]
@@ -53,7 +52,7 @@ class MediaFeatures:
         """
         found = {}
         for modality in self.ids:
-            source = self.config.served_by(modality)
+            source = str(self.config.served_by(modality))
             prefix = f"{source}{SEPARATOR}"
             named = {key.removeprefix(prefix): value for key, value in kwargs.items() if key.startswith(prefix)}
             if inputs := own_inputs(self.towers[source], modality, named):

@@ -15,7 +15,7 @@ Inputs of a source are passed under ``<source>__<native name>`` (see ``towers.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
     config_class = ComposedConfig
     config: ComposedConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "audio", "text")
+    input_modalities = ("image", "video", "audio", "text")  # pyright: ignore
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' contract
     _supports_sdpa = True
@@ -85,7 +85,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         self.language_model = build_language_model(config.text_config, towers.values())
         self.towers = nn.ModuleDict(towers)
         self._gather_from_towers()
-        self.ids = {modality: config.placeholder_id(modality) for modality in config.modalities}
+        self.ids: dict[str, Any] = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
         self.first_position = max((f.first_position for f in families), default=0)
@@ -105,7 +105,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
                 found += sorted(getattr(tower, attribute, None) or [])
             setattr(self, attribute, list(dict.fromkeys(found)))
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """Returns the language model's embedding."""
         return self.language_model.get_input_embeddings()
 
@@ -149,13 +149,13 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         mm_features: dict[str, Features] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -178,13 +178,13 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             raise ValueError("Pass either input_ids or inputs_embeds.")
         media, kwargs = self._split(kwargs)
         features = self.encode_media(media) if mm_features is None else mm_features
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
         types_BL = mm_token_type_ids if input_ids is None else type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
-        x_BLD = place(inputs_embeds, features, masks, input_ids=input_ids)
+        x_BLD = place(cast("torch.Tensor", inputs_embeds), features, masks, input_ids=input_ids)
         deltas = None
         if position_ids is None:
             position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
@@ -268,7 +268,9 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         )
 
 
-class ComposedForConditionalGeneration(ComposedPreTrainedModel, ComposedGeneration, GenerationMixin):
+class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
+    ComposedPreTrainedModel, ComposedGeneration, GenerationMixin
+):
     """A composed model with its head, that answers.
 
     Args:
@@ -299,15 +301,15 @@ class ComposedForConditionalGeneration(ComposedPreTrainedModel, ComposedGenerati
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         mm_features: dict[str, Features] | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,

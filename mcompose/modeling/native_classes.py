@@ -61,7 +61,7 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
         for key, value in kept.items():
             setattr(text, key, value)
     _keep_in_float32(tower)
-    tower.language_class = _take_out_language_model(tower)
+    tower.__dict__["language_class"] = _take_out_language_model(tower)
     _set_attention(tower, attn_implementation)
     return tower
 
@@ -72,7 +72,7 @@ def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     for mapping in (MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
+            return found[0] if isinstance(found, tuple) else found  # pyright: ignore[reportReturnType]
     raise ValueError(f"transformers {transformers.__version__} has no model class for {config.model_type!r}.")
 
 
@@ -91,7 +91,7 @@ def build_language_model(config: PreTrainedConfig, towers: Iterable[PreTrainedMo
         return AutoModel.from_config(config)
     for tower in towers:
         if tower.config.get_text_config(decoder=True).model_type == config.model_type:
-            return tower.language_class._from_config(config)
+            return tower.__dict__["language_class"]._from_config(config)
     raise ValueError(f"transformers {transformers.__version__} has no language model class for {config.model_type!r}.")
 
 

@@ -57,7 +57,7 @@ def type_ids(ids: Mapping[str, int], input_ids: torch.Tensor) -> torch.Tensor:
     return types_BL
 
 
-def embed_text(table: nn.Module, input_ids: torch.Tensor, own_ids: list[int]) -> torch.Tensor:
+def embed_text(table: nn.Embedding, input_ids: torch.Tensor, own_ids: list[int]) -> torch.Tensor:
     """Embeds token ids; the composition's own ids that have no row are embedded as id 0.
 
     Args:

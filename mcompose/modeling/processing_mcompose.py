@@ -1,3 +1,4 @@
+# pyright: reportIncompatibleMethodOverride=false
 """The processor of a composed checkpoint: one tokenizer, and each source's own processor for its media.
 
 Files that a writer produces beside ``config.json``:
@@ -22,14 +23,13 @@ from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessorMixin
-from transformers.video_utils import make_batched_videos
 
 from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
 from .configuration_mcompose import AUTO_MAP
 from .families import MODALITIES, TYPE_IDS
 from .media_expansion import PLACEHOLDERS, expand_media
+from .media_items import media_items
 from .source_processors import (
     PROCESSOR_FOLDER,
     Unavailable,
@@ -107,7 +107,7 @@ class ComposedProcessor(ProcessorMixin):
             raise ValueError("Pass audio or audios, not both.")
         texts = _texts(text)
         given = {"image": images, "video": videos, "audio": audio if audios is None else audios, "points": points}
-        media = {modality: _flat(modality, value) for modality, value in given.items()}
+        media = {modality: media_items(modality, value) for modality, value in given.items()}
         rate = kwargs.pop("sampling_rate", None)
         tensors: dict[str, Any] = {}
         for modality in MODALITIES:
@@ -133,7 +133,7 @@ class ComposedProcessor(ProcessorMixin):
     def _expanded(
         self, modality: str, texts: list[str], counts: list[int], items: list[Any], options: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
-        name = self.served_by(modality)
+        name = str(self.served_by(modality))
         rest = iter(items)
         rows = [[next(rest) for _ in range(count)] for count in counts]
         check_part(self.processors[name], modality, name)
@@ -330,21 +330,3 @@ def _texts(text: str | Sequence[str] | None) -> list[str]:
     if not texts or not all(isinstance(row, str) for row in texts):
         raise ValueError("Pass text as a string or a list of strings.")
     return texts
-
-
-def _flat(modality: str, value: Any) -> list[Any]:
-    if value is None or (isinstance(value, list | tuple) and not value):
-        return []
-    if modality == "image":
-        nested = isinstance(value, list | tuple) and isinstance(value[0], list | tuple)
-        return [image for row in value for image in _flat("image", row)] if nested else make_flat_list_of_images(value)
-    if modality == "video":
-        return make_batched_videos(value)
-    depth = 1 if modality == "audio" else 2
-    if not isinstance(value, list | tuple):
-        return [value] if getattr(value, "ndim", depth) <= depth else list(value)
-    if modality == "audio" and isinstance(value[0], float | int):
-        return [value]
-    if isinstance(value[0], list | tuple) and not isinstance(value[0][0], float | int):
-        return [item for row in value for item in _flat(modality, row)]
-    return list(value)

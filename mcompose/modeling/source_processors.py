@@ -203,4 +203,4 @@ class _Lenient:
         """Accepts None where a part is missing."""
         if argument is None:
             return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
+        return super().check_argument_for_proper_class(argument_name, argument)  # pyright: ignore

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_utils import PreTrainedModel
 
 from .families import family_of
 
-__all__ = ["SEPARATOR", "Features", "accepted_names", "main_input", "own_inputs", "tower_features"]
+__all__ = ["SEPARATOR", "Features", "Tower", "accepted_names", "main_input", "own_inputs", "tower_features"]
 
 SEPARATOR = "__"
+Tower = Any
+"""A native base model without its language model; its family decides its attributes."""
 # Arguments of feature functions that are settings and not processor outputs.
 _NOT_INPUTS = frozenset({"self", "kwargs", "args", "return_dict"})
 # What native forwards take besides the arguments of their feature functions.
@@ -53,7 +54,7 @@ class Features:
     structure: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-def tower_features(tower: PreTrainedModel, modality: str, inputs: Mapping[str, Any]) -> Features:
+def tower_features(tower: Tower, modality: str, inputs: Mapping[str, Any]) -> Features:
     """Runs a tower on one modality.
 
     Args:
@@ -73,14 +74,14 @@ def tower_features(tower: PreTrainedModel, modality: str, inputs: Mapping[str, A
     return Features(x_ND, deepstack)
 
 
-def main_input(tower: PreTrainedModel, modality: str) -> str:
+def main_input(tower: Tower, modality: str) -> str:
     """Returns the native name of the tensor that says a modality is present (``pixel_values``)."""
     if modality == "audio" and "audio" in family_of(tower.config.model_type).features:
         return "input_features"
     return next(iter(_parameters(_native_function(tower, modality))))
 
 
-def accepted_names(tower: PreTrainedModel, modality: str) -> list[str]:
+def accepted_names(tower: Tower, modality: str) -> list[str]:
     """Returns the names that a tower takes for a modality, as they follow ``<source>__``.
 
     For a modality of the native image path each name carries the modality first: ``video_pixel_values``.
@@ -92,7 +93,7 @@ def accepted_names(tower: PreTrainedModel, modality: str) -> list[str]:
     return [prefix + name for name in dict.fromkeys(names)]
 
 
-def own_inputs(tower: PreTrainedModel, modality: str, named: Mapping[str, Any]) -> dict[str, Any]:
+def own_inputs(tower: Tower, modality: str, named: Mapping[str, Any]) -> dict[str, Any]:
     """Picks a modality's inputs, by native name, out of everything that was passed for one source.
 
     Args:
@@ -115,11 +116,11 @@ def own_inputs(tower: PreTrainedModel, modality: str, named: Mapping[str, Any]) 
     return found if main in found else {}
 
 
-def _prefix(tower: PreTrainedModel, modality: str) -> str:
+def _prefix(tower: Tower, modality: str) -> str:
     return f"{modality}_" if modality in family_of(tower.config.model_type).image_path else ""
 
 
-def _native_function(tower: PreTrainedModel, modality: str) -> Callable[..., Any]:
+def _native_function(tower: Tower, modality: str) -> Callable[..., Any]:
     if modality in family_of(tower.config.model_type).image_path:
         modality = "image"
     function = getattr(tower, f"get_{modality}_features", None)
@@ -146,7 +147,7 @@ def _flat(x: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...]) -> to
     return torch.cat([_flat(item) for item in x], dim=0)
 
 
-def _qwen2_audio(tower: PreTrainedModel, inputs: Mapping[str, Any]) -> Features:
+def _qwen2_audio(tower: Tower, inputs: Mapping[str, Any]) -> Features:
     # The native forward inlines this: encode, project, keep the frames that the feature mask covers.
     mask = inputs["feature_attention_mask"]
     _, lengths = tower.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
@@ -165,26 +166,26 @@ def _qwen2_audio(tower: PreTrainedModel, inputs: Mapping[str, Any]) -> Features:
     return Features(x_ATD[kept_AT])
 
 
-def _granite_speech(tower: PreTrainedModel, inputs: Mapping[str, Any]) -> Features:
+def _granite_speech(tower: Tower, inputs: Mapping[str, Any]) -> Features:
     x_ATD = tower.get_audio_features(inputs["input_features"].to(tower.dtype), return_dict=True).pooler_output
     mask = inputs.get("input_features_mask")
     return Features(_flat(x_ATD) if mask is None else x_ATD[mask.bool()])
 
 
-def _video_llama_3(tower: PreTrainedModel, inputs: Mapping[str, Any]) -> Features:
+def _video_llama_3(tower: Tower, inputs: Mapping[str, Any]) -> Features:
     x_ND = _flat(_call(tower.get_video_features, inputs).pooler_output)
     mask = inputs.get("video_compression_mask")
     return Features(x_ND if mask is None else x_ND[mask.to(x_ND.device)])
 
 
-def _ovis2(tower: PreTrainedModel, inputs: Mapping[str, Any]) -> Features:
+def _ovis2(tower: Tower, inputs: Mapping[str, Any]) -> Features:
     output = _call(tower.get_image_features, inputs)
     ids = tower.config.visual_indicator_token_ids
     structure = dict(zip(ids, output.visual_indicator_features, strict=True))
     return Features(_flat(output.pooler_output), structure=structure)
 
 
-_SPECIAL: dict[str, Callable[[PreTrainedModel, Mapping[str, Any]], Features]] = {
+_SPECIAL: dict[str, Callable[[Tower, Mapping[str, Any]], Features]] = {
     "granite_speech": _granite_speech,
     "ovis2": _ovis2,
     "qwen2_audio": _qwen2_audio,

@@ -13,7 +13,35 @@ from mcompose.modeling import composed_config, island_files, stored_source
 from mcompose.modeling.native_classes import build_tower
 from mcompose.modeling.processing_mcompose import add_placeholders, build_processor
 
-WORDS = "USER : ASSISTANT Frame1 Frame2 what is it ? a b c d e f g h cat dog sees hears the here two \n . ,".split(" ")
+WORDS = [
+    "USER",
+    ":",
+    "ASSISTANT",
+    "Frame1",
+    "Frame2",
+    "what",
+    "is",
+    "it",
+    "?",
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+    "h",
+    "cat",
+    "dog",
+    "sees",
+    "hears",
+    "the",
+    "here",
+    "two",
+    "\n",
+    ".",
+    ",",
+]
 
 
 def tiny_tokenizer(*special: str, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
@@ -47,7 +75,7 @@ def composed_state(language, sources):
     state["lm_head.weight"] = language.get_output_embeddings().weight.detach().clone()
     for source, model in sources.items():
         _, prefix = text_of(model)
-        base = model.model if hasattr(model, "model") and not prefix == "model" else model
+        base = model.model if hasattr(model, "model") and prefix != "model" else model
         inside = dict(base.state_dict())
         kept = build_tower(type(model.config).from_dict(model.config.to_dict()), attn_implementation=None).state_dict()
         for name in kept:

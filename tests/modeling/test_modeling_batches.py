@@ -47,7 +47,7 @@ def media(**counts):
     return {made[modality][0]: made[modality][1](count) for modality, count in counts.items()}
 
 
-I, V, A, P = [IMAGE] * 4, [VIDEO] * 40, [AUDIO] * 10, [POINTS] * 4
+IM, VI, AU, PO = [IMAGE] * 4, [VIDEO] * 40, [AUDIO] * 10, [POINTS] * 4
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_features_are_the_sources_own(four, natives):
 def test_every_feature_lands_on_its_own_placeholder(four):
     """The reference embeds the text by hand and writes each item's vectors with a loop."""
     given = media(image=2, audio=1, points=1)
-    row = [1, *I, 7, *A, 8, *I, 9, *P, 3]
+    row = [1, *IM, 7, *AU, 8, *IM, 9, *PO, 3]
     table = four.get_input_embeddings().weight
     vectors = {
         IMAGE: list(four.model.get_image_features(given["sees__pixel_values"]).pooler_output),
@@ -86,7 +86,7 @@ def test_every_feature_lands_on_its_own_placeholder(four):
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_rows_with_different_media_are_what_they_are_alone(four, side):
-    rows = [[1, *I, 5, *V, 6], [1, 2, 3], [1, *A, *I, *I, 4], [2, *P, 9]]
+    rows = [[1, *IM, 5, *VI, 6], [1, 2, 3], [1, *AU, *IM, *IM, 4], [2, *PO, 9]]
     given = media(image=3, video=1, audio=1, points=1)
     ids, mask = placeholder_rows(60, *rows, side=side)
     together = four(input_ids=ids, attention_mask=mask, **given).logits
@@ -103,7 +103,7 @@ def test_rows_with_different_media_are_what_they_are_alone(four, side):
 
 
 def test_counts_that_do_not_match_are_refused(four):
-    ids = torch.tensor([[1, *I, 5]])
+    ids = torch.tensor([[1, *IM, 5]])
     with pytest.raises(ValueError, match="4 image placeholder tokens and 8 image features"):
         four(input_ids=ids, **media(image=2))
     with pytest.raises(ValueError, match="4 image placeholder tokens and no image"):
@@ -118,7 +118,7 @@ def test_a_modality_that_nobody_serves_is_refused(natives):
 
 @torch.no_grad()
 def test_embeddings_instead_of_ids_go_by_token_types(four):
-    row = [1, *I, 5, *A, 6]
+    row = [1, *IM, 5, *AU, 6]
     given = media(image=1, audio=1)
     ids = torch.tensor([row])
     types = torch.tensor([[{IMAGE: 1, AUDIO: 3}.get(index, 0) for index in row]])
@@ -130,7 +130,7 @@ def test_embeddings_instead_of_ids_go_by_token_types(four):
 @torch.no_grad()
 def test_generation_repeats_items_with_their_rows(four):
     """With two images in a row, repeating pixels row by row would mix them up between beams."""
-    ids, mask = placeholder_rows(16, [1, *I, 5, *I, 6], [1, *I, 7], side="left")
+    ids, mask = placeholder_rows(16, [1, *IM, 5, *IM, 6], [1, *IM, 7], side="left")
     given = media(image=3)
     asked = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     beams = four.generate(ids, attention_mask=mask, **given, **asked, num_beams=3, num_return_sequences=3)
@@ -147,7 +147,7 @@ def test_generation_repeats_items_with_their_rows(four):
 
 @torch.no_grad()
 def test_caches_do_not_change_what_is_said(four):
-    ids, mask = placeholder_rows(30, [1, *I, 5, *A, 6], [1, *A, 7], side="left")
+    ids, mask = placeholder_rows(30, [1, *IM, 5, *AU, 6], [1, *AU, 7], side="left")
     given = media(image=1, audio=2)
     asked = {"max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     asked |= {"return_dict_in_generate": True, "output_logits": True}
@@ -159,9 +159,9 @@ def test_caches_do_not_change_what_is_said(four):
 
 
 @torch.no_grad()
-def test_sampling_is_what_the_same_generator_draws_without_media_kwargs(four):
-    """Two samples of one prompt: the features are repeated, so both prefixes have equal logits."""
-    ids = torch.tensor([[1, *I, 5]])
+def test_samples_of_one_prompt_see_the_same_media(four):
+    """The features are repeated with the prompt, so both prefixes have equal logits."""
+    ids = torch.tensor([[1, *IM, 5]])
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         out = four.generate(

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from composed_models import one_source, renamed, served
-from tiny_models import MULTIMODAL, TINY, tiny_inputs
+from composed_models import compose, one_source, renamed, served
+from tiny_configs import TOKENS
+from tiny_models import MULTIMODAL, TINY, tiny_inputs, tiny_model
 
 from mcompose.modeling import ComposedForConditionalGeneration, composed_config, stored_source
 from mcompose.modeling.families import refusal
@@ -94,3 +95,20 @@ def test_structural_tokens_follow_the_compositions_own_ids():
 
 def test_served_lists_what_tiny_inputs_hold():
     assert served({"input_ids": torch.tensor([[1, 120, 122]])}) == ["image", "audio"]
+
+
+@pytest.mark.parametrize("model_type", ["internvl", "smolvlm"])
+@torch.no_grad()
+def test_videos_of_the_image_path_have_names_of_their_own(model_type):
+    """These families send frames through their image features; images and videos must not share an input."""
+    native = tiny_model(model_type)
+    inputs = tiny_inputs(model_type, native)
+    ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == TOKENS["image"], TOKENS["video"])
+    given = {f"only__video_{key}": value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+    composed = compose(native, {"only": native}, {"only": ["image", "video"]}, TOKENS)
+    wanted = native(**inputs).logits
+    assert torch.equal(composed(input_ids=ids, **given).logits, wanted)
+    both = torch.cat([inputs["input_ids"], ids], dim=1)
+    images = {key.replace("video_", ""): value for key, value in given.items()}
+    doubled = composed(input_ids=both, **given, **images).logits
+    torch.testing.assert_close(doubled[:, : ids.shape[1]], wanted, rtol=1e-5, atol=1e-5)

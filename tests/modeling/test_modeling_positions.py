@@ -1,4 +1,4 @@
-"""Positions: M-RoPE as the native classes count it, mixed with sources that do not, and the fallback to one dimension."""
+"""Positions: M-RoPE as the native classes count it, beside sources that do not, and the fallback to one dimension."""
 
 import pytest
 import torch
