@@ -57,6 +57,11 @@ def check_replaceable(folder: Path) -> Path:
         raise OutputError(f"'{folder}' cannot be an output folder.", hint="Name a folder of its own.")
     if final.exists() and not final.is_dir():
         raise OutputError(f"The output '{folder}' is a file.", hint="Name a folder.")
+    if os.path.ismount(final):
+        raise OutputError(
+            f"The output folder '{folder}' is where a disk is mounted, and cannot be replaced in one step.",
+            hint=f"Name a folder in it: '{folder / 'model'}'.",
+        )
     if final.is_dir():
         foreign = _foreign(final)
         if foreign:
@@ -70,7 +75,7 @@ def check_replaceable(folder: Path) -> Path:
 
 def partial_folder(final: Path) -> Path:
     """Where an output is made, beside the folder that it becomes."""
-    return final.with_name(final.name + ".partial")
+    return final.parent / (final.name + ".partial")
 
 
 def is_partial(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
+from mcompose.compose.names import TORCH_WORDS
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs, output_layers, tower_jobs
@@ -151,6 +152,11 @@ def _refuse_sources(sources: SourceSet, output_format: str) -> None:
     if output_format != COMPOSED:
         return
     for name in sources.towers:
+        if name in TORCH_WORDS:
+            raise CompositionError(
+                f"A source of a composed output cannot be called '{name}': torch uses the word itself.",
+                hint="Give it another name in the recipe.",
+            )
         anatomy = sources.get(name).anatomy
         if not anatomy.known or anatomy.model_type == "mcompose":
             reason = (

@@ -59,6 +59,12 @@ def test_an_earlier_output_is_not_replaced_by_what_is_made_from_it(folder, monke
     assert run(["merge", str(again), "--quiet", "-o", str(folder / "next")], monkeypatch) == 0
 
 
+@pytest.mark.parametrize(("place", "words"), [("/", "lie inside one another"), ("/proc", "Name a folder in it")])
+def test_an_output_needs_a_folder_that_can_be_replaced(folder, monkeypatch, capsys, place, words):
+    assert run(["merge", str(recipe(folder)), "--quiet", "-o", place], monkeypatch) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["xyz", "cuda:x", "meta", "cuda:99", ""])
 def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, device):
     assert run(["merge", str(recipe(folder)), "--quiet", "--device", device], monkeypatch) == 2

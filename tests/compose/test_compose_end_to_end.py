@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_sources import BASE_ROWS, IMAGE_ID, write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from mcompose.compose.names import TORCH_WORDS
 from mcompose.errors import CompositionError, OutputError
 from mcompose.ledger import Ledger
 from mcompose.pipeline.write import merge
@@ -254,3 +256,28 @@ def test_layers_that_slices_add_are_spelt_like_the_owners(sources, tmp_path, pic
     assert not any(info.values()), info
     assert model.config.text_config.num_hidden_layers == 3
     assert torch.isfinite(logits(tmp_path / "out", picture)).all()
+
+
+def test_words_of_torch_name_no_source_of_a_composed_output(sources, tmp_path):
+    assert set(TORCH_WORDS) >= {name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_")}
+    for output_format, refused in (("composed", True), ("native", False)):
+        recipe = write_recipe(
+            tmp_path / "recipe.yaml",
+            sources=[{"name": "train", "model": f"local:{sources / 'sees'}"}],
+            merge={"method": "naivemc"},
+            output={"dir": output_format, "format": output_format},
+        )
+        with pytest.raises(CompositionError, match="'train': torch uses the word") if refused else nullcontext():
+            merge(recipe)
+        assert (tmp_path / output_format).exists() is not refused
+
+
+def test_a_name_with_a_dash_answers_like_its_source(sources, tmp_path, picture):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees-it_2", "model": f"local:{sources / 'sees'}"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out", "format": "composed"},
+    )
+    merge(recipe)
+    torch.testing.assert_close(logits(tmp_path / "out", picture), logits(sources / "sees", picture), rtol=0, atol=0)
