@@ -11,7 +11,8 @@ load_state_dict modules mtia named_buffers named_children named_modules named_pa
 register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
 register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
 register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
-set_extra_state set_submodule share_memory smart_apply state_dict to to_empty train training type update values xpu zero_grad
+set_extra_state set_submodule share_memory smart_apply state_dict to to_empty train training type update values xpu
+zero_grad
 """
 TORCH_WORDS = frozenset(_WORDS.split())
 """Attributes of ``torch.nn.ModuleDict``, which holds the towers; listed, so that a plan needs no torch."""
