@@ -9,6 +9,12 @@ from dataclasses import asdict, dataclass, field
 __all__ = ["DataSettings", "FitSettings", "NumbersSettings"]
 
 
+def _check_tens(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 10 or count % 10:
+            raise ValueError(f"{name} is {count}; every number needs as many items as the others, so use tens.")
+
+
 @dataclass(frozen=True)
 class FitSettings:
     """One training run.
@@ -40,6 +46,9 @@ class DataSettings:
     single: int = 200
     joint: int = 400
 
+    def __post_init__(self) -> None:
+        _check_tens(test_media=self.test_media, train_media=self.train_media)
+
 
 @dataclass(frozen=True)
 class NumbersSettings:
@@ -49,8 +58,9 @@ class NumbersSettings:
         version: Raised when the code changes what the same settings give.
         width: Width of the language model.
         layers: Its decoder layers.
-        pool: Training items that are drawn for each modality; twice as many for images, whose shifts are cheap.
-        checked: Held-out questions or items behind each figure that is measured on the way.
+        pool: Training items that are drawn for each modality, a multiple of 10; twice as many for
+            images, whose shifts are cheap.
+        checked: Held-out questions or items behind each figure of the way, a multiple of 10.
         base: Text training of the base.
         encoder: Modality -> training of its encoder as a classifier of numbers.
         projector: Stage 1 of every donor: projector over the frozen language model.
@@ -75,6 +85,9 @@ class NumbersSettings:
     projector: FitSettings = FitSettings(300, 2e-3)
     full: FitSettings = FitSettings(300, 1e-3)
     data: DataSettings = DataSettings()
+
+    def __post_init__(self) -> None:
+        _check_tens(pool=self.pool, checked=self.checked)
 
     def digest(self, seed: int) -> str:
         """Names the family that these settings and a seed give.

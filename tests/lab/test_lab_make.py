@@ -86,6 +86,14 @@ def test_lab_other_settings_or_contents_are_refused(family, tmp_path) -> None:
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
+def test_lab_settings_keep_numbers_balanced() -> None:
+    with pytest.raises(ValueError, match="pool is 25"):
+        replace(TINY, pool=25)
+    with pytest.raises(ValueError, match="test_media is 0"):
+        DataSettings(test_media=0)
+    assert replace(TINY, pool=30).digest(0) != TINY.digest(0) != TINY.digest(1)
+
+
 def test_lab_half_made_work_never_looks_finished(tmp_path, monkeypatch) -> None:
     target = tmp_path / "numbers"
 

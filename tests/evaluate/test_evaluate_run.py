@@ -1,0 +1,177 @@
+"""Evaluation of real tiny checkpoints of every kind, against answers made one by one by plain transformers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
+
+from mcompose.errors import CheckpointError, RequestError
+from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_task
+from mcompose.evaluate.subject import load_subject
+from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
+from mcompose.lab.words import MODALITIES
+
+TINY = NumbersSettings(
+    width=16,
+    layers=2,
+    pool=20,
+    checked=10,
+    base=FitSettings(20, 1e-2, 8),
+    encoder={modality: FitSettings(1, 1e-3, 4) for modality in MODALITIES},
+    projector=FitSettings(1, 1e-3, 4),
+    full=FitSettings(1, 1e-3, 4),
+    data=DataSettings(test_media=10, train_media=10, single=6, joint=8),
+)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    return make_numbers(tmp_path_factory.mktemp("lab") / "numbers", seed=0, settings=TINY, workers=0)
+
+
+class Stub:
+    """A checkpoint that writes what it is told, and remembers what it was asked."""
+
+    def __init__(self, outputs, modalities=("image",)):
+        self.outputs, self.modalities, self.asked = iter(outputs), modalities, []
+        self.sampling_rate, self.folder = None, "stub"
+
+    def answer(self, prompts, media, *, max_new_tokens):
+        self.asked.append((list(prompts), {m: [len(row) for row in rows] for m, rows in media.items()}))
+        return [next(self.outputs) for _ in prompts]
+
+
+def test_evaluate_predictions_keep_the_order_of_the_task(family) -> None:
+    task = load_task(family.tasks["joint-common-2"])
+    answers = {item.id: item.answer for item in task.items}
+    stub = Stub(["A"] * 8, modalities=MODALITIES)
+    made = evaluate_task(stub, task, batch_size=3)
+    assert [p.id for p in made] == [item.id for item in task.items]
+    assert [p.right for p in made] == [answers[p.id] == "A" for p in made]
+    assert sum(len(prompts) for prompts, _ in stub.asked) == 8
+    assert all(len(prompts) <= 3 for prompts, _ in stub.asked)
+
+
+def test_evaluate_left_out_inputs_leave_no_placeholder(family) -> None:
+    task = load_task(family.tasks["joint-common-3"])
+    stub = Stub(["A"] * 8, modalities=("audio",))
+    made = evaluate_task(stub, task)
+    for prediction, item in zip(made, task.items, strict=True):
+        own = [x for x in item.inputs if x.modality == "audio"]
+        assert prediction.prompt == " ".join([*("audio <audio>" for _ in own), item.question])
+        assert prediction.seen == len(own)
+        assert list(prediction.left_out) == [x.modality for x in item.inputs if x.modality != "audio"]
+
+
+def test_evaluate_lacking_modality_is_refused_unless_left_out(family) -> None:
+    with pytest.raises(RequestError, match=r"joint-sum shows \w+, which .*/image does not take \(it takes image\)"):
+        evaluate(family.donors["image"], [family.tasks["joint-sum"]])
+    report = evaluate(family.donors["image"], [family.tasks["joint-sum"]], options=Options(leave_out=True))
+    task = load_task(family.tasks["joint-sum"])
+    seen = sum(any(x.modality == "image" for x in item.inputs) for item in task.items)
+    assert [(r.metric, r.n) for r in report.results] == [("joint_exact_match", 8), ("joint_exact_match_seen", seen)]
+    with pytest.raises(RequestError, match=r"takes text only"):
+        evaluate(family.base, [family.tasks["image-name"]])
+
+
+def media_of(modality, path):
+    if modality == "image":
+        with Image.open(path) as opened:
+            return {"images": [[opened.convert("RGB")]]}
+    if modality == "audio":
+        import wave
+
+        with wave.open(str(path)) as file:
+            return {"audio": [np.frombuffer(file.readframes(10**6), "<i2").astype(np.float32) / 32768]}
+    if modality == "video":
+        with Image.open(path) as opened:
+            return {"videos": [np.stack([np.asarray(f.convert("L")) for f in ImageSequence.Iterator(opened)])]}
+    return {"points": [np.load(path)]}
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_evaluate_batches_answer_as_one_by_one(family, modality) -> None:
+    task = load_task(family.tasks[f"{modality}-choice"])
+    subject = load_subject(family.donors[modality])
+    assert subject.modalities == (modality,)
+    together = evaluate_task(subject, task, batch_size=64)
+    assert [p.output for p in evaluate_task(subject, task, batch_size=4)] == [p.output for p in together]
+    trust = {"trust_remote_code": True} if modality == "points" else {}
+    model = AutoModelForMultimodalLM.from_pretrained(family.donors[modality], **trust).eval()
+    for prediction, item in zip(together, task.items, strict=True):
+        inputs = subject.processor(
+            text=[prediction.prompt], return_tensors="pt", **media_of(modality, item.inputs[0].path)
+        )
+        with torch.no_grad():
+            written = model.generate(**inputs, do_sample=False, max_new_tokens=task.max_new_tokens)
+        new = subject.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert prediction.output == new
+
+
+def test_evaluate_text_checkpoint_answers_as_plain_transformers(family) -> None:
+    task = load_task(family.tasks["text-common-3"])
+    made = evaluate_task(load_subject(family.base), task)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(family.base), AutoTokenizer.from_pretrained(family.base)
+    for prediction in made:
+        inputs = tokenizer(prediction.prompt, return_tensors="pt")
+        written = model.generate(**inputs, do_sample=False, max_new_tokens=task.max_new_tokens)
+        answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert prediction.output == answer
+
+
+def test_evaluate_saves_predictions_and_reports_json(family, tmp_path) -> None:
+    seen = []
+    report = evaluate(
+        family.base,
+        [family.tasks["text-name"], family.tasks["text-sum"]],
+        limit=5,
+        progress=lambda *done: seen.append(done),
+        options=Options(predictions=tmp_path / "out"),
+    )
+    shown = json.loads(json.dumps(report.to_json()))
+    assert shown["checkpoint"] == str(family.base)
+    assert [(row["task"], row["metric"], row["n"]) for row in shown["results"]] == [
+        ("text-name", "exact_match", 5),
+        ("text-sum", "exact_match", 5),
+    ]
+    header, *rows = [json.loads(line) for line in (tmp_path / "out" / "text-name.jsonl").read_text().splitlines()]
+    assert header == {"task": "text-name", "version": 1, "metric": "exact_match"}
+    assert shown["results"][0]["value"] == sum(row["right"] for row in rows) / 5
+    assert seen == [("text-name", 5, 5), ("text-sum", 5, 5)]
+
+
+def test_evaluate_report_rows_have_the_contract_keys() -> None:
+    report = Report("x", (Result("joint-sum", "joint_exact_match", 0.5, 4, 0.1),))
+    row = {"task": "joint-sum", "metric": "joint_exact_match", "value": 0.5, "n": 4}
+    assert report.to_json() == {"checkpoint": "x", "results": [row]}
+
+
+def test_evaluate_folder_without_checkpoint_is_refused(family, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evaluate(tmp_path, [family.tasks["text-name"]])
+
+
+def test_evaluate_media_are_checked_before_the_model_is_loaded(family, tmp_path) -> None:
+    row = {"inputs": [{"modality": "image", "path": "gone.png", "text": "<image>"}], "question": "?", "answer": "A"}
+    header = {"task": "t", "version": 1, "metric": "letter", "modalities": ["image"]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(header) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(RequestError, match=r"gone.png is missing"):
+        evaluate(tmp_path / "no-checkpoint-here", [tmp_path / "t.jsonl"])
+
+
+def test_evaluate_never_runs_code_that_is_not_trusted(tmp_path) -> None:
+    config = {"model_type": "unheard-of", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(CheckpointError, match="trust"):
+        load_subject(tmp_path)
+
+
+def test_evaluate_processor_plain_class_matches_subject(family) -> None:
+    assert type(AutoProcessor.from_pretrained(family.donors["image"])).__name__ == "LlavaProcessor"
+    assert type(load_subject(family.donors["video"]).processor).__name__ == "FramesProcessor"
