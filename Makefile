@@ -46,7 +46,7 @@ lint: $(STAMP) ## ruff, pyright, import walls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP) ## rewrite the files in the house format
 	$(BIN)/ruff format .
