@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .configuration_mcompose import AUTO_MAP, ComposedConfig, composed_config, stored_source
     from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
-    from .processing_mcompose import ComposedProcessor, add_placeholders, build_processor, write_processor
+    from .processing_mcompose import (
+        ComposedProcessor,
+        add_placeholders,
+        build_processor,
+        structure_ids,
+        write_processor,
+    )
 
 __all__ = [
     "AUTO_MAP",
@@ -30,6 +36,7 @@ __all__ = [
     "island_files",
     "register",
     "stored_source",
+    "structure_ids",
     "write_processor",
 ]
 
@@ -43,6 +50,7 @@ _HOME = {
     "ComposedProcessor": "processing_mcompose",
     "add_placeholders": "processing_mcompose",
     "build_processor": "processing_mcompose",
+    "structure_ids": "processing_mcompose",
     "write_processor": "processing_mcompose",
 }
 

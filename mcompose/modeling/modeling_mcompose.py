@@ -34,6 +34,7 @@ from .generation_mcompose import ComposedGeneration
 from .masks_bidirectional import bidirectional_masks
 from .media_features import MediaFeatures
 from .native_classes import build_language_model, build_tower
+from .own_code import copy_own_code
 from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
 from .positions_mrope import grids_of, mrope_positions, text_positions
 from .text_head import scale_logits
@@ -64,6 +65,14 @@ class ComposedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Saves the model and the code that its ``auto_map`` names."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            copy_own_code(save_directory)
 
 
 class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
@@ -181,7 +190,9 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         if inputs_embeds is None and input_ids is not None:
             own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
-        types_BL = mm_token_type_ids if input_ids is None else type_ids(self.ids, input_ids)
+        types_BL = mm_token_type_ids
+        if input_ids is not None and (self.mrope or self.attention != "causal"):
+            types_BL = type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
         x_BLD = place(cast("torch.Tensor", inputs_embeds), features, masks, input_ids=input_ids)

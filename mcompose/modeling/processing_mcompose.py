@@ -27,9 +27,10 @@ from transformers.processing_utils import ProcessorMixin
 
 from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
 from .configuration_mcompose import AUTO_MAP
-from .families import MODALITIES, TYPE_IDS
+from .families import MODALITIES, TYPE_IDS, family_of
 from .media_expansion import PLACEHOLDERS, expand_media
 from .media_items import media_items
+from .own_code import copy_own_code
 from .source_processors import (
     PROCESSOR_FOLDER,
     Unavailable,
@@ -40,7 +41,7 @@ from .source_processors import (
 )
 from .towers import SEPARATOR
 
-__all__ = ["ComposedProcessor", "add_placeholders", "build_processor", "write_processor"]
+__all__ = ["ComposedProcessor", "add_placeholders", "build_processor", "structure_ids", "write_processor"]
 
 
 class ComposedProcessor(ProcessorMixin):
@@ -61,6 +62,7 @@ class ComposedProcessor(ProcessorMixin):
     ) -> None:
         self.sources = {name: dict(entry) for name, entry in (sources or {}).items()}
         self.processors: dict[str, Any] = {}
+        self.unfinished = False  # a writer that brings the code and the sources' files itself says True
         super().__init__(tokenizer, chat_template=chat_template)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         self.ids = {
@@ -229,12 +231,14 @@ class ComposedProcessor(ProcessorMixin):
         return list(dict.fromkeys(names))
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes the tokenizer, ``processor_config.json`` and every source's processor."""
+        """Writes the tokenizer, ``processor_config.json``, every source's processor, and the code."""
         for name, processor in self.processors.items():
             if isinstance(processor, Unavailable) or getattr(processor, "missing_parts", None):
                 raise ValueError(f"The processor of source {name!r} was not loaded whole; copy its files instead.")
             processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER / name)
         write_stubs(Path(save_directory), {name: entry["model_type"] for name, entry in self.sources.items()})
+        if not self.unfinished:
+            copy_own_code(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,6 +273,25 @@ def add_placeholders(tokenizer: Any, modalities: Sequence[str]) -> dict[str, int
     missing = [token for token in wanted if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(missing, special_tokens=True)
     return {modality: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[modality]) for modality in modalities}
+
+
+def structure_ids(tokenizer: Any, config: Mapping[str, Any], *, source_tokenizer: Any) -> list[int] | None:
+    """Gives a tokenizer the structural tokens of a source (Ovis2's image marks), for :func:`stored_source`.
+
+    Args:
+        tokenizer: The composition's tokenizer; changed in place.
+        config: The source's configuration as a dictionary.
+        source_tokenizer: The source's own tokenizer.
+
+    Returns:
+        The tokens' ids in the composition, in the configuration's order; None for families without such tokens.
+    """
+    field = family_of(config["model_type"]).structure
+    if field is None:
+        return None
+    tokens = source_tokenizer.convert_ids_to_tokens(list(config[field]))
+    tokenizer.add_tokens([token for token in tokens if token not in tokenizer.get_vocab()], special_tokens=True)
+    return tokenizer.convert_tokens_to_ids(tokens)
 
 
 def build_processor(
@@ -317,12 +340,16 @@ def write_processor(
     """
     folder = Path(folder)
     made = build_processor(tokenizer, sources, processors={}, chat_template=chat_template)
-    before = set(folder.rglob("*"))
+    made.unfinished = True
+    before = _stamps(folder)
     made.save_pretrained(folder)
-    written = [path for path in folder.rglob("*") if path.is_file() and path not in before]
     for name in sources:
-        written += [path for path in copy_source_processor(Path(folders[name]), folder, name) if path not in written]
-    return sorted(written)
+        copy_source_processor(Path(folders[name]), folder, name)
+    return sorted(path for path, stamp in _stamps(folder).items() if before.get(path) != stamp)
+
+
+def _stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def _texts(text: str | Sequence[str] | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed_models import compose, one_source, renamed, served
+from composed_models import SHARED, compose, one_source, renamed, served
 from tiny_configs import TOKENS
 from tiny_models import MULTIMODAL, TINY, tiny_inputs, tiny_model
 
@@ -112,3 +112,17 @@ def test_videos_of_the_image_path_have_names_of_their_own(model_type):
     images = {key.replace("video_", ""): value for key, value in given.items()}
     doubled = composed(input_ids=both, **given, **images).logits
     torch.testing.assert_close(doubled[:, : ids.shape[1]], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("model_type", ["llava", "gemma3", "paligemma", "qwen2_5_vl", "qwen2_5_omni_thinker"])
+@torch.no_grad()
+def test_padded_prompts_are_the_sources_own(model_type, side):
+    native, composed, inputs, _ = one_source(model_type)
+    padding = (3, 0) if side == "left" else (0, 3)
+    padded = {key: torch.nn.functional.pad(value, padding) if key in SHARED else value for key, value in inputs.items()}
+    mine = renamed(padded, "only")
+    assert torch.equal(composed(**mine).logits, native(**padded).logits)
+    if side == "left":
+        asked = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "eos_token_id": None, "pad_token_id": 0}
+        assert torch.equal(composed.generate(**mine, **asked), native.generate(**padded, **asked))

@@ -172,6 +172,8 @@ def test_saving_again_keeps_names_and_bytes(folder, tmp_path):
     first, second = (safe_open(path / "model.safetensors", "pt") for path in (folder, tmp_path / "again"))
     assert sorted(first.keys()) == sorted(second.keys())
     assert all(torch.equal(first.get_tensor(name), second.get_tensor(name)) for name in first.keys())  # noqa: SIM118
+    for path in island_files():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
     one, two = (read_json(path / "config.json") for path in (folder, tmp_path / "again"))
     assert one["sources"] == two["sources"]
     assert {key: one[key] for key in ("image_token_id", "points_token_id")} == {

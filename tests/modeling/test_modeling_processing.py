@@ -24,7 +24,7 @@ from tiny_processors import (
     write_qwen2_vl,
 )  # fmt: skip
 
-from mcompose.modeling import ComposedProcessor, add_placeholders, build_processor, write_processor
+from mcompose.modeling import ComposedProcessor, add_placeholders, build_processor, structure_ids, write_processor
 from mcompose.modeling.configuration_points import PointsConfig
 from mcompose.modeling.media_items import media_items
 from mcompose.modeling.modeling_points import PointsForConditionalGeneration
@@ -371,3 +371,20 @@ def test_what_the_processor_makes_the_model_takes():
     texts, images = ["a <image> b", "<image> c"], [image(1), image(2, width=40, height=90)]
     wanted = native_model(**native(text=texts, images=images, return_tensors="pt", padding=True)).logits
     assert torch.equal(model(**mine(text=texts, images=images)).logits, wanted)
+
+
+def test_structural_tokens_are_added_by_name_and_found_by_the_family():
+    """Ovis2's marks get the composition's ids, and its processor's marks then survive as tokens."""
+    marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    theirs = tiny_tokenizer("<image>", "<IMG_ATOM>", *marks)
+    config = {"model_type": "ovis2", "visual_indicator_token_ids": theirs.convert_tokens_to_ids(marks)}
+    tokenizer = tiny_tokenizer(*[f"<extra_{k}>" for k in range(9)])
+    ids = structure_ids(tokenizer, config, source_tokenizer=theirs)
+    assert ids == tokenizer.convert_tokens_to_ids(marks) != config["visual_indicator_token_ids"]
+    assert structure_ids(tokenizer, {"model_type": "llava"}, source_tokenizer=theirs) is None
+    native = transformers.Ovis2Processor(
+        transformers.Ovis2ImageProcessor(size={"height": 56, "width": 56}), theirs, image_seq_length=4
+    )
+    made = composed("ovis2", native, tokenizer=tokenizer)(text="a <image>", images=image(1))
+    tokens = tokenizer.convert_ids_to_tokens(made["input_ids"][0])
+    assert tokens == ["a", "<IMG_START>", *["<image>"] * 4, "<IMG_GRID>", "<IMG_END>"]
