@@ -149,6 +149,7 @@ def _refuse_sources(sources: SourceSet, output_format: str) -> None:
                 f"Source '{source.name}' is quantised ({source.checkpoint.quantised}) and cannot be merged.",
                 hint="Use the checkpoint that it was quantised from.",
             )
+        _refuse_missing_layers(source)
     if output_format != COMPOSED:
         return
     for name in sources.towers:
@@ -169,6 +170,16 @@ def _refuse_sources(sources: SourceSet, output_format: str) -> None:
                 hint="Compose from checkpoints of transformers' own classes, or keep this one as the only source of "
                 "modalities (native output).",
             )
+
+
+def _refuse_missing_layers(source: SourceParts) -> None:
+    """A config that promises more layers than the files hold; files may hold more (layers that predict ahead)."""
+    held = {slot.layer for slot in source.anatomy.slots.values() if slot.part == LANGUAGE and slot.layer is not None}
+    if len(held) < source.anatomy.num_layers:
+        raise CompositionError(
+            f"The config of '{source.name}' says {source.anatomy.num_layers} layers, and its files hold {len(held)}.",
+            hint="Is the checkpoint complete?",
+        )
 
 
 def _owner(recipe: Recipe, sources: SourceSet, output_format: str) -> SourceParts:

@@ -45,14 +45,15 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     sources = blueprint.sources
     brought = {name: [m for m, s in sources.modalities.items() if s == name] for name in sources.towers}
     register()
+    stored: dict[str, Any] = {}
+    for name in sources.towers:
+        with _blaming(name, "config"):
+            stored[name] = stored_source(_native_config(sources.get(name)), modalities=brought[name])
     with _blaming(blueprint.owner.name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder, trust_remote_code=False)
     if blueprint.owner.anatomy.modalities:
         tokenizer.chat_template = None  # written for that source's own placeholders and message lists
     placeholders = add_placeholders(tokenizer, list(sources.modalities))
-    stored = {
-        name: stored_source(_native_config(sources.get(name)), modalities=brought[name]) for name in sources.towers
-    }
     try:
         config = composed_config(
             _language_config(blueprint),
@@ -111,9 +112,9 @@ def _blaming(source: str, what: str) -> Iterator[None]:
     """Turns transformers' complaints about a source's files into a sentence that names the source."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # tokenizers raises this very class, and the configs' validation one of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CompositionError(
-            f"The {what} of source '{source}' cannot be loaded: {first_line}",
+            f"The {what} of source '{source}' cannot be loaded: {reason:.300}",
             hint=f"Its folder must hold the files of its {what}, as `save_pretrained` writes them.",
         ) from error

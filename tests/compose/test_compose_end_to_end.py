@@ -1,6 +1,7 @@
 """From recipes to checkpoints that answer: values against the sources' own logits and hand-made averages."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -281,3 +282,32 @@ def test_a_name_with_a_dash_answers_like_its_source(sources, tmp_path, picture):
     )
     merge(recipe)
     torch.testing.assert_close(logits(tmp_path / "out", picture), logits(sources / "sees", picture), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("config.json", {"vision_config": {"hidden_act": {}}}, "The config of source 'sees' cannot be loaded"),
+        ("tokenizer.json", {"model": {"vocab": {"a": True}}}, "The tokenizer of source 'sees' cannot be loaded"),
+        ("processor_config.json", {"image_processor": 5}, "The processor of source 'sees' cannot be loaded"),
+        ("config.json", {"text_config": {"num_hidden_layers": 3}}, "'sees' says 3 layers, and its files hold 2"),
+    ],
+)
+def test_a_file_of_a_source_that_transformers_cannot_read_is_named(sources, tmp_path, name, damage, words):
+    shutil.copytree(sources / "sees", tmp_path / "sees")
+    path = tmp_path / "sees" / name
+    path.write_text(json.dumps(_changed(json.loads(path.read_text()), damage)))
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": "local:sees"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out", "format": "composed"},
+    )
+    with pytest.raises(CompositionError, match=words):
+        merge(recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def _changed(table: dict, changes: dict) -> dict:
+    nested = {k: _changed(table[k], v) for k, v in changes.items() if isinstance(v, dict) and v and k in table}
+    return {**table, **changes, **nested}
