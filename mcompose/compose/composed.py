@@ -40,6 +40,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     from transformers import AutoTokenizer, GenerationConfig  # noqa: PLC0415
 
     from mcompose.modeling import composed_config, register, stored_source  # noqa: PLC0415
+    from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
 
     sources = blueprint.sources
@@ -49,6 +50,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     for name in sources.towers:
         with _blaming(name, "config"):
             stored[name] = stored_source(_native_config(sources.get(name)), modalities=brought[name])
+            native_config(stored[name]["model_type"], stored[name]["config"])  # for its complaints
     with _blaming(blueprint.owner.name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder, trust_remote_code=False)
     if blueprint.owner.anatomy.modalities:
