@@ -6,7 +6,7 @@ Nothing here depends on the clock or on the machine's paths: the same recipe giv
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe
+    from mcompose.refs import ModelRef
 
 __all__ = ["FOLDER", "library_versions", "lock_text", "make_ledger", "source_digests"]
 
@@ -73,7 +74,7 @@ def _source_row(source: SourceParts, sources: SourceSet) -> SourceRow:
     checkpoint = source.checkpoint
     return SourceRow(
         name=source.name,
-        ref=_portable_ref(source),
+        ref=_portable(source.checkpoint.ref),
         model_type=source.anatomy.model_type,
         modalities=tuple(m for m, name in sources.modalities.items() if name == source.name),
         licence=checkpoint.licence,
@@ -82,9 +83,8 @@ def _source_row(source: SourceParts, sources: SourceSet) -> SourceRow:
     )
 
 
-def _portable_ref(source: SourceParts) -> str:
+def _portable(ref: ModelRef) -> str:
     """The reference as written, but never a path of this machine."""
-    ref = source.checkpoint.ref
     if ref.kind == "hub" or not Path(ref.location).expanduser().is_absolute():
         return str(ref)
     return f"local:{Path(ref.location).name}"
@@ -108,19 +108,28 @@ def source_digests(sources: SourceSet) -> dict[str, dict[str, Any]]:
 
 def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
     checkpoint = source.checkpoint
-    files: dict[str, Any] = {}
-    for name in checkpoint.weight_files:
-        path = checkpoint.folder / name
-        size = path.stat().st_size
-        files[name] = {"size": size}
-        if not checkpoint.commit:
-            files[name]["xxh3"] = digest_file_range(path, 0, size).removeprefix("xxh3:")
-    for path in [checkpoint.folder / "config.json", *checkpoint.sidecars()]:
-        files[path.relative_to(checkpoint.folder).as_posix()] = vars(digest_file(path))
-    entry: dict[str, Any] = {"ref": _portable_ref(source), "commit": checkpoint.commit, "files": files}
-    if source.adapter is not None:
-        entry["adapter"] = str(source.adapter.ref)
+    small = [checkpoint.folder / "config.json", *checkpoint.sidecars()]
+    files = _weights(checkpoint.folder, checkpoint.weight_files, commit=checkpoint.commit)
+    files |= {path.relative_to(checkpoint.folder).as_posix(): vars(digest_file(path)) for path in small}
+    entry: dict[str, Any] = {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}
+    adapter = source.adapter
+    if adapter is not None:
+        names = dict.fromkeys(tensor.file.name for tensor in adapter.tensors.values())
+        files = _weights(adapter.folder, names, commit=adapter.commit)
+        files["adapter_config.json"] = vars(digest_file(adapter.folder / "adapter_config.json"))
+        entry["adapter"] = {"ref": _portable(adapter.ref), "commit": adapter.commit, "files": files}
     return source.name, entry
+
+
+def _weights(folder: Path, names: Iterable[str], *, commit: str | None) -> dict[str, Any]:
+    """Size of every weight file, and its digest where no commit vouches for it."""
+    files: dict[str, Any] = {}
+    for name in names:
+        size = (folder / name).stat().st_size
+        files[name] = {"size": size}
+        if not commit:
+            files[name]["xxh3"] = digest_file_range(folder / name, 0, size).removeprefix("xxh3:")
+    return files
 
 
 def lock_text(folder: Path, weight_files: Mapping[str, int], sources: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xxhash
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_sources import BASE_ROWS, IMAGE_ID, write_recipe
@@ -311,3 +313,38 @@ def test_a_file_of_a_source_that_transformers_cannot_read_is_named(sources, tmp_
 def _changed(table: dict, changes: dict) -> dict:
     nested = {k: _changed(table[k], v) for k, v in changes.items() if isinstance(v, dict) and v and k in table}
     return {**table, **changes, **nested}
+
+
+def test_adapters_of_both_sources_are_folded_as_peft_does_and_locked(sources, tmp_path):
+    merged = {}
+    for seed, (name, cls, targets) in enumerate(
+        [
+            ("sees", AutoModelForImageTextToText, ["q_proj", "linear_1"]),  # the vision tower and projector too
+            ("expert", AutoModelForCausalLM, ["down_proj"]),
+        ]
+    ):
+        model = get_peft_model(cls.from_pretrained(sources / name), LoraConfig(r=2, target_modules=targets))
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+        model.save_pretrained(tmp_path / f"{name}-lora")
+        model.merge_and_unload().save_pretrained(tmp_path / f"{name}-merged")
+        merged[name] = load_file(tmp_path / f"{name}-merged/model.safetensors")
+    entries = [{"name": n, "model": f"local:{sources / n}", "adapter": f"local:{tmp_path}/{n}-lora"} for n in merged]
+    recipe = write_recipe(tmp_path / "recipe.yaml", sources=entries, merge={"method": "linear"}, output={"dir": "out"})
+    merge(recipe)
+    for key, tensor in load_file(tmp_path / "out/model.safetensors").items():
+        expected = merged["sees"][key].clone()
+        if key.startswith("language_model."):
+            rows = [k for k in range(BASE_ROWS) if k != IMAGE_ID] if len(tensor) == 128 else slice(None)
+            other = merged["expert"][key.removeprefix("language_model.")]
+            expected[rows] = (expected[rows] + other[rows]) / 2
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6, msg=key)
+    lock = json.loads((tmp_path / "out/mcompose/lock.json").read_text())
+    for name, entry in lock["sources"].items():
+        assert entry["adapter"]["ref"] == f"local:{name}-lora"
+        path = tmp_path / f"{name}-lora/adapter_model.safetensors"
+        digest = xxhash.xxh3_128(path.read_bytes()).hexdigest()
+        assert entry["adapter"]["files"][path.name] == {"size": path.stat().st_size, "xxh3": digest}
+    assert str(tmp_path) not in (tmp_path / "out/mcompose/lock.json").read_text()
