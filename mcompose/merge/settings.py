@@ -86,7 +86,8 @@ def bound_segment(
         name=name,
     )
     method = find_method(setting.method)
-    if setting.weights is not None and not method.weighted:
+    overridden = setting.method != merge.method  # then the merge's weights are for the other tensors
+    if setting.weights is not None and not method.weighted and not overridden:
         raise RecipeError(f"'{method.name}' takes no weights.", hint="Take 'merge.weights' out of the recipe.")
     weights = setting.weights or (1.0 / len(inputs),) * len(inputs)
     if len(inputs) == 1 and _keeps_one(method, setting):

@@ -143,3 +143,26 @@ def test_a_native_output_cannot_ship_another_tokenizer(sources, tmp_path):
     with pytest.raises(CompositionError, match=r"keeps the tokenizer of 'sees'.*asks for that of 'expert'"):
         merge(recipe)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_an_override_without_weights_stands_beside_a_merge_with_weights(tmp_path):
+    a, b = (load_file(write(tmp_path / name, llama(), k) / "model.safetensors") for k, name in ((1, "a"), (2, "b")))
+    settings = {
+        "method": "linear",
+        "weights": {"a": 0.25, "b": 0.75},
+        "overrides": [
+            {"match": {"layers": [1, 1]}, "weights": {"a": 1, "b": 0}},
+            {"match": {"key": "*.mlp.*"}, "weights": {"a": 0, "b": 1}},
+            {"match": {"part": "head"}, "method": "slerp", "parameters": {"t": 1.0}},
+        ],
+    }
+    ours, _ = merged(tmp_path, "a", "b", merge=settings)
+    for key, shares in {
+        "model.layers.0.self_attn.q_proj.weight": (0.25, 0.75),
+        "model.layers.1.self_attn.q_proj.weight": (1, 0),
+        "model.layers.0.mlp.up_proj.weight": (0, 1),
+        "model.layers.1.mlp.up_proj.weight": (0, 1),
+        "lm_head.weight": (0, 1),
+        "model.embed_tokens.weight": (0.25, 0.75),
+    }.items():
+        torch.testing.assert_close(ours[key], shares[0] * a[key] + shares[1] * b[key], rtol=1e-6, atol=1e-7, msg=key)
