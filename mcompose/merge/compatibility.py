@@ -113,7 +113,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: config[key] for key in SETTINGS if config.get(key) is not None}
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = config.get("rope_theta") or (rope.get("rope_theta") if isinstance(rope, Mapping) else None)
-    return found | ({"rope_theta": float(theta)} if theta is not None else {})
+    return found | ({"rope_theta": float(theta)} if isinstance(theta, int | float) else {})
 
 
 def _measure(source: SourceParts, reference: SourceParts) -> BaseFigures:

@@ -117,10 +117,10 @@ class Meeting:
         """The output's layers from ranges of the sources' layers."""
         outside = [self.slots[0][name] for name in self._shared_names()]
         used: Used = {}
-        jobs = [self._sliced_job(slot, used) for slot in outside if slot.part == EMBEDDING]
+        jobs = [self._sliced_job(slot, used) for slot in outside if _is_before_layers(slot)]
         for layer in range(self.num_layers):
             jobs += [self._sliced_job(slot, used) for slot in self._layer_slots(layer)]
-        jobs += [self._sliced_job(slot, used) for slot in outside if slot.part != EMBEDDING]
+        jobs += [self._sliced_job(slot, used) for slot in outside if not _is_before_layers(slot)]
         for source, slots in zip(self.sources, self.slots, strict=True):
             self.dropped += [
                 Dropped(source.name, slot.key, slot.part, "no slice takes it")
@@ -201,7 +201,8 @@ class Meeting:
         return [_renumbered(slot, layer) for slot in slots]
 
     def _sliced_job(self, slot: Slot, used: Used) -> TensorJob:
-        place = find_slice(self.merge, part=slot.part, layer=slot.layer)
+        part = EMBEDDING if _is_before_layers(slot) else slot.part
+        place = find_slice(self.merge, part=part, layer=slot.layer)
         assert place is not None, "the recipe has slices"
         layers = place.layers or {}
         inputs = [
@@ -251,6 +252,11 @@ class Meeting:
 
 def _rows(contribution: Contribution) -> int:
     return contribution.entry.shape[0] if contribution.entry.shape else 1
+
+
+def _is_before_layers(slot: Slot) -> bool:
+    """Whether a tensor outside the layers is used before them: token and position embeddings, and their norms."""
+    return slot.part == EMBEDDING or (slot.layer is None and re.search(r"emb|wpe", slot.name) is not None)
 
 
 def _renumbered(slot: Slot, layer: int | None) -> Slot:

@@ -38,13 +38,14 @@ def _source_report(parts: SourceParts) -> SourceReport:
     anatomy = parts.anatomy
     shape = parts.entry(parts.embedding.key).shape if parts.embedding else ()
     rows, width = shape if len(shape) == 2 else (0, 0)
+    stated = anatomy.text_config.get("hidden_size")
     return SourceReport(
         source=parts.name,
         model_type=anatomy.model_type,
         architecture=anatomy.architecture,
         language=str(anatomy.text_config.get("model_type", "")),
         num_layers=anatomy.num_layers,
-        hidden_size=int(anatomy.text_config.get("hidden_size") or width),
+        hidden_size=stated if isinstance(stated, int) else width,
         vocabulary_rows=rows,
         modalities=anatomy.modalities,
         placeholders=dict(anatomy.placeholders),

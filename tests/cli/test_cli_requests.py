@@ -95,6 +95,17 @@ def test_a_broken_config_is_named_with_its_source(folder, monkeypatch, capsys, t
     assert not list(folder.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    "damage", [{"hidden_size": [32]}, {"hidden_size": "x"}, {"rope_parameters": {"rope_theta": {}}}]
+)
+def test_odd_settings_end_in_no_traceback(folder, monkeypatch, capsys, damage):
+    path = folder / "expert/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    assert run(["inspect", str(folder / "expert")], monkeypatch) == 0
+    assert "width 32" in capsys.readouterr().out
+    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) in {0, 2}
+
+
 def test_a_source_on_the_command_line_is_named_once(folder, monkeypatch, capsys):
     (folder / "expert/config.json").unlink()
     assert run(["inspect", str(folder / "expert")], monkeypatch) == 2

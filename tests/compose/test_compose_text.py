@@ -68,6 +68,8 @@ def test_layers_of_an_architecture_with_names_of_its_own_are_stacked(tmp_path):
     slices = [{"sources": [{"source": name, "layer_range": [0, 2]}]} for name in ("a", "b")]
     ours, model = merged(tmp_path, "a", "b", merge={"method": "passthrough", "slices": slices})
     assert model.config.n_layer == 4
+    assert torch.equal(ours["transformer.wpe.weight"], a["transformer.wpe.weight"])  # before the first layer
+    assert torch.equal(ours["transformer.ln_f.weight"], b["transformer.ln_f.weight"])  # after the last
     for layer, (source, taken) in enumerate([(a, 0), (a, 1), (b, 0), (b, 1)]):
         for end in ("attn.c_attn.weight", "ln_1.bias", "mlp.c_proj.weight"):
             assert torch.equal(ours[f"transformer.h.{layer}.{end}"], source[f"transformer.h.{taken}.{end}"])
