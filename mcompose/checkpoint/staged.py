@@ -238,7 +238,9 @@ class StagedOutput:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the folder and keeps what was written; the next run goes on from there."""
+        """Lets go of the folder and keeps what was written, unless no tensor is there; the next run goes on from it."""
+        if self._journal is not None and not self._journal.rows and not self._sizes:
+            self.abandon()
         self._close_files()
         self._folder_lock.release()
 
