@@ -178,7 +178,7 @@ def _loss(model: Any, processor: Any, prompts: list[str], answers: list[str], me
     heads = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     tokenizer.padding_side = "right"
     whole = [f"{head}{answer}<|im_end|>" for head, answer in zip(heads, answers, strict=True)]
-    inputs = processor(text=whole, **media, padding=True, return_tensors="pt")
+    inputs = processor(text=whole, **media, text_kwargs={"padding": True}, return_tensors="pt")
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, answer in enumerate(answers):
         length = int(inputs["attention_mask"][row].sum())

@@ -6,7 +6,6 @@ package. Any other code that a checkpoint ships runs only when the user trusts i
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,21 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    AutoTokenizer,
-)
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 
 from mcompose.errors import CheckpointError
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration, PointsModel
+from mcompose.modeling import register
 from mcompose.modeling.processing_frames import FramesProcessor
 from mcompose.modeling.processing_points import PointsProcessor
 
@@ -84,7 +75,7 @@ class Subject:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         given = {_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
         if given:
-            inputs = self.processor(text=texts, padding=True, return_tensors="pt", **given)
+            inputs = self.processor(text=texts, return_tensors="pt", **self._padding(), **given)
         else:
             inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
         allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
@@ -96,6 +87,11 @@ class Subject:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         return self.tokenizer.batch_decode(written[:, allowed["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _padding(self) -> dict[str, Any]:
+        """Pads texts alone: said flat, native processors would also pad sounds to one another only."""
+        own = isinstance(self.processor, FramesProcessor | PointsProcessor) or hasattr(self.processor, "sources")
+        return {"padding": True} if own else {"text_kwargs": {"padding": True}}
 
     def _own_placeholders(self, prompt: str) -> str:
         for modality in self.modalities:
@@ -121,14 +117,14 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
     config = _json(folder / "config.json")
     if not config:
         raise CheckpointError(f"{folder} holds no checkpoint: it has no readable config.json.")
-    _register()
+    register()
     trust = {"trust_remote_code": trust_remote_code}
     model_type = config.get("model_type", "")
     try:
         if model_type in TEXT_MODELS and model_type not in MULTIMODAL_MODELS and not _has_processor(folder):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **trust)
             return Subject(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
-        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto", **trust)
+        model = _model_class(config.get("architectures") or []).from_pretrained(folder, dtype="auto", **trust)
         processor = _processor(folder, trust)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -143,14 +139,10 @@ def _processor(folder: Path, trust: dict[str, bool]) -> Any:
     return own.from_pretrained(folder) if own else AutoProcessor.from_pretrained(folder, **trust)
 
 
-def _register() -> None:
-    AutoConfig.register(PointsConfig.model_type, PointsConfig, exist_ok=True)
-    AutoModel.register(PointsConfig, PointsModel, exist_ok=True)
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        auto.register(PointsConfig, PointsForConditionalGeneration, exist_ok=True)
-    register = getattr(importlib.import_module("mcompose.modeling"), "register", None)
-    if register:
-        register()
+def _model_class(architectures: list[str]) -> Any:
+    """The class that the config names: transformers' multimodal Auto class does not know all of its own."""
+    named = getattr(transformers, architectures[0], None) if architectures else None
+    return named or AutoModelForMultimodalLM
 
 
 def _modalities(model: Any, processor: Any) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ import torch
 from transformers.utils import logging
 
 from .families import family_of
+from .processing_frames import FramesProcessor
+from .processing_points import PointsProcessor
 
 __all__ = ["PLACEHOLDERS", "Expansion", "expand_media"]
 
@@ -120,7 +122,12 @@ def _run(
     items = [item for row in nested for item in row] if flat or modality in ("audio", "points") else nested
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    asked = {"add_special_tokens": False, "padding": True, "return_tensors": "pt", **options}
+    asked = {"add_special_tokens": False, "return_tensors": "pt", **options}
+    if isinstance(processor, PointsProcessor | FramesProcessor):
+        asked["padding"] = True
+    else:
+        # Said flat, it would also stop a feature extractor from padding sounds to the length that its encoder needs.
+        asked["text_kwargs"] = {"padding": True}
     if modality != "points":
         asked["return_text_replacement_offsets"] = True
     texts = [token * len(row) for row in nested]

@@ -120,8 +120,11 @@ def test_sounds_expand_as_their_source_counts(model_type, build, token):
     native = build()
     mine = composed(model_type, native, modality="audio")
     sounds = [sound(1, 1000), sound(2, 1500)]
-    wanted = native(text=[f"a {token}", f"b {token}"], audio=sounds, return_tensors="pt", padding=True)
+    texts = [f"a {token}", f"b {token}"]
+    wanted = native(text=texts, audio=sounds, return_tensors="pt", text_kwargs={"padding": True})
     made = mine(text=["a <audio>", "b <audio>"], audio=sounds)
+    # Padding texts must not stop the extractor from padding sounds to what the encoder's positions need.
+    assert made["only__input_features"].shape[-1] == native.feature_extractor.nb_max_frames
     index = native.tokenizer.convert_tokens_to_ids(token)
     assert native_counts(made, mine.ids["audio"]) == native_counts(wanted, index)
     assert torch.equal(made["only__input_features"], wanted["input_features"])
