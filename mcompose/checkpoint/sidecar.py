@@ -50,9 +50,11 @@ SIDECAR_PATTERNS = (
     "feature_extractor_config.json",
     "chat_template*",
     "additional_chat_templates/*",
+    "processors/*",
     "generation_config.json",
 )
-"""Names of the files that travel with the weights; ``config.json`` does not: every output has its own."""
+"""Names of the files that travel with the weights; ``config.json`` does not: every output has its own. A composed
+checkpoint keeps the files of its sources' processors under ``processors``."""
 
 _NEVER = (
     "*.safetensors",
@@ -88,7 +90,9 @@ def is_sidecar(name: str) -> bool:
 
 def sidecar_files(folder: Path) -> list[Path]:
     """The files that travel with the weights, sorted by name."""
-    found = [path for pattern in ("*", "additional_chat_templates/*") for path in folder.glob(pattern)]
+    found = [
+        path for pattern in ("*", "additional_chat_templates/*", "processors/**/*") for path in folder.glob(pattern)
+    ]
     return sorted(path for path in found if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
 
 

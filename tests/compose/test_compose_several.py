@@ -158,3 +158,28 @@ def test_the_order_of_the_sources_changes_no_tensor_of_an_average(family, both, 
     assert set(one) == set(other)
     for key, tensor in one.items():
         assert torch.equal(tensor, other[key]), key
+
+
+def test_a_composition_takes_a_language_model_and_keeps_its_processors(family, both, tmp_path):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "both", "model": f"local:{both}"}, {"name": "base-too", "model": f"local:{family / 'base'}"}],
+        merge={"method": "linear", "weights": {"both": 1, "base-too": 0}},
+        output={"dir": "out"},
+    )
+    merge(recipe)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", both))
+    assert list(ours) == list(theirs)
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[key]), key
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    media = {"images": picture, "audio": random.standard_normal(6000).astype(np.float32)}
+    answers = []
+    for folder in (tmp_path / "out", both):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        inputs = processor(text="USER : <image> <audio> what ASSISTANT :", return_tensors="pt", **media)
+        model = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True).eval()
+        with torch.no_grad():
+            answers.append(model(**inputs).logits)
+    assert torch.equal(*answers)
