@@ -100,7 +100,7 @@ def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
     lead = next((s for s in towers if s.anatomy.text_config["model_type"] in MROPE_TEXT), blueprint.owner)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
-    config.update(layer_changes(config, blueprint.layers))
+    config.update(layer_changes(config, blueprint.layers, depth=blueprint.owner.anatomy.num_layers))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if key in blueprint.owner.anatomy.text_config:
             config[key] = blueprint.owner.anatomy.text_config[key]

@@ -53,7 +53,7 @@ def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
     if blueprint.tied != owner.anatomy.tied:
         inner["tie_word_embeddings"] = changes["tie_word_embeddings"] = blueprint.tied
     text = config.get("text_config", config)
-    inner.update(layer_changes(text, blueprint.layers))
+    inner.update(layer_changes(text, blueprint.layers, depth=owner.anatomy.num_layers))
     if "text_config" not in config:
         changes.update(inner)
     elif inner:
@@ -69,20 +69,20 @@ def _other_dtype(blueprint: Blueprint) -> str | None:
     return None if dtype == DTYPE_NAMES.get(blueprint.owner.entry(table.key).dtype) else dtype
 
 
-def layer_changes(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+def layer_changes(config: Mapping[str, Any], layers: Sequence[int], *, depth: int) -> dict[str, Any]:
     """A language config's new depth; what it lists layer by layer follows the layers to their new places.
 
     Args:
         config: The language config.
         layers: For each decoder layer of the output, the source layer whose place it takes.
+        depth: Decoder layers so far; the config may leave them to its class's default.
 
     Returns:
         The fields to change; none when the layers stay as they are.
     """
-    spelling = next((name for name in DEPTH if isinstance(config.get(name), int)), DEPTH[0])
-    depth = config.get(spelling)
-    if tuple(layers) == tuple(range(depth or 0)):
+    if tuple(layers) == tuple(range(depth)):
         return {}
+    spelling = next((name for name in DEPTH if name in config), DEPTH[0])
     lists = {
         name: [value[layer] for layer in layers]
         for name, value in config.items()
@@ -121,7 +121,7 @@ def write_text_model(staged: StagedOutput, blueprint: Blueprint, *, dtype: str |
         "vocab_size": blueprint.vocabulary.rows,
         "dtype": dtype or blueprint.dtype,
     }
-    config.update(layer_changes(config, blueprint.layers))
+    config.update(layer_changes(config, blueprint.layers, depth=owner.anatomy.num_layers))
     staged.write_file("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for path in owner.checkpoint.sidecars():
         name = path.relative_to(owner.checkpoint.folder).as_posix()

@@ -13,9 +13,9 @@ import torch
 import xxhash
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_sources import BASE_ROWS, IMAGE_ID, write_recipe
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from mcompose.compose.names import TORCH_WORDS
 from mcompose.errors import CompositionError, OutputError
@@ -348,3 +348,26 @@ def test_adapters_of_both_sources_are_folded_as_peft_does_and_locked(sources, tm
         digest = xxhash.xxh3_128(path.read_bytes()).hexdigest()
         assert entry["adapter"]["files"][path.name] == {"size": path.stat().st_size, "xxh3": digest}
     assert str(tmp_path) not in (tmp_path / "out/mcompose/lock.json").read_text()
+
+
+def test_a_config_that_leaves_its_depth_out_is_copied_as_it_is(sources, tmp_path):
+    """As in LLaVA 1.5: what equals the class's default is not in the file; here the depth of a shallow copy of it."""
+    depth = AutoConfig.for_model("llama").num_hidden_layers
+    shutil.copytree(sources / "sees", tmp_path / "sees")
+    table = json.loads((tmp_path / "sees/config.json").read_text())
+    del table["text_config"]["num_hidden_layers"]
+    (tmp_path / "sees/config.json").write_text(json.dumps(table))
+    tensors = load_file(tmp_path / "sees/model.safetensors")
+    for key, tensor in list(tensors.items()):
+        for layer in range(2, depth):
+            if ".layers.1." in key and key.startswith("language_model."):
+                tensors[key.replace(".layers.1.", f".layers.{layer}.")] = tensor.clone()
+    save_file(tensors, tmp_path / "sees/model.safetensors", metadata={"format": "pt"})
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": "local:sees"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out"},
+    )
+    merge(recipe)
+    assert json.loads((tmp_path / "out/config.json").read_text()) == table
