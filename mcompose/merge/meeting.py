@@ -166,13 +166,14 @@ class Meeting:
     def _vocabulary_job(self, key: str, slot: Slot, inputs: list[Contribution], base: Contribution | None) -> TensorJob:
         """Merges the rows that all share; the target's other rows follow, every other source's are dropped."""
         _check_shapes(slot.name, inputs, from_dimension=1)
-        limits = inputs if base is None or len(inputs) == 1 else [*inputs, base]
-        shared = min(_rows(c) for c in limits)
+        merged = self._segment(slot, inputs, base, rows=min(_rows(c) for c in inputs))
+        bounded = base is not None and (len(inputs) > 1 or merged.base is not None)
+        shared = min(merged.stop, _rows(base)) if base is not None and bounded else merged.stop
         kept = next((c for c in inputs if self.target and c.source == self.target.name), None)
         dtype = output_dtype(self.merge.dtype, (kept or inputs[0]).entry.dtype)
         if len(inputs) > 1 and base is not None and inputs[0].entry.shape:
             _check_shapes(slot.name, (inputs[0], base), from_dimension=1)
-        segments = [self._segment(slot, inputs, base, rows=shared)]
+        segments = [replace(merged, stop=shared)]
         rows, notes = shared, [_folded_note(inputs)]
         if kept and _rows(kept) > shared:
             rows = _rows(kept)

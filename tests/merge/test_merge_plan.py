@@ -58,6 +58,19 @@ def test_one_source_keeps_all_its_rows(bench):
     assert {row.action for row in rows} == {"copied"}
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_rows_that_a_single_source_added_to_its_base_are_kept_and_not_merged(bench, method):
+    """They have no base row to change from: reading on would take the next tensor's bytes for one."""
+    source, base = bench.source("a", llama(1, rows=44)), bench.source("base", llama(0, rows=40))
+    merge = {"method": method, "parameters": {"lambda": 0.5}}
+    merged, rows = bench.merge(merge, [source], base, target=source)
+    mine, theirs = loaded(source), loaded(base)
+    for key in (EMBED, HEAD):
+        assert torch.equal(merged[key][40:], mine[key][40:])
+        torch.testing.assert_close(merged[key][:40], (mine[key][:40] + theirs[key]) / 2)
+        assert next(row.note for row in rows if row.name == key) == "rows 40-43 copied from a"
+
+
 def test_kept_rows_follow_the_output_dtype(bench):
     sees = bench.source("sees", llama(1, rows=44, dtype="BF16"))
     hears = bench.source("hears", llama(2, rows=40, dtype="F16"))
