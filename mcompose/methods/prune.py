@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from mcompose.methods.arrays import as_kind, descending_order, doubles, ranks_in_rows
+from mcompose.methods.arrays import as_kind, descending_order, doubles, ranks_in_rows, singles
 from mcompose.methods.declare import PerSource, Range, Words
 from mcompose.methods.randomness import uniforms
 
@@ -122,7 +122,7 @@ def keep_ranked(delta: Any, density: float, epsilon: float, key: int) -> tuple[A
     last = rows.shape[1] - 1
     places = as_kind(np.full(rows.shape, 0.5, np.float32), delta)
     if last > 0:
-        places = (places * 0 + ranks_in_rows(abs(rows))) / last
+        places = singles(ranks_in_rows(abs(rows))) / last
     chance = (float(low) + places * float(span)).reshape(delta.shape)
     return delta * (uniforms(key, delta) < chance), chance
 

@@ -130,7 +130,10 @@ def test_function_and_program_agree_for_every_cut(name, parameters, shape):
     assert_close(whole, cuts[0], float(np.abs(base).max(initial=0)))
 
 
-EXACT = ("naivemc", "linear", "weight-mix", "task_arithmetic", "passthrough", "ties", "ties-peft", "ties-global")
+EXACT = (
+    "naivemc", "linear", "weight-mix", "task_arithmetic", "passthrough", "ties", "ties-peft", "ties-global",
+    "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
