@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.layout import Layout
 from mcompose.checkpoint.staged import StagedOutput
 from mcompose.errors import InterruptedRunError
 from mcompose.ledger import TensorRow
 from mcompose.merge.job import MergePlan, TensorJob
 from mcompose.merge.progress import Progress, Shared, Silent
-from mcompose.merge.stream import Cancelled, InputFiles, JobStream, Write
+from mcompose.merge.stream import Cancelled, JobStream, Write
 from mcompose.merge.survey import Surveys
 
 __all__ = ["default_threads", "execute"]
@@ -88,7 +89,7 @@ class _Run:
     digests: dict[str, str]
     progress: Progress
     check_finite: bool
-    files: InputFiles = field(default_factory=InputFiles)
+    files: TensorFiles = field(default_factory=TensorFiles)
     cancelled: threading.Event = field(default_factory=threading.Event)
     make_stream: Callable[..., JobStream] = JobStream
 
@@ -124,8 +125,10 @@ class _Run:
     def _spread(self, items: Sequence[Any], work: Work, shared: Shared, *, threads: int) -> None:
         """Gives the items to threads in order; the first failure stops all and is raised."""
         queue, lock = iter(items), threading.Lock()
+        go = threading.Event()  # an interrupt while the pool starts its threads would leave one at work unseen
 
         def worker() -> None:
+            go.wait()
             stream = self.make_stream(
                 files=self.files,
                 cancelled=self.cancelled,
@@ -147,11 +150,13 @@ class _Run:
 
         count = max(1, min(threads, len(items)))
         with ThreadPoolExecutor(count, thread_name_prefix="mcompose-merge") as pool:
-            futures = [pool.submit(worker) for _ in range(count)]
             try:
+                futures = [pool.submit(worker) for _ in range(count)]
+                go.set()
                 wait(futures)
             except BaseException:
                 self.cancelled.set()
+                go.set()
                 raise
         _raise_first(futures)
 

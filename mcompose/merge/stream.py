@@ -9,18 +9,18 @@ positional, so that all threads share the open files.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
+from mcompose.checkpoint.codec import decode, raw_dtype
+from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS
-from mcompose.errors import CheckpointError, CompositionError, NumericsError
+from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
@@ -30,7 +30,7 @@ from mcompose.methods.method import Program
 if TYPE_CHECKING:
     from mcompose.checkpoint import LowRank
 
-__all__ = ["CHUNK", "Cancelled", "InputFiles", "JobStream", "Scratch", "Write", "read_into"]
+__all__ = ["CHUNK", "Cancelled", "JobStream", "Scratch", "Write"]
 
 CHUNK = 1 << 17
 """Elements of one chunk: 512 KiB of float32 per source, which stays in the cache from widening to writing."""
@@ -55,36 +55,6 @@ class Cancelled(BaseException):
     """Another thread failed, or the user interrupted: leave the tensor unfinished."""
 
 
-class InputFiles:
-    """The sources' files, each opened once for all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._descriptors: dict[Path, int] = {}
-
-    def descriptor(self, file: Path) -> int:
-        """The open file.
-
-        Raises:
-            CheckpointError: It cannot be opened.
-        """
-        with self._lock:
-            known = self._descriptors.get(file)
-            if known is None:
-                try:
-                    known = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise CheckpointError(f"'{file}' cannot be opened: {error.strerror}.") from error
-                self._descriptors[file] = known
-            return known
-
-    def close(self) -> None:
-        """Closes all files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-
-
 class Scratch:
     """Arrays by name that only ever grow; one per thread."""
 
@@ -100,30 +70,6 @@ class Scratch:
         return buffer[:nbytes].view(dtype)
 
 
-def read_into(files: InputFiles, contribution: Contribution, target: np.ndarray, offset: int) -> None:
-    """Fills an array with the bytes at an offset from the tensor's first byte.
-
-    Raises:
-        CheckpointError: The file ends too early, or the disk refused.
-    """
-    entry = contribution.entry
-    view = target.view(np.uint8).data
-    descriptor, position, done = files.descriptor(entry.file), entry.offset + offset, 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], position + done)
-        except OSError as error:
-            raise CheckpointError(
-                f"'{entry.file}' cannot be read at tensor '{entry.key}': {error.strerror}."
-            ) from error
-        if count == 0:
-            raise CheckpointError(
-                f"'{entry.file}' of source '{contribution.source}' ends inside tensor '{entry.key}'.",
-                hint="The file was cut while it was read; fetch it again.",
-            )
-        done += count
-
-
 @dataclass
 class JobStream:
     """Runs jobs on one thread.
@@ -135,7 +81,7 @@ class JobStream:
         check_finite: Whether numbers that are not finite are an error.
     """
 
-    files: InputFiles
+    files: TensorFiles
     cancelled: threading.Event
     advance: Callable[[int], None]
     check_finite: bool = True
@@ -183,6 +129,10 @@ class JobStream:
                 raise Cancelled
             yield start, min(step, total - start)
 
+    def _read(self, contribution: Contribution, target: np.ndarray, start: int) -> None:
+        """Fills an array with the bytes from ``start`` of the contribution's tensor on."""
+        self.files.read_into(contribution.entry, target.view(np.uint8).data, start=start)
+
     def _create(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
         zeros = np.zeros(COPY_BLOCK, np.uint8)
         for _, count in self._blocks(_byte_span(job, segment)[1], COPY_BLOCK):
@@ -195,10 +145,10 @@ class JobStream:
         starts = [_first_byte(c, segment, job) for c in segment.contributions]
         for start, count in self._blocks(total, COPY_BLOCK):
             block = self.scratch.array("copy", np.uint8, count)
-            read_into(self.files, first, block, starts[0] + start)
+            self._read(first, block, starts[0] + start)
             for other, offset in zip(others, starts[1:], strict=True):
                 twin = self.scratch.array("copy-twin", np.uint8, count)
-                read_into(self.files, other, twin, offset + start)
+                self._read(other, twin, offset + start)
                 if not np.array_equal(block, twin):
                     raise CompositionError(
                         f"'{job.name}' is {job.dtype}, which cannot be merged, and differs between "
@@ -206,7 +156,7 @@ class JobStream:
                         hint="Use checkpoints in bfloat16.",
                     )
             if self.check_finite:
-                self._check_copied(first, block, dtype=job.dtype, start=start)
+                self._check_copied(first, block, dtype=job.dtype, start=starts[0] + start)
             emit(block.data)
 
     def _check_copied(self, contribution: Contribution, block: np.ndarray, *, dtype: str, start: int) -> None:
@@ -262,12 +212,12 @@ class JobStream:
         values = self.scratch.array(slot, np.float32, count)
         first = _first_element(contribution, segment, job.row_elements) + start
         if dtype == "F32":
-            read_into(self.files, contribution, values, first * 4)
+            self._read(contribution, values, first * 4)
             bad = kernels.count_nonfinite(values) if self.check_finite else 0
         else:
             widen, bits = _WIDEN[dtype]
             raw = self.scratch.array("raw", bits, count)
-            read_into(self.files, contribution, raw, first * raw.itemsize)
+            self._read(contribution, raw, first * raw.itemsize)
             bad = widen(raw, values)
         if bad and self.check_finite:
             raise _not_finite(contribution, first + int(np.flatnonzero(~np.isfinite(values))[0]))
@@ -276,6 +226,7 @@ class JobStream:
         return values
 
     def _narrow(self, job: TensorJob, segment: Segment, values: np.ndarray, *, start: int) -> memoryview:
+        """Rounds one chunk of the result, which starts at element ``start`` of the segment, to the output's dtype."""
         if job.dtype == "F32":
             raw, bad = values, kernels.count_nonfinite(values) if self.check_finite else 0
         elif job.dtype == "F64":
@@ -286,18 +237,9 @@ class JobStream:
             raw = self.scratch.array("narrow", np.uint16, values.size)
             bad = (kernels.narrow_bf16 if job.dtype == "BF16" else kernels.narrow_f16)(values, raw)
         if bad and self.check_finite:
-            raise self._overflow(job, segment, values, start=start)
+            index = int(np.flatnonzero(~np.isfinite(decode(raw.view(raw_dtype(job.dtype)), job.dtype)))[0])
+            raise _overflow(job, segment, values[index], element=start + index)
         return raw.view(np.uint8).data
-
-    def _overflow(self, job: TensorJob, segment: Segment, values: np.ndarray, *, start: int) -> NumericsError:
-        limit = {"F16": 65504.0}.get(job.dtype, math.inf)
-        index = int(np.flatnonzero(~(np.abs(values) < limit))[:1].sum())
-        first = segment.start * job.row_elements + start + index
-        return NumericsError(
-            f"'{job.name}' is not finite at element {first} after {segment.method or 'the conversion'} "
-            f"({values[index]:g} in {job.dtype}).",
-            hint="Check the method's weights and parameters, or write another dtype.",
-        )
 
 
 def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) -> int:
@@ -341,6 +283,15 @@ def _first_element(contribution: Contribution, segment: Segment, row: int) -> in
 
 def _first_byte(contribution: Contribution, segment: Segment, job: TensorJob) -> int:
     return _first_element(contribution, segment, job.row_elements) * DTYPE_BITS[job.dtype] // 8
+
+
+def _overflow(job: TensorJob, segment: Segment, value: np.float32, *, element: int) -> NumericsError:
+    place = segment.start * job.row_elements + element
+    return NumericsError(
+        f"'{job.name}' is not finite at element {place} after {segment.method or 'the conversion'} "
+        f"({value:g} in {job.dtype}).",
+        hint="Check the method's weights and parameters, or write another dtype.",
+    )
 
 
 def _not_finite(contribution: Contribution, index: int) -> NumericsError:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -341,11 +343,47 @@ def test_a_copied_nan_is_named_too(bench):
         bench.run(build_plan([job], max_shard_size=10**6))
 
 
+def test_a_nan_in_copied_rows_is_named_by_its_place_in_the_source(bench):
+    tensors = {"weight": ("BF16", (4,), np.array([0, 0, 0, 0x7FC0], np.uint16).tobytes())}
+    source = bench.source("a", tensors)
+    job = copy_job("weight", source.entry("weight"), "encoder", source="a")
+    halves = (replace(job.segments[0], stop=2), replace(job.segments[0], start=2))
+    with pytest.raises(NumericsError, match="'weight' of source 'a' is not finite at element 3"):
+        bench.run(build_plan([replace(job, segments=halves)], max_shard_size=10**6))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "shown"),
+    [("float16", [65504, 65510, 65520], "65520 in F16"), ("bfloat16", [1, 3.3e38, 3.4e38], r"3.4e\+38 in BF16")],
+)
+def test_an_overflow_names_the_element_that_rounds_to_infinity(bench, dtype, values, shown):
+    """The largest float16 is 65504, and all below 65520 round to it; BF16 overflows short of float32's limit."""
+    source = bench.source("a", {"model.norm.weight": ("F32", (3,), np.array(values, np.float32).tobytes())})
+    with pytest.raises(NumericsError, match=f"not finite at element 2 .*{shown}"):
+        bench.merge({"method": "linear", "dtype": dtype}, [source])
+
+
 def test_an_overflow_of_the_result_is_named(bench):
     tensors = {"model.norm.weight": ("F32", (3,), np.array([1, 60000, 70000], np.float32).tobytes())}
     sources = [bench.source("a", tensors), bench.source("b", tensors)]
     with pytest.raises(NumericsError, match=r"'model.norm.weight' is not finite at element 2.*70000 in F16"):
         bench.merge({"method": "linear", "dtype": "float16"}, sources)
+
+
+def test_ctrl_c_while_the_threads_start_leaves_none_at_work(bench, monkeypatch):
+    plan = bench.plan({"method": "linear"}, [bench.source(name, llama(seed)) for seed, name in ((1, "a"), (2, "b"))])
+    submit = ThreadPoolExecutor.submit
+
+    def submit_and_interrupt(pool, work):
+        submit(pool, work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_interrupt)
+    with (
+        StagedOutput.open(bench.folder / "out", fingerprint=plan.fingerprint, durable=False) as staged,
+        pytest.raises(InterruptedRunError, match=rf"0 of {len(plan.jobs)} tensors are finished"),
+    ):
+        execute(plan, staged, threads=2)
 
 
 def test_ctrl_c_keeps_what_is_finished(bench):
