@@ -15,7 +15,6 @@ from mcompose.methods.prune import (
     elect,
     keep_ranks,
     match_norm,
-    plain_divisor,
 )
 from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
 
@@ -37,14 +36,11 @@ def _program(
 
 
 def _linear_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **pruning: Any) -> Program:
-    divisor = plain_divisor(weights, normalize=normalize)
-    return _program(task, Combination(weights, divisor=divisor, scale=lambda_), **pruning)
+    return _program(task, Combination.added_up(weights, normalize=normalize, lambda_=lambda_), **pruning)
 
 
 def _ties_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **pruning: Any) -> Program:
-    average = "weights" if normalize else "none"
-    combination = Combination(weights, elected=True, average=average, scale=lambda_)
-    return _program(task, combination, **pruning)
+    return _program(task, Combination.by_election(weights, normalize=normalize, lambda_=lambda_), **pruning)
 
 
 def _banded(deltas: Any, density: PerSource, gamma: PerSource, rescale: str) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mcompose.methods.declare import PerSource, Weights, each, method
 from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_random, match_norm, plain_divisor
+from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_random, match_norm
 from mcompose.methods.prune_program import Combination, KeepAll, KeepRandom, PruneProgram
 from mcompose.methods.randomness import addresses
 
@@ -24,14 +24,12 @@ def _program(task: TensorTask, combination: Combination, keys: Sequence[int], se
 
 
 def _linear_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **settings: Any) -> Program:
-    divisor = plain_divisor(weights, normalize=normalize)
-    combination = Combination(weights, divisor=divisor, scale=lambda_)
+    combination = Combination.added_up(weights, normalize=normalize, lambda_=lambda_)
     return _program(task, combination, addresses("dare_linear", task), settings)
 
 
 def _ties_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **settings: Any) -> Program:
-    average = "weights" if normalize else "none"
-    combination = Combination(weights, elected=True, average=average, scale=lambda_)
+    combination = Combination.by_election(weights, normalize=normalize, lambda_=lambda_)
     return _program(task, combination, addresses("dare_ties", task), settings)
 
 

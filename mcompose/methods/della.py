@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from mcompose.errors import RequestError
 from mcompose.methods.declare import PerSource, Range, Weights, each, method
 from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_ranked, match_norm, plain_divisor
+from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_ranked, match_norm
 from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepNone, KeepRanked, PruneProgram
 from mcompose.methods.randomness import addresses
 
@@ -47,14 +47,12 @@ def _program(task: TensorTask, combination: Combination, keys: Sequence[int], se
 
 
 def _linear_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **settings: Any) -> Program:
-    divisor = plain_divisor(weights, normalize=normalize)
-    combination = Combination(weights, divisor=divisor, scale=lambda_)
+    combination = Combination.added_up(weights, normalize=normalize, lambda_=lambda_)
     return _program(task, combination, addresses("della_linear", task), settings)
 
 
 def _ties_program(task: TensorTask, *, weights: Weights, normalize: bool, lambda_: float, **settings: Any) -> Program:
-    average = "weights" if normalize else "none"
-    combination = Combination(weights, elected=True, average=average, scale=lambda_)
+    combination = Combination.by_election(weights, normalize=normalize, lambda_=lambda_)
     return _program(task, combination, addresses("della", task), settings)
 
 

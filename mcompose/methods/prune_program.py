@@ -15,7 +15,7 @@ import numpy as np
 
 from mcompose.methods import kernels, prune_kernels
 from mcompose.methods.blend_program import PIECE
-from mcompose.methods.prune import Average, norm_ratio
+from mcompose.methods.prune import Average, norm_ratio, plain_divisor
 from mcompose.methods.select import NOTHING_ABOVE, RankFinder
 
 __all__ = [
@@ -181,6 +181,16 @@ class Combination:
     average: Average = "none"
     divisor: float = 1.0
     scale: float = 1.0
+
+    @classmethod
+    def added_up(cls, weights: Sequence[float], *, normalize: bool, lambda_: float) -> Combination:
+        """The weighted sum, as `prune.add_up` makes it."""
+        return cls(weights, divisor=plain_divisor(weights, normalize=normalize), scale=lambda_)
+
+    @classmethod
+    def by_election(cls, weights: Sequence[float], *, normalize: bool, lambda_: float) -> Combination:
+        """The weighted sum of those that have the elected sign; normalised, their mean."""
+        return cls(weights, elected=True, average="weights" if normalize else "none", scale=lambda_)
 
     def shares(self) -> np.ndarray:
         """Weight of each source in the vote, in the sum and in the divisor, shape (sources, 3)."""

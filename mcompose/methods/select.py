@@ -50,12 +50,6 @@ class RankFinder:
             if bin_ is not None:
                 prune_kernels.count_low_keys(values, bin_, low)
 
-    def add(self, other: RankFinder) -> None:
-        """Adds what another finder of the same ranks has counted."""
-        self.high += other.high
-        for mine, theirs in zip(self.low, other.low, strict=False):
-            mine += theirs
-
     def cut(self, which: int) -> tuple[int, int]:
         """Gives the key of a cut.
 

@@ -25,7 +25,7 @@ def _ties_program(
     size = prod(task.shape)
     return PruneProgram(
         [KeepRanks(largest_ranks(size, share), size) for share in each(density, len(task.sources))],
-        Combination(weights, elected=True, average="weights" if normalize else "none", scale=lambda_),
+        Combination.by_election(weights, normalize=normalize, lambda_=lambda_),
         match_norm=rescale == "mergekit",
     )
 
