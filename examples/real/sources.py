@@ -122,6 +122,7 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
     if (folder / "config.json").is_file():
         return folder
     text, tokenizer, placeholder = _language(language, PLACEHOLDER)
+    text.config.tie_word_embeddings = False
     config = AudioFlamingo3Config(
         audio_config={
             "num_mel_bins": 80, "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 2048,
@@ -129,12 +130,12 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
         },
         text_config=text.config,
         audio_token_id=placeholder,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )  # fmt: skip
     model = AudioFlamingo3ForConditionalGeneration(config)
     model.model.audio_tower.load_state_dict(speech)
     model.model.language_model.load_state_dict(text.model.state_dict())
-    model.tie_weights()
+    model.lm_head.load_state_dict(text.lm_head.state_dict())  # this class has a head of its own
     processor = AudioFlamingo3Processor(WhisperFeatureExtractor(feature_size=80), tokenizer, audio_token=PLACEHOLDER)
     spoken = {path.stem: read_sound(path) for kind in ("digits", "letters") for path in _words(sounds / kind)}
 
