@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
@@ -33,7 +33,7 @@ def media_items(modality: str, value: Any) -> list[Any]:
         return [fspath(value)]
     if isinstance(value, str) or _IS_ITEM[modality](value):
         return [value]
-    if not isinstance(value, Iterable):
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ValueError(f"{type(value).__name__} is not something that {modality} items can be read from.")
     return [item for entry in value for item in media_items(modality, entry)]
 

@@ -150,10 +150,9 @@ def _flat(x: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...]) -> to
 def _qwen2_audio(tower: Tower, inputs: Mapping[str, Any]) -> Features:
     # The native forward inlines this: encode, project, keep the frames that the feature mask covers.
     mask = inputs["feature_attention_mask"]
-    _, lengths = tower.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
+    seen, lengths = tower.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
     weight = tower.audio_tower.conv1.weight
     frames = (inputs["input_features"].shape[-1] - 2) // 2 + 1
-    seen, _ = tower.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))
     seen_AT = torch.arange(frames, device=seen.device)[None] < seen[:, None]
     attention = create_bidirectional_mask(
         config=tower.audio_tower.config,

@@ -324,7 +324,15 @@ def test_media_are_read_into_items(modality, value, shapes):
     assert [getattr(item, "shape", None) or len(item) for item in media_items(modality, value)] == shapes
 
 
-@pytest.mark.parametrize(("modality", "value"), [("image", 5), ("audio", np.float32(1.0)), ("image", WAVE)])
+@pytest.mark.parametrize(
+    ("modality", "value"),
+    [
+        ("image", 5),
+        ("audio", np.float32(1.0)),
+        ("image", WAVE),
+        ("audio", [{"array": WAVE, "sampling_rate": 16000}]),  # its keys would be read as two paths
+    ],
+)
 def test_what_holds_no_media_is_refused(modality, value):
     with pytest.raises(ValueError, match=f"not something that {modality} items"):
         media_items(modality, value)
