@@ -186,8 +186,8 @@ def train_donor(
         ids, logits = _answer(donor, questions, seen[torch.from_numpy(index)], table=table)
         return answer_loss(logits, ids)
 
-    def part(start: float, length: float) -> Callable[[float], None] | None:
-        return (lambda done: progress(start + length * done)) if progress else None
+    def part(start: float, length: float) -> Callable[[float], None]:
+        return lambda done: progress(start + length * done) if progress else None
 
     fit(projector, settings.projector, loss=loss, progress=part(0.0, share))
     linear = [

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mcompose import __version__
 from mcompose.errors import OutputError
 from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.media import load_digits
@@ -35,7 +36,7 @@ __all__ = ["Progress", "make_numbers"]
 Progress = Callable[[str, float], None]
 
 _CONTEXT: Final = multiprocessing.get_context("spawn")
-_PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn", "mcompose")
+_PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn")
 # Shares of the whole work, for the progress bar; measured in CPU seconds.
 _SHARES: Final = {"base": 110.0, "encoder": 20.0, "donor": 40.0}
 
@@ -110,7 +111,7 @@ def _build(
 
     def report(label: str) -> None:
         if progress:
-            progress(label, sum(w * d for w, d in zip(weights, done, strict=True)) / total)
+            progress(label, sum(w * d for w, d in zip(weights, done[:], strict=True)) / total)
 
     with _executor(count, done) as pool:
         try:
@@ -127,7 +128,8 @@ def _build(
         "text_ceiling": base.result(),
         "encoders": {m: encoders[i].result()[0] for i, m in enumerate(MODALITIES)},
         "single": {m: donors[i].result() for i, m in enumerate(MODALITIES)},
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"mcompose": __version__, "python": platform.python_version()},
     }
 
 

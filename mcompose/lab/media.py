@@ -11,7 +11,7 @@ Everything but the digits is drawn on demand; each item depends on its number an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def load_digits(*, generator: np.random.Generator, test_share: float = 0.25) -> 
         raise RequestError(
             "The lab's handwritten digits need scikit-learn.", hint="Install it: pip install 'mcompose[lab]'."
         ) from error
-    data = load()
+    data: Any = load()
     pixels = np.clip(np.rint(data.images * (255 / 16)), 0, 255).astype(np.uint8)
     images = pixels.repeat(2, axis=1).repeat(2, axis=2)
     train, test = {}, {}

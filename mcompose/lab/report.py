@@ -6,6 +6,7 @@ that evaluates, and the folders of the compositions.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -180,7 +181,7 @@ def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), t
             width,
             yerr=[row.std for _, row in own],
             label=variant,
-            color=_colour(variant, index),
+            color=_colours(variants)[variant],
             error_kw={"linewidth": 1},
         )
     axes.set_xticks(range(len(groups)), groups)
@@ -201,9 +202,10 @@ def _joint_metrics(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if not name.endswith(("_seen", "-mean"))] + ["joint-mean"]
 
 
-def _colour(variant: str, index: int) -> str:
-    if variant == "text-ceiling":
-        return "0.75"
-    if variant.startswith("donor:"):
-        return ("#c6dbef", "#9ecae1", "#6baed6", "#4292c6")[index % 4]
-    return ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d")[index % 7]
+def _colours(variants: Sequence[str]) -> dict[str, str]:
+    donors = itertools.cycle(("#c6dbef", "#9ecae1", "#6baed6", "#4292c6"))
+    methods = itertools.cycle(("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d"))
+    return {
+        variant: "0.75" if variant == "text-ceiling" else next(donors if variant.startswith("donor:") else methods)
+        for variant in variants
+    }

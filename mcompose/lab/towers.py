@@ -68,7 +68,7 @@ def build_donor(modality: str, text_config: LlamaConfig) -> Donor:
 
     tokenizer = make_tokenizer(placeholder=PLACEHOLDERS[modality])
     text = text_config.to_dict() | {"vocab_size": len(tokenizer)}
-    token_id = tokenizer.convert_tokens_to_ids(PLACEHOLDERS[modality])
+    token_id = tokenizer.get_vocab()[PLACEHOLDERS[modality]]
     return {"image": _image, "audio": _audio, "video": _video, "points": _points}[modality](text, tokenizer, token_id)
 
 
@@ -143,8 +143,9 @@ def _audio(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
         tie_word_embeddings=False,
     )
     model = GlmAsrForConditionalGeneration(config)
+    seconds: Any = SAMPLES / SAMPLE_RATE  # whole seconds are the class's habit and not its need
     extractor = WhisperFeatureExtractor(
-        feature_size=40, sampling_rate=SAMPLE_RATE, hop_length=200, n_fft=400, chunk_length=SAMPLES / SAMPLE_RATE
+        feature_size=40, sampling_rate=SAMPLE_RATE, hop_length=200, n_fft=400, chunk_length=seconds
     )
     processor = GlmAsrProcessor(extractor, tokenizer, audio_token=PLACEHOLDERS["audio"], max_audio_len=4)
 

@@ -61,7 +61,7 @@ class PointsConfig(PreTrainedConfig):
     """
 
     model_type = "mcompose_points"
-    sub_configs = {"text_config": AutoConfig, "points_config": PointsEncoderConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig, "points_config": PointsEncoderConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class PointsPreTrainedModel(PreTrainedModel):
 
     config_class = PointsConfig
     base_model_prefix = "model"
-    input_modalities = ("points", "text")
+    input_modalities: Any = ("points", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["PointsEncoder"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -63,7 +63,7 @@ class PointsEncoder(PointsPreTrainedModel):
 
     config_class = PointsEncoderConfig
     main_input_name = "points"
-    input_modalities = ("points",)
+    input_modalities: Any = ("points",)
 
     def __init__(self, config: PointsEncoderConfig) -> None:
         super().__init__(config)
@@ -202,8 +202,8 @@ class PointsModel(PointsPreTrainedModel):
             raise ValueError("Give either input_ids or inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            if points is not None:
-                inputs_embeds = self._insert(input_ids, inputs_embeds, points)
+        if input_ids is not None and inputs_embeds is not None and points is not None:
+            inputs_embeds = self._insert(input_ids, inputs_embeds, points)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -214,7 +214,7 @@ class PointsModel(PointsPreTrainedModel):
         )
 
     def _insert(self, input_ids: torch.Tensor, embeds: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        features = self.get_points_features(points).pooler_output
+        features: Any = self.get_points_features(points).pooler_output
         places = (input_ids == self.config.points_token_id).unsqueeze(-1)
         if not torch.compiler.is_compiling() and places.sum() * embeds.shape[-1] != features.numel():
             found, given = int(places.sum()), features.shape[:2].numel()
