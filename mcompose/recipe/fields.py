@@ -50,7 +50,7 @@ _DTYPE_NICKNAMES = {
     "f64": "float64",
     "double": "float64",
 }
-_SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_SOURCE_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _TITLE = re.compile(r"[A-Za-z0-9][\w .+-]*")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -103,7 +103,7 @@ def _source_name(raw: Any) -> Any:
     if not isinstance(raw, str) or not _SOURCE_NAME.fullmatch(raw):
         raise FieldError(
             f"'{{path}}' cannot be '{raw}'.",
-            hint="A source's name is a letter, then up to 63 letters, digits, '_' and '-'; it becomes a module's name.",
+            hint="A source's name is a letter, then up to 63 letters, digits, and '_' and '-' inside; it names a module.",
         )
     if "__" in raw:
         raise FieldError("'{path}' cannot hold '__'.", hint="It separates a source's name from its inputs' names.")

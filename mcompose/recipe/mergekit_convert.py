@@ -26,6 +26,8 @@ __all__ = ["convert_mergekit"]
 
 BASE_IS_SOURCE = ("linear", "karcher", "passthrough")
 FIRST_IS_BASE = "slerp"
+LONGEST_NAME = 56
+"""Of a source that is named after its model: room is left for a number, where two would be alike."""
 
 
 def convert_mergekit(config: MergekitConfig, *, document: Document, path: Path) -> tuple[Document, tuple[str, ...]]:
@@ -168,9 +170,10 @@ def _spell(path: str, revision: str | None, *, folder: Path, out: Draft, at: Key
 def _name(ref: MergekitRef, *, taken: Iterable[str]) -> str:
     """A name for a model: the last part of its path, or of its adapter's."""
     stem = re.split(r"[/\\]", (ref.adapter or ref.path).rstrip("/\\"))[-1]
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")
+    name = re.sub(r"__+", "_", re.sub(r"[^A-Za-z0-9_-]+", "-", stem)).strip("-_")
     if not name or name == "base" or not name[0].isalpha():
         name = f"model-{name}".strip("-")
+    name = name[:LONGEST_NAME].rstrip("-_")
     used, number, unique = list(taken), 1, name
     while unique in used:
         number += 1

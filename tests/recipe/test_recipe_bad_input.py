@@ -68,6 +68,7 @@ CASES = {
     "modality is text": ("[image]", "image", 7, "'sources[0].modalities' must be a list, not 'image'", ""),
     "modality twice": ("[image]", "[image, image]", 7, "names 'image' twice", ""),
     "name with a dot": ("name: hears", "name: he.ars", 8, "'sources[1].name' cannot be 'he.ars'", "module"),
+    "name with an open end": ("name: hears", "name: hears_", 8, "'sources[1].name' cannot be 'hears_'", "inside"),
     "name of digits": ("name: hears", "name: 2", 8, "'sources[1].name'", "letter"),
     "name base": ("name: hears", "name: base", 8, "cannot be 'base'", "top-level"),
     "name twice": ("name: hears", "name: sees", 8, "'sources[1].name' is 'sees', and so is 'sources[0].name'", "own"),

@@ -75,6 +75,17 @@ def test_names_are_made_unique_and_usable(tmp_path):
     assert recipe.source_names == ("model-7B-v1", "model-7B-v1-2", "model-base", "x_y-z")
 
 
+def test_long_names_and_double_underscores_are_made_usable_too(tmp_path):
+    """The user did not choose them as names: they are only what the repository is called."""
+    long = "m" * 90
+    text = "merge_method: linear\nparameters: {weight: 1}\nmodels:\n" + "".join(
+        f"  - model: {path}\n" for path in ("a/merged__v2", f"a/{long}", f"b/{long}")
+    )
+    recipe = load(tmp_path, text).recipe
+    assert recipe.source_names == ("merged_v2", "m" * 56, "m" * 56 + "-2")
+    assert str(recipe.sources[1].model) == f"hub:a/{long}"
+
+
 def test_dictionaries_for_models_are_read(tmp_path):
     spelled = "{model: {path: org/two, revision: main}, lora: {path: org/lora, revision: v2}}"
     recipe = load(tmp_path, GOOD.replace("org/two+org/lora@v2", spelled)).recipe
