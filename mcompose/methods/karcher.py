@@ -33,7 +33,8 @@ def _mean_direction(cosine: np.ndarray, shares: np.ndarray, *, max_iter: int, to
     for _ in range(max_iter):
         dots = np.clip(cosine @ mean, -1.0, 1.0)
         theta = np.arccos(dots)
-        pull = np.where(theta < tol, 0.0, shares * theta / np.where(theta < tol, 1.0, np.sin(theta)))
+        nowhere = (theta < tol) | (theta > np.pi - tol)  # there already, or opposite: every way is as short
+        pull = np.where(nowhere, 0.0, shares * theta / np.where(nowhere, 1.0, np.sin(theta)))
         tangent = pull - (pull @ dots) * mean
         length = np.sqrt(max(0.0, tangent @ cosine @ tangent))
         if length < tol:
@@ -68,8 +69,8 @@ def karcher(
 
     Paper: arXiv:2603.04972 (as named by mergekit).
     Differs: mergekit has no weights (equal ones here are the same), iterates on tensors in their own precision, and
-        takes a tensor shorter than ``tol`` for zero. Here the iteration runs on coefficients in float64, and
-        only a zero tensor has no direction.
+        takes a tensor shorter than ``tol`` for zero. Here the iteration runs on coefficients in float64, only a
+        zero tensor has no direction, and a source opposite to the mean does not turn it.
 
     Args:
         tensors: M float32 arrays of one shape.

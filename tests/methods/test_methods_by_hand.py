@@ -133,6 +133,13 @@ def test_karcher_with_weights_divides_the_arc():
     np.testing.assert_allclose(got, [cos(pi / 6), sin(pi / 6)], rtol=1e-6)
 
 
+def test_karcher_of_opposites_keeps_the_direction_of_the_heavier():
+    # 0.7 x - 0.3 x points along x, at the mean length: (1 + 1) / 2, then (1 + 1 + 2) / 3 of x's
+    x = f32(3, 4)
+    np.testing.assert_allclose(merge_tensors("karcher", [x, -x], weights=[0.7, 0.3]), x, rtol=1e-6)
+    np.testing.assert_allclose(merge_tensors("karcher", [x, -x, 2 * x]), 4 / 3 * x, rtol=1e-6)
+
+
 def test_karcher_of_opposites_is_finite():
     assert np.isfinite(merge_tensors("karcher", [f32(1, 2), f32(-1, -2)])).all()
 
