@@ -103,7 +103,7 @@ def _source_name(raw: Any) -> Any:
     if not isinstance(raw, str) or not _SOURCE_NAME.fullmatch(raw):
         raise FieldError(
             f"'{{path}}' cannot be '{raw}'.",
-            hint="A source's name is a letter, then up to 63 letters, digits, and '_' and '-' inside; it names a module.",
+            hint="A source's name is a letter, then up to 63 letters, digits, '_' and '-' inside; it names a module.",
         )
     if "__" in raw:
         raise FieldError("'{path}' cannot hold '__'.", hint="It separates a source's name from its inputs' names.")
