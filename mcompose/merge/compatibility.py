@@ -111,9 +111,20 @@ def _check_settings(source: SourceParts, reference: SourceParts) -> None:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a config states; what it leaves to its class's default is not compared."""
     found = {key: config[key] for key in SETTINGS if config.get(key) is not None}
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = config.get("rope_theta") or (rope.get("rope_theta") if isinstance(rope, Mapping) else None)
-    return found | ({"rope_theta": float(theta)} if isinstance(theta, int | float) else {})
+    return found | _rope_settings(config)
+
+
+def _rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Base and stretching of the rotary positions, in the old spelling or the new; empty where nothing is stated."""
+    stated = config.get("rope_parameters") or config.get("rope_scaling")
+    rope: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+    theta = config.get("rope_theta") or rope.get("rope_theta")
+    if not rope and theta is None:
+        return {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    found: dict[str, Any] = {"rope_type": "default" if kind == "mrope" else kind}
+    numbers = {"rope_theta": theta, "rope factor": rope.get("factor")}
+    return found | {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
 
 
 def _measure(source: SourceParts, reference: SourceParts) -> BaseFigures:

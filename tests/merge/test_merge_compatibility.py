@@ -55,6 +55,21 @@ def test_settings_that_change_the_meaning_of_equal_weights_are_compared(bench):
         check_same_base([old, other])
 
 
+def test_a_stretched_rope_is_another_base(bench):
+    """Llama 3.1 has Llama 3's shapes and theta; its positions are stretched, and equal weights mean something else."""
+    llama3 = {"rope_type": "llama3", "factor": 8.0}
+    plain = bench.source("a", llama(1), rope_theta=500000.0)
+    stretched = bench.source("b", llama(1), rope_theta=500000.0, rope_scaling=llama3)
+    with pytest.raises(CompositionError, match="rope_type is llama3 in one and default in the other"):
+        check_same_base([plain, stretched])
+    further = bench.source("c", llama(1), rope_parameters={**llama3, "rope_theta": 500000.0, "factor": 32.0})
+    with pytest.raises(CompositionError, match=r"rope factor is 32.0 in one and 8.0 in the other"):
+        check_same_base([stretched, further])
+    grid = bench.source("d", llama(1), rope_theta=500000.0, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 1]})
+    assert len(check_same_base([plain, grid])) == 1
+    assert len(check_same_base([plain, stretched], allow_different=True)) == 1
+
+
 def test_models_without_a_common_layer_are_refused(bench):
     other = {"model.norm.weight": ("F32", (HIDDEN,), bytes(4 * HIDDEN))}
     with pytest.raises(CompositionError, match="have no layer in common"):
