@@ -77,8 +77,8 @@ class NumbersSettings:
     encoder: dict[str, FitSettings] = field(
         default_factory=lambda: {
             "image": FitSettings(2000, 1e-3, 64),
-            "audio": FitSettings(150, 2e-3, 64),
-            "video": FitSettings(600, 2e-3, 64),
+            "audio": FitSettings(400, 2e-3, 64),
+            "video": FitSettings(900, 2e-3, 64),
             "points": FitSettings(500, 4e-3, 64),
         }
     )

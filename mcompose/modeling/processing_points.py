@@ -67,9 +67,7 @@ class PointsProcessor(ProcessorMixin):
         self.num_points_tokens = num_points_tokens
         super().__init__(tokenizer, chat_template=chat_template)
 
-    def __call__(
-        self, text: str | list[str] | None = None, points: Any = None, **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, text: str | list[str] | None = None, points: Any = None, **kwargs: Any) -> BatchFeature:
         """Expands placeholders and stacks clouds.
 
         Args:
@@ -92,12 +90,8 @@ class PointsProcessor(ProcessorMixin):
             texts = [text] if isinstance(text, str) else list(text)
             found = sum(t.count(self.points_token) for t in texts)
             if found != len(replacements):
-                raise ValueError(
-                    f"The text has {found} {self.points_token}, but {len(replacements)} clouds came."
-                )
-            expanded = [
-                t.replace(self.points_token, self.points_token * self.num_points_tokens) for t in texts
-            ]
+                raise ValueError(f"The text has {found} {self.points_token}, but {len(replacements)} clouds came.")
+            expanded = [t.replace(self.points_token, self.points_token * self.num_points_tokens) for t in texts]
             data |= dict(self.tokenizer(expanded, **kwargs))
             if with_types:
                 data["mm_token_type_ids"] = [
@@ -118,9 +112,7 @@ class PointsProcessor(ProcessorMixin):
             return {}, []
         clouds = list(points) if _is_batch(points) else [points]
         stacked = np.stack([sample_points(c, num_points=self.num_points) for c in clouds])
-        return {"points": torch.from_numpy(stacked)}, [self.points_token * self.num_points_tokens] * len(
-            clouds
-        )
+        return {"points": torch.from_numpy(stacked)}, [self.points_token * self.num_points_tokens] * len(clouds)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -86,9 +86,7 @@ def test_points_generation_is_the_same_with_and_without_cache_and_padding() -> N
     texts = ["how many <points> ?", "<points> <points> how many many ?"]
     batch = processor(text=texts, points=items, return_tensors="pt", padding=True)
     together = model.generate(**batch, do_sample=False, max_new_tokens=4, min_new_tokens=4)[:, -4:]
-    uncached = model.generate(
-        **batch, do_sample=False, max_new_tokens=4, min_new_tokens=4, use_cache=False
-    )[:, -4:]
+    uncached = model.generate(**batch, do_sample=False, max_new_tokens=4, min_new_tokens=4, use_cache=False)[:, -4:]
     assert together.tolist() == uncached.tolist()
     for text, own, answer in zip(texts, (items[:1], items[1:]), together, strict=True):
         alone = processor(text=text, points=own, return_tensors="pt")
