@@ -39,7 +39,7 @@ def refuse_type(config: Mapping[str, Any]) -> str:
     model_type = config["model_type"]
     outside = generated()["outside"]
     text = config.get("text_config")
-    text_type = text.get("model_type", "") if isinstance(text, Mapping) else ""
+    text_type = str(text.get("model_type", "")) if isinstance(text, Mapping) else ""
     if config.get("is_encoder_decoder") or outside.get(model_type) == "encoder-decoder":
         return "it is an encoder-decoder model: it has no decoder-only language model to share"
     if outside.get(text_type) == "encoder-decoder":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mcompose.compose.native import layer_changes
 from mcompose.errors import CompositionError
 from mcompose.modeling import island_files
-from mcompose.modeling.families import MROPE_TEXT
+from mcompose.modeling.families import MROPE_TEXT, family_of
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import StagedOutput
@@ -37,24 +37,20 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         CompositionError: A source has no processor, or the sources do not fit one network.
     """
     # These cost seconds to import, and only this format needs them.
-    from transformers import AutoTokenizer, GenerationConfig  # noqa: PLC0415
+    from transformers import GenerationConfig  # noqa: PLC0415
 
-    from mcompose.modeling import composed_config, register, stored_source  # noqa: PLC0415
-    from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
+    from mcompose.modeling import composed_config, register  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
 
     sources = blueprint.sources
-    brought = {name: [m for m, s in sources.modalities.items() if s == name] for name in sources.towers}
     register()
-    stored: dict[str, Any] = {}
-    for name in sources.towers:
-        with _blaming(name, "config"):
-            stored[name] = stored_source(_native_config(sources.get(name)), modalities=brought[name])
-            native_config(stored[name]["model_type"], stored[name]["config"])  # for its complaints
-    with _blaming(blueprint.owner.name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(blueprint.owner.checkpoint.folder, trust_remote_code=False)
+    stored = {name: _stored_source(blueprint, name) for name in sources.towers}
+    tokenizer = _tokenizer(blueprint.owner)
     if blueprint.owner.anatomy.modalities:
         tokenizer.chat_template = None  # written for that source's own placeholders and message lists
+    for name in sources.towers:
+        if family_of(sources.get(name).anatomy.model_type).structure:
+            stored[name] = _stored_source(blueprint, name, tokenizer=tokenizer)
     placeholders = add_placeholders(tokenizer, list(sources.modalities))
     try:
         config = composed_config(
@@ -76,6 +72,29 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         generation.save_pretrained(staged.partial)
     for path in island_files():
         staged.copy_file(path, path.name)
+
+
+def _tokenizer(source: SourceParts) -> Any:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - as above
+
+    with _blaming(source.name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
+
+
+def _stored_source(blueprint: Blueprint, name: str, *, tokenizer: Any = None) -> dict[str, Any]:
+    """One source's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
+    from mcompose.modeling import stored_source  # noqa: PLC0415 - as above
+    from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
+    from mcompose.modeling.processing_mcompose import structure_ids  # noqa: PLC0415
+
+    source = blueprint.sources.get(name)
+    config = _native_config(source)
+    brought = [modality for modality, owner in blueprint.sources.modalities.items() if owner == name]
+    ids = None if tokenizer is None else structure_ids(tokenizer, config, source_tokenizer=_tokenizer(source))
+    with _blaming(name, "config"):
+        entry = stored_source(config, modalities=brought, structure_ids=ids)
+        native_config(entry["model_type"], entry["config"])  # for its complaints
+        return entry
 
 
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
