@@ -270,6 +270,12 @@ def _language(
         if job.part != HEAD and job.address != embedding.name:
             return job
         table = tables.get(job.address, embedding)  # a tied owner's head is its embedding
+        rows = owner.entry(table.key).shape[0]
+        if rows < vocabulary.rows:
+            raise CompositionError(
+                f"'{table.key}' of '{owner.name}' has {rows:,} rows, and its embedding {vocabulary.rows:,}.",
+                hint="Head and embedding must have one row a token; resize the source first.",
+            )
         return fit_rows(job, vocabulary, owner.contribution(table.key))
 
     return [fit(job) for job in jobs], dropped

@@ -158,7 +158,9 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     sources = blueprint.sources
     figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
     plan = blueprint.plan
-    with StagedOutput.open(folder, fingerprint=plan.fingerprint, resume=options.resume) as staged:
+    # Another device rounds differently in the last bit, so its unfinished work is not gone on with.
+    fingerprint = plan.fingerprint if options.device == "cpu" else f"{plan.fingerprint} on {options.device}"
+    with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume) as staged:
         _write_files(staged, loaded, blueprint)
         resumed = len(staged.allocate(plan.layout))
         rows = execute(plan, staged, threads=options.threads, device=options.device, progress=options.progress)

@@ -147,6 +147,7 @@ def _base(folder, **tensors):
 
 
 Q = "layers.0.self_attn.q_proj"
+LORA_Q = f"base_model.model.{Q}.lora"
 A = np.array([[1, 0, 2], [0, 1, -1]], np.float32)
 B = np.array([[1, 2], [3, 4]], np.float32)
 
@@ -248,10 +249,10 @@ def _without(tensors, part):
         (_pair(Q), {"rank_pattern": {"q_proj": 5}}, "has rank 5"),
         (_pair(Q), {"rank_pattern": {"(": 5}}, "broken pattern"),
         (_pair(Q), {"alpha_pattern": {"q_proj": -1}}, "gives -1"),
-        ({**_pair(Q), f"base_model.model.{Q}.lora_magnitude_vector": np.ones(3, np.float32)}, {}, "magnitude has shape"),
+        ({**_pair(Q), f"{LORA_Q}_magnitude_vector": np.ones(3, np.float32)}, {}, "magnitude has shape"),
         ({f"base_model.model.{Q}.weight": np.ones((4, 3), np.float32)}, {}, r"brings shape \(4, 3\) for \(2, 3\)"),
         ({key: value[..., None, None] for key, value in _pair(Q).items()}, {}, "not convolutions"),
-        ({**_without(_pair(Q), "lora_B"), f"base_model.model.{Q}.lora_B.weight": np.ones((5, 2), np.float32)}, {}, "do not make"),
+        ({**_without(_pair(Q), "lora_B"), f"{LORA_Q}_B.weight": np.ones((5, 2), np.float32)}, {}, "do not make"),
         ({f"base_model.model.{Q}.weight": np.ones((2, 3), np.int8)}, {}, "is I8"),
     ],
 )
