@@ -81,9 +81,7 @@ class FramesProcessor(ProcessorMixin):
         self.num_video_tokens = num_video_tokens
         super().__init__(tokenizer, chat_template=chat_template)
 
-    def __call__(
-        self, text: str | list[str] | None = None, videos: Any = None, **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, text: str | list[str] | None = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
         """Expands placeholders and stacks clips.
 
         Args:
