@@ -127,7 +127,7 @@ def test_a_run_killed_at_any_moment_gives_the_same_bytes(tmp_path, reference):
     folder, kills, written = tmp_path / "out", 0, []
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     for _ in range(60):
-        command = [sys.executable, "-c", CHILD, str(folder), "0.004", str(Path(__file__).parent)]
+        command = [sys.executable, "-c", CHILD, str(folder), "0.02", str(Path(__file__).parent)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
