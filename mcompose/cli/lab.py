@@ -54,3 +54,4 @@ def report(
     else:
         rows = [(row.variant, row.metric, row.mean, row.std, row.n) for row in result.rows]
         output.data(output.table(rows, header=("variant", "metric", "mean", "std", "n")))
+    output.say(f"plot: {result.plot}")
