@@ -2,8 +2,8 @@
 
 Three formats. *native*: the output is the class of the one source that brings modalities (LLaVA with a better language
 model stays LLaVA), under that source's own keys. *composed*: the towers of several sources over one language model,
-as ``ComposedForConditionalGeneration``. *text*: the merged language model alone. ``auto`` prefers native, since every
-inference engine serves it.
+as ``ComposedForConditionalGeneration``. *text*: the merged language model alone. ``auto`` prefers native: what loads
+the source loads the output.
 """
 
 from __future__ import annotations
