@@ -104,3 +104,7 @@ class Bench:
 
     def bytes_of(self, out: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted((self.folder / out).glob("model*"))}
+
+
+def three(bench, dtype="F32", **options):
+    return [bench.source(name, llama(seed, dtype=dtype, **options)) for seed, name in enumerate("abc", start=1)]

@@ -1,25 +1,19 @@
-"""The engine against sums done by hand: methods, dtypes, threads, resume, adapters, odd tensors, bad numbers."""
+"""The engine against sums done by hand: methods, dtypes, threads, adapters, odd tensors, bad numbers."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from merge_bench import HIDDEN, llama
+from merge_bench import HIDDEN, llama, three
 from safetensors.torch import save_file
 
-from mcompose.checkpoint import StagedOutput, digest_tensor, open_adapter, open_checkpoint
-from mcompose.errors import CompositionError, InterruptedRunError, NumericsError, RequestError
-from mcompose.merge import Contribution, Segment, TensorJob, build_plan, copy_job, execute
+from mcompose.checkpoint import digest_tensor, open_adapter, open_checkpoint
+from mcompose.errors import CompositionError, NumericsError, RequestError
+from mcompose.merge import Contribution, Segment, TensorJob, build_plan, copy_job
 from mcompose.merge import stream as stream_module
 
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -30,10 +24,6 @@ def loaded(source):
     from safetensors.torch import load_file
 
     return load_file(source.checkpoint.folder / "model.safetensors")
-
-
-def three(bench, dtype="F32", **options):
-    return [bench.source(name, llama(seed, dtype=dtype, **options)) for seed, name in enumerate("abc", start=1)]
 
 
 def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -368,97 +358,3 @@ def test_an_overflow_of_the_result_is_named(bench):
     sources = [bench.source("a", tensors), bench.source("b", tensors)]
     with pytest.raises(NumericsError, match=r"'model.norm.weight' is not finite at element 2.*70000 in F16"):
         bench.merge({"method": "linear", "dtype": "float16"}, sources)
-
-
-def test_ctrl_c_while_the_threads_start_leaves_none_at_work(bench, monkeypatch):
-    plan = bench.plan({"method": "linear"}, [bench.source(name, llama(seed)) for seed, name in ((1, "a"), (2, "b"))])
-    submit = ThreadPoolExecutor.submit
-
-    def submit_and_interrupt(pool, work):
-        submit(pool, work)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_interrupt)
-    with (
-        StagedOutput.open(bench.folder / "out", fingerprint=plan.fingerprint, durable=False) as staged,
-        pytest.raises(InterruptedRunError, match=rf"0 of {len(plan.jobs)} tensors are finished"),
-    ):
-        execute(plan, staged, threads=2)
-
-
-def test_ctrl_c_keeps_what_is_finished(bench):
-    sources = three(bench)
-    plan = bench.plan({"method": "linear"}, sources)
-
-    class Impatient:
-        told = 0
-
-        def start(self, total_bytes, done_bytes):
-            self.total, self.done = total_bytes, done_bytes
-
-        def advance(self, nbytes):
-            self.told += nbytes
-
-        def finish(self):
-            pass
-
-    with StagedOutput.open(bench.folder / "out", fingerprint=plan.fingerprint, durable=False) as staged:
-        record = staged.record
-
-        def record_and_interrupt(name, **facts):
-            record(name, **facts)
-            if len(staged.finished) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.5)
-
-        staged.record = record_and_interrupt
-        with pytest.raises(InterruptedRunError, match=rf"3 of {len(plan.jobs)} tensors are finished"):
-            execute(plan, staged, threads=1)
-    progress = Impatient()
-    rows = bench.run(plan, progress=progress)
-    assert progress.done > 0
-    assert progress.done + progress.told == progress.total == plan.bytes_to_write
-    bench.run(plan, out="fresh")
-    assert bench.bytes_of("out") == bench.bytes_of("fresh")
-    assert all(row.digest.startswith("xxh3:") for row in rows)
-
-
-CHILD = """
-import pickle, sys
-from pathlib import Path
-from mcompose.checkpoint import StagedOutput
-from mcompose.merge import execute
-import mcompose.merge.stream as stream
-stream.CHUNK = 256
-plan, out = pickle.load(open(sys.argv[1], "rb"))
-with StagedOutput.open(out, fingerprint=plan.fingerprint, durable=False) as staged:
-    record, count = staged.record, [0]
-    def slow(name, **facts):
-        record(name, **facts)
-        print(name, flush=True)
-    staged.record = slow
-    execute(plan, staged, threads=2)
-    staged.finish()
-"""
-
-
-@pytest.mark.parametrize("kill_after", [0, 1, 4, 9])
-def test_a_kill_at_any_point_changes_no_byte(bench, kill_after):
-    import pickle
-
-    sources, base = three(bench, "BF16"), bench.source("base", llama(0, dtype="BF16"))
-    plan = bench.plan({"method": "dare_ties", "parameters": {"density": 0.5}}, sources, base, shard=3000)
-    bench.run(plan, out="fresh")
-    pickled = bench.folder / "plan.pickle"
-    pickled.write_bytes(pickle.dumps((plan, bench.folder / "out")))
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(pickled)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
-    )
-    for _ in range(kill_after):
-        child.stdout.readline()
-    child.kill()
-    child.stdout.close()
-    child.wait()
-    if not (bench.folder / "out").exists():
-        bench.run(plan)
-    assert bench.bytes_of("out") == bench.bytes_of("fresh")
