@@ -31,6 +31,11 @@ def test_files_and_functions_stay_small_and_documented(path: Path):
             assert length <= 60, f"{node.name} has {length} lines"
 
 
+def test_test_files_stay_small_too():
+    long = {path.name for path in (ROOT / "tests").rglob("*.py") if len(path.read_text().splitlines()) > 400}
+    assert long == set()
+
+
 def test_every_room_exports_what_it_says():
     for module in pkgutil.iter_modules(mcompose.__path__):
         if not module.ispkg or module.name in {"modeling", "cli", "pipeline", "align"}:
