@@ -7,7 +7,8 @@
     ├── merge                   method, weights and parameters of the shared language model
     │   ├── overrides           other settings for some tensors; applied in order, the later wins
     │   └── slices              output layers taken from ranges of the sources' layers (from mergekit files)
-    ├── compose, align          see ``later.py``
+    ├── compose                 see ``later.py``
+    ├── align                   see ``stages.py``
     └── output                  folder, format, shard size
 """
 
@@ -32,8 +33,9 @@ from mcompose.recipe.fields import (
     WeightValue,
     one_of,
 )
-from mcompose.recipe.later import AlignSpec, ComposeSpec
+from mcompose.recipe.later import ComposeSpec
 from mcompose.recipe.rules import check_rules
+from mcompose.recipe.stages import AlignSpec
 from mcompose.refs import ModelRef
 
 __all__ = [
