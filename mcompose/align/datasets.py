@@ -24,13 +24,7 @@ _SUFFIXES: Final = (".json", ".jsonl", ".parquet")
 
 
 class Records(Protocol):
-    """Records by number.
-
-    Attributes:
-        folder: Where relative paths of media start.
-    """
-
-    folder: Path
+    """Records by number."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -46,6 +40,10 @@ class Records(Protocol):
 
     def place(self, index: int) -> str:
         """Where a record stands, for messages."""
+        ...
+
+    def media_folder(self, index: int) -> Path:
+        """Where relative paths of a record's media start."""
         ...
 
 
@@ -153,7 +151,7 @@ class _Lines:
     """A JSON lines file."""
 
     def __init__(self, file: Path, folder: Path) -> None:
-        self.file, self.folder = file, folder
+        self.file, self._folder = file, folder
         starts, lines, offset = [], [], 0
         with file.open("rb") as opened:
             for number, line in enumerate(opened, start=1):
@@ -179,12 +177,15 @@ class _Lines:
     def place(self, index: int) -> str:
         return f"{self.file}:{self._numbers[index]}"
 
+    def media_folder(self, index: int) -> Path:
+        return self._folder
+
 
 class _Array:
     """A file that is one JSON list."""
 
     def __init__(self, file: Path, folder: Path) -> None:
-        self.file, self.folder = file, folder
+        self.file, self._folder = file, folder
         try:
             self._records = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
@@ -199,12 +200,15 @@ class _Array:
     def place(self, index: int) -> str:
         return f"{self.file}[{index}]"
 
+    def media_folder(self, index: int) -> Path:
+        return self._folder
+
 
 class _Table:
     """A dataset of the library ``datasets``."""
 
     def __init__(self, table: Any, *, place: str, folder: Path) -> None:
-        self._table, self._place, self.folder = table, place, folder
+        self._table, self._place, self._folder = table, place, folder
 
     def __len__(self) -> int:
         return len(self._table)
@@ -215,6 +219,9 @@ class _Table:
     def place(self, index: int) -> str:
         return f"{self._place}[{index}]"
 
+    def media_folder(self, index: int) -> Path:
+        return self._folder
+
 
 class _Joined:
     """The files of a folder, one after the other."""
@@ -222,7 +229,6 @@ class _Joined:
     def __init__(self, parts: list[Records]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
-        self.folder = parts[0].folder
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -238,6 +244,10 @@ class _Joined:
     def place(self, index: int) -> str:
         part, inside = self._find(index)
         return part.place(inside)
+
+    def media_folder(self, index: int) -> Path:
+        part, inside = self._find(index)
+        return part.media_folder(inside)
 
 
 def _from_parquet(file: Path, *, streaming: bool) -> Any:

@@ -2,10 +2,10 @@
 
 Two layouts of records are read:
 
-- ``llava``: ``conversations`` of ``{"from": "human" | "gpt", "value": text}`` with ``<image>``, ``<audio>``, ``<video>``,
-  ``<points>`` in the text, and the media under those names: a path or a list of them.
+- ``llava``: ``conversations`` of ``{"from": "human" | "gpt", "value": text}`` with ``<image>``, ``<audio>``,
+  ``<video>``, ``<points>`` in the text, and the media under those names: a path or a list of them.
 - ``chat``: ``messages`` of ``{"role", "content"}``; a content is a text as above, or a list of parts
-  ``{"type": "text", "text"}`` and ``{"type": "image", "path"}``. A medium without a path takes the next one under its name.
+  ``{"type": "text", "text"}`` and ``{"type": "image", "path"}``. A medium without a path takes the next under its name.
 
 Text is kept letter by letter. Between the parts of a list stand the line breaks that a composed checkpoint's chat
 template puts there, so that training and answering see the same prompt.
@@ -48,8 +48,8 @@ class Sample:
     """One conversation with its media, still in their files.
 
     Args:
-        messages: ``{"role", "content": [{"type": "text", "text"} | {"type": modality, "path" | "bytes"}]}``; the last one
-            is an answer.
+        messages: ``{"role", "content": [{"type": "text", "text"} | {"type": modality, "path" | "bytes"}]}``; at least
+            one is an answer.
         domain: What it is about; None when its dataset does not say.
         dataset: Its dataset's name.
         index: Its place in the dataset, counted from 0.
@@ -164,6 +164,8 @@ def _parts(content: Sequence[Any], waiting: Mapping[str, Iterator[Any]], folder:
     for entry in content:
         kind = str(entry.get("type")).removesuffix("_url").removeprefix("input_") if isinstance(entry, Mapping) else ""
         if kind == "text" and isinstance(entry.get("text"), str):
+            if found := _PLACEHOLDER.search(entry["text"]):
+                raise RequestError(f"a text part holds '{found[0]}', which stands for a medium.")
             parts.append({"type": "text", "text": entry["text"]})
         elif kind in MODALITIES:
             held = next((entry[key] for key in (kind, entry["type"], *_HOLDERS) if entry.get(key) is not None), None)

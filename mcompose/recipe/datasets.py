@@ -1,10 +1,10 @@
-"""A stage's data: which records, from where, how much of them, and what happens to a record that cannot be used.
+r"""A stage's data: which records, from where, how much of them, and what happens to a record that cannot be used.
 
 A dataset is written as its path, or as a mapping when more is to be said::
 
     data:
       - data/captions.jsonl
-      - {path: data/charts.json, domain: chart, weight: 2, template: "{instruction}\\nAnswer with one word."}
+      - {path: data/charts.json, domain: chart, weight: 2, template: "{instruction}\nAnswer with one word."}
       - {path: hub:org/name@rev, split: train, streaming: true, on_broken: skip}
 """
 
@@ -58,8 +58,8 @@ class DatasetSpec(Spec):
     """One dataset of a stage.
 
     Attributes:
-        path: ``.json``, ``.jsonl`` or ``.parquet`` file, a folder of such files, or ``hub:org/name@rev``; relative to the
-            recipe.
+        path: ``.json``, ``.jsonl`` or ``.parquet`` file, a folder of such files, or ``hub:org/name@rev``; relative to
+            the recipe.
         format: ``llava`` (``conversations`` with placeholders in the text), ``chat`` (``messages``), or found out from
             each record.
         media: Folder that the paths of media start from; default: that of the file.
