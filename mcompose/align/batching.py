@@ -17,7 +17,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mcompose.align.collator import Collator
 from mcompose.align.mixture import Mixture
-from mcompose.align.samples import Sample
 from mcompose.media import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
@@ -52,7 +51,7 @@ def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> To
     """
     characters = text_tokens = 0
     tokens: dict[str, list[float]] = {}
-    for sample in _varied(mixture, samples):
+    for sample in mixture.varied(samples):
         batch = collator.encode([sample])
         types = batch["mm_token_type_ids"]
         characters += sample.characters()
@@ -63,26 +62,13 @@ def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> To
     return TokenRates(max(characters, 1) / max(text_tokens, 1), media)
 
 
-def _varied(mixture: Mixture, count: int) -> list[Sample]:
-    """The first few samples of each kind of media."""
-    chosen: list[Sample] = []
-    seen: dict[tuple[str, ...], int] = {}
-    for sample in mixture.samples():
-        kind = tuple(sample.media())
-        seen[kind] = seen.get(kind, 0) + 1
-        if seen[kind] <= count:
-            chosen.append(sample)
-        if len(chosen) >= count * (len(MODALITIES) + 1):
-            break
-    return chosen
-
-
 class MixtureSampler(Sampler[int]):
     """Numbers of a mixture's samples, epoch by epoch.
 
     Args:
         mixture: The mixture; its epoch follows this sampler's.
-        batch_size: Samples that are sorted next to each other: of a step over all processes. 0 keeps the mixture's order.
+        batch_size: Samples that are sorted next to each other: of a step over all processes. 0 keeps the mixture's
+            order.
         rates: What text and media cost, for the lengths; default: rough ones.
     """
 

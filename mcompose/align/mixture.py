@@ -110,6 +110,19 @@ class Mixture(Dataset[Sample]):
             for number in one.usable:
                 yield read_sample(records, int(number), spec)
 
+    def varied(self, count: int) -> Iterator[Sample]:
+        """The first few samples of each dataset with each set of modalities.
+
+        Args:
+            count: How many of each.
+        """
+        for records, one, spec in zip(self._records, self._surveys, self.specs, strict=True):
+            _, kinds_N = np.unique(one.media > 0, axis=0, return_inverse=True)
+            kinds_N = kinds_N.reshape(-1)  # numpy 2.0 gave it another dimension
+            firsts = [np.flatnonzero(kinds_N == kind)[:count] for kind in range(int(kinds_N.max()) + 1)]
+            for number in np.sort(np.concatenate(firsts)):
+                yield read_sample(records, int(one.usable[number]), spec)
+
     def lengths(
         self,
         *,

@@ -2,8 +2,8 @@
 
 Every dataset is an endless row of shuffles of its samples, each shuffle drawn from (seed, dataset, round). An epoch
 takes the next so many from each row, so a dataset that is drawn from less than its size goes on where the last epoch
-stopped, and one that is drawn from more is repeated evenly. The epoch's own shuffle, drawn from (seed, epoch), mixes the
-datasets.
+stopped, and one that is drawn from more is repeated evenly. The epoch's own shuffle, drawn from (seed, epoch), mixes
+the datasets.
 """
 
 from __future__ import annotations
