@@ -107,13 +107,14 @@ def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"'{folder}' cannot be loaded: {first}")
 
 
-def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str]) -> dict[str, str]:
+def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str], strict: bool = True) -> dict[str, str]:
     """Where tensors of the files are in memory.
 
     Args:
         model: The loaded model.
         anatomy: Of its files.
         keys: Tensors, as the files spell them.
+        strict: Whether all have to be found.
 
     Returns:
         Key to the name of the parameter or buffer.
@@ -135,11 +136,12 @@ def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str]) -> dict[s
         elif slot.part == HEAD:
             path = head + slot.name.removeprefix("lm_head")
         name = next((name for name in (path, f"{base}.{path}", key) if name in known), None)
-        if name is None:
+        if name is None and strict:
             raise CheckpointError(
                 f"'{key}' has no parameter of its own in memory.", hint="This tensor cannot be trained by itself."
             )
-        found[key] = name
+        if name is not None:
+            found[key] = name
     return found
 
 

@@ -20,8 +20,8 @@ __all__ = ["Batch", "Mask", "Masked", "mask_generator"]
 Batch: TypeAlias = dict[str, Any]
 Mask: TypeAlias = Callable[[Batch], Batch]
 
-_ASIDE = ("domains", "positions")
-"""What masks read and models do not take."""
+_ASIDE = ("domains", "positions", "mm_token_type_ids")
+"""What masks read and not every model takes."""
 
 
 def mask_generator(seed: int, position: int, *, purpose: str) -> np.random.Generator:
@@ -41,7 +41,7 @@ class Masked:
     Args:
         collate: Samples to batch.
         masks: Applied in order.
-        keep: Names beside tensors that the model takes (``domains`` for a router).
+        keep: What the model takes of ``domains``, ``positions`` and ``mm_token_type_ids``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Masked:
         """
         batch: Batch = dict(self._collate([sample for _, sample in items]))
         batch["positions"] = [position for position, _ in items]
-        tokens = int(batch["attention_mask"].sum())
+        tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
         for mask in self._masks:
             batch = mask(batch)
         batch = {name: value for name, value in batch.items() if name not in self._aside}

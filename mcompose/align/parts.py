@@ -8,7 +8,7 @@ torch, so a misspelt part is told before a model is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -155,7 +155,14 @@ def _no_part(name: str, known: list[str], *, tied: bool) -> UnknownNameError:
     return UnknownNameError(f"This checkpoint has no part '{role}:{which}'.", hint=nearest_name(name, of_role))
 
 
-def plan_training(stage: Stage, parts: Mapping[str, Part], *, matrices: Iterable[str], tied: bool = False) -> Training:
+def plan_training(
+    stage: Stage,
+    parts: Mapping[str, Part],
+    *,
+    matrices: Iterable[str],
+    tied: bool = False,
+    added: Sequence[str] = (),
+) -> Training:
     """Decides what is trained, and how fast.
 
     Args:
@@ -163,6 +170,7 @@ def plan_training(stage: Stage, parts: Mapping[str, Part], *, matrices: Iterable
         parts: What the checkpoint has.
         matrices: Keys of its two-dimensional tensors.
         tied: Whether its head is its embedding.
+        added: Names of parts that the stage adds and trains (``groups:audio``).
 
     Returns:
         The decision; nothing is trained twice.
@@ -184,7 +192,7 @@ def plan_training(stage: Stage, parts: Mapping[str, Part], *, matrices: Iterable
             )
         taken |= dict.fromkeys(chosen, f"lora.{name}")
         lora.append(LoraPart(name, spec, chosen))
-    names = list(dict.fromkeys([*direct.values(), *stage.lora]))
+    names = list(dict.fromkeys([*direct.values(), *stage.lora, *added]))
     return Training(direct, tuple(lora), _rates(stage, names))
 
 

@@ -1,57 +1,60 @@
 """In which order samples are seen, and how the learning rate moves: pure functions of seed and position.
 
-The order of a whole stage is laid out before it starts, so that nothing depends on the number of processes or on where
-a run was interrupted: step k always takes the same samples.
+A mixture gives the sample of every place of every epoch, so the order of a whole stage is known before it starts and
+nothing depends on the number of processes or on where a run was interrupted: step k always takes the same samples.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
 
-__all__ = ["Ordered", "rate_factor", "sample_order"]
-
-
-def sample_order(count: int, *, total: int, seed: int) -> NDArray[np.int64]:
-    """Indices of all samples of a stage, in order: one permutation after the other.
-
-    Args:
-        count: Samples of the mixture.
-        total: Samples of the stage.
-        seed: The stage's seed.
-
-    Returns:
-        ``total`` indices below ``count``.
-    """
-    rounds = []
-    for number in range(-(-total // count)):
-        generator = np.random.default_rng([seed, zlib.crc32(b"order"), number])
-        rounds.append(generator.permutation(count))
-    return np.concatenate(rounds)[:total].astype(np.int64)
+__all__ = ["Ordered", "OrderedStream", "rate_factor"]
 
 
 class Ordered:
-    """A map-style dataset: the samples of a mixture in the order of a stage, each with its position.
+    """A map-style dataset: the samples of a stage in order, each with its position.
 
     Args:
-        mixture: Anything with ``__getitem__``.
-        order: Index into the mixture for every position.
+        mixture: Anything with ``__len__`` and ``sample_at(epoch, index)``.
+        total: Samples of the stage.
+        places: Place in the endless row of epochs of every position; None for one after the other.
     """
 
-    def __init__(self, mixture: Any, order: Sequence[int] | NDArray[np.int64]) -> None:
-        self._mixture = mixture
-        self._order = order
+    def __init__(self, mixture: Any, total: int, *, places: Sequence[int] | None = None) -> None:
+        self._mixture, self._total, self._places = mixture, total, places
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._total
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
-        return position, self._mixture[int(self._order[position])]
+        if not 0 <= position < self._total:
+            raise IndexError(position)
+        place = position if self._places is None else int(self._places[position])
+        epoch, index = divmod(place, len(self._mixture))
+        return position, self._mixture.sample_at(epoch, index)
+
+
+class OrderedStream(IterableDataset[tuple[int, Any]]):
+    """The samples of an endless mixture, each with its position.
+
+    Args:
+        mixture: A stream that deals whole batches to its workers.
+        batch_size: Samples of a loader's batch.
+    """
+
+    def __init__(self, mixture: Any, batch_size: int) -> None:
+        self._mixture, self._batch = mixture.in_batches_of(batch_size), batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        worker = get_worker_info()
+        mine, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number, sample in enumerate(self._mixture):
+            batch, inside = divmod(number, self._batch)
+            yield (batch * workers + mine) * self._batch + inside, sample
 
 
 def rate_factor(kind: str, *, steps: int, warmup: int) -> Callable[[int], float]:

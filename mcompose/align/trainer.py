@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
+from mcompose.align import processes
 from mcompose.align.delta import full_values
 from mcompose.align.frozen import FrozenModules
 from mcompose.align.schedule import rate_factor
@@ -87,7 +88,7 @@ def training_arguments(
         dataloader_pin_memory=not cpu,
         disable_tqdm=True,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu else None,
+        ddp_backend="gloo" if cpu and processes.count() > 1 else None,
         ddp_find_unused_parameters=unused,
         **sharding,
     )

@@ -143,11 +143,13 @@ class GroupsSpec(Spec):
     Attributes:
         kind: ``dense`` copies of the projections, or ``low-rank`` factors beside them.
         rank: Of the factors; the published donors use 128.
+        scale: What the product of the factors is multiplied by; the published donors use 2.
         modalities: Who gets a group; default: all that the checkpoint takes.
     """
 
     kind: Annotated[Literal["dense", "low-rank"], one_of("kind of groups", ("dense", "low-rank"))] = "low-rank"
     rank: Annotated[Count, Field(ge=1)] = 128
+    scale: Annotated[Number, Field(gt=0)] = 2.0
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] | None = None
 
 
@@ -176,6 +178,7 @@ class Stage(Spec):
             Default: ``float32`` for a float32 checkpoint, ``mixed`` for others.
         gradient_checkpointing: Recompute activations instead of keeping them.
         group_by_length: Samples of similar length in one piece.
+        packing: Samples of a piece one after the other in one row, without padding; causal language models only.
         gscm: Masking of the generalist's tokens.
         seed: Of the order, the dropout and new parameters.
         save_every: Steps between two points that a killed run goes on from.
@@ -203,6 +206,7 @@ class Stage(Spec):
     precision: Annotated[str, one_of("precision", PRECISIONS)] | None = None
     gradient_checkpointing: bool = False
     group_by_length: bool = False
+    packing: bool = False
     gscm: Masking | None = None
     seed: Annotated[Count, Field(ge=0, lt=2**32)] = 0
     save_every: Annotated[Count, Field(ge=1)] = 200
