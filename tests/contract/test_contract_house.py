@@ -51,6 +51,7 @@ SURFACE = {
     "inspect": ["--json"],
     "plan": ["--output", "--json"],
     "merge": ["--output", "--resume", "--threads", "--device", "--allow-different-base", "--quiet", "--json"],
+    "align": ["--stage", "--checkpoint", "--output", "--resume", "--export", "--report-to", "--quiet", "--json"],
     "diff": ["--json"],
     "verify": ["--json"],
     "generate": ["--image", "--audio", "--video", "--points", "--max-new-tokens", "--plain", "--trust-remote-code",
