@@ -122,7 +122,7 @@ class ComposeSpec(Spec):
     ] = "none"
     experts: dict[str, Expert] = Field(default_factory=dict)
     router: Router | None = None
-    vision_mix: VisionMix = Field(default_factory=VisionMix)
+    vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
     adapters: dict[str, AdapterMix] = Field(default_factory=dict)
 
 
@@ -161,7 +161,7 @@ def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
         found.append((("compose", "experts"), leave_out))
     if compose.router is not None:
         found.append((("compose", "router"), leave_out))
-    if compose.vision_mix != VisionMix():
+    if compose.vision_mix != VisionMix.model_construct():
         found.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:
         found.append((("compose", "adapters"), leave_out))

@@ -238,9 +238,9 @@ class Recipe(Spec):
     base: Reference | None = None
     sources: tuple[Source, ...] = Field(min_length=1)
     merge: MergeSpec
-    compose: ComposeSpec = Field(default_factory=ComposeSpec)
+    compose: ComposeSpec = Field(default_factory=ComposeSpec.model_construct)
     align: AlignSpec | None = None
-    output: OutputSpec = Field(default_factory=OutputSpec)
+    output: OutputSpec = Field(default_factory=OutputSpec.model_construct)
     resolved: Resolved | None = None
 
     @model_validator(mode="after")
