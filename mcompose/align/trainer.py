@@ -128,6 +128,16 @@ class AlignTrainer(Trainer):
         self.parts = parts
         self.tokens = 0
         super().__init__(**kwargs)
+        # Inside the model, so that DDP sees it as part of the forward pass.
+        self.model.register_forward_hook(self._reach_parameters)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _reach_parameters(self, module: torch.nn.Module, _arguments: Any, output: Any) -> Any:
+        """Gives a piece without media a gradient of zero when only towers are trained: it has none otherwise."""
+        if not module.training or output.loss is None or output.loss.requires_grad:
+            return output
+        trained = [p for p in module.parameters() if p.requires_grad]
+        output["loss"] = output.loss + 0.0 * torch.stack([p.sum().float() for p in trained]).sum()
+        return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # pyright: ignore
