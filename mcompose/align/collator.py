@@ -9,9 +9,12 @@ Letters: B samples, L tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+import xxhash
 
 from mcompose.align.conversation import ChatWriter
 from mcompose.align.marking import mark, marking_processor
@@ -20,7 +23,7 @@ from mcompose.errors import RequestError
 from mcompose.media import MODALITIES, read_media
 from mcompose.modeling.families import TYPE_IDS
 
-__all__ = ["IGNORED", "Collator", "can_pack", "takes_positions"]
+__all__ = ["IGNORED", "Collator", "can_pack", "media_digest", "takes_positions"]
 
 IGNORED: Final = -100
 _ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
@@ -37,6 +40,7 @@ class Collator:
         domains: Names that ``domains`` in a batch counts; -1 stands for a sample without one.
         positions: Whether batches hold ``position_ids``; see :func:`takes_positions`.
         packing: Whether a batch is one row without padding; see :func:`can_pack`.
+        media_keys: Whether batches hold ``media_keys``, by which a :class:`FeatureCache` knows their items.
         chat_template: Template to use instead of the checkpoint's own.
     """
 
@@ -49,6 +53,7 @@ class Collator:
         domains: Sequence[str] = (),
         positions: bool = True,
         packing: bool = False,
+        media_keys: bool = False,
         chat_template: str | None = None,
     ) -> None:
         self.processor = processor
@@ -57,6 +62,7 @@ class Collator:
         self.domains = tuple(domains)
         self.positions = positions or packing
         self.packing = packing
+        self.media_keys = media_keys
         self.writer = ChatWriter(processor, chat_template=chat_template)
         self._call, self._marking = marking_processor(processor)
         self._rate = sampling_rate(processor)
@@ -83,6 +89,8 @@ class Collator:
         """
         batch = self.encode(samples)
         self._check_lengths(samples, batch)
+        if self.media_keys:
+            batch["media_keys"] = _media_keys(samples)
         batch["domains"] = torch.tensor([self._domain(sample) for sample in samples])
         if self.packing:
             return _packed(batch)
@@ -93,6 +101,13 @@ class Collator:
     def length(self, sample: Sample) -> int:
         """Tokens of one sample, its media included, whatever the limit."""
         return int(self.encode([sample])["attention_mask"].sum())
+
+    def media_inputs(self, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
+        """The processor's output for media alone, under the names that a model takes."""
+        read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
+        encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]})
+        text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        return {name: value for name, value in encoded.items() if name not in text}
 
     def encode(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The batch without limit, domains and positions; see :meth:`__call__`."""
@@ -184,6 +199,20 @@ class Collator:
         if sample.domain not in self.domains:
             raise RequestError(f"{sample.place}: '{sample.domain}' is none of the domains {', '.join(self.domains)}.")
         return self.domains.index(sample.domain)
+
+
+def media_digest(item: Path | bytes) -> bytes:
+    """16 bytes that stand for the content of a medium's file."""
+    return xxhash.xxh3_128(item if isinstance(item, bytes) else item.read_bytes()).digest()
+
+
+def _media_keys(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Modality -> digests of its items in reading order of the batch (N, 2), as integers."""
+    found: dict[str, list[bytes]] = {}
+    for sample in samples:
+        for modality, items in sample.media().items():
+            found.setdefault(modality, []).extend(media_digest(item) for item in items)
+    return {m: torch.from_numpy(np.frombuffer(b"".join(d), np.int64).reshape(-1, 2).copy()) for m, d in found.items()}
 
 
 def sampling_rate(processor: Any) -> int | None:

@@ -59,7 +59,7 @@ class ChatWriter:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         own = chat_template or getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self._template = own.get("default") if isinstance(own, dict) else own or DEFAULT_TEMPLATE
-        self._placeholders = {modality: _placeholder(processor, modality) for modality in MODALITIES}
+        self.placeholders = {modality: _placeholder(processor, modality) for modality in MODALITIES}
         # Templates of native processors often read lists of parts only.
         self._in_parts = False
         self._in_parts = not self._keeps_text()
@@ -125,7 +125,7 @@ class ChatWriter:
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         text = "".join(
-            part["text"] if part["type"] == "text" else self._placeholders[part["type"]] for part in message["content"]
+            part["text"] if part["type"] == "text" else self.placeholders[part["type"]] for part in message["content"]
         )
         return {"role": message["role"], "content": [{"type": "text", "text": text}] if self._in_parts else text}
 

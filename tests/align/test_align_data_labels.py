@@ -1,4 +1,4 @@
-"""What is learnt: labels against the answers, by decoding, for many chat templates and a tokenizer that splits words."""
+"""What is learnt: labels against the answers, by decoding, for many chat templates and split words."""
 
 import pytest
 import torch
@@ -228,7 +228,7 @@ def test_long_samples_are_errors_or_cut_in_their_answer_and_never_in_a_medium(co
     short = sample(("user", "what"), ("assistant", "a"))
     whole = Collator(processor, max_length=None)([sample(*words)])
     assert whole["input_ids"].shape == (1, 17)
-    with pytest.raises(RequestError, match="a.jsonl:1: the sample has 17 tokens, and the limit is 13"):
+    with pytest.raises(RequestError, match=r"a\.jsonl:1: the sample has 17 tokens, and the limit is 13"):
         Collator(processor, max_length=13)([sample(*words)])
     cut = Collator(processor, max_length=13)([short, sample(*words, on_long="cut")])
     assert cut["input_ids"].shape == cut["labels"].shape == cut["position_ids"].shape == (2, 13)

@@ -78,10 +78,10 @@ def test_weights_are_met_and_no_sample_is_repeated_before_the_others_came(tmp_pa
         for (name, _), count in one.items():
             by_dataset[name] += count
         assert by_dataset == {"a.jsonl": 10, "b.jsonl": 30}
-        assert set(one[("b.jsonl", n)] for n in range(4)) <= {7, 8}
+        assert {one[("b.jsonl", n)] for n in range(4)} <= {7, 8}
     total = sum(seen, Counter())
-    assert set(total[("b.jsonl", n)] for n in range(4)) == {30}
-    assert set(total[("a.jsonl", n)] for n in range(36)) == {1, 2}
+    assert {total[("b.jsonl", n)] for n in range(4)} == {30}
+    assert {total[("a.jsonl", n)] for n in range(36)} == {1, 2}
     assert [report.drawn for report in mixture.report()] == [10, 30]
 
 
