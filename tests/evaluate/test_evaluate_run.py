@@ -13,25 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 from mcompose.errors import CheckpointError, RequestError
 from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_task
 from mcompose.evaluate.subject import load_subject
-from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
 from mcompose.lab.words import MODALITIES
-
-TINY = NumbersSettings(
-    width=16,
-    layers=2,
-    pool=20,
-    checked=10,
-    base=FitSettings(20, 1e-2, 8),
-    encoder={modality: FitSettings(1, 1e-3, 4) for modality in MODALITIES},
-    projector=FitSettings(1, 1e-3, 4),
-    full=FitSettings(1, 1e-3, 4),
-    data=DataSettings(test_media=10, train_media=10, single=6, joint=8),
-)
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    return make_numbers(tmp_path_factory.mktemp("lab") / "numbers", seed=0, settings=TINY, workers=0)
 
 
 class Stub:
