@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-floor lint format bench peer-tests clean
+.PHONY: help install demo test test-slow test-floor lint format bench bench-cold bench-scaling bench-large peer-tests clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -54,6 +54,15 @@ format: $(STAMP) ## rewrite the files in the house format
 
 bench: $(STAMP) ## the merge beside mergekit and cp
 	$(BIN)/python -m examples.bench.merge
+
+bench-cold: $(STAMP) ## the same with the sources dropped from the page cache before every run
+	$(BIN)/python -m examples.bench.merge --cold
+
+bench-scaling: $(STAMP) ## cost against size and number of sources, with a picture
+	$(BIN)/python -m examples.bench.scaling
+
+bench-large: $(STAMP) ## planning 7B to 70B, and a 30B-class merge from samples
+	$(BIN)/python -m examples.bench.large
 
 peer-tests: $(STAMP) ## mergekit's own numerics tests, fetched and run against our functions
 	$(BIN)/python -m examples.peer_tests

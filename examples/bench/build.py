@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from examples.bench.llama import Llama, of_size
 from examples.bench.sparse import header
@@ -25,6 +24,12 @@ def weights(shape: tuple[int, ...], *, index: int) -> list[np.ndarray]:
     return [origin, *(origin + tune * 0.002 for tune in tunes)]
 
 
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves of finite float32 numbers, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
 def build(folder: Path, model: Llama) -> None:
     """Writes the four checkpoints, tensor by tensor; does nothing where they stand already."""
     if all((folder / label / "config.json").is_file() for label in LABELS):
@@ -38,7 +43,7 @@ def build(folder: Path, model: Llama) -> None:
             files[-1].write(header(shapes))
         for index, shape in enumerate(shapes.values()):
             for file, tensor in zip(files, weights(shape, index=index), strict=True):
-                file.write(torch.from_numpy(tensor).to(torch.bfloat16).view(torch.uint16).numpy().data)
+                file.write(bfloat16(tensor).data)
     for label in LABELS:
         (folder / label / "config.json").write_text(model.config())
     os.sync()

@@ -63,6 +63,6 @@ class Llama:
 
 def of_size(gb: float) -> Llama:
     """A model of about so many GB in bfloat16: 2048 wide, 0.12 GB a layer; narrower below 0.1 GB."""
-    if gb < 0.1:
-        return Llama(layers=max(1, round(gb * 1e9 / 7.6e6)), hidden=512, intermediate=2048, key_value=128)
-    return Llama(layers=max(1, round(gb * 1e9 / 122e6)))
+    narrow = {"hidden": 512, "intermediate": 2048, "key_value": 128} if gb < 0.1 else {}
+    none, one = (Llama(layers, **narrow).nbytes for layers in (0, 1))
+    return Llama(max(1, round((gb * 1e9 - none) / (one - none))), **narrow)

@@ -27,9 +27,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def save(path: Path, turns: Sequence[Turn], **facts: object) -> dict[str, object]:
-    """Writes every run, with what else is known of them, as JSON; returns what it wrote."""
+def save(path: Path, turns: Sequence[Turn], **facts: object) -> None:
+    """Writes every run, with what else is known of them, as JSON."""
     results = {**facts, "runs": [turn.to_dict() for turn in turns]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    return json.loads(path.read_text())

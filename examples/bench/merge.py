@@ -118,14 +118,15 @@ def main() -> None:
     if options.cold and not can_be_cold(inputs):
         print("The page cache cannot be dropped here: nothing cold to measure.", file=sys.stderr)
         return
-    bench.warm_up()
-    for number in range(1, options.rounds + 1):
-        bench.round(number)
     cache = "cold" if options.cold else "warm"
     settings = {name: value for name, value in vars(options).items() if name != "folder"}
     settings |= {"cache": cache, "checkpoint_bytes": model.nbytes}
     path = folder / f"results-{cache}{'' if options.peer_dtype == 'bfloat16' else '-float32'}.json"
-    results = save(path, bench.turns, machine=found, settings=settings, agreement=bench.agreement)
+    bench.warm_up()
+    for number in range(1, options.rounds + 1):
+        bench.round(number)
+        save(path, bench.turns, machine=found, settings=settings, agreement=bench.agreement)
+    results = json.loads(path.read_text())
     print(render(results))
     print(f"\nsaved in {path}", file=sys.stderr)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.bench.agree import agree, on_the_cut, steps
-from examples.bench.build import build
+from examples.bench.build import bfloat16, build
 from examples.bench.llama import Llama, of_size
 from examples.bench.sparse import build_sparse
 from examples.bench.table import render
@@ -72,6 +72,13 @@ def test_outputs_with_other_tensors_are_refused(tmp_path: Path):
     write(tmp_path / "mergekit-linear", w=bf16(1), v=bf16(1))
     with pytest.raises(ValueError, match="different names"):
         agree(tmp_path, "linear")
+
+
+def test_weights_are_rounded_to_bfloat16_as_torch_does():
+    values = np.random.default_rng(0).standard_normal(100_000, dtype=np.float32)
+    values[:4] = [1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 0.0]  # ties go to the even neighbour
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    assert np.array_equal(bfloat16(values), expected)
 
 
 def test_built_checkpoints_are_a_base_and_fine_tunes_of_it(tmp_path: Path):

@@ -35,3 +35,16 @@ def test_mcompose_beside_mergekit(tmp_path: Path):
     assert results["machine"]["measuring_process_peak_bytes"] < 60e6
     assert bench("table", str(file)).strip() == text.strip()
     assert not any(folder.is_dir() and "-" in folder.name for folder in file.parent.iterdir())
+
+
+def test_cost_against_size_and_sources(tmp_path: Path):
+    bench(
+        "scaling", "--sizes", "0.01", "0.02", "--sources", "2", "8", "--gb", "0.01", "--rounds", "1",
+        "--methods", "linear", "--settle", "0", "--folder", str(tmp_path),
+    )  # fmt: skip
+    runs = json.loads((tmp_path / "scaling.json").read_text())["runs"]
+    read = {run["label"]: run["read"] for run in runs if run["tool"] == "linear" and run["number"]}
+    assert list(read) == ["0.012 GB", "0.019 GB", "2 sources", "8 sources"]
+    assert read["8 sources"] > 2 * read["2 sources"]
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scaling.json", "scaling.png"]
