@@ -34,7 +34,8 @@ def compile_loop(module: str, name: str, arguments: Sequence[str], *, symbol: st
     """
     function = getattr(import_module(f"{_LOOPS}.{module}"), name)
     types = [getattr(numba.types, "int64" if kind == "address" else kind) for kind in arguments]
-    compiled: Any = numba.njit(error_model="numpy", no_cpython_wrapper=True)(function)
+    compiler: Any = numba.njit
+    compiled = compiler(error_model="numpy", no_cpython_wrapper=True)(function)
     compiled.compile(tuple(types))
     (text,) = compiled.inspect_llvm().values()
     (overload,) = compiled.overloads.values()
