@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-floor lint format bench clean
+.PHONY: help install demo test test-slow test-floor lint format bench peer-tests clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -54,6 +54,9 @@ format: $(STAMP) ## rewrite the files in the house format
 
 bench: $(STAMP) ## the merge beside mergekit and cp
 	$(BIN)/python -m examples.bench.merge
+
+peer-tests: $(STAMP) ## mergekit's own numerics tests, fetched and run against our functions
+	$(BIN)/python -m examples.peer_tests
 
 clean: ## everything that a command made
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,72 +1,48 @@
 """Builds random Llama checkpoints in bfloat16: a base and three fine-tunes of it.
 
-python -m examples.bench.build FOLDER LAYERS
+python -m examples.bench.build FOLDER GB
 """
 
-import json
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+
+from examples.bench.llama import Llama, of_size
+from examples.bench.sparse import header
+
+LABELS = ("base", "a", "b", "c")
 
 
-def checkpoint_config(layers: int) -> dict[str, object]:
-    """A Llama of 61 million parameters a layer."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 2000,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
+def weights(shape: tuple[int, ...], *, index: int) -> list[np.ndarray]:
+    """One tensor of each checkpoint: N(0, 0.02), ones for norms, and fine-tunes N(0, 0.002) away from it."""
+    origin = np.random.default_rng([0, index]).standard_normal(shape, dtype=np.float32) * 0.02
+    origin = np.ones(shape, np.float32) if len(shape) == 1 else origin
+    tunes = [np.random.default_rng([k, index]).standard_normal(shape, dtype=np.float32) for k in (1, 2, 3)]
+    return [origin, *(origin + tune * 0.002 for tune in tunes)]
 
 
-def tensor_shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """Name to shape, as transformers names them."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (2000, 2048)}
-    for k in range(layers):
-        layer = f"model.layers.{k}"
-        for name, shape in {
-            "self_attn.q_proj": (2048, 2048),
-            "self_attn.k_proj": (512, 2048),
-            "self_attn.v_proj": (512, 2048),
-            "self_attn.o_proj": (2048, 2048),
-            "mlp.gate_proj": (8192, 2048),
-            "mlp.up_proj": (8192, 2048),
-            "mlp.down_proj": (2048, 8192),
-            "input_layernorm": (2048,),
-            "post_attention_layernorm": (2048,),
-        }.items():
-            shapes[f"{layer}.{name}.weight"] = shape
-    return shapes | {"model.norm.weight": (2048,), "lm_head.weight": (2000, 2048)}
-
-
-def build_checkpoint(folder: Path, *, layers: int, source: int) -> None:
-    """Writes one checkpoint: the base (source 0), or the base plus a small random change."""
-    if (folder / "config.json").is_file():
+def build(folder: Path, model: Llama) -> None:
+    """Writes the four checkpoints, tensor by tensor; does nothing where they stand already."""
+    if all((folder / label / "config.json").is_file() for label in LABELS):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for index, (name, shape) in enumerate(tensor_shapes(layers).items()):
-        weight = np.random.default_rng([0, index]).standard_normal(shape, dtype=np.float32)
-        weight = np.ones(shape, np.float32) if len(shape) == 1 else weight * 0.02
-        if source:
-            weight += np.random.default_rng([source, index]).standard_normal(shape, dtype=np.float32) * 0.002
-        tensors[name] = torch.from_numpy(weight).to(torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(checkpoint_config(layers)))
+    shapes = model.shapes()
+    with ExitStack() as stack:
+        files = []
+        for label in LABELS:
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            files.append(stack.enter_context((folder / label / "model.safetensors").open("wb")))
+            files[-1].write(header(shapes))
+        for index, shape in enumerate(shapes.values()):
+            for file, tensor in zip(files, weights(shape, index=index), strict=True):
+                file.write(torch.from_numpy(tensor).to(torch.bfloat16).view(torch.uint16).numpy().data)
+    for label in LABELS:
+        (folder / label / "config.json").write_text(model.config())
+    os.sync()
 
 
 if __name__ == "__main__":
-    for number, label in enumerate(("base", "a", "b", "c")):
-        build_checkpoint(Path(sys.argv[1]) / label, layers=int(sys.argv[2]), source=number)
+    build(Path(sys.argv[1]), of_size(float(sys.argv[2])))

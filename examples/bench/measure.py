@@ -1,66 +1,104 @@
-"""Runs a command and tells what it cost."""
+"""Runs a command and tells what it cost: time, memory, bytes. Linux only, for ``/proc``.
 
-import json
+A child's ``ru_maxrss`` starts from the peak of the process that started it. So whoever measures must stay small (this
+module and its callers import neither numpy nor torch), and a figure below the caller's own peak is not believed: the
+highest ``VmHWM`` seen while the command ran is told instead.
+"""
+
 import os
-import platform
-import resource
-import statistics
+import select
 import subprocess
+import tempfile
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+INTERVAL_MS = 10
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a command cost: seconds of wall and CPU, bytes of peak resident memory."""
+    """What one run of a command cost.
+
+    Attributes:
+        wall: Seconds on the clock.
+        user: CPU seconds in the program, over all threads.
+        system: CPU seconds in the kernel: page faults, copies between page cache and process.
+        peak: Bytes of resident memory at the highest, pages of mapped files included.
+        anonymous: Bytes of resident memory that the process made itself, at the highest of samples 10 ms apart.
+        read: Bytes asked of ``read`` calls, from page cache or disk; what a process maps is not in it.
+        written: Bytes given to ``write`` calls.
+    """
 
     wall: float
-    cpu: float
+    user: float
+    system: float
     peak: int
+    anonymous: int
+    read: int
+    written: int
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds, user and system."""
+        return self.user + self.system
 
 
 def run(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
-    """Runs a command to its end.
+    """Runs a command to its end. Every tool chooses its own number of threads: OMP_NUM_THREADS is not handed down.
 
     Raises:
         RuntimeError: It failed; its output is shown.
     """
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
-    )
-    output = process.stdout.read() if process.stdout else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{output.decode(errors='replace')[-2000:]}")
-    # ru_maxrss counts kilobytes on Linux and bytes on macOS.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    own_peak = memory("self").get("VmHWM", 0)
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **(env or {})})
+        peak, anonymous = watch(process.pid)
+        wall = time.perf_counter() - started
+        read, written = transferred(process.pid)  # before it is reaped: an ended process still tells its counts
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{tail(log)}")
+    told = usage.ru_maxrss * 1024
+    peak = told if told > own_peak else peak
+    return Cost(wall, usage.ru_utime, usage.ru_stime, max(peak, anonymous), anonymous, read, written)
 
 
-def summary(costs: list[Cost]) -> str:
-    """Median and range of wall time, median CPU, largest memory."""
-    walls = sorted(cost.wall for cost in costs)
-    cpu = statistics.median(cost.cpu for cost in costs)
-    peak = max(cost.peak for cost in costs) / 1e6
-    spread = f"{walls[0]:.2f} to {walls[-1]:.2f}"
-    return f"{statistics.median(walls):7.2f} s ({spread})   CPU {cpu:7.2f} s   peak {peak:6.0f} MB"
+def watch(pid: int) -> tuple[int, int]:
+    """Samples a process until it ends: highest VmHWM and highest RssAnon, in bytes."""
+    peak = anonymous = 0
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while not poll.poll(INTERVAL_MS):
+            now = memory(str(pid))
+            peak = max(peak, now.get("VmHWM", 0))
+            anonymous = max(anonymous, now.get("RssAnon", 0))
+    finally:
+        os.close(descriptor)
+    return peak, anonymous
 
 
-def save(path: Path, results: dict[str, list[Cost]], **settings: object) -> None:
-    """Writes all runs with machine and versions."""
-    table = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "versions": {name: version(name) for name in ("mcompose", "mergekit", "numpy", "numba", "torch")},
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-        "limits": {"address_space": resource.getrlimit(resource.RLIMIT_AS)[0]},
-        "settings": settings,
-        "runs": {name: [asdict(cost) for cost in costs] for name, costs in results.items()},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=1) + "\n")
+def memory(pid: str) -> dict[str, int]:
+    """The memory lines of ``/proc/<pid>/status``, in bytes; empty for a process that has just ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
+
+
+def transferred(pid: int) -> tuple[int, int]:
+    """Bytes that a process read and wrote by system calls."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    counts = {name: int(count) for name, count in (line.split(": ") for line in lines)}
+    return counts["rchar"], counts["wchar"]
+
+
+def tail(log: BinaryIO) -> str:
+    """The last lines that the command printed."""
+    log.seek(0)
+    return log.read().decode(errors="replace")[-2000:]

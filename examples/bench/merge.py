@@ -2,143 +2,132 @@
 
     make bench
     python -m examples.bench.merge --gb 0.25 --rounds 1 --methods linear ties
+    python -m examples.bench.merge --rounds 5 --peer-rounds 1    # mergekit's ties takes minutes per run
+    python -m examples.bench.merge --cold                        # inputs dropped from the page cache before every run
+    python -m examples.bench.merge --gb 0.25 --rounds 1 --peer-dtype float32    # do the outputs agree in float32?
 
-Builds a base and three fine-tunes once (``build/bench``), then runs every method in turn, interleaved, so that a noisy
-moment of the machine hits both. The page cache is warm: one unmeasured run of each comes first. The outputs of the two
-tools are compared, and every run is saved with machine and versions.
+Builds a base and three fine-tunes once (``build/bench``), then takes turns: for every method ``cp`` of the output's
+bytes, reading the inputs and ``cp``, mcompose, mergekit, the next round in the opposite order, so that a noisy moment
+of the machine hits all. One unmeasured run of each mcompose merge and of the first mergekit merge comes first (compiled
+kernels, imports). The outputs are compared in the first round. Every run is saved with machine and versions;
+``examples.bench.table`` prints the file again.
 """
 
 import argparse
-import shutil
-import statistics
+import json
+import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from examples.bench.measure import Cost, run, save, summary
+from examples.bench.cache import can_be_cold
+from examples.bench.llama import of_size
+from examples.bench.machine import machine, save
+from examples.bench.measure import run
+from examples.bench.recipes import METHODS, mcompose_command, merged, mergekit_command
+from examples.bench.table import render
+from examples.bench.turn import Job, Turn, clear, copy_jobs, take
 
 FOLDER = Path("build/bench")
-METHODS: dict[str, dict[str, object]] = {
-    "linear": {"weight": 1 / 3},
-    "slerp": {},
-    "task_arithmetic": {"weight": 0.4},
-    "ties": {"weight": 1.0, "density": 0.2},
-    "dare_ties": {"weight": 0.4, "density": 0.5},
-}
 
 
-def mcompose_recipe(folder: Path, method: str) -> Path:
-    """Writes the recipe of one method."""
-    setting = dict(METHODS[method])
-    names = ["a", "b"] if method == "slerp" else ["a", "b", "c"]
-    merge: dict[str, object] = {"method": method, "dtype": "bfloat16"}
-    weight = setting.pop("weight", None)
-    if weight is not None:
-        merge["weights"] = dict.fromkeys(names, weight)
-    merge["parameters"] = {"t": 0.5} if method == "slerp" else setting
-    recipe: dict[str, object] = {
-        "schema": 1,
-        "name": method,
-        "base": "local:base",
-        "sources": [{"name": name, "model": f"local:{name}"} for name in names],
-        "merge": merge,
-        "output": {"dir": f"mcompose-{method}"},
-    }
-    path = folder / f"mcompose-{method}.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+@dataclass
+class Bench:
+    """The turns of one benchmark, and what they found."""
+
+    folder: Path
+    options: argparse.Namespace
+    turns: list[Turn] = field(default_factory=list)
+    agreement: dict[str, object] = field(default_factory=dict)
+
+    def jobs(self, method: str) -> dict[str, Job]:
+        """The four turns of one method."""
+        inputs = [self.folder / name / "model.safetensors" for name in merged(method)]
+        copy, both = copy_jobs(method, inputs, output=self.folder / "cp")
+        ours = mcompose_command(self.folder, method)
+        theirs = mergekit_command(self.folder, method, dtype=self.options.peer_dtype)
+        return {
+            "cp": copy,
+            "cat + cp": both,
+            "mcompose": Job(method, "mcompose", ours, inputs, self.folder / f"mcompose-{method}"),
+            "mergekit": Job(method, "mergekit", theirs, inputs, self.folder / f"mergekit-{method}"),
+        }
+
+    def take(self, job: Job, number: int) -> None:
+        """Runs one turn and keeps its figures."""
+        self.turns.append(take(job, number=number, cold=self.options.cold, settle=self.options.settle))
+
+    def warm_up(self) -> None:
+        """What the first run of a command pays once: compiled kernels, imports, inputs read from disk."""
+        for method in self.options.methods:
+            jobs = self.jobs(method)
+            peers = ["mergekit"] if self.options.peer_rounds and method == self.options.methods[0] else []
+            for tool in ["cat + cp", "mcompose", *peers]:
+                self.take(jobs[tool], 0)
+                clear(jobs[tool])
+
+    def round(self, number: int) -> None:
+        """One run of everything."""
+        for method in self.options.methods:
+            jobs = self.jobs(method)
+            if number > self.options.peer_rounds:
+                del jobs["mergekit"]
+            compared = number == 1 and "mergekit" in jobs
+            for job in list(jobs.values())[:: 1 if number % 2 else -1]:
+                self.take(job, number)
+                if job.tool not in {"mcompose", "mergekit"} or not compared:
+                    clear(job)
+            if compared:
+                self.agreement[method] = self.compare(method)
+                clear(jobs["mcompose"])
+                clear(jobs["mergekit"])
+
+    def compare(self, method: str) -> object:
+        """What the two outputs have in common; computed in a process of its own, to keep this one small."""
+        command = [sys.executable, "-m", "examples.bench.agree", str(self.folder), method]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
-def mergekit_config(folder: Path, method: str) -> Path:
-    """Writes mergekit's file of the same merge."""
-    setting = dict(METHODS[method])
-    names = ["a", "b"] if method == "slerp" else ["a", "b", "c"]
-    weight = setting.pop("weight", None)
-    models = [
-        {"model": str(folder / name), "parameters": {**({"weight": weight} if weight else {}), **setting}}
-        for name in names
-    ]
-    config: dict[str, object] = {"merge_method": method, "dtype": "bfloat16", "models": models}
-    if method == "slerp":
-        config |= {"base_model": str(folder / "a"), "parameters": {"t": 0.5}}
-    elif method != "linear":
-        config["base_model"] = str(folder / "base")
-    path = folder / f"mergekit-{method}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
-
-
-def commands(folder: Path, method: str) -> dict[str, list[str]]:
-    """The two commands of one method."""
-    scripts = Path(sys.executable).parent
-    return {
-        f"mcompose {method}": [
-            str(scripts / "mcompose"), "merge", str(mcompose_recipe(folder, method)),
-            "-o", str(folder / f"mcompose-{method}"), "--quiet",
-        ],
-        f"mergekit {method}": [
-            str(scripts / "mergekit-yaml"), str(mergekit_config(folder, method)), str(folder / f"mergekit-{method}"),
-            "--no-copy-tokenizer", "--quiet",
-        ],
-    }  # fmt: skip
-
-
-def compare(folder: Path, method: str) -> str:
-    """Share of equal elements, and the largest difference. Random methods draw other masks."""
-    import torch
-    from safetensors import safe_open
-
-    equal = total = 0
-    largest = 0.0
-    with (
-        safe_open(folder / f"mcompose-{method}" / "model.safetensors", "pt") as ours,
-        safe_open(next((folder / f"mergekit-{method}").glob("*.safetensors")), "pt") as theirs,
-    ):
-        for name in ours.keys():  # noqa: SIM118 - safe_open is no mapping
-            a, b = ours.get_tensor(name).float(), theirs.get_tensor(name).float()
-            equal += int(torch.count_nonzero(a == b))
-            total += a.numel()
-            largest = max(largest, float((a - b).abs().max()))
-    return f"{100 * equal / total:.2f} % of the elements are equal, largest difference {largest:.2g}"
-
-
-def measure(folder: Path, plan: dict[str, list[str]], rounds: int) -> dict[str, list[Cost]]:
-    """Runs all commands in turn, after one unmeasured round."""
-    costs: dict[str, list[Cost]] = {name: [] for name in plan}
-    for number in range(rounds + 1):
-        for name, command in plan.items():
-            shutil.rmtree(folder / name.replace(" ", "-"), ignore_errors=True)
-            cost = run(command)
-            if number:
-                costs[name].append(cost)
-            print(f"  {'warm-up' if not number else f'round {number}'}  {name:26} {cost.wall:7.2f} s", file=sys.stderr)
-    return costs
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="mcompose beside mergekit and cp.")
+    parser.add_argument("--gb", type=float, default=1.0, help="size of one checkpoint in GB")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rounds", type=int, help="mergekit runs in the first so many rounds only")
+    parser.add_argument(
+        "--peer-dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of mergekit's deltas"
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before every run")
+    parser.add_argument("--settle", type=float, default=3.0, help="seconds of pause before every run")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where checkpoints and results are kept")
+    options = parser.parse_args()
+    options.peer_rounds = options.rounds if options.peer_rounds is None else options.peer_rounds
+    return options
 
 
 def main() -> None:
     """Runs the benchmark and prints the table."""
-    parser = argparse.ArgumentParser(description="mcompose beside mergekit and cp.")
-    parser.add_argument("--gb", type=float, default=1.0, help="size of one checkpoint in GB")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    options = parser.parse_args()
-    layers = max(1, round(options.gb * 1e9 / 2 / 61e6))
-    folder = (FOLDER / f"{layers}-layers").resolve()
-    # In a process of their own: a child's peak memory starts from its parent's.
-    run([sys.executable, "-m", "examples.bench.build", str(folder), str(layers)])
-    plan = {"cp": ["cp", str(folder / "a" / "model.safetensors"), str(folder / "cp")]}
-    for method in options.methods:
-        plan |= commands(folder, method)
-    costs = measure(folder, plan, options.rounds)
-    save(folder / "results.json", costs, gb=options.gb, rounds=options.rounds, cache="warm")
-    for name, runs in costs.items():
-        print(f"{name:26} {summary(runs)}")
-    median = {name: statistics.median(cost.wall for cost in runs) for name, runs in costs.items()}
-    for method in options.methods:
-        ours, theirs = median[f"mcompose {method}"], median[f"mergekit {method}"]
-        faster, of_cp = theirs / ours, ours / median["cp"]
-        print(f"{method}: {faster:.1f} x mergekit's speed, {of_cp:.1f} x cp; {compare(folder, method)}")
+    options = arguments()
+    found = machine()
+    model = of_size(options.gb)
+    folder = (options.folder / model.name).resolve()
+    run([sys.executable, "-m", "examples.bench.build", str(folder), str(options.gb)])
+    bench = Bench(folder, options)
+    inputs = [folder / name / "model.safetensors" for name in ("base", "a", "b", "c")]
+    if options.cold and not can_be_cold(inputs):
+        print("The page cache cannot be dropped here: nothing cold to measure.", file=sys.stderr)
+        return
+    bench.warm_up()
+    for number in range(1, options.rounds + 1):
+        bench.round(number)
+    cache = "cold" if options.cold else "warm"
+    settings = {name: value for name, value in vars(options).items() if name != "folder"}
+    settings |= {"cache": cache, "checkpoint_bytes": model.nbytes}
+    path = folder / f"results-{cache}{'' if options.peer_dtype == 'bfloat16' else '-float32'}.json"
+    results = save(path, bench.turns, machine=found, settings=settings, agreement=bench.agreement)
+    print(render(results))
+    print(f"\nsaved in {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

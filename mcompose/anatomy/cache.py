@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,9 @@ def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | Non
 
 
 def _file_name(config: Mapping[str, Any]) -> str:
-    version = metadata.version("transformers")
+    from importlib.metadata import version as version_of  # noqa: PLC0415 - slow, and known families never ask
+
+    version = version_of("transformers")
     text = json.dumps(config, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{__version__} {version} {text}".encode()).hexdigest()[:16]
     return f"{config['model_type']}-{version}-{digest}.json"

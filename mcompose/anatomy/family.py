@@ -103,6 +103,11 @@ class Family:
         paths = "|".join(re.escape(path) for path in sorted(self.layers, key=len, reverse=True))
         return re.compile(rf"^(?:{paths})\.(\d+)\." if paths else r"(?!)")
 
+    @cached_property
+    def slots(self) -> dict[str, Slot | None]:
+        """Slots of the keys that were asked for so far: sources of one family share most of their keys."""
+        return {}
+
     def with_first(self, first: Renaming, *, unused: Mapping[str, str]) -> Family:
         """The same family, where files have one more renaming before all others."""
         return replace(self, renamings=(first, *self.renamings), unused={**self.unused, **unused})
@@ -160,7 +165,7 @@ class Family:
         return out
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], renamings: Sequence[Renaming]) -> Family:
+    def from_json(cls, data: Mapping[str, Any], renamings: Sequence[Renaming] | Mapping[int, Renaming]) -> Family:
         """Reads what ``to_json`` wrote."""
         fields = dict(data)
         fields["renamings"] = tuple(renamings[index] for index in data["renamings"])
@@ -182,7 +187,9 @@ def claim(family: Family, keys: Sequence[str]) -> tuple[dict[str, Slot], list[st
     slots: dict[str, Slot] = {}
     orphans: list[str] = []
     for key in keys:
-        slot = _slot(family, key)
+        if key not in family.slots:
+            family.slots[key] = _slot(family, key)
+        slot = family.slots[key]
         if slot is None:
             orphans.append(key)
         else:

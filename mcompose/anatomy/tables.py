@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from mcompose.anatomy.family import Family, Renaming
@@ -15,9 +15,12 @@ from mcompose.anatomy.family import Family, Renaming
 __all__ = ["exceptions", "family_of_text", "generated", "known_family"]
 
 
+DATA = Path(__file__).parent / "data"
+
+
 @cache
 def _load(name: str) -> dict[str, Any]:
-    return json.loads(resources.files("mcompose.anatomy").joinpath("data", name).read_text(encoding="utf-8"))
+    return json.loads((DATA / name).read_bytes())
 
 
 def exceptions() -> dict[str, Any]:
@@ -33,9 +36,11 @@ def generated() -> dict[str, Any]:
 @cache
 def known_family(signature: str) -> Family | None:
     """Family of that signature, or None when the file does not hold it."""
-    table = generated()
-    data = table["families"].get(signature)
-    return None if data is None else Family.from_json(data, _renamings())
+    data = generated()["families"].get(signature)
+    if data is None:
+        return None
+    table = generated()["renamings"]
+    return Family.from_json(data, {index: Renaming(**table[index]) for index in data["renamings"]})
 
 
 def family_of_text(text_type: str) -> Family | None:
@@ -44,8 +49,3 @@ def family_of_text(text_type: str) -> Family | None:
         if data["text_type"] == text_type:
             return known_family(signature)
     return None
-
-
-@cache
-def _renamings() -> tuple[Renaming, ...]:
-    return tuple(Renaming(**step) for step in generated()["renamings"])

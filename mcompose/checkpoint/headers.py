@@ -140,7 +140,9 @@ def parse_json_object(raw: bytes, *, file: Path, what: str = "", unique: bool = 
         unique: Be as strict as the safetensors library: refuse an object that names a key twice.
     """
     try:
-        hooks: dict[str, Any] = {"object_pairs_hook": _unique_pairs, "parse_int": _integer} if unique else {}
+        hooks: dict[str, Any] = {"object_pairs_hook": _unique_pairs} if unique else {}
+        if unique and b"-0" in raw:  # a hook for every number costs more than all the rest
+            hooks["parse_int"] = _integer
         value = json.loads(raw.decode("utf-8-sig"), **hooks)
     except RecursionError:
         raise CheckpointError(f"The {what}'{file}' is nested too deeply.") from None

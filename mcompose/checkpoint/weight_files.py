@@ -77,6 +77,8 @@ def _from_index(path: Path, present: list[str], name: str) -> WeightFiles:
         raise CheckpointError(f"'{path}' has no weight_map.")
     shards: dict[str, None] = {}
     for key, shard in cast("dict[str, Any]", weight_map).items():
+        if isinstance(shard, str) and shard in shards:
+            continue
         if not plain_name(shard) or not fnmatch(shard, "*.safetensors"):
             raise CheckpointError(
                 f"'{path}' places tensor {key!a} in {shard!a}, not a safetensors file of its folder.",

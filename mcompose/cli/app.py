@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mcompose import __version__
-from mcompose.cli import check, evaluate, generate, inspect, lab, merge, output, push
+from mcompose.cli import align, check, evaluate, generate, inspect, lab, mcub, merge, output, push
 from mcompose.errors import McomposeError
 
 __all__ = ["app", "main"]
@@ -30,12 +30,14 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("plan")(merge.plan)
 app.command("merge")(merge.merge)
+app.command("align")(align.align)
 app.command("diff")(check.diff)
 app.command("verify")(check.verify)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("push")(push.push)
 app.add_typer(lab.app, name="lab")
+app.add_typer(mcub.app, name="mcub")
 
 
 def _print_version(value: bool) -> None:

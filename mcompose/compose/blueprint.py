@@ -8,6 +8,7 @@ the source loads the output.
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -201,13 +202,17 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
     """Compares tokenizers; a source without a ``tokenizer.json`` is taken at its number of rows."""
     rows = {source.name: _embedding_rows(source) for source in sources.everything}
     common = min(rows.values())
-    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name])
+    others = [s for s in sources.everything if s.name != owner.name and not _same_tokenizer(s, owner)]
+    if not others:
+        return SharedRows(((0, common),), rows[owner.name]), []
+    models: dict[str, dict[int, str]] = {}
+    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
     vocabularies = []
     unread = [] if first else [owner.name]
-    for source in sources.everything:
-        if source.name == owner.name or _same_tokenizer(source, owner):
-            continue
-        vocabulary = read_vocabulary(source.checkpoint.folder, source=source.name, rows=rows[source.name])
+    for source in others:
+        vocabulary = read_vocabulary(
+            source.checkpoint.folder, source=source.name, rows=rows[source.name], models=models
+        )
         if vocabulary is None:
             unread.append(source.name)
         else:
@@ -219,7 +224,7 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
         shared = SharedRows(_clip(shared.ranges, common), shared.rows, shared.differing)
     names = ", ".join(f"'{name}'" for name in unread)
     warning = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
-    return shared, [warning] if unread and len(sources.everything) > 1 else []
+    return shared, [warning] if unread else []
 
 
 def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
@@ -229,7 +234,7 @@ def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int]
 def _same_tokenizer(source: SourceParts, owner: SourceParts) -> bool:
     """Equal bytes need no parsing; rows still may differ, which the caller accounts for."""
     a, b = (s.checkpoint.folder / "tokenizer.json" for s in (source, owner))
-    return a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes()
+    return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
 
 
 def _embedding_rows(source: SourceParts) -> int:

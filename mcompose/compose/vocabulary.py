@@ -9,7 +9,7 @@ ships.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ __all__ = ["SharedRows", "Vocabulary", "fit_rows", "read_vocabulary", "shared_ro
 
 MIN_AGREEMENT = 0.9
 """Least share of common ids on which tokenizers of one base agree: fine-tunes rename dozens, not thousands."""
+
+MODEL_SECTION = '\n  "model": {'
+"""How the last section begins in files of the tokenizers library; inside its quotes, JSON has no line feed."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,17 @@ class SharedRows:
     differing: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
-def read_vocabulary(folder: Path, *, source: str, rows: int) -> Vocabulary | None:
+def read_vocabulary(
+    folder: Path, *, source: str, rows: int, models: dict[str, dict[int, str]] | None = None
+) -> Vocabulary | None:
     """Reads ``tokenizer.json``.
 
     Args:
         folder: Folder of the checkpoint.
         source: Name of the source.
         rows: Rows of its embedding table.
+        models: Text of the files' last section, the model, to its tokens; what is read is added. Fine-tunes of one
+            base share these megabytes to the letter and differ in the added tokens before them.
 
     Returns:
         The vocabulary, or None when the folder has no ``tokenizer.json``.
@@ -71,12 +78,21 @@ def read_vocabulary(folder: Path, *, source: str, rows: int) -> Vocabulary | Non
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_bytes())
-        tokens = _model_tokens(data["model"]["vocab"])
-        tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
+        tokens = _tokens(path.read_text(encoding="utf-8-sig"), {} if models is None else models)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"'{source}' has a tokenizer.json that cannot be read: {error}.") from error
     return Vocabulary(source, tokens, rows)
+
+
+def _tokens(text: str, models: dict[str, dict[int, str]]) -> dict[int, str]:
+    head, mark, model = text.partition(MODEL_SECTION)
+    if not mark:
+        data = json.loads(text)
+        return _model_tokens(data["model"]["vocab"]) | _added_tokens(data)
+    if model not in models:
+        data = json.loads("{" + mark + model)
+        models[model] = _model_tokens(data["model"]["vocab"]) | _added_tokens(data)
+    return models[model] | _added_tokens(json.loads(head + mark + "}}"))
 
 
 def _model_tokens(vocabulary: Any) -> dict[int, str]:
@@ -84,6 +100,10 @@ def _model_tokens(vocabulary: Any) -> dict[int, str]:
     if isinstance(vocabulary, dict):
         return {int(index): str(token) for token, index in vocabulary.items()}
     return {index: str(token) for index, (token, _) in enumerate(vocabulary)}
+
+
+def _added_tokens(data: Mapping[str, Any]) -> dict[int, str]:
+    return {int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()}
 
 
 def shared_rows(owner: Vocabulary, others: Sequence[Vocabulary]) -> SharedRows:
@@ -104,11 +124,8 @@ def shared_rows(owner: Vocabulary, others: Sequence[Vocabulary]) -> SharedRows:
     differing: list[tuple[int, tuple[str, ...]]] = []
     start = 0
     vocabularies = [owner, *others]
-    for index in range(common):
-        tokens = [v.tokens.get(index) for v in vocabularies]
-        if all(token == tokens[0] for token in tokens):
-            continue
-        differing.append((index, tuple(token or "" for token in tokens)))
+    for index in _differing_ids(owner, others, common):
+        differing.append((index, tuple(v.tokens.get(index) or "" for v in vocabularies)))
         if index > start:
             ranges.append((start, index))
         start = index + 1
@@ -116,6 +133,12 @@ def shared_rows(owner: Vocabulary, others: Sequence[Vocabulary]) -> SharedRows:
         ranges.append((start, common))
     _refuse_clash(vocabularies, differing, common)
     return SharedRows(tuple(ranges), owner.rows, tuple(differing[:1000]))
+
+
+def _differing_ids(owner: Vocabulary, others: Sequence[Vocabulary], common: int) -> list[int]:
+    """Ids below ``common`` that mean another token in some source than in the owner, in their order."""
+    pairs = [owner.tokens.items() ^ other.tokens.items() for other in others]
+    return sorted({index for differing in pairs for index, _ in differing if 0 <= index < common})
 
 
 def fit_rows(job: TensorJob, shared: SharedRows, owner: Contribution) -> TensorJob:

@@ -6,12 +6,14 @@ Paper: MCUB and AVQA, arXiv 2402.12750: the first character of the stripped outp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mcompose.errors import UnknownNameError, nearest_name
+from mcompose.evaluate.letters import parse_letter
+from mcompose.evaluate.vqa_answers import normalise_answer
 
-__all__ = ["RULES", "accuracy", "exact_match", "first_letter", "rule_for"]
+__all__ = ["RULES", "accuracy", "exact_match", "first_letter", "label_named", "rule_for", "score", "vqa_match"]
 
 
 def first_letter(output: str, answer: str) -> bool:
@@ -40,6 +42,52 @@ def exact_match(output: str, answer: str) -> bool:
     return output.strip() == answer.strip()
 
 
+def vqa_match(output: str, answer: str) -> bool:
+    """Whether output and answer are equal once both went through the VQA normaliser.
+
+    Args:
+        output: What the model wrote.
+        answer: What it should be.
+
+    Returns:
+        True when they are equal.
+    """
+    return normalise_answer(output) == normalise_answer(answer)
+
+
+def label_named(output: str, answer: str) -> bool:
+    """Whether the label stands somewhere in the output, whatever else stands there.
+
+    Args:
+        output: What the model wrote.
+        answer: A label such as ``night_stand``.
+
+    Returns:
+        True when it does; case and underscores do not matter. "A cupboard" names "cup": the rule is that simple.
+    """
+    return _plain(answer) in _plain(output)
+
+
+def _lenient_letter(output: str, answer: str, choices: Mapping[str, str]) -> bool | None:
+    letter = parse_letter(output, choices)
+    return None if letter is None else letter == answer
+
+
+def _sole_label(output: str, answer: str, choices: Mapping[str, str]) -> bool | None:
+    """Right when the label is the only one of the classes that is named as a word; None when none or several are.
+
+    A label inside a longer one that is named as well ("stand" in "night stand") does not count.
+    """
+    words = f" {' '.join(_plain(''.join(c if c.isalnum() else ' ' for c in output)).split())} "
+    named = [label for label in map(_plain, choices.values()) if f" {label} " in words]
+    sole = [label for label in named if not any(label != other and f" {label} " in f" {other} " for other in named)]
+    return sole[0] == _plain(answer) if len(sole) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return text.casefold().replace("_", " ").strip()
+
+
 def accuracy(right: Sequence[bool]) -> float:
     """Share of right answers.
 
@@ -57,10 +105,18 @@ def accuracy(right: Sequence[bool]) -> float:
     return sum(right) / len(right)
 
 
-RULES: Final[dict[str, Callable[[str, str], bool]]] = {"letter": first_letter, "exact_match": exact_match}
+RULES: Final[dict[str, Callable[..., bool | None]]] = {
+    "letter": first_letter,
+    "letter_lenient": _lenient_letter,
+    "exact_match": exact_match,
+    "vqa_match": vqa_match,
+    "label": label_named,
+    "label_sole": _sole_label,
+}
+_WITH_CHOICES: Final = frozenset({"letter_lenient", "label_sole"})
 
 
-def rule_for(metric: str) -> Callable[[str, str], bool]:
+def rule_for(metric: str) -> Callable[..., bool | None]:
     """The rule behind a metric's name.
 
     Args:
@@ -76,3 +132,21 @@ def rule_for(metric: str) -> Callable[[str, str], bool]:
     if name not in RULES:
         raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, RULES))
     return RULES[name]
+
+
+def score(metric: str, output: str, answer: str, *, choices: Mapping[str, str]) -> bool | None:
+    """One verdict.
+
+    Args:
+        metric: A rule's name, with or without ``joint_``.
+        output: What the model wrote.
+        answer: What it should be.
+        choices: The question's options, letter (or index) to text.
+
+    Returns:
+        Right or wrong; None when a lenient rule could not tell what the output means. That is counted, and it is wrong.
+    """
+    rule = rule_for(metric)
+    if metric.removeprefix("joint_") in _WITH_CHOICES:
+        return rule(output, answer, choices)
+    return rule(output, answer)

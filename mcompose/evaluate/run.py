@@ -4,25 +4,41 @@ What a checkpoint cannot take is an error, unless inputs may be left out. Then a
 is dropped, placeholder and all, and the question is asked about what is left: a donor alone on a joint question is
 shown its own modality only. Its accuracy still counts every question; a second row, ``<metric>_seen``, counts the
 questions of which it saw at least one input.
+
+Answers are written as they come. The same evaluation started again asks only what has no answer yet.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcompose import __version__
 from mcompose.errors import RequestError
-from mcompose.evaluate.media import read_media
-from mcompose.evaluate.metrics import accuracy, rule_for
-from mcompose.evaluate.task import Item, MediaInput, Task, find_tasks, load_task
+from mcompose.evaluate.endpoint import Endpoint
+from mcompose.evaluate.judge import judge_prompt, parse_verdict
+from mcompose.evaluate.media import MediaError, read_media
+from mcompose.evaluate.metrics import score
+from mcompose.evaluate.prompts import check_template, in_template
+from mcompose.evaluate.reading import find_tasks, load_task
+from mcompose.evaluate.replies import Replies
+from mcompose.evaluate.results import Prediction, Report, Result, figures
+from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
+from mcompose.evaluate.task import Item, MediaInput, Task
 
 if TYPE_CHECKING:
     from mcompose.evaluate.subject import Subject
 
-__all__ = ["Options", "Prediction", "Report", "Result", "evaluate", "evaluate_task"]
+__all__ = ["Options", "evaluate", "evaluate_task"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -31,73 +47,23 @@ class Options:
 
     Args:
         leave_out: Drop inputs of modalities that the checkpoint lacks, instead of refusing the task.
-        predictions: Folder for one JSON-lines file of predictions per task.
+        predictions: Folder for one JSON-lines file of predictions per task; a second run goes on from it.
         trust_remote_code: Whether code that the checkpoint ships may run.
+        resume: Take up answers that ``predictions`` holds.
+        skip_broken: Count questions whose media are missing or broken and go on, instead of stopping.
+        template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
+        judge: Who judges answers about objects; None: the local rule alone.
+        say: Told what a person should know.
     """
 
     leave_out: bool = False
     predictions: Path | None = None
     trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered question.
-
-    Args:
-        id: The item's.
-        prompt: What was asked.
-        output: What the model wrote.
-        answer: What it should be.
-        right: The rule's verdict.
-        left_out: Modalities of inputs that were dropped.
-        seen: Inputs that were kept.
-    """
-
-    id: str
-    prompt: str
-    output: str
-    answer: str
-    right: bool
-    left_out: tuple[str, ...]
-    seen: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """One figure.
-
-    Args:
-        task: The task's name.
-        metric: What was measured.
-        value: 0 to 1.
-        n: Questions behind it.
-        chance: What guessing gives.
-    """
-
-    task: str
-    metric: str
-    value: float
-    n: int
-    chance: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """All figures of one checkpoint.
-
-    Args:
-        checkpoint: Its folder.
-        results: In the order of the tasks.
-    """
-
-    checkpoint: str
-    results: tuple[Result, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``mcompose eval --json`` prints."""
-        rows = [{"task": r.task, "metric": r.metric, "value": r.value, "n": r.n} for r in self.results]
-        return {"checkpoint": self.checkpoint, "results": rows}
+    resume: bool = True
+    skip_broken: bool = False
+    template: str | None = None
+    judge: Endpoint | None = None
+    say: Callable[[str], None] = _silent
 
 
 def evaluate(
@@ -106,14 +72,14 @@ def evaluate(
     *,
     batch_size: int = 32,
     limit: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     options: Options | None = None,
 ) -> Report:
     """Evaluates a checkpoint.
 
     Args:
         checkpoint: Its folder: native, composed, points or text.
-        tasks: Task files, or folders of them.
+        tasks: Task files, task cards, released question files, or folders of task files and cards.
         batch_size: Questions at once.
         limit: Only the first so many questions of each task.
         progress: Told task, questions done, and questions in all.
@@ -125,9 +91,13 @@ def evaluate(
     Raises:
         RequestError: A task or medium is missing or broken, or the checkpoint lacks a modality.
         CheckpointError: The checkpoint cannot be loaded.
+        EndpointError: The judge refused or could not be reached.
     """
     options = options or Options()
-    loaded = [load_task(file, limit=limit) for file in find_tasks(tasks)]
+    if options.template is not None:
+        check_template(options.template)
+    loaded = [load_task(file, limit=limit, check_media=not options.skip_broken) for file in find_tasks(tasks)]
+    _refuse_what_cannot_be_told(loaded, options)
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - tasks are checked before torch is loaded
 
     subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code)
@@ -136,10 +106,8 @@ def evaluate(
             _refuse_lacking(task, subject)
     results: list[Result] = []
     for task in loaded:
-        made = evaluate_task(subject, task, batch_size=batch_size, progress=progress)
-        if options.predictions:
-            _save(options.predictions / f"{task.name}.jsonl", task, made)
-        results += _figures(task, made)
+        made = evaluate_task(subject, task, batch_size=batch_size, progress=progress, options=options)
+        results += figures(task, made)
     return Report(str(checkpoint), tuple(results))
 
 
@@ -148,7 +116,8 @@ def evaluate_task(
     task: Task,
     *,
     batch_size: int = 32,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
+    options: Options | None = None,
 ) -> list[Prediction]:
     """Asks one task; inputs of modalities that the checkpoint lacks are dropped.
 
@@ -157,53 +126,152 @@ def evaluate_task(
         task: The task.
         batch_size: Questions at once.
         progress: Told task, questions done, and questions in all.
+        options: What is seldom needed.
 
     Returns:
         One prediction per item, in the task's order.
+
+    Raises:
+        MediaError: A medium cannot be read, and such questions are not to be skipped.
+        EndpointError: The judge refused or could not be reached.
     """
-    rule = rule_for(task.metric)
+    options = options or Options()
+    asking = [_asked(subject, task, item, options) for item in task.items]
+    sheet = _sheet(subject, task, options)
     found: dict[int, Prediction] = {}
-    for batch in _batches(subject, task.items, batch_size):
-        kept = [_kept(subject, task.items[i]) for i in batch]
-        prompts = [
-            " ".join([*(x.text for x in inputs), task.items[i].question]) for i, inputs in zip(batch, kept, strict=True)
-        ]
-        outputs = subject.answer(prompts, _media(subject, kept), max_new_tokens=task.max_new_tokens)
-        for i, inputs, prompt, output in zip(batch, kept, prompts, outputs, strict=True):
-            item = task.items[i]
-            dropped = tuple(x.modality for x in item.inputs if x not in inputs)
-            verdict = rule(output, item.answer)
-            found[i] = Prediction(item.id, prompt, output, item.answer, verdict, dropped, len(inputs))
+    for i, one in enumerate(asking):
+        row = sheet.found.get(one.key)
+        if row is not None:
+            found[i] = replace(one, output=str(row["output"]))
+    if found:
+        options.say(f"{task.name}: {len(found)} of {len(asking)} answers are those of an earlier run.")
+    for batch in _batches(subject, task.items, batch_size, done=found):
+        made = _answered(subject, task, {i: asking[i] for i in batch}, options)
+        sheet.add([asdict(p) for p in made.values()])
+        found |= made
         if progress:
-            progress(task.name, len(found), len(task.items))
-    return [found[i] for i in range(len(task.items))]
+            progress(task.name, len(found), len(asking))
+    scored = _judged(task, [_scored(task, i, found[i]) for i in range(len(asking))], options)
+    sheet.finish([asdict(p) for p in scored])
+    skipped = [p for p in scored if p.skipped]
+    if skipped:
+        options.say(f"{task.name}: {len(skipped)} of {len(scored)} questions were skipped, first: {skipped[0].skipped}")
+    return scored
+
+
+def _asked(subject: Subject, task: Task, item: Item, options: Options) -> Prediction:
+    """What will be asked, without an answer yet."""
+    kept = _kept(subject, item)
+    prompt = in_template(subject, item.prompt(kept), options.template or task.template)
+    dropped = tuple(x.modality for x in item.inputs if not any(x is y for y in kept))
+    return Prediction(
+        id=item.id,
+        prompt=prompt,
+        output="",
+        answer=item.answer,
+        right=False,
+        left_out=dropped,
+        seen=len(kept),
+        key=item_key(item, prompt),
+    )
+
+
+def _answered(subject: Subject, task: Task, asking: dict[int, Prediction], options: Options) -> dict[int, Prediction]:
+    """Answers a batch; questions whose media cannot be read are skipped when that is allowed."""
+    made: dict[int, Prediction] = {}
+    shown: dict[int, dict[str, list[Any]]] = {}
+    for i, one in asking.items():
+        try:
+            shown[i] = _media(subject, _kept(subject, task.items[i]))
+        except MediaError as error:
+            if not options.skip_broken:
+                raise
+            made[i] = replace(one, skipped=error.message)
+    if shown:
+        used = [m for m in subject.modalities if any(media[m] for media in shown.values())]
+        media = {m: [given[m] for given in shown.values()] for m in used}
+        outputs = subject.answer([asking[i].prompt for i in shown], media, max_new_tokens=task.max_new_tokens)
+        made |= {i: replace(asking[i], output=output) for i, output in zip(shown, outputs, strict=True)}
+    return made
+
+
+def _scored(task: Task, index: int, prediction: Prediction) -> Prediction:
+    if prediction.skipped:
+        return prediction
+    item, verdicts = task.items[index], {}
+    for metric in task.metrics:
+        wanted = item.label or item.answer if metric.endswith("label") else item.answer
+        verdicts[metric] = score(metric, prediction.output, wanted, choices=item.choices)
+    return replace(prediction, verdicts=verdicts, right=any(v is True for v in list(verdicts.values())[:1]))
+
+
+def _judged(task: Task, made: list[Prediction], options: Options) -> list[Prediction]:
+    """Adds the judge's verdicts; without a judge, or a question for one, nothing changes."""
+    if options.judge is None or not task.judge:
+        return made
+    path = options.predictions / f"{task.name}.judge.jsonl" if options.predictions else None
+    replies = Replies(options.judge, name=f"{options.judge.url} {options.judge.model}", path=path)
+    asked = [i for i, p in enumerate(made) if not p.skipped]
+    told = replies.all([judge_prompt(task, task.items[i], made[i].output) for i in asked])
+    for i, reply in zip(asked, told, strict=True):
+        verdict = parse_verdict(task, task.items[i], reply)
+        verdicts = {**made[i].verdicts, f"judge:{options.judge.model}": verdict}
+        made[i] = replace(made[i], judge=reply, verdicts=verdicts, right=next(iter(verdicts.values())) is True)
+    return made
+
+
+def _sheet(subject: Subject, task: Task, options: Options) -> Sheet:
+    settings = {
+        "leave_out": options.leave_out,
+        "template": options.template or task.template,
+        "max_new_tokens": task.max_new_tokens,
+        "versions": [__version__, version("transformers")],
+    }
+    run = fingerprint(Path(subject.folder), settings)
+    header = {"task": task.name, "version": task.version, "metric": task.metric, "run": run}
+    path = options.predictions / f"{task.name}.jsonl" if options.predictions else None
+    sheet = Sheet(path, header, resume=options.resume)
+    if sheet.moved:
+        options.say(f"{task.name}: answers of another checkpoint or setting were moved to {sheet.moved}; asked anew.")
+    return sheet
 
 
 def _kept(subject: Subject, item: Item) -> list[MediaInput]:
     return [x for x in item.inputs if x.modality == "text" or x.modality in subject.modalities]
 
 
-def _batches(subject: Subject, items: Sequence[Item], size: int) -> Iterator[list[int]]:
+def _batches(subject: Subject, items: Sequence[Item], size: int, *, done: dict[int, Prediction]) -> Iterator[list[int]]:
     """Batches in which all questions have the same number of items of each modality: some processors need that."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, item in enumerate(items):
-        groups.setdefault(tuple(sorted(x.modality for x in _kept(subject, item))), []).append(index)
+        if index not in done:
+            groups.setdefault(tuple(sorted(x.modality for x in _kept(subject, item))), []).append(index)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def _media(subject: Subject, kept: list[list[MediaInput]]) -> dict[str, list[list[Any]]]:
+def _media(subject: Subject, kept: Sequence[MediaInput]) -> dict[str, list[Any]]:
     rate = subject.sampling_rate
-    media: dict[str, list[list[Any]]] = {}
-    for modality in subject.modalities:
-        rows = [
-            [read_media(x.path, modality, sampling_rate=rate) for x in inputs if x.modality == modality and x.path]
-            for inputs in kept
-        ]
-        if any(rows):
-            media[modality] = rows
-    return media
+    return {
+        modality: [read_media(x.path, modality, sampling_rate=rate) for x in kept if x.modality == modality and x.path]
+        for modality in subject.modalities
+    }
+
+
+def _refuse_what_cannot_be_told(tasks: Sequence[Task], options: Options) -> None:
+    names: dict[str, Path] = {}
+    for task in tasks:
+        if names.setdefault(task.name, task.file) != task.file:
+            raise RequestError(
+                f"{names[task.name]} and {task.file} are both called '{task.name}', so one would hide the other.",
+                hint="Give one of them another 'task:' name.",
+            )
+        if not task.metrics and options.judge is None:
+            raise RequestError(
+                f"The answers of {task.file} are free texts that only a judge can compare.",
+                hint="Name a chat endpoint: --endpoint URL --endpoint-model NAME.",
+            )
 
 
 def _refuse_lacking(task: Task, subject: Subject) -> None:
@@ -215,19 +283,3 @@ def _refuse_lacking(task: Task, subject: Subject) -> None:
                     f"The task {task.name} shows {lacking}, which {subject.folder} does not take (it takes {takes}).",
                     hint="Leave the task out, or let such inputs be left out: --leave-out.",
                 )
-
-
-def _figures(task: Task, made: list[Prediction]) -> list[Result]:
-    rows = [Result(task.name, task.metric, accuracy([p.right for p in made]), len(made), task.chance)]
-    if any(p.left_out for p in made):
-        seen = [p.right for p in made if p.seen]
-        if seen:
-            rows.append(Result(task.name, f"{task.metric}_seen", accuracy(seen), len(seen), task.chance))
-    return rows
-
-
-def _save(path: Path, task: Task, made: list[Prediction]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"task": task.name, "version": task.version, "metric": task.metric}
-    lines = [json.dumps(row, ensure_ascii=False) for row in (header, *(asdict(p) for p in made))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,29 +1,13 @@
-"""Tasks: questions with media, read from JSON lines.
-
-The first line is the header, every other line a question::
-
-    {"task": "joint-common-3", "version": 1, "metric": "joint_letter", "modalities": ["image", ...], "chance": 0.25}
-    {"id": "0", "inputs": [{"modality": "image", "path": "media/7.png", "text": "image <image>"}],
-     "question": "what do all have in common ? ...", "answer": "C"}
-
-``path`` is relative to the task file; an input of modality ``text`` has none. The prompt is the inputs' texts and the
-question, joined by spaces.
-"""
+"""Tasks: questions with media, and how their answers are scored."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
-from mcompose.errors import RequestError
-from mcompose.evaluate.metrics import rule_for
-
-__all__ = ["Item", "MediaInput", "Task", "find_tasks", "load_task"]
-
-_KNOWN: Final = frozenset({"image", "audio", "video", "points", "text"})
+__all__ = ["Item", "MediaInput", "Task"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +34,40 @@ class Item:
         inputs: What it is about, in order.
         question: The words after the inputs.
         answer: What the output should be.
+        choices: Its options, letter to text; empty when it has none.
+        turn: The whole prompt with its placeholders, where a file words it so; None: inputs' texts, then the question.
+        label: Short name of what is shown, for rules that look for one; empty: the answer.
     """
 
     id: str
     inputs: tuple[MediaInput, ...]
     question: str
     answer: str
+    choices: Mapping[str, str] = field(default_factory=dict)
+    turn: str | None = None
+    label: str = ""
+
+    def prompt(self, kept: Sequence[MediaInput]) -> str:
+        """What is asked when only some inputs are shown.
+
+        Args:
+            kept: Inputs that are shown, a part of ``inputs``.
+
+        Returns:
+            The prompt, with one placeholder an input. In a worded turn, a line that only introduces a dropped input
+            ("audio: <audio>") goes with it.
+        """
+        if self.turn is None:
+            return " ".join([*(x.text for x in kept), self.question])
+        turn = self.turn
+        for entry in self.inputs:
+            hole = f"<{entry.modality}>"
+            if any(entry is x for x in kept):
+                turn = turn.replace(hole, f"\0{entry.modality}\0", 1)
+                continue
+            turn, found = re.subn(rf"(?m)^[ \t]*(?:\w+[ \t]*:)?[ \t]*{hole}[ \t]*(?:\n|\Z)", "", turn, count=1)
+            turn = turn if found else turn.replace(hole, "", 1)
+        return re.sub(r"\0(\w+)\0", r"<\1>", turn)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,9 @@ class Task:
         items: The questions.
         max_new_tokens: Longest answer.
         file: Where it was read from.
+        also: Further metrics, after ``metric``.
+        judge: What a judge is asked about an answer: "class", "same" or "" for nothing.
+        template: How a prompt becomes a turn when the user does not say: "plain" or "chat".
     """
 
     name: str
@@ -81,117 +96,11 @@ class Task:
     items: tuple[Item, ...]
     max_new_tokens: int
     file: Path
+    also: tuple[str, ...] = ()
+    judge: str = ""
+    template: str = "plain"
 
-
-def find_tasks(wanted: Iterable[str | Path]) -> list[Path]:
-    """Task files behind what the user named.
-
-    Args:
-        wanted: Files, or folders whose ``*.jsonl`` are all meant.
-
-    Returns:
-        Files, in the order of the request; a folder's are sorted.
-
-    Raises:
-        RequestError: A path does not exist, or a folder holds no task.
-    """
-    files: list[Path] = []
-    for one in map(Path, wanted):
-        if one.is_dir():
-            found = sorted(one.glob("*.jsonl"))
-            if not found:
-                raise RequestError(f"{one} holds no task file.", hint="A task is a file that ends in .jsonl.")
-            files += found
-        elif one.is_file():
-            files.append(one)
-        else:
-            raise RequestError(
-                f"There is no task at {one}.", hint="Name a task file (.jsonl) or a folder of them, such as lab/data."
-            )
-    return files
-
-
-def load_task(file: Path, *, limit: int | None = None) -> Task:
-    """Reads a task and checks that its media are there.
-
-    Args:
-        file: The task file.
-        limit: Only the first so many questions.
-
-    Returns:
-        The task.
-
-    Raises:
-        RequestError: A line is no question, the metric is unknown, or a medium is missing; the message has the place.
-    """
-    lines = _lines(file)
-    header, *rows = lines
-    place = f"{file}:1"
-    metric = _field(header, "metric", str, place=place)
-    rule_for(metric)
-    items = tuple(_item(row, file=file, line=i + 2) for i, row in enumerate(rows[:limit]))
-    if not items:
-        raise RequestError(f"{file} asks nothing: it has no line after its header.")
-    return Task(
-        name=_field(header, "task", str, place=place),
-        version=_field(header, "version", int, place=place),
-        metric=metric,
-        modalities=tuple(_field(header, "modalities", list, place=place)),
-        chance=float(header.get("chance", 0.0)),
-        items=items,
-        max_new_tokens=int(header.get("max_new_tokens", 16)),
-        file=file,
-    )
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RequestError(f"{file}:{number}: this line is no JSON: {error.msg}.") from error
-        if not isinstance(row, dict):
-            raise RequestError(f"{file}:{number}: this line is no JSON object.")
-        rows.append(row)
-    if not rows:
-        raise RequestError(
-            f"{file} is empty.", hint="Its first line is a header with task, version, metric, modalities."
-        )
-    return rows
-
-
-def _item(row: dict[str, Any], *, file: Path, line: int) -> Item:
-    place = f"{file}:{line}"
-    inputs = tuple(_input(entry, file=file, place=place) for entry in _field(row, "inputs", list, place=place))
-    return Item(
-        id=str(row.get("id", line - 2)),
-        inputs=inputs,
-        question=_field(row, "question", str, place=place),
-        answer=_field(row, "answer", str, place=place),
-    )
-
-
-def _input(entry: Any, *, file: Path, place: str) -> MediaInput:
-    if not isinstance(entry, dict):
-        raise RequestError(f"{place}: an input is an object with modality, text and path.")
-    modality = _field(entry, "modality", str, place=place)
-    text = _field(entry, "text", str, place=place)
-    if modality not in _KNOWN:
-        raise RequestError(f"{place}: '{modality}' is no modality.", hint=f"Known: {', '.join(sorted(_KNOWN))}.")
-    if modality == "text":
-        return MediaInput(modality, text, None)
-    path = file.parent / _field(entry, "path", str, place=place)
-    if not path.is_file():
-        raise RequestError(f"{place}: the {modality} {path} is missing.")
-    if text.count(f"<{modality}>") != 1:
-        raise RequestError(f"{place}: the text of a {modality} input holds <{modality}> once, not '{text}'.")
-    return MediaInput(modality, text, path)
-
-
-def _field(row: dict[str, Any], key: str, kind: type, *, place: str) -> Any:
-    if not isinstance(row.get(key), kind):
-        raise RequestError(f"{place}: '{key}' is missing or no {kind.__name__}.")
-    return row[key]
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All rules; none when only a judge can tell."""
+        return tuple(metric for metric in (self.metric, *self.also) if metric)

@@ -8,7 +8,6 @@ mean (heads, rope, norms). A few megabytes are read per source.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from mcompose.anatomy.part import LANGUAGE, Slot
 from mcompose.checkpoint.codec import read_float32
+from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import MERGEABLE_DTYPES, TensorEntry
 from mcompose.errors import CompositionError
 from mcompose.merge.meeting import SourceParts
@@ -81,20 +81,25 @@ def check_same_base(
     """
     reference, *others = sources if base is None else [base, *sources]
     figures: list[BaseFigures] = []
-    for source in others:
-        if not allow_different:
-            _check_settings(source, reference)
-        measured = _measure(source, reference)
-        figures.append(measured)
-        far = sum(distance > LIMIT for distance in measured.layers)
-        if far * 2 > len(measured.layers) and not allow_different:
-            raise CompositionError(
-                f"'{source.name}' and '{reference.name}' do not share a base language model: their weights differ by "
-                f"{measured.median:.2f} of their length (median over {len(measured.layers)} layers; {far} are over "
-                f"{LIMIT}; fine-tunes of one base stay far below, unrelated models are near 1.41).",
-                hint="Use sources of one base, or '--allow-different-base' to merge them all the same.",
-            )
+    with TensorFiles() as files:
+        for source in others:
+            if not allow_different:
+                _check_settings(source, reference)
+            figures.append(_measure(source, reference, files))
+            if not allow_different:
+                _check_distance(figures[-1])
     return figures
+
+
+def _check_distance(measured: BaseFigures) -> None:
+    far = sum(distance > LIMIT for distance in measured.layers)
+    if far * 2 > len(measured.layers):
+        raise CompositionError(
+            f"'{measured.source}' and '{measured.reference}' do not share a base language model: their weights differ "
+            f"by {measured.median:.2f} of their length (median over {len(measured.layers)} layers; {far} are over "
+            f"{LIMIT}; fine-tunes of one base stay far below, unrelated models are near 1.41).",
+            hint="Use sources of one base, or '--allow-different-base' to merge them all the same.",
+        )
 
 
 def _check_settings(source: SourceParts, reference: SourceParts) -> None:
@@ -127,14 +132,16 @@ def _rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return found | {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
 
 
-def _measure(source: SourceParts, reference: SourceParts) -> BaseFigures:
+def _measure(source: SourceParts, reference: SourceParts, files: TensorFiles) -> BaseFigures:
     ours, theirs = source.anatomy.by_name(LANGUAGE), reference.anatomy.by_name(LANGUAGE)
     by_layer: dict[int, list[str]] = {}
     for name, slot in theirs.items():
         if slot.layer is not None and name in ours and _is_matrix(reference.entry(slot.key)):
             by_layer.setdefault(slot.layer, []).append(name)
     distances = [
-        _layer_distance([(_entry(source, ours[n]), _entry(reference, theirs[n])) for n in _spread(names)], source)
+        _layer_distance(
+            [(_entry(source, ours[name]), _entry(reference, theirs[name])) for name in _spread(names)], source, files
+        )
         for _, names in sorted(by_layer.items())
     ]
     if not distances:
@@ -142,7 +149,9 @@ def _measure(source: SourceParts, reference: SourceParts) -> BaseFigures:
             f"'{source.name}' and '{reference.name}' have no layer in common.",
             hint="Only language models of one architecture can be merged.",
         )
-    return BaseFigures(source.name, reference.name, statistics.median(distances), max(distances), tuple(distances))
+    ordered = sorted(distances)
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return BaseFigures(source.name, reference.name, median, ordered[-1], tuple(distances))
 
 
 def _entry(parts: SourceParts, slot: Slot) -> TensorEntry:
@@ -160,7 +169,7 @@ def _spread(names: Sequence[str]) -> list[str]:
     return [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
-def _layer_distance(pairs: Sequence[tuple[TensorEntry, TensorEntry]], source: SourceParts) -> float:
+def _layer_distance(pairs: Sequence[tuple[TensorEntry, TensorEntry]], source: SourceParts, files: TensorFiles) -> float:
     difference = length = 0.0
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
@@ -172,7 +181,7 @@ def _layer_distance(pairs: Sequence[tuple[TensorEntry, TensorEntry]], source: So
             continue
         for start in _row_starts(ours.shape[0]):
             span = (start, min(start + ROWS_PER_SPOT, ours.shape[0]))
-            a, b = read_float32(ours, span).astype(np.float64), read_float32(theirs, span).astype(np.float64)
+            a, b = (read_float32(entry, span, files=files).astype(np.float64) for entry in (ours, theirs))
             difference += float(np.square(a - b).sum())
             length += float(np.square(b).sum())
     if length == 0.0:

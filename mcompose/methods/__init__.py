@@ -9,17 +9,21 @@ from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from mcompose.methods.call import merge_tensors, merge_whole
 from mcompose.methods.dare import dare_linear, dare_ties
 from mcompose.methods.della import della, della_linear
+from mcompose.methods.iso_c import iso_c
 from mcompose.methods.karcher import karcher
 from mcompose.methods.linear import linear, naivemc
 from mcompose.methods.method import METHODS, REQUIRED, Method, Parameter, Program, Survey, TensorTask
 from mcompose.methods.model_stock import model_stock
+from mcompose.methods.optmerge import optmerge
 from mcompose.methods.passthrough import passthrough
 from mcompose.methods.settings import arguments_for
 from mcompose.methods.slerp import nuslerp, slerp
 from mcompose.methods.task_arithmetic import task_arithmetic
 from mcompose.methods.ties import ties, ties_peft
 from mcompose.methods.ties_global import ties_global
+from mcompose.methods.tsv import tsv
 from mcompose.methods.weight_mix import weight_mix
+from mcompose.methods.wudi import wudi
 
 __all__ = [
     "METHODS",
@@ -36,6 +40,7 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "iso_c",
     "karcher",
     "linear",
     "merge_tensors",
@@ -43,11 +48,14 @@ __all__ = [
     "model_stock",
     "naivemc",
     "nuslerp",
+    "optmerge",
     "passthrough",
     "slerp",
     "task_arithmetic",
     "ties",
     "ties_global",
     "ties_peft",
+    "tsv",
     "weight_mix",
+    "wudi",
 ]

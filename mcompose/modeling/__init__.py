@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_mcompose import AUTO_MAP, ComposedConfig, composed_config, stored_source
+    from .media_prefixes import add_prefixes, prefix_fields
     from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
     from .processing_mcompose import (
         ComposedProcessor,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
         structure_ids,
         write_processor,
     )
+    from .routed_editing import add_groups, fold_text, group_parameters
+    from .routed_groups import GroupSpec, base_key, group_keys, group_specs
 
 __all__ = [
     "AUTO_MAP",
@@ -30,10 +33,19 @@ __all__ = [
     "ComposedForConditionalGeneration",
     "ComposedModel",
     "ComposedProcessor",
+    "GroupSpec",
+    "add_groups",
     "add_placeholders",
+    "add_prefixes",
+    "base_key",
     "build_processor",
     "composed_config",
+    "fold_text",
+    "group_keys",
+    "group_parameters",
+    "group_specs",
     "island_files",
+    "prefix_fields",
     "register",
     "stored_source",
     "structure_ids",
@@ -47,6 +59,15 @@ _HOME = {
     "stored_source": "configuration_mcompose",
     "ComposedForConditionalGeneration": "modeling_mcompose",
     "ComposedModel": "modeling_mcompose",
+    "add_prefixes": "media_prefixes",
+    "prefix_fields": "media_prefixes",
+    "add_groups": "routed_editing",
+    "fold_text": "routed_editing",
+    "group_parameters": "routed_editing",
+    "GroupSpec": "routed_groups",
+    "base_key": "routed_groups",
+    "group_keys": "routed_groups",
+    "group_specs": "routed_groups",
     "ComposedProcessor": "processing_mcompose",
     "add_placeholders": "processing_mcompose",
     "build_processor": "processing_mcompose",

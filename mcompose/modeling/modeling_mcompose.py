@@ -33,10 +33,13 @@ from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
 from .masks_bidirectional import bidirectional_masks
 from .media_features import MediaFeatures
+from .media_prefixes import place_prefixes, prefix_ids, prefix_masks, prefix_parameters
 from .native_classes import build_language_model, build_tower
 from .own_code import copy_own_code
 from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
 from .positions_mrope import grids_of, mrope_positions, text_positions
+from .routed import check_taken, route_inputs, route_language
+from .routed_groups import group_specs
 from .text_head import scale_logits
 from .towers import SEPARATOR, Features
 
@@ -94,6 +97,9 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         self.language_model = build_language_model(config.text_config, towers.values())
         self.towers = nn.ModuleDict(towers)
         self._gather_from_towers()
+        self.prefix_tokens, self.suffix_tokens = (prefix_parameters(config, side) for side in ("prefix", "suffix"))
+        self.specs = group_specs(config.routed_groups, base=config.routed_base)
+        route_language(self.language_model, self.specs, base=config.routed_base)
         self.ids: dict[str, Any] = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
@@ -189,6 +195,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         features = self.encode_media(media) if mm_features is None else mm_features
         if inputs_embeds is None and input_ids is not None:
             own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
+            own += [index for _, _, index in prefix_ids(self.config)]
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
         types_BL = mm_token_type_ids
         if input_ids is not None and (self.mrope or self.attention != "causal"):
@@ -196,6 +203,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
         x_BLD = place(cast("torch.Tensor", inputs_embeds), features, masks, input_ids=input_ids)
+        x_BLD = place_prefixes(x_BLD, input_ids, self, present=features)
         deltas = None
         if position_ids is None:
             position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
@@ -203,6 +211,9 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             attention_mask = self._two_way(
                 x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids
             )
+        # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
+        origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
+        route = route_inputs(self, prefix_masks(self.config, origin, input_ids))
         outputs = self.language_model(
             inputs_embeds=x_BLD,
             attention_mask=attention_mask,
@@ -210,8 +221,10 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             past_key_values=past_key_values,
             use_cache=use_cache,
             **deepstack_inputs(features, masks),
+            **route,
             **kwargs,
         )
+        check_taken(route, self.language_model)
         if deltas is not None and outputs.past_key_values is not None:
             # The cache carries them: state on the model would leak from one call into the next.
             outputs.past_key_values.mrope_deltas = deltas

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import Options, Report
+from mcompose.evaluate import Endpoint, Options, Report
 from mcompose.evaluate import evaluate as evaluate_tasks
 from mcompose.evaluate.media import read_media
+from mcompose.evaluate.prompts import in_chat
 
-if TYPE_CHECKING:
-    from mcompose.evaluate.subject import Subject
-
-__all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate"]
+__all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
 
 PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "points": "<points>"}
 
@@ -29,9 +29,13 @@ class EvaluateOptions:
         limit: Only the first items of each task.
         batch_size: Items that are answered together.
         leave_out: Drop media that the checkpoint cannot take instead of refusing the task.
-        save: Folder for the predictions, one JSONL file a task.
+        save: Folder for the predictions, one JSONL file a task, and ``report.json``; a second run goes on from them.
         trust_remote_code: Run Python code that the checkpoint ships.
-        quiet: No progress bar.
+        quiet: No progress bar and no remarks.
+        resume: Take up answers of an earlier run that ``save`` holds.
+        skip_broken: Count questions whose media are missing or broken and go on.
+        template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
+        judge: Who judges answers about objects.
     """
 
     limit: int | None = None
@@ -40,6 +44,10 @@ class EvaluateOptions:
     save: Path | None = None
     trust_remote_code: bool = False
     quiet: bool = False
+    resume: bool = True
+    skip_broken: bool = False
+    template: str | None = None
+    judge: Endpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -62,20 +70,21 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
 
     Args:
         checkpoint: Its folder.
-        tasks: Task files, or folders of them.
+        tasks: Task files, task cards, released question files, or folders of task files and cards.
         options: How.
 
     Returns:
-        One score a task.
+        The scores of each task.
 
     Raises:
         RequestError: A task cannot be used, or shows what the checkpoint does not take.
         CheckpointError: The checkpoint cannot be loaded.
+        EndpointError: The judge refused or could not be reached.
     """
     options = options or EvaluateOptions()
     _quieten_loading()
     with _bar(quiet=options.quiet) as told:
-        return evaluate_tasks(
+        report = evaluate_tasks(
             checkpoint,
             tasks,
             batch_size=options.batch_size,
@@ -85,8 +94,38 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
                 leave_out=options.leave_out,
                 predictions=options.save,
                 trust_remote_code=options.trust_remote_code,
+                resume=options.resume,
+                skip_broken=options.skip_broken,
+                template=options.template,
+                judge=options.judge,
+                say=_silent if options.quiet else _say,
             ),
         )
+    if options.save:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+        (options.save / "report.json").write_text(text, encoding="utf-8")
+    return report
+
+
+def predictions_folder(checkpoint: Path) -> Path:
+    """Where predictions of a checkpoint go when the user does not say.
+
+    Args:
+        checkpoint: Its folder.
+
+    Returns:
+        A folder under ``build/eval``; two checkpoints never share one.
+    """
+    place = checkpoint.resolve()
+    return Path("build/eval") / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 class _bar:  # noqa: N801 - used like a function
@@ -156,7 +195,7 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
         if files:
             items[modality] = [[read_media(f, modality, sampling_rate=subject.sampling_rate) for f in files]]
     if not options.plain:
-        prompt = _in_chat(subject, prompt)
+        prompt = in_chat(subject, prompt)
     return subject.answer([prompt], items, max_new_tokens=options.max_new_tokens)[0].strip()
 
 
@@ -174,12 +213,3 @@ def _with_placeholders(prompt: str, media: Mapping[str, Sequence[Path]]) -> str:
             )
         missing += [placeholder] * given
     return " ".join([*missing, prompt])
-
-
-def _in_chat(subject: Subject, prompt: str) -> str:
-    """The prompt as a user's turn, where the checkpoint has a chat template."""
-    for holder in (subject.processor, subject.tokenizer):
-        if getattr(holder, "chat_template", None):
-            turns = [{"role": "user", "content": prompt}]
-            return str(holder.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return prompt

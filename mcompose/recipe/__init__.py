@@ -6,7 +6,7 @@ them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings 
 """
 
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
-from mcompose.recipe.later import AlignSpec, ComposeSpec, refuse_unbuilt
+from mcompose.recipe.later import ComposeSpec, refuse_unbuilt
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
 from mcompose.recipe.schema import (
@@ -22,13 +22,16 @@ from mcompose.recipe.schema import (
 )
 from mcompose.recipe.select import Setting, settings_for
 from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
+from mcompose.recipe.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.values import Choice
 
 __all__ = [
     "AlignSpec",
     "Choice",
     "ComposeSpec",
+    "GroupsSpec",
     "LoadedRecipe",
+    "LoraSpec",
     "Match",
     "MergeSpec",
     "MethodLike",
@@ -42,12 +45,14 @@ __all__ = [
     "SlicePlace",
     "SliceSource",
     "Source",
+    "Stage",
     "check_method",
     "count_layers",
     "drop_whole_slice",
     "find_slice",
     "load_recipe",
     "parse_recipe",
+    "part_role",
     "recipe_text",
     "refuse_unbuilt",
     "resolve",

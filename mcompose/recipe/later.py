@@ -1,31 +1,28 @@
 """The sections of a recipe that later systems use. They are read in full; what is not built is refused, never ignored.
 
 ``compose.decouple`` is DAMC's run time (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
-``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968), ``align`` holds the
-short fine-tunes that they need.
+``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The short fine-tunes
+that they need stand in ``stages.py``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from mcompose.errors import RecipeError
 from mcompose.recipe.document import Document, KeyPath, spell
-from mcompose.recipe.fields import Count, Modality, Number, Reference, Spec, one_of
+from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import Recipe
 
 __all__ = [
     "AdapterMix",
-    "AlignSpec",
     "ComposeSpec",
     "Expert",
-    "Masking",
     "Router",
-    "Stage",
     "Tiles",
     "VisionMix",
     "refuse_unbuilt",
@@ -125,48 +122,8 @@ class ComposeSpec(Spec):
     ] = "none"
     experts: dict[str, Expert] = Field(default_factory=dict)
     router: Router | None = None
-    vision_mix: VisionMix = Field(default_factory=VisionMix)
+    vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
     adapters: dict[str, AdapterMix] = Field(default_factory=dict)
-
-
-class Masking(Spec):
-    """Generalist-specialist collaboration masking.
-
-    Attributes:
-        ratio: Share of the generalist's tokens that is masked.
-    """
-
-    ratio: Annotated[Number, Field(ge=0, le=1)]
-
-
-class Stage(Spec):
-    """One alignment stage.
-
-    Attributes:
-        train: Parts that are trained.
-        data: Data sets, each a path or a mapping.
-        steps: Optimizer steps.
-        lr: Learning rate.
-        batch_size: Samples of a step.
-        gscm: Masking of the generalist's tokens.
-    """
-
-    train: tuple[str, ...] = Field(min_length=1)
-    data: tuple[str | dict[str, Any], ...] = ()
-    steps: Annotated[Count, Field(ge=1)] | None = None
-    lr: Annotated[Number, Field(gt=0)] | None = None
-    batch_size: Annotated[Count, Field(ge=1)] | None = None
-    gscm: Masking | None = None
-
-
-class AlignSpec(Spec):
-    """The short fine-tunes after a composition.
-
-    Attributes:
-        stages: Number to stage.
-    """
-
-    stages: dict[Count, Stage] = Field(min_length=1)
 
 
 def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
@@ -204,10 +161,11 @@ def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
         found.append((("compose", "experts"), leave_out))
     if compose.router is not None:
         found.append((("compose", "router"), leave_out))
-    if compose.vision_mix != VisionMix():
+    if compose.vision_mix != VisionMix.model_construct():
         found.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:
         found.append((("compose", "adapters"), leave_out))
-    if recipe.align is not None:
-        found.append((("align",), leave_out))
+    for number, stage in (recipe.align.stages if recipe.align else {}).items():
+        if stage.gscm is not None:
+            found.append((("align", "stages", number, "gscm"), leave_out))
     return found

@@ -7,7 +7,8 @@
     ├── merge                   method, weights and parameters of the shared language model
     │   ├── overrides           other settings for some tensors; applied in order, the later wins
     │   └── slices              output layers taken from ranges of the sources' layers (from mergekit files)
-    ├── compose, align          see ``later.py``
+    ├── compose                 see ``later.py``
+    ├── align                   see ``stages.py``
     └── output                  folder, format, shard size
 """
 
@@ -32,8 +33,9 @@ from mcompose.recipe.fields import (
     WeightValue,
     one_of,
 )
-from mcompose.recipe.later import AlignSpec, ComposeSpec
+from mcompose.recipe.later import ComposeSpec
 from mcompose.recipe.rules import check_rules
+from mcompose.recipe.stages import AlignSpec
 from mcompose.refs import ModelRef
 
 __all__ = [
@@ -236,9 +238,9 @@ class Recipe(Spec):
     base: Reference | None = None
     sources: tuple[Source, ...] = Field(min_length=1)
     merge: MergeSpec
-    compose: ComposeSpec = Field(default_factory=ComposeSpec)
+    compose: ComposeSpec = Field(default_factory=ComposeSpec.model_construct)
     align: AlignSpec | None = None
-    output: OutputSpec = Field(default_factory=OutputSpec)
+    output: OutputSpec = Field(default_factory=OutputSpec.model_construct)
     resolved: Resolved | None = None
 
     @model_validator(mode="after")

@@ -140,7 +140,7 @@ def test_damaged_sources(folder, monkeypatch, capsys, damage, code, words):
         ({"base": "local:nowhere"}, ["nowhere"]),
         ({"merge": {"method": "damc"}}, ["not built yet"]),
         ({"compose": {"decouple": "convert"}}, ["not built yet"]),
-        ({"align": {"stages": {1: {"train": ["projectors"]}}}}, ["not built yet"]),
+        ({"align": {"stages": {1: {"train": ["projectrs"]}}}}, ["recipe.yaml:", "Did you mean 'projectors'?"]),
         ({"base": None, "merge": {"method": "ties"}}, ["base"]),
     ],
     ids=["key", "method", "parameter", "weight", "bare", "absent", "damc", "decouple", "align", "no base"],

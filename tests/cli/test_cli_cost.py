@@ -1,7 +1,7 @@
 """What starting costs: CPU seconds of help, inspect and plan, and that they load none of the heavy libraries.
 
-The 7B checkpoints are real headers over sparse files: LLaVA 1.5 by its published shapes, and two Vicuna-like language
-models, with tokenizers of 32,000 entries.
+The checkpoints are real headers over sparse files, with tokenizers of 32,000 entries. 7B: LLaVA 1.5 by its published
+shapes, and two Vicuna-like language models. 70B: five models of the shapes of Llama 2 70B, in 15 files each.
 """
 
 import json
@@ -21,6 +21,10 @@ TEXT = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
     "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "torch_dtype": "float16", "tie_word_embeddings": False,
 }  # fmt: skip
+LARGE = {
+    **TEXT, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}  # fmt: skip
 VISION = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
     "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
@@ -29,19 +33,21 @@ VISION = {
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
-def language(prefix: str, rows: int) -> Shapes:
-    yield f"{prefix}model.embed_tokens.weight", (rows, 4096)
-    for layer in range(32):
+def language(prefix: str, config: dict) -> Shapes:
+    width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    yield f"{prefix}model.embed_tokens.weight", (rows, width)
+    for layer in range(config["num_hidden_layers"]):
         start = f"{prefix}model.layers.{layer}"
         for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{start}.{name}.weight", (4096,)
-        for name in ("k", "o", "q", "v"):
-            yield f"{start}.self_attn.{name}_proj.weight", (4096, 4096)
+            yield f"{start}.{name}.weight", (width,)
+        for name, height in (("k", keys), ("o", width), ("q", width), ("v", keys)):
+            yield f"{start}.self_attn.{name}_proj.weight", (height, width)
         for name in ("gate", "up"):
-            yield f"{start}.mlp.{name}_proj.weight", (11008, 4096)
-        yield f"{start}.mlp.down_proj.weight", (4096, 11008)
-    yield f"{prefix}model.norm.weight", (4096,)
-    yield f"{prefix}lm_head.weight", (rows, 4096)
+            yield f"{start}.mlp.{name}_proj.weight", (inner, width)
+        yield f"{start}.mlp.down_proj.weight", (width, inner)
+    yield f"{prefix}model.norm.weight", (width,)
+    yield f"{prefix}lm_head.weight", (rows, width)
 
 
 def vision() -> Shapes:
@@ -94,16 +100,31 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
 
     def whole() -> Shapes:
-        yield from language("language_model.", 32064)
+        yield from language("language_model.", text)
         yield from vision()
 
     write_checkpoint(folder / "llava", whole(), llava, shards=3, added={32000: "<image>", 32001: "<pad>"})
-    write_checkpoint(folder / "vicuna", language("", 32000), TEXT, shards=2, added={})
-    write_checkpoint(folder / "expert", language("", 32000), TEXT, shards=2, added={0: "token0é"})
+    write_checkpoint(folder / "vicuna", language("", TEXT), TEXT, shards=2, added={})
+    write_checkpoint(folder / "expert", language("", TEXT), TEXT, shards=2, added={0: "token0é"})
     return write_recipe(
         folder / "recipe.yaml",
         base="local:vicuna",
         sources=[{"name": "sees", "model": "local:llava"}, {"name": "expert", "model": "local:expert"}],
+        merge={"method": "ties", "parameters": {"density": 0.2}},
+        output={"dir": "out"},
+    )
+
+
+@pytest.fixture(scope="module")
+def large_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seventy")
+    names = ("base", "chat", "code", "maths", "prose")
+    for name in names:
+        write_checkpoint(folder / name, language("", LARGE), LARGE, shards=15, added={})
+    return write_recipe(
+        folder / "recipe.yaml",
+        base="local:base",
+        sources=[{"name": name, "model": f"local:{name}"} for name in names[1:]],
         merge={"method": "ties", "parameters": {"density": 0.2}},
         output={"dir": "out"},
     )
@@ -140,6 +161,10 @@ def test_a_plan_of_7b_models_takes_a_second(recipe):
     assert least("plan", str(recipe)) <= 1.0
 
 
+def test_a_plan_of_70b_models_takes_three_seconds(large_recipe):
+    assert least("plan", str(large_recipe)) <= 3.0
+
+
 def test_inspecting_7b_models_takes_a_second(recipe):
     assert least("inspect", *(str(recipe.parent / name) for name in ("llava", "expert"))) <= 1.0
 
@@ -155,3 +180,11 @@ def test_the_plan_of_7b_models_counts_right(recipe):
     assert (head["shape"], head["note"]) == ([32064, 4096], "rows 32000-32063 from sees")
     language_bytes = 2 * (32000 * 4096 * 2 + 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096))
     assert plan["bytes_to_read"] == plan["bytes_to_write"] + 2 * language_bytes
+
+
+def test_the_plan_of_70b_models_counts_right(large_recipe):
+    plan = json.loads(run("plan", str(large_recipe), "--json")[1])
+    assert plan["actions"] == {"merged": 723}
+    # Llama 2 70B has 68,976,648,192 parameters
+    assert plan["bytes_to_write"] == 2 * 68_976_648_192
+    assert plan["bytes_to_read"] == 5 * plan["bytes_to_write"]

@@ -56,3 +56,18 @@ def test_a_broken_tokenizer_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"'sees' has a tokenizer\.json"):
         read_vocabulary(tmp_path, source="sees", rows=4)
     assert read_vocabulary(tmp_path / "none", source="sees", rows=4) is None
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("keys", [("added_tokens", "model"), ("model", "added_tokens")])
+def test_sources_that_share_a_model_section_keep_their_own_added_tokens(tmp_path, indent, keys):
+    models: dict[str, dict[int, str]] = {}
+    for name, content in (("sees", "<image>"), ("hears", "<audio>"), ("plain", "b")):
+        table = {"added_tokens": [{"id": 1, "content": content}], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
+        (tmp_path / name).mkdir()
+        text = json.dumps({key: table[key] for key in keys}, indent=indent)
+        (tmp_path / name / "tokenizer.json").write_text(text)
+        vocabulary = read_vocabulary(tmp_path / name, source=name, rows=2, models=models)
+        assert vocabulary is not None
+        assert vocabulary.tokens == {0: "a", 1: content}
+    assert len(models) == {None: 0, 2: 1 if keys[-1] == "model" else 3}[indent]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mcompose.errors import NumericsError, RequestError
+from mcompose.merge.program import Whole
 from mcompose.methods import METHODS, TensorTask, merge_tensors, merge_whole
 
 SETTINGS = {
@@ -44,6 +45,10 @@ SETTINGS = {
     "breadcrumbs_ties": [{"density": 0.5, "gamma": 0.2, "normalize": True}],
     "della": [{}, {"density": 0.5, "epsilon": 0.2}, {"density": 0.5, "rescale": "mergekit"}, {"density": 0.0}],
     "della_linear": [{"density": 0.6, "epsilon": 0.1, "rescale": "none"}, {"density": 0.6, "lambda": 0.5}],
+    "tsv": [{}, {"lambda": 0.6, "share": 0.1}],
+    "iso-c": [{}, {"lambda": 0.6}],
+    "wudi": [{}, {"solver": "closed"}, {"lambda": 0.6, "steps": 20, "lr": 1e-3}],
+    "optmerge": [{}, {"against": "low_rank", "start": "sum", "lr": 5e-2, "share": 0.2, "lambda": 0.6}],
 }
 """Every method has a row: a method without one fails here, when the tests are collected."""
 
@@ -85,7 +90,7 @@ def make_task(name, shape, parameters, *, weights=(0.5, 0.3, 0.2), with_base=Tru
 
 def run_program(method, task, sources, base, *, chunk):
     """What an engine does: measuring passes in element order, then the pass that writes."""
-    program = method.program(task)
+    program = Whole(method, task) if method.program is None else method.program(task)
     size = prod(task.shape)
     step = size if program.chunk_multiple == 0 else max(1, chunk // program.chunk_multiple) * program.chunk_multiple
     flat = [np.ascontiguousarray(source).reshape(-1) for source in sources]

@@ -140,14 +140,18 @@ def test_evaluate_saves_predictions_and_reports_json(family, tmp_path) -> None:
         ("text-sum", "exact_match", 5),
     ]
     header, *rows = [json.loads(line) for line in (tmp_path / "out" / "text-name.jsonl").read_text().splitlines()]
-    assert header == {"task": "text-name", "version": 1, "metric": "exact_match"}
+    assert {k: header[k] for k in ("task", "version", "metric")} == {
+        "task": "text-name",
+        "version": 1,
+        "metric": "exact_match",
+    }
     assert shown["results"][0]["value"] == sum(row["right"] for row in rows) / 5
     assert seen == [("text-name", 5, 5), ("text-sum", 5, 5)]
 
 
 def test_evaluate_report_rows_have_the_contract_keys() -> None:
     report = Report("x", (Result("joint-sum", "joint_exact_match", 0.5, 4, 0.1),))
-    row = {"task": "joint-sum", "metric": "joint_exact_match", "value": 0.5, "n": 4}
+    row = {"task": "joint-sum", "metric": "joint_exact_match", "value": 0.5, "n": 4, "chance": 0.1}
     assert report.to_json() == {"checkpoint": "x", "results": [row]}
 
 

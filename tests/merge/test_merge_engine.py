@@ -141,6 +141,10 @@ METHODS = {
     "model_stock": {},
     "karcher": {},
     "ties-peft": {"density": 0.4},
+    "tsv": {"share": 0.5},
+    "iso-c": {"lambda": 0.8},
+    "wudi": {"lr": 1e-3},
+    "optmerge": {"lr": 1e-2},
 }
 
 
@@ -181,10 +185,10 @@ def test_ties_global_uses_one_threshold_for_the_whole_model(bench):
         assert np.array_equal(kept[clear], (np.abs(deltas[key]) > threshold)[clear])
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "ties-global", "slerp"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "ties-global", "slerp", "tsv", "wudi"])
 def test_thread_count_and_chunking_leave_the_bytes_alone(bench, monkeypatch, method):
     sources, base = three(bench, "BF16"), bench.source("base", llama(0, dtype="BF16"))
-    parameters = {"slerp": {"t": 0.3}, "linear": {}}.get(method, {"density": 0.4})
+    parameters = {"slerp": {"t": 0.3}, "linear": {}, "tsv": {}, "wudi": {"lr": 1e-3}}.get(method, {"density": 0.4})
     plan = bench.plan(
         {"method": method, "parameters": parameters},
         sources[:2] if method == "slerp" else sources,
@@ -202,7 +206,7 @@ def test_thread_count_and_chunking_leave_the_bytes_alone(bench, monkeypatch, met
 
 def test_the_torch_path_agrees_with_the_kernels(bench):
     sources, base = three(bench, "BF16"), bench.source("base", llama(0, dtype="BF16"))
-    for method in ("linear", "ties", "dare_linear"):
+    for method in ("linear", "ties", "dare_linear", "tsv", "iso-c", "wudi", "optmerge"):
         kernels, _ = bench.merge({"method": method}, sources, base, out=f"{method}-cpu")
         on_torch, _ = bench.merge({"method": method}, sources, base, out=f"{method}-torch", device="torch:cpu")
         for key, value in kernels.items():

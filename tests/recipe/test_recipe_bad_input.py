@@ -211,12 +211,12 @@ UNBUILT = {
         "'compose.adapters' is not built yet",
         "",
     ),
-    "align": (
+    "gscm": (
         "output:",
-        "align:\n  stages:\n    1: {train: [projectors], data: [a.json, {path: b}], steps: 10, lr: 1e-3}\n"
+        "align:\n  stages:\n    1: {train: [projectors], data: [a.json], steps: 10, lr: 1e-3}\n"
         "    2: {train: [language], gscm: {ratio: 0.3}}\noutput:",
-        13,
-        "'align' is not built yet",
+        16,
+        "'align.stages[2].gscm' is not built yet",
         "",
     ),
     "damc in an override": (
@@ -248,9 +248,9 @@ LATER_MISTAKES = {
         "'hub:o/c'",
     ),
     "compose:\n  vision_mix: {concat: chanel}": (14, "'compose.vision_mix.concat'", "'channel'"),
-    "align:\n  stages:\n    1:\n      train: [a]\n      stps: 3": (17, "'align.stages[1].stps'", "'steps'"),
-    "align:\n  stages:\n    first: {train: [a]}": (15, "'align.stages.first", ""),
-    "align:\n  stages: {1: {train: [a], gscm: {ratio: 2}}}": (14, "ratio'", ""),
+    "align:\n  stages:\n    1:\n      train: [head]\n      stps: 3": (17, "'align.stages[1].stps'", "'steps'"),
+    "align:\n  stages:\n    first: {train: [head]}": (15, "'align.stages.first", ""),
+    "align:\n  stages: {1: {train: [head], gscm: {ratio: 2}}}": (14, "ratio'", ""),
 }
 
 

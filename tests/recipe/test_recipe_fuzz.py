@@ -30,7 +30,7 @@ merge:
   seed: 3
   tokenizer: base
 compose: {decouple: none, experts: {x: {encoder: 'hub:a/b', domain: d}}, vision_mix: {encoders: [], tiles: {count: 1}}}
-align: {stages: {1: {train: [a], data: [b, {c: d}], steps: 1, lr: 0.1, gscm: {ratio: 0.5}}}}
+align: {stages: {1: {train: [head], data: [b], steps: 1, lr: {head: 0.1}, lora: {language: {rank: 2, targets: [q]}}}}}
 output: {dir: out, format: auto, max_shard_size: 5GB}
 resolved: {digests: {sees: {a: b}}}
 """

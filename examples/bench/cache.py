@@ -1,0 +1,57 @@
+"""The page cache before a run: what of the input files is in it, and putting them out of it.
+
+Warm means that the inputs were read shortly before and still are in memory. Cold means that the kernel was asked to
+forget them (``posix_fadvise(DONTNEED)``, after a ``sync``, since it keeps what is not yet on disk). Cold is not: a disk
+that was not read lately (a hypervisor or a drive has caches of its own), nor a cold Python (the program's own files
+stay in memory).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+PROBES = 64
+
+
+def drop(files: Sequence[Path]) -> None:
+    """Asks the kernel to forget the content of files."""
+    os.sync()
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def cached(files: Sequence[Path]) -> float | None:
+    """Share of the files that is in memory, from evenly spread probes; None where the file system does not tell.
+
+    A probe that misses may make the kernel read a little ahead: call ``drop`` again after it.
+    """
+    found = 0
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            found += sum(_answers(descriptor, size * probe // PROBES) for probe in range(PROBES))
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+    return found / (PROBES * len(files))
+
+
+def _answers(descriptor: int, offset: int) -> bool:
+    """Whether one byte can be read without waiting for a disk."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+
+
+def can_be_cold(files: Sequence[Path]) -> bool:
+    """Whether dropping has an effect here (it has none on tmpfs and on some overlay and network file systems)."""
+    drop(files)
+    share = cached(files)
+    return share is not None and share < 0.1

@@ -1,0 +1,110 @@
+"""The data half of a stage, opened before any model is loaded: what is wrong with them is told in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcompose.align.collator import Collator, can_pack, takes_positions
+from mcompose.align.labels import check_labels
+from mcompose.align.masks import Mask, Masked
+from mcompose.align.mixture import open_mixture
+from mcompose.align.schedule import Ordered, OrderedStream
+from mcompose.align.stage import StepPlan
+from mcompose.checkpoint import digest_file
+from mcompose.errors import RequestError
+from mcompose.recipe import Stage
+
+__all__ = ["StageData", "open_data"]
+
+_SUFFIXES = {".json", ".jsonl", ".parquet"}
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The samples of a stage and what makes batches of them.
+
+    Args:
+        mixture: Samples.
+        processor: The checkpoint's.
+        digest: Of the files that name the samples.
+    """
+
+    mixture: Any
+    processor: Any
+    digest: str
+
+    @property
+    def samples(self) -> int | None:
+        """Of an epoch; None for a stream."""
+        return len(self.mixture) if hasattr(self.mixture, "__len__") else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was taken from each dataset, for the record."""
+        return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
+
+    def ordered(self, plan: StepPlan) -> Any:
+        """The samples in the order of the stage."""
+        if self.samples is None:
+            return OrderedStream(self.mixture, plan.micro)
+        return Ordered(self.mixture, plan.samples)
+
+    def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = ()) -> Masked:
+        """What makes the batches of a stage.
+
+        Args:
+            stage: The recipe's stage.
+            model: Decides which inputs it is given.
+            masks: Applied to every batch.
+
+        Raises:
+            RequestError: The model cannot take what the stage asks for.
+        """
+        if stage.packing and not can_pack(model):
+            raise RequestError(
+                "'packing' would let samples see one another in this model.", hint="Write 'group_by_length: true'."
+            )
+        collator = Collator(
+            self.processor,
+            max_length=stage.max_length,
+            domains=self.mixture.domains,
+            positions=takes_positions(model),
+            packing=stage.packing,
+        )
+        taken = inspect.signature(model.forward).parameters
+        return Masked(collator, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
+
+
+def open_data(stage: Stage, processor: Any, *, folder: Path) -> StageData:
+    """Opens the data of a stage and looks at some samples.
+
+    Args:
+        stage: The recipe's stage.
+        processor: The checkpoint's.
+        folder: The recipe's folder.
+
+    Raises:
+        RequestError: Data are missing or broken, or labels do not stand where they should.
+    """
+    mixture: Any = open_mixture(stage.data, folder=folder, seed=stage.seed, temperature=stage.temperature)
+    collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains)
+    mixture = mixture.without_long(collator)
+    if not hasattr(mixture, "__len__") and stage.steps is None:
+        raise RequestError("A stream has no end to count epochs by.", hint="Give the stage 'steps'.")
+    check_labels(mixture, collator)
+    return StageData(mixture, processor, _digest(stage, folder))
+
+
+def _digest(stage: Stage, folder: Path) -> str:
+    """Of the local files that list samples; media are known by their paths in them."""
+    rows = []
+    for spec in stage.data:
+        path = folder / Path(spec.path).expanduser()
+        files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
+        rows.append([spec.path, [digest_file(file).sha256 for file in files if file.is_file()]])
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

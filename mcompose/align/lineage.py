@@ -1,0 +1,214 @@
+"""What a checkpoint became: a full folder, and the small results of stages on top of it.
+
+A stage leaves the tensors that it trained (``delta.safetensors``), the factors that it trained (a PEFT adapter) and a
+record (``stage.json``), and no copy of what it did not touch. ``Lineage`` puts them together again, tensor by tensor,
+for the next stage and for the export alike: take the parent's bytes, replace what the delta holds, fold what the
+adapter holds, and round once to the parent's dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcompose.anatomy import Anatomy, read_anatomy
+from mcompose.checkpoint import (
+    Adapter,
+    Checkpoint,
+    TensorEntry,
+    decode,
+    digest_tensor,
+    encode,
+    open_adapter,
+    open_checkpoint,
+    read_header,
+    read_json_object,
+    read_tensor,
+)
+from mcompose.errors import CheckpointError, NumericsError
+from mcompose.ledger import Ledger
+
+__all__ = ["ADAPTER", "DELTA", "RECORD", "Lineage", "StageResult", "open_lineage", "open_result"]
+
+RECORD = "stage.json"
+DELTA = "delta.safetensors"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage left.
+
+    Args:
+        folder: Where.
+        record: ``stage.json``.
+        identity: Digest of the record.
+        delta: Key to the new value.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    identity: str
+    delta: dict[str, TensorEntry] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """Of the stage."""
+        return int(self.record["stage"])
+
+    @property
+    def parent(self) -> Path:
+        """What it was trained on."""
+        return (self.folder / self.record["parent"]["path"]).resolve()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A checkpoint with the stages that were run on it.
+
+    Args:
+        root: The full checkpoint.
+        results: Stages in the order in which they were run.
+        adapters: The folded factors of each; None for a stage without.
+        identity: Of the whole.
+    """
+
+    root: Checkpoint
+    results: tuple[StageResult, ...]
+    adapters: tuple[Adapter | None, ...]
+    identity: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config, with what stages added."""
+        config = dict(self.root.config)
+        for result in self.results:
+            config |= result.record.get("config", {})
+        return config
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key to shape of every tensor; added ones come last."""
+        shapes = dict(self.root.shapes)
+        for result in self.results:
+            shapes |= {key: entry.shape for key, entry in result.delta.items()}
+        return shapes
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Key to safetensors dtype of every tensor."""
+        dtypes = {key: entry.dtype for key, entry in self.root.tensors.items()}
+        for result in self.results:
+            dtypes |= {key: entry.dtype for key, entry in result.delta.items()}
+        return dtypes
+
+    @cached_property
+    def changed(self) -> dict[str, int]:
+        """Key of each tensor that a stage changed or added to the number of the last such stage."""
+        found: dict[str, int] = {}
+        for result, adapter in zip(self.results, self.adapters, strict=True):
+            found |= dict.fromkeys((*result.delta, *(adapter.folds if adapter else ())), result.number)
+        return found
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Its parts."""
+        return read_anatomy(self.config, self.shapes)
+
+    def read(self, key: str) -> NDArray[Any]:
+        """A tensor's raw values, in the dtype of ``dtypes``.
+
+        Raises:
+            CheckpointError: A file cannot be read.
+            NumericsError: Folding made it not finite.
+        """
+        raw = read_tensor(self.root.tensors[key]) if key in self.root.tensors else None
+        for result, adapter in zip(self.results, self.adapters, strict=True):
+            if key in result.delta:
+                raw = read_tensor(result.delta[key])
+            fold = adapter.fold_for(key) if adapter else None
+            if fold is not None and raw is not None:
+                values = fold.apply(decode(raw, self.dtypes[key]))
+                raw = encode(values, self.dtypes[key])
+                if not np.isfinite(decode(raw, self.dtypes[key])).all():
+                    raise NumericsError(f"Folding stage {result.number} makes '{key}' overflow {self.dtypes[key]}.")
+        if raw is None:
+            raise CheckpointError(f"'{key}' is in no file.")
+        return raw
+
+
+def open_result(folder: Path) -> StageResult | None:
+    """Reads what a stage left; None where no finished stage is.
+
+    Raises:
+        CheckpointError: The record or the delta is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record = read_json_object(path)
+    if record.get("format") != 1:
+        raise CheckpointError(f"'{path}' is of another format.", hint="Update mcompose.")
+    delta = {}
+    if record["delta"]:
+        delta = {entry.key: entry for entry in read_header(folder / DELTA).entries}
+        for key, digest in record["delta"].items():
+            if key not in delta or digest_tensor(delta[key]) != digest:
+                raise CheckpointError(f"'{folder / DELTA}' does not hold what its record says: '{key}'.")
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    return StageResult(folder, record, f"stage:{identity}", delta)
+
+
+def open_lineage(folder: Path) -> Lineage:
+    """Opens a checkpoint, or a stage's result with all that it stands on.
+
+    Args:
+        folder: Either.
+
+    Raises:
+        CheckpointError: It is neither, or a stage was run on something else than what lies there now.
+    """
+    result = open_result(folder)
+    if result is None:
+        if not folder.is_dir():
+            raise CheckpointError(f"There is no checkpoint '{folder}'.", hint="Run 'mcompose merge' first.")
+        root = open_checkpoint(folder)
+        return Lineage(root, (), (), _identity(root))
+    parent = open_lineage(result.parent)
+    if parent.identity != result.record["parent"]["identity"]:
+        raise CheckpointError(
+            f"Stage {result.number} in '{folder}' was run on another '{result.parent.name}' than is there now.",
+            hint="Run the stage again, or bring the checkpoint back.",
+        )
+    adapter = None
+    if (folder / ADAPTER).is_file():
+        adapter = open_adapter(folder).bind(_entries(parent))
+    results, adapters = (*parent.results, result), (*parent.adapters, adapter)
+    return Lineage(parent.root, results, adapters, result.identity)
+
+
+def _entries(lineage: Lineage) -> dict[str, TensorEntry]:
+    entries = dict(lineage.root.tensors)
+    for result in lineage.results:
+        entries |= result.delta
+    return entries
+
+
+def _identity(root: Checkpoint) -> str:
+    """Digest of all tensors: from the ledger where it is there, else of the files themselves."""
+    try:
+        ledger = Ledger.read(root.folder)
+        digests = {row.name: row.digest for row in ledger.tensors if row.action != "dropped"}
+    except CheckpointError:
+        digests = {}
+    if digests.keys() != root.tensors.keys():
+        digests = {key: digest_tensor(entry) for key, entry in root.tensors.items()}
+    text = json.dumps([sorted(digests.items()), root.config], sort_keys=True)
+    return f"checkpoint:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,49 @@
+"""The processes that train together, as torchrun and accelerate launch them: rank and count from the environment.
+
+Before the trainer has set the process group up, only the environment tells; afterwards ``torch.distributed`` does.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed
+
+from mcompose.errors import RequestError
+from mcompose.recipe import Stage
+
+__all__ = ["check_sharding", "count", "is_main", "together"]
+
+
+def count() -> int:
+    """Processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and talks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def together() -> None:
+    """Waits for all processes."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def check_sharding(stage: Stage) -> None:
+    """Refuses to shard where it would silently not happen.
+
+    Raises:
+        RequestError: There is one process, or no accelerator.
+    """
+    if stage.sharding != "fsdp":
+        return
+    if count() < 2:
+        raise RequestError("'sharding: fsdp' needs several processes.", hint="Start it by torchrun, or leave it out.")
+    if not torch.cuda.is_available():
+        raise RequestError(
+            "'sharding: fsdp' needs accelerators: on CPUs the model would be copied instead of cut.",
+            hint="Leave 'sharding' out; several processes then train copies (DDP).",
+        )

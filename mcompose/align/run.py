@@ -1,0 +1,310 @@
+"""One stage from its recipe to its result.
+
+::
+
+    headers  ->  parts and learning rates        a misspelt part costs milliseconds
+    data     ->  mixture, labels checked          missing data cost seconds
+    model    ->  frozen, adapted, digested
+    train    ->  saved points, log                a killed run goes on from the last point
+    result   ->  delta, adapter, record           frozen parts are digested again
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import PrinterCallback
+
+from mcompose.align import processes
+from mcompose.align.data import StageData, open_data
+from mcompose.align.delta import Trained, full_values, write_result
+from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done
+from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
+from mcompose.align.lineage import Lineage, StageResult, open_lineage, open_result
+from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
+from mcompose.align.lora import add_factors
+from mcompose.align.masks import Mask
+from mcompose.align.memory import told_when_full
+from mcompose.align.parts import Training, parts_of, plan_training
+from mcompose.align.plot import plot_losses, read_losses
+from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
+from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
+from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
+from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible
+from mcompose.errors import InterruptedRunError
+from mcompose.recipe import Stage, part_role
+
+__all__ = ["StageOutcome", "StageRequest", "run_stage"]
+
+_LIBRARIES = ("mcompose", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """What to run.
+
+    Args:
+        stage: The recipe's stage.
+        number: Its number.
+        parent: What it begins from: a checkpoint, or the result of another stage.
+        folder: Where its result goes.
+        data_folder: The recipe's folder.
+        name: Of the recipe.
+        resume: Go on where an interrupted run stopped.
+        report_to: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
+        quiet: Show no progress.
+        masks: Applied to every batch.
+    """
+
+    stage: Stage
+    number: int
+    parent: Path
+    folder: Path
+    data_folder: Path
+    name: str = ""
+    resume: bool = True
+    report_to: str = "none"
+    quiet: bool = False
+    masks: tuple[Mask, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage came to.
+
+    Args:
+        result: Its files; None in processes that only helped.
+        notices: Sentences for the user.
+        again: True when the result was there already.
+    """
+
+    result: StageResult | None
+    notices: tuple[str, ...] = field(default_factory=tuple)
+    again: bool = False
+
+
+def run_stage(request: StageRequest) -> StageOutcome:
+    """Runs one stage, or finds it done.
+
+    Args:
+        request: What to run.
+
+    Returns:
+        The result.
+
+    Raises:
+        RequestError: The stage, its data or its parent cannot be used.
+        NumericsError: The loss is not finite or runs away, or a frozen part changed.
+        InterruptedRunError: The user stopped it; the next run goes on from there.
+        McomposeError: Memory ran out.
+    """
+    processes.check_sharding(request.stage)
+    lineage = open_lineage(request.parent)
+    anatomy = lineage.anatomy
+    stage, groups = apply_strategy(request.stage, lineage.config, anatomy)
+    training = plan_training(
+        stage,
+        parts_of(anatomy),
+        matrices=[key for key, shape in lineage.shapes.items() if len(shape) == 2],
+        tied=anatomy.tied,
+        added=groups.parts if groups else (),
+    )
+    data = open_data(stage, load_processor(lineage.root.folder), folder=request.data_folder)
+    plan = plan_steps(
+        stage,
+        samples=stage.batch_size if data.samples is None else data.samples,
+        processes=processes.count(),
+    )
+    run = _Run(request, stage, lineage, training, groups, data, plan)
+    if is_done(request.folder, run.fingerprint) and request.resume:
+        return StageOutcome(open_result(request.folder), again=True)
+    if not processes.is_main():
+        run.train()
+        return StageOutcome(None)
+    with held(request.folder):
+        notice = begin(request.folder, fingerprint=run.fingerprint, resume=request.resume)
+        run.train()
+    return StageOutcome(open_result(request.folder), (notice,) if notice else ())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of one stage, in one process."""
+
+    request: StageRequest
+    stage: Stage
+    lineage: Lineage
+    training: Training
+    groups: NewGroups | None
+    data: StageData
+    plan: StepPlan
+
+    @cached_property
+    def precision(self) -> str:
+        """In force."""
+        return stage_precision(self.stage.precision, self.lineage.dtypes.values())
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that decide the numbers."""
+        return {name: version(name) for name in _LIBRARIES}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What this run is made of."""
+        return fingerprint(
+            self.request.stage, parent=self.lineage.identity, data=self.data.digest, versions=self.versions
+        )
+
+    def train(self) -> None:
+        """Trains, and leaves the result.
+
+        Raises:
+            McomposeError: See ``run_stage``.
+        """
+        folder, main = self.request.folder, processes.is_main()
+        with told_when_full(self.stage, self.plan, precision=self.precision):
+            model = load_model(self.lineage, precision=self.precision)
+            roles = self._roles(model)
+            trained, patch = self._make_trainable(model)
+            before = frozen_digests(model, roles) if main else {}
+            trainer, watch = self._trainer(model, trained)
+            processes.together()  # the folder is ready
+            point = last_point(folder / POINTS)
+            with interruptible(watch):
+                try:
+                    trainer.train(resume_from_checkpoint=str(point) if point else None)
+                finally:
+                    watch.close()
+        self._check_finished(trainer, watch)
+        values = full_values(trainer.model, trained.names)  # pyright: ignore[reportArgumentType]
+        if main:
+            after = frozen_digests(model, roles)
+            check_unchanged(before, after)
+            self._write(trained, values, patch=patch, frozen=after, trainer=trainer)
+        processes.together()
+
+    def _make_trainable(self, model: Any) -> tuple[Trained, dict[str, Any]]:
+        """Adds groups and factors, and sets what is trained to be so, at full precision."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        patch, added = {}, {}
+        names = memory_names(model, self.lineage.anatomy, keys=self._keys())
+        if self.groups is not None:
+            patch = add_new_groups(model, self.groups, seed=self.stage.seed)
+            added = group_names(model, self.groups)
+        direct = {key: names[key] for key in self.training.direct}
+        set_values(model, self.lineage, direct, dtype=dtype)
+        factors = add_factors(model, self.training.lora, names, seed=self.stage.seed)
+        model.requires_grad_(requires_grad=False)
+        parts = {direct[key]: part for key, part in self.training.direct.items()} | added | factors
+        for name, parameter in model.named_parameters():
+            if name in parts:
+                parameter.data = parameter.data.to(dtype)
+                parameter.requires_grad_()
+        keys = {name: key for key, name in direct.items()} | {name: name for name in added}
+        return Trained(keys, factors, parts, self.training.lora), patch
+
+    def _keys(self) -> list[str]:
+        return [*self.training.direct, *(key for part in self.training.lora for key in part.keys)]
+
+    def _roles(self, model: Any) -> dict[str, str]:
+        """Name in memory to the anatomy's part, for all that can be found."""
+        anatomy = self.lineage.anatomy
+        found = memory_names(model, anatomy, keys=anatomy.slots, strict=False)
+        return {name: anatomy.slots[key].part for key, name in found.items()}
+
+    def _trainer(self, model: Any, trained: Trained) -> tuple[AlignTrainer, StageWatch]:
+        stage, plan, request = self.stage, self.plan, self.request
+        if stage.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        arguments = training_arguments(
+            request.folder / POINTS,
+            stage,
+            plan,
+            precision=self.precision,
+            report_to=request.report_to,
+            unused=any(part_role(part)[0] not in {"language", "embedding", "head"} for part in trained.parts.values()),
+        )
+        frozen = FrozenModules(model, checkpointing=stage.gradient_checkpointing)
+        trainer = AlignTrainer(
+            parts=TrainerParts(stage, plan, trained.parts, self.training.rates, frozen),
+            model=model,
+            args=arguments,
+            train_dataset=self.data.ordered(plan),
+            data_collator=self.data.batches(stage, model, request.masks),
+        )
+        main = processes.is_main()
+        watch = StageWatch(
+            request.folder / LOG if main else None,
+            progress=ProgressLine(f"stage {request.number}", plan.steps, quiet=request.quiet or not main),
+            steps=plan.steps,
+            divergence=Divergence() if stage.stop_on_divergence else None,
+            tokens=lambda: trainer.tokens,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(watch)
+        return trainer, watch
+
+    def _check_finished(self, trainer: AlignTrainer, watch: StageWatch) -> None:
+        done = trainer.state.global_step
+        if done < self.plan.steps:
+            raise InterruptedRunError(
+                f"Stage {self.request.number} was stopped after step {done} of {self.plan.steps}.",
+                hint="Run the same command again: it goes on from there.",
+            )
+
+    def _write(
+        self,
+        trained: Trained,
+        values: Mapping[str, torch.Tensor],
+        *,
+        patch: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        trainer: AlignTrainer,
+    ) -> None:
+        folder, request = self.request.folder, self.request
+        written = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
+        losses = read_losses(folder / LOG)
+        plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
+        parent = Path(os.path.relpath(request.parent.resolve(), folder.resolve())).as_posix()
+        record = {
+            "format": 1,
+            "stage": request.number,
+            "recipe": request.name,
+            "fingerprint": self.fingerprint,
+            "parent": {"path": parent, "identity": self.lineage.identity},
+            "settings": spec_table(request.stage),
+            "precision": self.precision,
+            "plan": {"steps": self.plan.steps, "batch": self.plan.batch, "warmup": self.plan.warmup},
+            "data": self.data.rows(),
+            "trained": part_sizes(trained, values),
+            "frozen": dict(frozen),
+            "losses": summary([loss for _, loss in losses]),
+            "config": dict(patch),
+            "versions": self.versions,
+            **written,
+        }
+        finish(folder, record)
+
+
+def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+    """Part to the number of its trained tensors and parameters."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name in trained.names:
+        size = sizes.setdefault(trained.parts[name], {"tensors": 0, "parameters": 0})
+        size["tensors"] += 1
+        size["parameters"] += values[name].numel()
+    return sizes
+
+
+def summary(losses: Sequence[float]) -> dict[str, float]:
+    """First and last loss, and the mean of the last tenth."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": sum(tail) / len(tail)}

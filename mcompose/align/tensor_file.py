@@ -1,0 +1,106 @@
+"""Writes torch tensors as one safetensors file and reads them back, through the checkpoint room's own layout.
+
+The bytes depend on names, dtypes and values alone. The file appears whole: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mcompose.checkpoint import TensorDigest, TensorEntry, digest_file, plan_layout, read_header, read_tensor
+from mcompose.errors import StorageError
+
+__all__ = ["DTYPES", "as_torch", "dtype_name", "raw_bytes", "read_tensors", "write_tensors"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors dtype to torch's."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype in safetensors."""
+    return _NAMES[dtype]
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes in order; of a shard, the part that this process holds."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportCallIssue]
+    flat = local.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def as_torch(raw: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
+    """Raw values of a file (``read_tensor``) as a torch tensor of the same bits."""
+    flat = torch.from_numpy(np.ascontiguousarray(raw).reshape(-1).view(np.uint8))
+    return flat.view(DTYPES[dtype]).reshape(raw.shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Writes one file.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        tensors: Name to tensor.
+
+    Returns:
+        Name to ``xxh3:<hex>`` of the tensor's bytes.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    specs = [(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
+    shard = plan_layout(specs, max_shard_size=2**62).shards[0]
+    digests: dict[str, str] = {}
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as handle:
+            handle.write(shard.header)
+            for name in shard.offsets:
+                data, digest = raw_bytes(tensors[name]), TensorDigest()
+                handle.write(data)
+                digest.update(data)
+                digests[name] = digest.text()
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError(
+            f"'{path}' cannot be written: {error.strerror}.", hint="Free some space, or name another folder with -o."
+        ) from error
+    return {name: digests[name] for name in tensors}
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads what ``write_tensors`` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    return {entry.key: read_entry(entry) for entry in read_header(path).entries}
+
+
+def read_entry(entry: TensorEntry) -> torch.Tensor:
+    """One tensor of a file."""
+    return as_torch(read_tensor(entry), entry.dtype)
+
+
+def file_digest(path: Path) -> str:
+    """``sha256:<hex>`` of a file."""
+    return f"sha256:{digest_file(path).sha256}"

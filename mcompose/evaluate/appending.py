@@ -1,0 +1,49 @@
+"""JSON lines that grow while a run goes on, and survive its end at any byte."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["append_lines", "whole_lines"]
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends objects; a line that an earlier end cut short is closed first.
+
+    Args:
+        path: The file; made with its folder when it is not there.
+        rows: The objects.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects that were written whole.
+
+    Args:
+        path: The file; none when it is not there.
+
+    Returns:
+        One object per whole line.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

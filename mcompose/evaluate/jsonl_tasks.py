@@ -1,0 +1,126 @@
+"""Tasks in mcompose's own form: JSON lines.
+
+The first line is the header, every other line a question::
+
+    {"task": "joint-common-3", "version": 1, "metric": "joint_letter", "modalities": ["image", ...], "chance": 0.25}
+    {"id": "0", "inputs": [{"modality": "image", "path": "media/7.png", "text": "image <image>"}],
+     "question": "what do all have in common ? ...", "answer": "C"}
+
+``path`` is relative to the task file; an input of modality ``text`` has none. The prompt is the inputs' texts and the
+question, joined by spaces. ``"also": ["letter_lenient"]`` in the header adds metrics beside the first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mcompose.errors import RequestError
+from mcompose.evaluate.letters import choices_in
+from mcompose.evaluate.metrics import rule_for
+from mcompose.evaluate.task import Item, MediaInput, Task
+
+__all__ = ["load_lines", "read_lines"]
+
+_KNOWN: Final = frozenset({"image", "audio", "video", "points", "text"})
+
+
+def load_lines(file: Path, *, limit: int | None = None, check_media: bool = True) -> Task:
+    """Reads a task of this form.
+
+    Args:
+        file: The task file.
+        limit: Only the first so many questions.
+        check_media: Refuse a file that is not there.
+
+    Returns:
+        The task.
+
+    Raises:
+        RequestError: A line is no question, the metric is unknown, or a medium is missing; the message has the place.
+    """
+    header, *rows = read_lines(file, empty="Its first line is a header with task, version, metric, modalities.")
+    place = f"{file}:1"
+    metric, also = _field(header, "metric", str, place=place), tuple(header.get("also", ()))
+    for name in (metric, *also):
+        rule_for(name)
+    items = tuple(_item(row, file=file, line=i + 2, check=check_media) for i, row in enumerate(rows[:limit]))
+    if not items:
+        raise RequestError(f"{file} asks nothing: it has no line after its header.")
+    return Task(
+        name=_field(header, "task", str, place=place),
+        version=_field(header, "version", int, place=place),
+        metric=metric,
+        modalities=tuple(_field(header, "modalities", list, place=place)),
+        chance=float(header.get("chance", 0.0)),
+        items=items,
+        max_new_tokens=int(header.get("max_new_tokens", 16)),
+        file=file,
+        also=also,
+    )
+
+
+def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file.
+
+    Args:
+        file: The file.
+        empty: What to say about a file without any.
+
+    Returns:
+        One object per line that is not blank.
+
+    Raises:
+        RequestError: A line is no JSON object, or there is none.
+    """
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{file}:{number}: this line is no JSON: {error.msg}.") from error
+        if not isinstance(row, dict):
+            raise RequestError(f"{file}:{number}: this line is no JSON object.")
+        rows.append(row)
+    if not rows:
+        raise RequestError(f"{file} is empty.", hint=empty)
+    return rows
+
+
+def _item(row: dict[str, Any], *, file: Path, line: int, check: bool) -> Item:
+    place = f"{file}:{line}"
+    listed = _field(row, "inputs", list, place=place)
+    question = _field(row, "question", str, place=place)
+    return Item(
+        id=str(row.get("id", line - 2)),
+        inputs=tuple(_input(entry, file=file, place=place, check=check) for entry in listed),
+        question=question,
+        answer=_field(row, "answer", str, place=place),
+        choices=choices_in(question),
+    )
+
+
+def _input(entry: Any, *, file: Path, place: str, check: bool) -> MediaInput:
+    if not isinstance(entry, dict):
+        raise RequestError(f"{place}: an input is an object with modality, text and path.")
+    modality = _field(entry, "modality", str, place=place)
+    text = _field(entry, "text", str, place=place)
+    if modality not in _KNOWN:
+        raise RequestError(f"{place}: '{modality}' is no modality.", hint=f"Known: {', '.join(sorted(_KNOWN))}.")
+    if modality == "text":
+        return MediaInput(modality, text, None)
+    path = file.parent / _field(entry, "path", str, place=place)
+    if check and not path.is_file():
+        raise RequestError(f"{place}: the {modality} {path} is missing.")
+    if text.count(f"<{modality}>") != 1:
+        raise RequestError(f"{place}: the text of a {modality} input holds <{modality}> once, not '{text}'.")
+    return MediaInput(modality, text, path)
+
+
+def _field(row: dict[str, Any], key: str, kind: type, *, place: str) -> Any:
+    if not isinstance(row.get(key), kind):
+        raise RequestError(f"{place}: '{key}' is missing or no {kind.__name__}.")
+    return row[key]

@@ -1,0 +1,314 @@
+"""Linear layers with one set of weights per modality: the run time of DAMC.
+
+Letters: N tokens of all rows of a batch, I and O widths of a linear.
+
+Every linear of every decoder layer holds parameter groups, one per modality plus text, and each token uses the group
+of its origin: features of a modality (with the vectors around them) that modality's, all else, padding and generated
+tokens included, the text group. Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models",
+arXiv 2402.12750, section 3.2 (parameter decoupling). Differs: tokens are gathered by group, where the paper's code
+runs every group on all tokens and masks the results; a text-only call is the plain linear, bit for bit.
+
+What W0 is. A low-rank group is ``W0 + s * B * A``, and W0 has to be the tensor that A and B were trained against. It
+is stored once per linear, never reconstructed by subtraction, in one of two ways (``ComposedConfig.routed_base``):
+
+- "shared": W0 is the linear's own ``weight``. The text group is that weight too, or, when "text" is named among the
+  groups, itself low-rank: ``W0 + s * B_t * A_t``. A composition stacks its donors' text factors there (A by rows,
+  lambda * B by columns), so the merged text group is exact too. Compact: one dense tensor. The text factors cost a
+  little in every decoding step.
+- "separate": the text group is the ``weight``, merged into one tensor, and W0 is stored beside it as ``base.weight``.
+  Decoding costs what the plain model costs. ``fold_text`` turns the first form into this one.
+
+A bias is part of W0, and of dense groups. Dense groups need no base.
+
+How tokens find their group. A ``Route`` (``routed_routes.py``) travels as a keyword argument down to the attention
+module of each layer, where a forward pre-hook takes it and leaves it in a slot that the layer's linears read. The hook
+is on the attention module because gradient checkpointing re-runs what is inside a layer's ``forward`` and not the
+layer's own hooks: with the hook there, each recomputation sees the route of its own forward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .routed_groups import TEXT, GroupSpec
+from .routed_routes import BASE, OWN, Route, make_route
+
+__all__ = [
+    "ROUTE",
+    "LowRank",
+    "RoutedLinear",
+    "check_taken",
+    "decoder_layers",
+    "linear_like",
+    "route_inputs",
+    "route_language",
+    "routed_linears",
+]
+
+ROUTE = "modality_route"
+
+
+class LowRank(nn.Module):
+    """``scale * B * A``.
+
+    Args:
+        linear: The linear that it adds to, for shape, dtype and device.
+        rank: Rows of A.
+        scale: The factor before B * A.
+    """
+
+    def __init__(self, linear: nn.Linear, *, rank: int, scale: float) -> None:
+        super().__init__()
+        self.lora_A = linear_like(linear, rows=rank)
+        self.lora_B = linear_like(linear, columns=rank)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (N, I) to (N, O)."""
+        return self.lora_B(self.lora_A(x) * self.scale)
+
+    def product(self) -> torch.Tensor:
+        """Returns the matrix (O, I) in float32 or wider."""
+        wide = torch.promote_types(self.lora_A.weight.dtype, torch.float32)
+        return self.scale * (self.lora_B.weight.to(wide) @ self.lora_A.weight.to(wide))
+
+
+class Slot:
+    """What the linears of one layer share: the route of the running forward pass, or None."""
+
+    def __init__(self) -> None:
+        self.route: Route | None = None
+
+
+class RoutedLinear(nn.Linear):
+    """A linear with parameter groups; without a route it is the plain linear (or its low-rank text group).
+
+    Args:
+        linear: The linear to take over: its parameters become this one's, so their names stay.
+        slot: The layer's slot.
+    """
+
+    def __init__(self, linear: nn.Linear, slot: Slot) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.training = linear.training
+        self.slot = slot
+        self.groups = nn.ModuleDict()
+        self.base: nn.Linear | None = None
+        self.plain = True
+
+    def add(self, name: str, spec: GroupSpec) -> None:
+        """Makes a group, with values yet to be given."""
+        self.groups[name] = LowRank(self, rank=spec.rank, scale=spec.scale) if spec.low_rank else linear_like(self)
+        self.plain = TEXT not in self.groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Maps (..., I) to (..., O)."""
+        route = self.slot.route
+        if route is None:
+            y = functional.linear(x, self.weight, self.bias)
+            return y if self.plain else y + self.groups[TEXT](x)
+        x_NI = x.reshape(-1, x.shape[-1])
+        if x_NI.shape[0] != route.tokens:
+            raise ValueError(f"A routed linear got {x_NI.shape[0]} vectors for {route.tokens} tokens.")
+        if route.masks:
+            y_NO = self._selected(x_NI, route)
+        elif torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            y_NO = self._gathered(x_NI, route)
+        else:
+            y_NO = self._in_place(x_NI, route)
+        return y_NO.view(*x.shape[:-1], self.out_features)
+
+    def _dense(self, name: str) -> nn.Linear:
+        if name == OWN:
+            return self
+        return cast("nn.Linear", self.base if name == BASE else self.groups[name])
+
+    def _product(self, name: str, x_NI: torch.Tensor) -> torch.Tensor:
+        dense = self._dense(name)
+        return functional.linear(x_NI, dense.weight, dense.bias)
+
+    def _gathered(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
+        if len(route.shares) == 1:
+            y_NO = self._product(route.shares[0].weights, x_NI)
+        else:
+            made = [self._product(share.weights, share.of(x_NI)) for share in route.shares]
+            y_NO = torch.cat(made).index_select(0, cast("torch.Tensor", route.order).to(x_NI.device))
+        for part in route.parts:
+            y_NO.index_add_(0, part.positions(x_NI.device), self.groups[part.weights](part.of(x_NI)))
+        return y_NO
+
+    def _in_place(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
+        """As ``_gathered``, with each product written to where it belongs; autograd cannot follow it."""
+        y_NO = x_NI.new_empty(len(x_NI), self.out_features)
+        for share in route.shares:
+            dense = self._dense(share.weights)
+            if share.index is not None:
+                y_NO.index_copy_(0, share.index.to(x_NI.device), self._product(share.weights, share.of(x_NI)))
+            elif dense.bias is None:
+                torch.mm(share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
+            else:
+                torch.addmm(dense.bias, share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
+        for part in route.parts:
+            low = cast("LowRank", self.groups[part.weights])
+            if part.index is None:
+                part.of(y_NO).addmm_(low.lora_A(part.of(x_NI)), low.lora_B.weight.t(), alpha=low.scale)
+            else:
+                y_NO.index_add_(0, part.index.to(x_NI.device), low(part.of(x_NI)))
+        return y_NO
+
+    def _selected(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
+        y_NO = self._product(OWN, x_NI)
+        base_NO = y_NO if self.base is None else self._product(BASE, x_NI)
+        out_NO = y_NO
+        for name, mask_N1 in route.masks.items():
+            if name not in self.groups:
+                continue
+            group = self.groups[name]
+            own_NO = base_NO + group(x_NI) if isinstance(group, LowRank) else self._product(name, x_NI)
+            out_NO = torch.where(mask_N1.to(x_NI.device), own_NO, out_NO)
+        return out_NO
+
+
+def linear_like(linear: nn.Linear, *, rows: int | None = None, columns: int | None = None) -> nn.Linear:
+    """Returns a plain linear of the same shape, dtype and device, without values.
+
+    Args:
+        linear: The linear to be like.
+        rows: Another number of outputs; then there is no bias.
+        columns: Another number of inputs; then there is no bias.
+    """
+    made = nn.Linear(
+        columns or linear.in_features,
+        rows or linear.out_features,
+        bias=linear.bias is not None and rows is None and columns is None,
+        dtype=linear.weight.dtype,
+        device="meta",  # drawing values that are overwritten would move the global generator
+    )
+    return made.to_empty(device=linear.weight.device)
+
+
+def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base: str = "shared") -> None:
+    """Gives the linears of a decoder's layers parameter groups, in place; their values are yet to be given.
+
+    Every ``nn.Linear`` of every decoder layer is routed, whatever it is called: fused projections too.
+
+    Args:
+        language: The bare decoder; groups that it has already stay.
+        specs: The groups to have.
+        base: "shared" or "separate".
+
+    Raises:
+        ValueError: The decoder holds something that cannot be routed.
+    """
+    if not specs:
+        return
+    for layer in decoder_layers(language):
+        linears = dict(_linears_of(layer, type(language).__name__))
+        if not any(isinstance(linear, RoutedLinear) for linear in linears.values()):
+            slot = Slot()
+            attention = _attention_of(layer, type(language).__name__)
+            attention.route_slot = slot
+            attention.register_forward_pre_hook(_take_route, with_kwargs=True)
+            for name, linear in linears.items():
+                linears[name] = RoutedLinear(linear, slot)
+                layer.set_submodule(name, linears[name])
+        for linear in cast("dict[str, RoutedLinear]", linears).values():
+            for name, spec in specs.items():
+                if name not in linear.groups:
+                    linear.add(name, spec)
+            if base == "separate" and linear.base is None:
+                linear.base = linear_like(linear)
+
+
+def route_inputs(model: Any, masks: Mapping[str, torch.Tensor]) -> dict[str, Route]:
+    """Returns the language model's further argument, empty when all tokens are text.
+
+    Args:
+        model: The ``ComposedModel``.
+        masks: Modality -> bool (B, L): the tokens that come from a medium.
+    """
+    if not model.specs:
+        return {}
+    route = make_route(model.specs, masks, base=model.config.routed_base)
+    return {} if route is None else {ROUTE: route}
+
+
+def check_taken(inputs: Mapping[str, Route], language: nn.Module) -> None:
+    """Refuses a language model whose layers did not get the route.
+
+    Raises:
+        ValueError: Naming the class.
+    """
+    if inputs and not torch.compiler.is_compiling() and not inputs[ROUTE].met:
+        raise ValueError(
+            f"{type(language).__name__} does not hand further arguments to its attention, so it cannot be routed."
+        )
+
+
+def routed_linears(model: nn.Module) -> Iterator[tuple[str, RoutedLinear]]:
+    """Yields name and module of every routed linear."""
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedLinear):
+            yield name, module
+
+
+def decoder_layers(language: nn.Module) -> list[nn.Module]:
+    """Returns the layers of a bare decoder.
+
+    Raises:
+        ValueError: It has no list of as many layers as its configuration says.
+    """
+    depth = cast("Any", language).config.num_hidden_layers
+    found = [m for m in language.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(language).__name__} does not keep its {depth} layers in one list; it cannot be routed."
+        )
+    return list(found[0])
+
+
+def _take_route(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    route = kwargs.pop(ROUTE, None)
+    module.route_slot.route = route
+    if route is not None and not torch.compiler.is_compiling():
+        route.met += 1
+    return args, kwargs
+
+
+def _linears_of(layer: nn.Module, owner: str) -> Iterator[tuple[str, nn.Linear]]:
+    within: tuple[str, ...] = ()
+    for name, module in layer.named_modules():
+        if name.startswith(within):
+            continue
+        if isinstance(module, RoutedLinear):
+            within += (f"{name}.",)
+        if isinstance(module, RoutedLinear) or type(module) is nn.Linear:
+            yield name, module
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() > 1:
+                raise ValueError(
+                    f"{owner} cannot be routed: {type(layer).__name__} holds the matrix {name}.{key} in a "
+                    f"{type(module).__name__}, and only plain linear layers can have a group per modality."
+                )
+
+
+def _attention_of(layer: nn.Module, owner: str) -> Any:
+    open_ended = []
+    for child in layer.children():
+        kinds = [parameter.kind for parameter in inspect.signature(child.forward).parameters.values()]
+        if inspect.Parameter.VAR_KEYWORD in kinds and any(isinstance(m, nn.Linear) for m in child.modules()):
+            open_ended.append(child)
+    if len(open_ended) != 1:
+        raise ValueError(
+            f"{owner} cannot be routed: {type(layer).__name__} has {len(open_ended)} modules that take further "
+            "arguments, and exactly one, its attention, must."
+        )
+    return open_ended[0]
