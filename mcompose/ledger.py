@@ -35,6 +35,8 @@ class TensorRow:
         dtype: safetensors dtype of the output (``BF16``).
         shape: Shape of the output.
         digest: ``xxh3:<hex>`` of the tensor's bytes; empty for a dropped tensor.
+        inputs: The same of the bytes that each input gave: the sources in order, then the base; rows that come about in
+            another way follow with theirs. None for rows that were only copied, whose bytes are the output's.
         note: Reason or remark: rows copied, why dropped, adapter folded.
     """
 
@@ -47,6 +49,7 @@ class TensorRow:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     digest: str = ""
+    inputs: tuple[str, ...] = ()
     note: str = ""
 
 

@@ -40,6 +40,7 @@ class Checkpoint:
         weight_files: Names of the weight files, sorted.
         metadata: ``__metadata__`` of the first weight file.
         has_weights: False when only headers were fetched.
+        digests: Name to sha256 in hex of the large files, as the Hub states it.
     """
 
     ref: ModelRef
@@ -50,6 +51,7 @@ class Checkpoint:
     weight_files: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     has_weights: bool = True
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -172,7 +174,17 @@ def _open(ref: ModelRef, snapshot: HubSnapshot, names: Mapping[str, int]) -> Che
     _check_index(files.weight_map, tensors, str(ref))
     metadata = next(iter(headers.values())).metadata
     has_weights = snapshot.headers is None
-    return Checkpoint(ref, folder, snapshot.commit or None, config, tensors, files.names, metadata, has_weights)
+    return Checkpoint(
+        ref,
+        folder,
+        snapshot.commit or None,
+        config,
+        tensors,
+        files.names,
+        metadata,
+        has_weights=has_weights,
+        digests=snapshot.digests,
+    )
 
 
 def _header(snapshot: HubSnapshot, name: str) -> Header:

@@ -32,7 +32,7 @@ from mcompose.checkpoint.folders import (
 )
 from mcompose.checkpoint.journal import Journal, JournalRow
 from mcompose.checkpoint.layout import INDEX_FILE, Layout, ShardLayout
-from mcompose.checkpoint.sidecar import FileDigest, copy_file
+from mcompose.checkpoint.sidecar import FileDigest, copy_file, digest_file
 from mcompose.errors import OutputError, StorageError
 
 __all__ = ["StagedOutput"]
@@ -64,7 +64,7 @@ class StagedOutput:
         self._sizes: dict[str, int] = {}
 
     @classmethod
-    def open(cls, folder: Path, *, fingerprint: str, resume: bool = True, durable: bool = True) -> StagedOutput:
+    def open(cls, folder: Path, *, fingerprint: str, resume: bool = True, durable: bool = False) -> StagedOutput:
         """Opens the partial folder of an output.
 
         Args:
@@ -202,6 +202,10 @@ class StagedOutput:
     def copy_file(self, source: Path, name: str) -> FileDigest:
         """Copies a file into the output by content; returns its size and hash."""
         return copy_file(source, self._path(name))
+
+    def digest(self, shard: str) -> FileDigest:
+        """Size and sha256 of a weight file as it stands."""
+        return digest_file(self._path(_PREFIX + shard))
 
     def finish(self) -> Path:
         """Makes the output appear.

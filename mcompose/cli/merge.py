@@ -40,6 +40,9 @@ def merge(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     allow_different_base: AllowOption = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk has everything.")] = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Put the sha256 of the weight files into the lock.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell what the time went to.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,12 +60,16 @@ def merge(
             threads=threads,
             device=device,
             allow_different_base=allow_different_base,
+            sync=sync,
+            sha256=sha256,
             quiet=quiet,
         ),
     )
     for warning in report.warnings:
         output.say(f"warning: {warning}")
+    if profile and not as_json:
+        output.say(report.profile_text())
     if as_json:
-        output.json_data(report.to_dict())
+        output.json_data(report.to_dict() | ({"profile": report.profile()} if profile else {}))
     else:
         output.data(report.to_text())

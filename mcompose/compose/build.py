@@ -16,6 +16,7 @@ from mcompose.compose.sources import open_sources
 from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.merge import BaseFigures, check_same_base, execute
+from mcompose.merge.clock import Phases
 from mcompose.methods import METHODS
 from mcompose.recipe import check_method, resolve_text
 
@@ -41,6 +42,8 @@ class ComposeOptions:
         threads: Threads; None for one per core.
         device: ``cpu`` or a torch device.
         allow_different_base: Merge language models that do not seem to share a base.
+        sync: Wait until the disk has everything.
+        sha256: Hash the output's weight files for the lock.
         progress: Where progress is told.
         card: Writes ``README.md``.
     """
@@ -49,6 +52,8 @@ class ComposeOptions:
     threads: int | None = None
     device: str = "cpu"
     allow_different_base: bool = False
+    sync: bool = False
+    sha256: bool = False
     progress: Progress | None = None
     card: Card | None = None
 
@@ -63,6 +68,8 @@ class ComposeResult:
         ledger: What happened.
         resumed: Tensors that an earlier, interrupted run had written.
         warnings: Sentences for the user.
+        phases: Wall seconds of each phase, in order.
+        seconds: Seconds that the threads spent on weights, by stage, added up.
     """
 
     folder: Path
@@ -70,6 +77,8 @@ class ComposeResult:
     ledger: Ledger
     resumed: int = 0
     warnings: tuple[str, ...] = field(default_factory=tuple)
+    phases: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -154,23 +163,32 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
         from mcompose.merge.device import check_device  # noqa: PLC0415 - torch, when asked for
 
         check_device(options.device.removeprefix("torch:"))
-    blueprint = make_blueprint(loaded, weights=True)
+    phases = Phases()
+    with phases("plan"):
+        blueprint = make_blueprint(loaded, weights=True)
     sources = blueprint.sources
-    figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
+    with phases("compare bases"):
+        figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
     plan = blueprint.plan
     # Another device rounds differently in the last bit, so its unfinished work is not gone on with.
     fingerprint = plan.fingerprint if options.device == "cpu" else f"{plan.fingerprint} on {options.device}"
-    with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume) as staged:
-        _write_files(staged, loaded, blueprint)
-        resumed = len(staged.allocate(plan.layout))
-        rows = execute(plan, staged, threads=options.threads, device=options.device, progress=options.progress)
-        ledger = make_ledger(loaded, blueprint, rows, details=_details(blueprint, figures))
-        _write_records(staged, loaded, blueprint, ledger)
-        if options.card is not None:
-            staged.write_file("README.md", options.card(ledger, staged.partial))
-        final = staged.finish()
+    with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume, durable=options.sync) as staged:
+        with phases("small files"):
+            _write_files(staged, loaded, blueprint)
+        with phases("allocate"):
+            resumed = len(staged.allocate(plan.layout))
+        with phases("weights"):
+            done = execute(plan, staged, threads=options.threads, device=options.device, progress=options.progress)
+        ledger = make_ledger(loaded, blueprint, done.rows, details=_details(blueprint, figures))
+        with phases("records"):
+            _write_records(staged, loaded, blueprint, ledger, sha256=options.sha256)
+            if options.card is not None:
+                staged.write_file("README.md", options.card(ledger, staged.partial))
+        with phases("finish"):
+            final = staged.finish()
     notices = (staged.notice,) if staged.notice else ()
-    return ComposeResult(final, blueprint, ledger, resumed, (*loaded.notes, *blueprint.warnings, *notices))
+    warnings = (*loaded.notes, *blueprint.warnings, *notices)
+    return ComposeResult(final, blueprint, ledger, resumed, warnings, phases.seconds, done.seconds)
 
 
 def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> None:
@@ -185,12 +203,16 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
     staged.write_file(f"{FOLDER}/recipe.yaml", loaded.raw)
 
 
-def _write_records(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger) -> None:
+def _write_records(
+    staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger, *, sha256: bool
+) -> None:
     digests = source_digests(blueprint.sources)
     staged.write_file(f"{FOLDER}/resolved.yaml", _resolved(loaded, blueprint, digests))
     staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
-    sizes = {shard.filename: shard.size for shard in blueprint.plan.layout.shards}
-    staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, sizes, digests))
+    weights: dict[str, dict[str, Any]] = {s.filename: {"size": s.size} for s in blueprint.plan.layout.shards}
+    if sha256:
+        weights = {name: vars(staged.digest(name)) for name in weights}
+    staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, weights, digests))
 
 
 def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, Any]) -> str:

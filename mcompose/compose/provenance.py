@@ -1,24 +1,31 @@
 """What an output remembers: both recipes, the lock file, the ledger.
 
-Nothing here depends on the clock or on the machine's paths: the same recipe gives the same files.
+Nothing here depends on the clock or on the machine's paths: the same recipe gives the same files. What is hashed, and
+what for:
+
+- every tensor that was read and every tensor that was written, by xxh3-128 in the pass that touches its bytes (the
+  ledger): tells damage and difference, at the speed of memory; does not tell forgery;
+- weight files of Hub sources, by the sha256 that the Hub itself states, and the commit: tells forgery too;
+- small files, by sha256;
+- the output's weight files by sha256 where it is asked for (``mcompose merge --sha256``), and always by ``mcompose
+  push``: what is published can be checked against forgery.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose import __version__
 from mcompose.checkpoint import digest_file
-from mcompose.checkpoint.digest import digest_file_range
 from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
 
 if TYPE_CHECKING:
+    from mcompose.checkpoint import Checkpoint
     from mcompose.compose.blueprint import Blueprint
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
@@ -91,10 +98,7 @@ def _portable(ref: ModelRef) -> str:
 
 
 def source_digests(sources: SourceSet) -> dict[str, dict[str, Any]]:
-    """What every source was, file by file.
-
-    Weight files of the Hub are known by their commit. Local ones are hashed whole with xxh3-128: it tells that a file
-    changed, and does not protect against somebody who forges one. Small files are hashed with sha256.
+    """What every source was, file by file; the ledger has the digest of every tensor that was read.
 
     Args:
         sources: The opened sources.
@@ -102,42 +106,35 @@ def source_digests(sources: SourceSet) -> dict[str, dict[str, Any]]:
     Returns:
         Source to its reference, commit and files.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return dict(pool.map(_source_entry, sources.everything))
+    return dict(_source_entry(source) for source in sources.everything)
 
 
 def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
     checkpoint = source.checkpoint
     small = [checkpoint.folder / "config.json", *checkpoint.sidecars()]
-    files = _weights(checkpoint.folder, checkpoint.weight_files, commit=checkpoint.commit)
+    files = {name: _weight_file(checkpoint, name) for name in checkpoint.weight_files}
     files |= {path.relative_to(checkpoint.folder).as_posix(): vars(digest_file(path)) for path in small}
     entry: dict[str, Any] = {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}
     adapter = source.adapter
     if adapter is not None:
-        names = dict.fromkeys(tensor.file.name for tensor in adapter.tensors.values())
-        files = _weights(adapter.folder, names, commit=adapter.commit)
-        files["adapter_config.json"] = vars(digest_file(adapter.folder / "adapter_config.json"))
+        paths = [adapter.folder / "adapter_config.json", *dict.fromkeys(t.file for t in adapter.tensors.values())]
+        files = {path.name: vars(digest_file(path)) for path in paths}
         entry["adapter"] = {"ref": _portable(adapter.ref), "commit": adapter.commit, "files": files}
     return source.name, entry
 
 
-def _weights(folder: Path, names: Iterable[str], *, commit: str | None) -> dict[str, Any]:
-    """Size of every weight file, and its digest where no commit vouches for it."""
-    files: dict[str, Any] = {}
-    for name in names:
-        size = (folder / name).stat().st_size
-        files[name] = {"size": size}
-        if not commit:
-            files[name]["xxh3"] = digest_file_range(folder / name, 0, size).removeprefix("xxh3:")
-    return files
+def _weight_file(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Size of a weight file, and the digest that the Hub states."""
+    facts: dict[str, Any] = {"size": (checkpoint.folder / name).stat().st_size}
+    return facts | ({"sha256": checkpoint.digests[name]} if name in checkpoint.digests else {})
 
 
-def lock_text(folder: Path, weight_files: Mapping[str, int], sources: Mapping[str, Any]) -> str:
+def lock_text(folder: Path, weight_files: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Any]) -> str:
     """The lock file: what the output was made from and what it holds.
 
     Args:
         folder: The output, complete but for the lock file and the card.
-        weight_files: Name to size of the output's weight files; their tensors are hashed in the ledger.
+        weight_files: Name to size, and sha256 where asked for, of the output's weight files.
         sources: From ``source_digests``.
 
     Returns:
@@ -148,7 +145,7 @@ def lock_text(folder: Path, weight_files: Mapping[str, int], sources: Mapping[st
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not _is_working_file(name):
             files[name] = vars(digest_file(path))
-    files.update({name: {"size": size} for name, size in weight_files.items()})
+    files.update({name: dict(facts) for name, facts in weight_files.items()})
     table = {"format": 1, "versions": library_versions(), "sources": sources, "files": files}
     return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 
+from mcompose.checkpoint.codec import raw_dtype
 from mcompose.errors import RequestError
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.job import Segment, TensorJob
 from mcompose.merge.program import call_whole, task_for
 from mcompose.merge.stream import JobStream
+from mcompose.methods import kernels
 from mcompose.methods.method import Program
 
 __all__ = ["TorchStream", "check_device"]
@@ -54,8 +57,10 @@ class TorchStream(JobStream):
             super()._combine(job, segment, emit, program)
             return
         total = (segment.stop - segment.start) * job.row_elements
-        for start, count in self._blocks(total, max(total, 1)):
-            sources, base = self._load_all(segment, job, start, count)
+        digests = [xxhash.xxh3_128() for _ in segment.inputs]
+        self._inputs += digests
+        for span in self._blocks(total, max(total, 1)):
+            sources, base = self._load_all(segment, job, span, digests=digests)
             task = task_for(job, segment)
             merged = call_whole(
                 find_method(segment.method),
@@ -64,7 +69,12 @@ class TorchStream(JobStream):
                 None if base is None else self._moved(base, task.shape),
             )
             values = np.ascontiguousarray(merged.float().cpu().numpy()).reshape(-1)
-            emit(self._narrow(job, segment, values, start=0))
+            result = self.scratch.array("result", raw_dtype(job.dtype), values.size)
+            if kernels.convert(values, result) and self.check_finite:
+                raise self._broken(job, segment, result, span=span)
+            emit(result.view(np.uint8).data)
 
-    def _moved(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.from_numpy(values).reshape(shape).to(self.device)
+    def _moved(self, chunk: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        values = np.empty(shape, np.float32)
+        kernels.convert(chunk, values.reshape(-1))
+        return torch.from_numpy(values).to(self.device)

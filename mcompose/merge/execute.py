@@ -10,28 +10,43 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from mcompose.checkpoint.files import TensorFiles
+from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout
 from mcompose.checkpoint.staged import StagedOutput
 from mcompose.errors import InterruptedRunError
 from mcompose.ledger import TensorRow
+from mcompose.merge.clock import Clock
 from mcompose.merge.job import MergePlan, TensorJob
 from mcompose.merge.progress import Progress, Shared, Silent
-from mcompose.merge.stream import Cancelled, JobStream, Write
+from mcompose.merge.stream import Cancelled, JobStream, Made, Write
 from mcompose.merge.survey import Surveys
 
-__all__ = ["default_threads", "execute"]
+__all__ = ["Executed", "default_threads", "execute"]
 
 MAX_DEFAULT_THREADS = 16
 """Beyond this, memory bandwidth and not arithmetic is the limit."""
 
 Work = Callable[[JobStream, Any], None]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a run did.
+
+    Args:
+        rows: The ledger's rows: one per output tensor in output order, then what was dropped.
+        seconds: Seconds by stage (`clock.STAGES`), added up over the threads.
+    """
+
+    rows: tuple[TensorRow, ...]
+    seconds: Mapping[str, float]
 
 
 def default_threads() -> int:
@@ -47,7 +62,7 @@ def execute(
     device: str = "cpu",
     progress: Progress | None = None,
     check_finite: bool = True,
-) -> list[TensorRow]:
+) -> Executed:
     """Writes every tensor of a plan into its place.
 
     Args:
@@ -60,7 +75,7 @@ def execute(
         check_finite: Whether a NaN or infinity in a source or in the result is an error.
 
     Returns:
-        The ledger's rows: one per output tensor in output order, then what was dropped.
+        The ledger's rows, and what the time went to.
 
     Raises:
         NumericsError: A tensor is not finite; the message names source, tensor and element.
@@ -69,15 +84,21 @@ def execute(
         StorageError: The disk is full or refused a write.
         InterruptedRunError: Ctrl-C; what is finished is kept for the next run.
     """
-    finished = {name: row.digest for name, row in staged.allocate(plan.layout).items()}
-    run = _Run(plan, staged, digests=finished, progress=progress or Silent(), check_finite=check_finite)
+    finished = {name: _made(row) for name, row in staged.allocate(plan.layout).items()}
+    run = _Run(plan, staged, finished=finished, progress=progress or Silent(), check_finite=check_finite)
     if device != "cpu":
         from mcompose.merge.device import TorchStream, check_device  # noqa: PLC0415 - torch, when asked for
 
         run.make_stream = partial(TorchStream, device=check_device(device.removeprefix("torch:")))
     run.all_jobs(threads=threads or default_threads())
-    rows = [job.ledger_row(run.digests[job.name]) for job in plan.jobs]
-    return rows + [entry.ledger_row() for entry in plan.dropped]
+    made = [(job, run.finished[job.name]) for job in plan.jobs]
+    rows = [job.ledger_row(tensor.digest, inputs=tensor.inputs) for job, tensor in made]
+    rows += [entry.ledger_row() for entry in plan.dropped]
+    return Executed(tuple(rows), Clock.total(run.clocks))
+
+
+def _made(row: JournalRow) -> Made:
+    return Made(row.digest, tuple(row.row.get("inputs", ())))
 
 
 @dataclass
@@ -86,16 +107,17 @@ class _Run:
 
     plan: MergePlan
     staged: StagedOutput
-    digests: dict[str, str]
+    finished: dict[str, Made]
     progress: Progress
     check_finite: bool
+    clocks: list[Clock] = field(default_factory=list[Clock])
     files: TensorFiles = field(default_factory=TensorFiles)
     cancelled: threading.Event = field(default_factory=threading.Event)
     make_stream: Callable[..., JobStream] = JobStream
 
     def all_jobs(self, *, threads: int) -> None:
         """Surveys what must be known of the whole model, then makes every tensor that is not there yet."""
-        todo = [job for job in self.plan.jobs if job.name not in self.digests]
+        todo = [job for job in self.plan.jobs if job.name not in self.finished]
         done_bytes = sum(job.nbytes for job in self.plan.jobs) - sum(job.nbytes for job in todo)
         self.progress.start(self.plan.bytes_to_write, done_bytes)
         shared = Shared(self.progress)
@@ -116,9 +138,9 @@ class _Run:
 
     def _maker(self, surveys: Surveys) -> Work:
         def make(stream: JobStream, job: TensorJob) -> None:
-            digest = stream.run(job, _writer(self.staged, self.plan.layout, job), surveys=surveys)
-            self.staged.record(job.name, digest=digest)
-            self.digests[job.name] = digest
+            made = stream.run(job, _writer(self.staged, self.plan.layout, job), surveys=surveys)
+            self.staged.record(job.name, digest=made.digest, row={"inputs": list(made.inputs)})
+            self.finished[job.name] = made
 
         return make
 
@@ -129,11 +151,14 @@ class _Run:
 
         def worker() -> None:
             go.wait()
+            clock = Clock()
+            self.clocks.append(clock)
             stream = self.make_stream(
                 files=self.files,
                 cancelled=self.cancelled,
                 advance=shared.advance,
                 check_finite=self.check_finite,
+                clock=clock,
             )
             while not self.cancelled.is_set():
                 with lock:
@@ -161,7 +186,7 @@ class _Run:
         _raise_first(futures)
 
     def _interrupted(self) -> InterruptedRunError:
-        kept, total = len(self.digests), len(self.plan.jobs)
+        kept, total = len(self.finished), len(self.plan.jobs)
         return InterruptedRunError(
             f"Interrupted: {kept} of {total} tensors are finished and kept in '{self.staged.partial}'.",
             hint="Run the same command again to go on from there; '--no-resume' starts anew.",

@@ -121,11 +121,12 @@ class TensorJob:
         taken = [segment.action for segment in self.segments]
         return next((action for action in ACTIONS if action in taken), "created")
 
-    def ledger_row(self, digest: str) -> TensorRow:
+    def ledger_row(self, digest: str, *, inputs: tuple[str, ...] = ()) -> TensorRow:
         """The row of this tensor in the ledger.
 
         Args:
             digest: ``xxh3:<hex>`` of the written bytes.
+            inputs: The same of the bytes that were read.
         """
         main = next((s for s in self.segments if s.action == self.action), None)
         return TensorRow(
@@ -138,6 +139,7 @@ class TensorJob:
             dtype=self.dtype,
             shape=self.shape,
             digest=digest,
+            inputs=inputs,
             note=self.note,
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mcompose.merge.catalogue import MERGEKIT_PREFIX, find_method
 from mcompose.merge.job import Segment, TensorJob
+from mcompose.methods import kernels
 from mcompose.methods.call import merge_whole
 from mcompose.methods.method import Method, Program, TensorTask
 from mcompose.methods.settings import arguments_for
@@ -25,13 +26,14 @@ class Convert:
     passes = 0
     chunk_multiple = 1
 
-    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
+    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> bool:
         """Nothing to measure."""
+        return True
 
-    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> None:
+    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
         """Hands the source on."""
         del start, base
-        out[:] = sources[0]
+        return kernels.convert(sources[0], out)
 
 
 class Whole:
@@ -48,16 +50,21 @@ class Whole:
     def __init__(self, method: Method, task: TensorTask) -> None:
         self._method, self._task = method, task
 
-    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
+    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> bool:
         """Nothing to measure."""
+        return True
 
-    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> None:
+    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
         """Calls the method's function on the tensors in their own shape."""
         del start
-        shape = self._task.shape
-        tensors = [source.reshape(shape) for source in sources]
-        merged = call_whole(self._method, self._task, tensors, None if base is None else base.reshape(shape))
-        out[:] = np.asarray(merged, dtype=np.float32).reshape(-1)
+        tensors = [self._single(source) for source in sources]
+        merged = call_whole(self._method, self._task, tensors, None if base is None else self._single(base))
+        return kernels.convert(np.ascontiguousarray(merged, dtype=np.float32).reshape(-1), out)
+
+    def _single(self, chunk: np.ndarray) -> np.ndarray:
+        values = np.empty(self._task.shape, np.float32)
+        kernels.convert(chunk, values.reshape(-1))
+        return values
 
 
 def call_whole(method: Method, task: TensorTask, sources: Sequence[Any], base: Any) -> Any:

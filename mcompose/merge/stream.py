@@ -1,9 +1,9 @@
 """One tensor from its sources to its place in the output, in chunks, on one thread.
 
-The idea: widen a chunk of every source to float32 in scratch memory that is reused for the whole run, let the method's
-program combine them, round once, hash, and write the chunk to its final place. Chunks go in element order and their
-size is fixed, so the bytes depend on the job alone: not on the thread, not on how many there are. Reads and writes are
-positional, so that all threads share the open files.
+The idea: read a chunk of every source raw into scratch memory that is reused for the whole run, let the method's
+program make the result's raw chunk in one pass, hash both, and write the chunk to its final place. Chunks go in element
+order and their size is fixed, so the bytes depend on the job alone: not on the thread, not on how many there are.
+Reads and writes are positional, so that all threads share the open files.
 """
 
 from __future__ import annotations
@@ -12,43 +12,50 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from mcompose.checkpoint.codec import decode, raw_dtype
 from mcompose.checkpoint.files import TensorFiles
-from mcompose.checkpoint.tensor import DTYPE_BITS
+from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
 from mcompose.errors import CompositionError, NumericsError
+from mcompose.merge.clock import Clock
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
 from mcompose.methods import kernels
 from mcompose.methods.method import Program
 
-if TYPE_CHECKING:
-    from mcompose.checkpoint import LowRank
-
-__all__ = ["CHUNK", "Cancelled", "JobStream", "Scratch", "Write"]
+__all__ = ["CHUNK", "Cancelled", "JobStream", "Made", "Scratch", "Write"]
 
 CHUNK = 1 << 17
-"""Elements of one chunk: 512 KiB of float32 per source, which stays in the cache from widening to writing."""
+"""Elements of one chunk: 256 KiB of bfloat16 per source, in the second-level cache from reading to writing."""
 
 COPY_BLOCK = 1 << 20
 """Bytes of one block of a copy."""
 
 NO_SURVEYS = Surveys()
 
-_WIDEN: dict[str, tuple[Callable[[np.ndarray, np.ndarray], int], type]] = {
-    "BF16": (kernels.widen_bf16, np.uint16),
-    "F16": (kernels.widen_f16, np.uint16),
-    "F64": (kernels.widen_f64, np.float64),
-}
-"""File dtype to the kernel that makes float32 of it (and counts what is not finite), and the type that it reads."""
+LARGEST = {"BF16": "3.39e38", "F16": "65504", "F32": "3.4e38", "F64": "3.4e38, where its arithmetic does"}
+"""The largest number that a result may be."""
 
 Write = Callable[[int, memoryview], None]
 """Writes bytes at an offset from the tensor's first byte."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished tensor.
+
+    Args:
+        digest: ``xxh3:<hex>`` of its bytes.
+        inputs: The same of the bytes that every input gave, contributions and then the base, segment by segment; none
+            for a segment that was only copied, whose bytes are the output's.
+    """
+
+    digest: str
+    inputs: tuple[str, ...]
 
 
 class Cancelled(BaseException):
@@ -79,15 +86,18 @@ class JobStream:
         cancelled: Set when the run is to stop; looked at before every chunk.
         advance: Told the output bytes that were just written.
         check_finite: Whether numbers that are not finite are an error.
+        clock: Told what the time goes to.
     """
 
     files: TensorFiles
     cancelled: threading.Event
     advance: Callable[[int], None]
     check_finite: bool = True
+    clock: Clock = field(default_factory=Clock)
     scratch: Scratch = field(default_factory=Scratch)
+    _inputs: list[xxhash.xxh3_128] = field(default_factory=list[xxhash.xxh3_128])
 
-    def run(self, job: TensorJob, write: Write, *, surveys: Surveys = NO_SURVEYS) -> str:
+    def run(self, job: TensorJob, write: Write, *, surveys: Surveys = NO_SURVEYS) -> Made:
         """Makes one tensor.
 
         Args:
@@ -96,7 +106,7 @@ class JobStream:
             surveys: What whole-model methods have learnt.
 
         Returns:
-            ``xxh3:<hex>`` of the bytes.
+            Digests of what was written and read.
 
         Raises:
             NumericsError: A source or the result is not finite.
@@ -104,11 +114,14 @@ class JobStream:
         """
         digest = xxhash.xxh3_128()
         position = 0
+        self._inputs.clear()
 
         def emit(block: memoryview) -> None:
             nonlocal position
-            digest.update(block)
-            write(position, block)
+            with self.clock.hash:
+                digest.update(block)
+            with self.clock.write:
+                write(position, block)
             position += len(block)
             self.advance(len(block))
 
@@ -121,7 +134,7 @@ class JobStream:
                 self._combine(job, segment, emit, program_for(job, segment, survey=surveys.of_segment(segment)))
         if position != job.nbytes:
             raise NumericsError(f"'{job.name}' came out {position} bytes long and not {job.nbytes}.")
-        return f"xxh3:{digest.hexdigest()}"
+        return Made(_text(digest), tuple(_text(digest) for digest in self._inputs))
 
     def _blocks(self, total: int, step: int) -> Iterator[tuple[int, int]]:
         for start in range(0, total, step):
@@ -131,7 +144,8 @@ class JobStream:
 
     def _read(self, contribution: Contribution, target: np.ndarray, start: int) -> None:
         """Fills an array with the bytes from ``start`` of the contribution's tensor on."""
-        self.files.read_into(contribution.entry, target.view(np.uint8).data, start=start)
+        with self.clock.read:
+            self.files.read_into(contribution.entry, target.view(np.uint8).data, start=start)
 
     def _create(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
         zeros = np.zeros(COPY_BLOCK, np.uint8)
@@ -161,85 +175,93 @@ class JobStream:
 
     def _check_copied(self, contribution: Contribution, block: np.ndarray, *, dtype: str, start: int) -> None:
         """Refuses NaN in copied weights. An infinity passes: a copied mask may hold it, and copies are exact."""
-        if dtype == "F32":
-            values, itemsize = block.view(np.float32), 4
-            bad = kernels.count_nonfinite(values)
-        elif dtype in _WIDEN:
-            widen, bits = _WIDEN[dtype]
-            itemsize = np.dtype(bits).itemsize
-            values = self.scratch.array("copy-wide", np.float32, block.size // itemsize)
-            bad = widen(block.view(bits), values)
-        else:
+        if dtype not in MERGEABLE_DTYPES:
             return
-        if bad and np.isnan(values).any():
-            raise _not_finite(contribution, start // itemsize + int(np.flatnonzero(np.isnan(values))[0]))
+        values = block.view(raw_dtype(dtype))
+        with self.clock.compute:
+            broken = kernels.count_nan(values)
+        if broken:
+            element = int(np.flatnonzero(np.isnan(decode(values, dtype)))[0])
+            raise _not_finite(contribution, start // values.itemsize + element)
 
     def _combine(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None], program: Program) -> None:
         total = (segment.stop - segment.start) * job.row_elements
         step = chunk_elements(program, segment, row=job.row_elements, total=total)
-        for index in range(program.passes):
+        digests = [xxhash.xxh3_128() for _ in segment.inputs]
+        self._inputs += digests
+        for index in range(program.passes + 1):
             for start, count in self._blocks(total, step):
-                sources, base = self._load_all(segment, job, start, count)
-                program.measure(index, start, sources, base)
-        for start, count in self._blocks(total, step):
-            sources, base = self._load_all(segment, job, start, count)
-            result = self.scratch.array("result", np.float32, count)
-            program.combine(start, sources, base, result)
-            emit(self._narrow(job, segment, result, start=start))
+                sources, base = self._load_all(segment, job, (start, count), digests=digests if index == 0 else None)
+                if index < program.passes:
+                    with self.clock.compute:
+                        fine = program.measure(index, start, sources, base)
+                    if not fine and self.check_finite:
+                        raise self._broken(job, segment, None, span=(start, count))
+                    continue
+                result = self.scratch.array("result", raw_dtype(job.dtype), count)
+                with self.clock.compute:
+                    bad = program.combine(start, sources, base, result)
+                if bad and self.check_finite:
+                    raise self._broken(job, segment, result, span=(start, count))
+                emit(result.view(np.uint8).data)
 
     def measure(self, job: TensorJob, segment: Segment, visit: Callable[..., None]) -> None:
         """Feeds the chunks of one segment to ``visit(start, sources, base)``, writing nothing."""
         total = (segment.stop - segment.start) * job.row_elements
         step = chunk_elements(Convert(), segment, row=job.row_elements, total=total)
         for start, count in self._blocks(total, step):
-            visit(start, *self._load_all(segment, job, start, count))
+            sources, base = self._load_all(segment, job, (start, count), digests=None)
+            with self.clock.compute:
+                visit(start, sources, base)
 
     def _load_all(
-        self, segment: Segment, job: TensorJob, start: int, count: int
+        self, segment: Segment, job: TensorJob, span: tuple[int, int], *, digests: list[xxhash.xxh3_128] | None
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
-        arrays = [
-            self._load(contribution, f"input-{number}", segment, job, span=(start, count))
-            for number, contribution in enumerate(segment.inputs)
-        ]
+        """One chunk of every input, raw; float32 where an adapter is folded."""
+        arrays: list[np.ndarray] = []
+        for number, contribution in enumerate(segment.inputs):
+            raw = self._load(contribution, f"input-{number}", segment, job, span=span)
+            if digests is not None:
+                with self.clock.hash:
+                    digests[number].update(raw.view(np.uint8).data)
+            arrays.append(raw if contribution.low_rank is None else self._folded(contribution, raw, segment, job, span))
         return (arrays, None) if segment.base is None else (arrays[:-1], arrays[-1])
 
     def _load(
         self, contribution: Contribution, slot: str, segment: Segment, job: TensorJob, *, span: tuple[int, int]
     ) -> np.ndarray:
-        """One chunk of one input as float32, adapter folded."""
         start, count = span
-        dtype = contribution.entry.dtype
-        values = self.scratch.array(slot, np.float32, count)
+        raw = self.scratch.array(slot, raw_dtype(contribution.entry.dtype), count)
         first = _first_element(contribution, segment, job.row_elements) + start
-        if dtype == "F32":
-            self._read(contribution, values, first * 4)
-            bad = kernels.count_nonfinite(values) if self.check_finite else 0
-        else:
-            widen, bits = _WIDEN[dtype]
-            raw = self.scratch.array("raw", bits, count)
-            self._read(contribution, raw, first * raw.itemsize)
-            bad = widen(raw, values)
-        if bad and self.check_finite:
-            raise _not_finite(contribution, first + int(np.flatnonzero(~np.isfinite(values))[0]))
-        if contribution.low_rank is not None:
-            return _folded(contribution.low_rank, values, first=first, job=job)
-        return values
+        self._read(contribution, raw, first * raw.itemsize)
+        return raw
 
-    def _narrow(self, job: TensorJob, segment: Segment, values: np.ndarray, *, start: int) -> memoryview:
-        """Rounds one chunk of the result, which starts at element ``start`` of the segment, to the output's dtype."""
-        if job.dtype == "F32":
-            raw, bad = values, kernels.count_nonfinite(values) if self.check_finite else 0
-        elif job.dtype == "F64":
-            raw = self.scratch.array("narrow", np.float64, values.size)
-            raw[:] = values
-            bad = kernels.count_nonfinite(values) if self.check_finite else 0
-        else:
-            raw = self.scratch.array("narrow", np.uint16, values.size)
-            bad = (kernels.narrow_bf16 if job.dtype == "BF16" else kernels.narrow_f16)(values, raw)
-        if bad and self.check_finite:
-            index = int(np.flatnonzero(~np.isfinite(decode(raw.view(raw_dtype(job.dtype)), job.dtype)))[0])
-            raise _overflow(job, segment, values[index], element=start + index)
-        return raw.view(np.uint8).data
+    def _folded(
+        self, contribution: Contribution, raw: np.ndarray, segment: Segment, job: TensorJob, span: tuple[int, int]
+    ) -> np.ndarray:
+        """Whole rows of a weight with its adapter."""
+        assert contribution.low_rank is not None
+        if raw.size == 0:
+            return raw
+        with self.clock.compute:
+            values = np.empty(raw.size, np.float32)
+            kernels.convert(raw, values)
+            first = (_first_element(contribution, segment, job.row_elements) + span[0]) // job.row_elements
+            rows = values.reshape(values.size // job.row_elements, *job.shape[1:])
+            return contribution.low_rank.apply(rows, (first, first + len(rows))).reshape(-1)
+
+    def _broken(
+        self, job: TensorJob, segment: Segment, result: np.ndarray | None, *, span: tuple[int, int]
+    ) -> NumericsError:
+        """Why a chunk, which starts at element ``span[0]`` of the segment, is not finite."""
+        for number, contribution in enumerate(segment.inputs):
+            raw = self._load(contribution, f"input-{number}", segment, job, span=span)
+            broken = np.flatnonzero(~np.isfinite(decode(raw, contribution.entry.dtype)))
+            if broken.size:
+                first = _first_element(contribution, segment, job.row_elements) + span[0]
+                return _not_finite(contribution, first + int(broken[0]))
+        index = 0 if result is None else int(np.flatnonzero(~np.isfinite(decode(result, job.dtype)))[0])
+        return _overflow(job, segment, element=span[0] + index)
 
 
 def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) -> int:
@@ -259,13 +281,8 @@ def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) 
     return max(CHUNK // multiple, 1) * multiple
 
 
-def _folded(low_rank: LowRank, values: np.ndarray, *, first: int, job: TensorJob) -> np.ndarray:
-    """Whole rows of a weight with its adapter."""
-    if values.size == 0:
-        return values
-    rows = values.reshape(values.size // job.row_elements, *job.shape[1:])
-    start = first // job.row_elements
-    return low_rank.apply(rows, (start, start + len(rows))).reshape(-1)
+def _text(digest: xxhash.xxh3_128) -> str:
+    return f"xxh3:{digest.hexdigest()}"
 
 
 def _byte_span(job: TensorJob, segment: Segment) -> tuple[int, int]:
@@ -285,11 +302,10 @@ def _first_byte(contribution: Contribution, segment: Segment, job: TensorJob) ->
     return _first_element(contribution, segment, job.row_elements) * DTYPE_BITS[job.dtype] // 8
 
 
-def _overflow(job: TensorJob, segment: Segment, value: np.float32, *, element: int) -> NumericsError:
-    place = segment.start * job.row_elements + element
+def _overflow(job: TensorJob, segment: Segment, *, element: int) -> NumericsError:
     return NumericsError(
-        f"'{job.name}' is not finite at element {place} after {segment.method or 'the conversion'} "
-        f"({value:g} in {job.dtype}).",
+        f"'{job.name}' is not finite at element {segment.start * job.row_elements + element} after "
+        f"{segment.method or 'the conversion'}: {job.dtype} ends at {LARGEST[job.dtype]}.",
         hint="Check the method's weights and parameters, or write another dtype.",
     )
 

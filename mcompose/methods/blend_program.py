@@ -1,13 +1,12 @@
-"""Blend rules over chunks: at most one measuring pass for the Gram matrix, then one to pour.
+"""Blend rules over chunks: at most one measuring pass for the Gram matrices, then one that writes.
 
-Inner products are float64 sums whose order is fixed by the element's place in the tensor (see
-`kernels.dot_lanes`), so every cut into chunks gives the same bytes. A row's matrix needs no pass of its
-own: rows come whole.
+Inner products are float64 sums whose order is fixed by the element's place in the tensor (see `loops.blending`), so
+every cut into chunks gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from math import prod
 from typing import Any
@@ -18,18 +17,9 @@ from mcompose.methods import kernels
 from mcompose.methods.blend import Blend, Groups
 from mcompose.methods.method import Program, TensorTask
 
-__all__ = ["PIECE", "blend_program", "pieces"]
-
-PIECE = 32768
-"""Elements that go through all kernels before the next ones are touched, so that they stay in the cache."""
+__all__ = ["blend_program"]
 
 Chunks = Sequence[np.ndarray]
-
-
-def pieces(size: int) -> Iterator[slice]:
-    """Cuts a chunk into slices that fit the cache."""
-    for first in range(0, size, PIECE):
-        yield slice(first, min(size, first + PIECE))
 
 
 def blend_program(
@@ -56,10 +46,11 @@ def blend_program(
         from_base = deltas or task.has_base
         if not measured:
             return _Pour(rule(None, **arguments), from_base=from_base)
-        if kind == "rows" and task.shape:
-            return _RowBlend(rule, arguments, length=task.shape[-1], from_base=from_base)
-        width = prod(task.shape[1:]) if kind == "columns" and task.shape else 0
-        return _MeasuredBlend(rule, arguments, count=len(task.sources), width=width, from_base=from_base)
+        if kind == "all" or not task.shape:
+            return _Measured(rule, arguments, count=len(task.sources), from_base=from_base)
+        length = task.shape[-1]
+        stride, number = (length, prod(task.shape[:-1])) if kind == "rows" else (1, prod(task.shape[1:]))
+        return _GroupMeasured(rule, arguments, stride=stride, shape=(len(task.sources), number), from_base=from_base)
 
     return make
 
@@ -68,65 +59,78 @@ class _Pour:
     """A blend whose coefficients are known.
 
     Args:
-        decision: The coefficients, shape (n,), or (columns, n).
+        decision: The coefficients, shape (n,), or (groups, n).
         from_base: Whether the sources count from the base.
+        stride: Elements from one group to the next.
     """
 
     passes = 0
     chunk_multiple = 1
 
-    def __init__(self, decision: Blend, *, from_base: bool) -> None:
+    def __init__(self, decision: Blend, *, from_base: bool, stride: int = 1) -> None:
         self.coefficients = np.ascontiguousarray(decision.coefficients.T, np.float32)
-        self.divisor = np.float32(decision.divisor)
-        self.scale = np.float32(decision.scale)
+        self.divisor, self.scale = decision.divisor, decision.scale
         self.from_base = from_base
+        self.stride = stride
 
-    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> None:
+    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Has nothing to learn."""
+        return True
 
-    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
+    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
         """Pours one chunk."""
-        for piece in pieces(out.size):
-            cut = [source[piece] for source in sources]
-            origin = base[piece] if self.from_base and base is not None else None
-            if self.coefficients.ndim == 1:
-                self._pour(cut, origin, out[piece])
-            else:
-                self._pour_columns(start + piece.start, cut, origin, out[piece])
-            self._finish(origin, out[piece])
-
-    def _pour(self, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
-        first = True
-        for source, weight in zip(sources, self.coefficients, strict=True):
-            if base is None:
-                (kernels.scaled if first else kernels.axpy)(source, weight, out)
-            else:
-                (kernels.scaled_delta if first else kernels.axpy_delta)(source, base, weight, out)
-            first = False
-
-    def _pour_columns(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
-        out[:] = 0
-        for source, weights in zip(sources, self.coefficients, strict=True):
-            kernels.axpy_columns(source if base is None else source - base, weights, start, out)
-
-    def _finish(self, base: np.ndarray | None, out: np.ndarray) -> None:
-        if base is not None:
-            kernels.add_base(base, self.divisor, self.scale, out)
-            return
-        if self.divisor != 1:
-            np.divide(out, self.divisor, out=out)
-        if self.scale != 1:
-            np.multiply(out, self.scale, out=out)
+        origin = base if self.from_base else None
+        if self.coefficients.ndim == 1:
+            how = {"divisor": self.divisor, "scale": self.scale}
+            return kernels.pour(sources, self.coefficients, out, base=origin, **how)
+        return kernels.group_pour(sources, self.coefficients, out, start=start, stride=self.stride, base=origin)
 
 
-class _MeasuredBlend:
-    """A blend whose rule needs the Gram matrix of the tensor, or of each of its columns.
+class _Measured:
+    """A blend whose rule needs the Gram matrix of the tensor.
 
     Args:
         rule: See `blend_program`.
         arguments: The rule's keyword arguments.
         count: Number of sources.
-        width: Number of columns; 0 for one matrix.
+        from_base: Whether the sources count from the base.
+    """
+
+    passes = 1
+    chunk_multiple = 1
+
+    def __init__(self, rule: Callable[..., Blend], arguments: dict[str, Any], *, count: int, from_base: bool) -> None:
+        self.rule, self.arguments = rule, arguments
+        self.from_base = from_base
+        self.count = count
+        self.lanes = np.zeros((_pairs(count), kernels.LANES))
+        self.totals = np.zeros(_pairs(count))
+        self.pour: _Pour | None = None
+
+    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
+        """Adds one chunk to the inner products."""
+        kernels.gram(sources, self.lanes, self.totals, start=start, base=base if self.from_base else None)
+        return bool(np.isfinite(self.totals).all() and np.isfinite(self.lanes).all())
+
+    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
+        """Decides at the first chunk, then pours."""
+        if self.pour is None:
+            left = np.zeros_like(self.totals)
+            for lane in range(kernels.LANES):
+                left += self.lanes[:, lane]
+            matrix = _matrix((self.totals + left)[:, None], self.count)[0]
+            self.pour = _Pour(self.rule(matrix, **self.arguments), from_base=self.from_base)
+        return self.pour.combine(start, sources, base, out)
+
+
+class _GroupMeasured:
+    """A blend whose rule needs a Gram matrix for each row, or for each column.
+
+    Args:
+        rule: See `blend_program`.
+        arguments: The rule's keyword arguments.
+        stride: Elements from one group to the next.
+        shape: Number of sources and of groups.
         from_base: Whether the sources count from the base.
     """
 
@@ -138,84 +142,38 @@ class _MeasuredBlend:
         rule: Callable[..., Blend],
         arguments: dict[str, Any],
         *,
-        count: int,
-        width: int,
+        stride: int,
+        shape: tuple[int, int],
         from_base: bool,
     ) -> None:
-        self.rule = rule
-        self.arguments = arguments
-        self.count = count
-        self.width = width
+        self.rule, self.arguments = rule, arguments
+        self.stride = stride
         self.from_base = from_base
-        self.pairs = list(combinations_with_replacement(range(count), 2))
-        self.lanes = [np.zeros(kernels.LANES) for _ in self.pairs]
-        self.totals = [np.zeros(width or 1) for _ in self.pairs]
+        self.count, groups = shape
+        self.totals = np.zeros((_pairs(self.count), groups))
         self.pour: _Pour | None = None
 
-    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> None:
+    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Adds one chunk to the inner products."""
-        for piece in pieces(sources[0].size):
-            cut = [source[piece] for source in sources]
-            if self.from_base and base is not None:
-                cut = [source - base[piece] for source in cut]
-            for pair, (i, j) in enumerate(self.pairs):
-                if self.width:
-                    kernels.column_dots(cut[i], cut[j], start + piece.start, self.totals[pair])
-                else:
-                    place = start + piece.start
-                    kernels.dot_lanes(cut[i], cut[j], place, self.lanes[pair], self.totals[pair])
+        origin = base if self.from_base else None
+        kernels.group_gram(sources, self.totals, start=start, stride=self.stride, base=origin)
+        return bool(np.isfinite(self.totals).all())
 
-    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
+    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
         """Decides at the first chunk, then pours."""
         if self.pour is None:
-            self.pour = _Pour(self.rule(self._gram(), **self.arguments), from_base=self.from_base)
-        self.pour.combine(start, sources, base, out)
-
-    def _gram(self) -> np.ndarray:
-        matrix = np.zeros((self.width or 1, self.count, self.count))
-        for pair, (i, j) in enumerate(self.pairs):
-            left = 0.0
-            for lane in self.lanes[pair]:
-                left += lane
-            matrix[:, i, j] = matrix[:, j, i] = self.totals[pair] + left
-        return matrix if self.width else matrix[0]
+            decision = self.rule(_matrix(self.totals, self.count), **self.arguments)
+            self.pour = _Pour(decision, from_base=self.from_base, stride=self.stride)
+        return self.pour.combine(start, sources, base, out)
 
 
-class _RowBlend:
-    """A blend with one decision a row: measured and poured in one pass.
+def _pairs(count: int) -> int:
+    return count * (count + 1) // 2
 
-    Args:
-        rule: See `blend_program`.
-        arguments: The rule's keyword arguments.
-        length: Elements of a row.
-        from_base: Whether the sources count from the base.
-    """
 
-    passes = 0
-
-    def __init__(self, rule: Callable[..., Blend], arguments: dict[str, Any], *, length: int, from_base: bool) -> None:
-        self.rule = rule
-        self.arguments = arguments
-        self.length = length
-        self.chunk_multiple = max(1, length)
-        self.from_base = from_base
-
-    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> None:
-        """Has nothing to learn: rows come whole."""
-
-    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
-        """Decides and pours whole rows."""
-        origin = base if self.from_base else None
-        cut = sources if origin is None else [source - origin for source in sources]
-        rows, count = out.size // self.chunk_multiple, len(sources)
-        matrix = np.zeros((rows, count, count))
-        sums = np.zeros(rows)
-        for i, j in combinations_with_replacement(range(count), 2):
-            kernels.row_dots(cut[i], cut[j], self.length, sums)
-            matrix[:, i, j] = matrix[:, j, i] = sums
-        weights = self.rule(matrix, **self.arguments).coefficients.astype(np.float32)
-        out[:] = 0
-        for index, source in enumerate(cut):
-            kernels.axpy_rows(source, np.ascontiguousarray(weights[:, index]), self.length, out)
-        if origin is not None:
-            np.add(origin, out, out=out)
+def _matrix(products: np.ndarray, count: int) -> np.ndarray:
+    """Products of all pairs, shape (pairs, groups), as matrices of shape (groups, n, n)."""
+    matrix = np.zeros((products.shape[1], count, count))
+    for pair, (i, j) in enumerate(combinations_with_replacement(range(count), 2)):
+        matrix[:, i, j] = matrix[:, j, i] = products[pair]
+    return matrix

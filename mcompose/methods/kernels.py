@@ -1,245 +1,242 @@
-"""Number formats and sums: the kernels that every merge runs through.
+"""The kernels on numpy arrays: what `mcompose.methods.loops` computes, callable from anywhere.
 
-Arrays are one-dimensional, contiguous and aligned; ``bits`` are bfloat16 or float16 as uint16. Widening is
-exact; narrowing rounds once, to nearest, ties to even, as the hardware does. Both count what is not finite,
-so that a broken source and an overflowed result are noticed in the pass that touches the bytes anyway.
+A chunk of a tensor is a one-dimensional, contiguous array whose element type says what it is: uint16 is bfloat16 (numpy
+has none), float16, float32 and float64 are themselves. Every kernel takes chunks of any mix of them.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from mcompose.methods.compiled import kernel
+from mcompose.methods.compiled import Kernel
+from mcompose.methods.loops.layout import BF16, BLOCK, COUNTERS, F16, F32, F64, HIGH_BINS, LANES, TILE
 
 __all__ = [
     "BLOCK",
     "LANES",
-    "add_base",
-    "axpy",
-    "axpy_columns",
-    "axpy_delta",
-    "axpy_rows",
-    "column_dots",
-    "count_nonfinite",
-    "dot_lanes",
-    "narrow_bf16",
-    "narrow_f16",
-    "row_dots",
-    "scaled",
-    "scaled_delta",
-    "widen_bf16",
-    "widen_f16",
-    "widen_f64",
+    "Pruning",
+    "abs_sums",
+    "convert",
+    "count_high_keys",
+    "count_low_keys",
+    "count_nan",
+    "gram",
+    "group_gram",
+    "group_pour",
+    "pour",
+    "prune_pour",
+    "rank_chances",
+    "uniforms",
 ]
 
 Array = np.ndarray
 
-BLOCK = 65536
-"""Elements whose products are summed before they join the total; blocks start at multiples of it."""
+_KINDS = {"uint16": BF16, "float16": F16, "float32": F32, "float64": F64}
+_A, _I, _F = "address", "int64", "float32"
 
-LANES = 32
-"""Running sums in a block: element ``i`` joins lane ``i mod 32``, so the cut into chunks changes nothing."""
+_POUR = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
+_GROUP_POUR = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
+_GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _I, _A, _A, _A)
+_GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
+_COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
+_HIGH_KEYS = Kernel("pruning", "count_high_keys", _A, _I, _A, _I, _I, _A, _A)
+_LOW_KEYS = Kernel("pruning", "count_low_keys", _A, _I, _A, _I, _I, _I, _A, _A)
+_ABS_SUMS = Kernel("pruning", "abs_sums", _A, _I, _A, _I, _A, _I, _I, _A, _A, _A)
+_PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
+_RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
+_UNIFORMS = Kernel("pruning", "uniforms", "uint64", _I, _A, _I)
 
-_HALF_TO_SINGLE = np.float32(2.0**112)
-_SINGLE_ONE_AT_HALF_SUBNORMAL = np.float32(0.5)
-
-
-@kernel("int64", "in uint16", "out float32")
-def widen_bf16(bits: Array, out: Array) -> int:
-    """Widens bfloat16 bits into ``out``; returns how many are not finite."""
-    words = out.view(np.uint32)
-    bad = 0
-    for i in range(bits.size):
-        words[i] = np.uint32(bits[i]) << np.uint32(16)
-        bad += (bits[i] & 0x7F80) == 0x7F80
-    return bad
+_ROOM = threading.local()
 
 
-@kernel("int64", "in uint16", "out float32")
-def widen_f16(bits: Array, out: Array) -> int:
-    """Widens float16 bits into ``out``, subnormals too; returns how many are not finite."""
-    words = out.view(np.uint32)
-    bad = 0
-    for i in range(bits.size):
-        word = np.uint32(bits[i])
-        special = (word & np.uint32(0x7C00)) == np.uint32(0x7C00)
-        # Multiplying by 2^112 moves the exponent's origin, and makes subnormals normal without a branch.
-        words[i] = np.uint32((word & np.uint32(0x7FFF)) << np.uint32(13))
-        out[i] = out[i] * _HALF_TO_SINGLE
-        infinite = np.uint32(0x7F800000) if special else np.uint32(0)
-        words[i] = np.uint32(words[i] | infinite | ((word & np.uint32(0x8000)) << np.uint32(16)))
-        bad += special
-    return bad
+def pour(
+    sources: Sequence[Array],
+    weights: Array,
+    out: Array,
+    *,
+    base: Array | None = None,
+    divisor: float = 1.0,
+    scale: float = 1.0,
+) -> int:
+    """``out = sum(weights * sources) / divisor * scale``; with a base, of the deltas and on top of it.
 
+    Args:
+        sources: Chunks of one length.
+        weights: float32, one a source.
+        out: The result's chunk.
+        base: What the sources count from.
+        divisor: The sum is divided by it,
+        scale: then multiplied by it.
 
-@kernel("int64", "in float64", "out float32")
-def widen_f64(values: Array, out: Array) -> int:
-    """Rounds float64 into ``out`` (the maths is float32); returns how many results are not finite."""
-    bad = 0
-    for i in range(values.size):
-        value = np.float32(values[i])
-        out[i] = value
-        bad += not np.isfinite(value)
-    return bad
-
-
-@kernel("int64", "in float32")
-def count_nonfinite(values: Array) -> int:
-    """Counts infinities and NaNs."""
-    words = values.view(np.uint32)
-    bad = 0
-    for i in range(words.size):
-        bad += (words[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-    return bad
-
-
-@kernel("int64", "in float32", "out uint16")
-def narrow_bf16(values: Array, out: Array) -> int:
-    """Rounds to bfloat16 bits, nearest even; returns how many results are not finite."""
-    words = values.view(np.uint32)
-    bad = 0
-    for i in range(words.size):
-        word = words[i]
-        rounded = np.uint32(word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1)))
-        # Rounding could carry a NaN's payload into an infinity: NaN keeps its top bits and becomes quiet.
-        nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        result = np.uint32((word | np.uint32(0x400000)) if nan else rounded) >> np.uint32(16)
-        out[i] = np.uint16(result)
-        bad += (result & np.uint32(0x7F80)) == np.uint32(0x7F80)
-    return bad
-
-
-@kernel("int64", "in float32", "out uint16")
-def narrow_f16(values: Array, out: Array) -> int:
-    """Rounds to float16 bits, nearest even, subnormals too; returns how many results are not finite."""
-    words = values.view(np.uint32)
-    scratch = np.empty(1, np.float32)
-    scratch_word = scratch.view(np.uint32)
-    bad = 0
-    for i in range(words.size):
-        sign = (words[i] >> np.uint32(16)) & np.uint32(0x8000)
-        word = np.uint32(words[i] & np.uint32(0x7FFFFFFF))
-        if word > np.uint32(0x7F800000):
-            result = np.uint32(0x7E00)
-        elif word >= np.uint32(0x47800000):
-            result = np.uint32(0x7C00)
-        elif word < np.uint32(0x38800000):
-            # Adding one half puts the subnormal's unit at the float32's last bit, so the adder does the
-            # rounding.
-            scratch_word[0] = word
-            scratch[0] = scratch[0] + _SINGLE_ONE_AT_HALF_SUBNORMAL
-            result = np.uint32(scratch_word[0] - np.uint32(0x3F000000))
-        else:
-            odd = (word >> np.uint32(13)) & np.uint32(1)
-            result = np.uint32(word - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
-        out[i] = np.uint16(result | sign)
-        bad += (result & np.uint32(0x7C00)) == np.uint32(0x7C00)
-    return bad
-
-
-@kernel("void", "in float32", "float32", "out float32")
-def scaled(x: Array, weight: np.float32, out: Array) -> None:
-    """``out = weight * x``."""
-    for i in range(x.size):
-        out[i] = weight * x[i]
-
-
-@kernel("void", "in float32", "float32", "out float32")
-def axpy(x: Array, weight: np.float32, out: Array) -> None:
-    """``out += weight * x``: a product and a sum, each rounded."""
-    for i in range(x.size):
-        out[i] = out[i] + weight * x[i]
-
-
-@kernel("void", "in float32", "in float32", "float32", "out float32")
-def scaled_delta(x: Array, base: Array, weight: np.float32, out: Array) -> None:
-    """``out = weight * (x - base)``."""
-    for i in range(x.size):
-        out[i] = weight * (x[i] - base[i])
-
-
-@kernel("void", "in float32", "in float32", "float32", "out float32")
-def axpy_delta(x: Array, base: Array, weight: np.float32, out: Array) -> None:
-    """``out += weight * (x - base)``."""
-    for i in range(x.size):
-        out[i] = out[i] + weight * (x[i] - base[i])
-
-
-@kernel("void", "in float32", "float32", "float32", "out float32")
-def add_base(base: Array, divisor: np.float32, scale: np.float32, out: Array) -> None:
-    """``out = base + out / divisor * scale``."""
-    for i in range(base.size):
-        out[i] = base[i] + out[i] / divisor * scale
-
-
-@kernel("void", "in float32", "in float32", "int64", "out float64", "out float64")
-def dot_lanes(x: Array, y: Array, start: int, lanes: Array, total: Array) -> None:
-    """Adds ``x . y`` of one chunk, which starts at element ``start``, to ``lanes`` and ``total`` (float64).
-
-    The sum is ``total[0] + lanes.sum()``, the lanes in order.
+    Returns:
+        How many results are not finite. What is not finite in a source is not finite in the result.
     """
-    i = 0
-    while i < x.size:
-        stop = min(x.size, i + BLOCK - (start + i) % BLOCK)
-        while i < stop and (start + i) % LANES != 0:
-            lanes[(start + i) % LANES] += np.float64(x[i]) * np.float64(y[i])
-            i += 1
-        while i + LANES <= stop:
-            for lane in range(LANES):
-                lanes[lane] += np.float64(x[i + lane]) * np.float64(y[i + lane])
-            i += LANES
-        while i < stop:
-            lanes[(start + i) % LANES] += np.float64(x[i]) * np.float64(y[i])
-            i += 1
-        if (start + i) % BLOCK == 0:
-            block = 0.0
-            for lane in range(LANES):
-                block += lanes[lane]
-                lanes[lane] = 0.0
-            total[0] += block
+    table, kinds = _table(sources, out.size)
+    origin = _origin(base, out.size)
+    return _POUR(table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3))
 
 
-@kernel("void", "in float32", "in float32", "int64", "out float64")
-def row_dots(x: Array, y: Array, length: int, out: Array) -> None:
-    """``out[r] = x[r] . y[r]`` in float64 for rows of ``length`` elements."""
-    lanes = np.zeros(LANES)
-    for row in range(out.size):
-        lanes[:] = 0.0
-        first = row * length
-        whole = length - length % LANES
-        for i in range(first, first + whole, LANES):
-            for lane in range(LANES):
-                lanes[lane] += np.float64(x[i + lane]) * np.float64(y[i + lane])
-        for i in range(whole, length):
-            lanes[i - whole] += np.float64(x[first + i]) * np.float64(y[first + i])
-        total = 0.0
-        for lane in range(LANES):
-            total += lanes[lane]
-        out[row] = total
+def convert(chunk: Array, out: Array) -> int:
+    """Rounds a chunk once into ``out``'s element type; returns how many results are not finite."""
+    return pour([chunk], np.ones(1, np.float32), out)
 
 
-@kernel("void", "in float32", "in float32", "int64", "out float64")
-def column_dots(x: Array, y: Array, start: int, sums: Array) -> None:
-    """Adds the products of one chunk to its columns; element ``e`` is in column ``e mod sums.size``."""
-    column = start % sums.size
-    for i in range(x.size):
-        sums[column] += np.float64(x[i]) * np.float64(y[i])
-        column = column + 1 if column + 1 < sums.size else 0
+def group_pour(
+    sources: Sequence[Array], weights: Array, out: Array, *, start: int, stride: int, base: Array | None = None
+) -> int:
+    """`pour` with weights of its own for each group of elements.
+
+    Args:
+        sources: Chunks of one length.
+        weights: float32, shape (sources, groups); element ``e`` of the tensor is in group ``e // stride mod groups``.
+        out: The result's chunk.
+        start: Place of the chunk's first element in the tensor.
+        stride: 1 where groups are columns, the length of a row where they are rows.
+        base: What the sources count from.
+
+    Returns:
+        How many results are not finite.
+    """
+    table, kinds = _table(sources, out.size)
+    groups = weights.shape[1]
+    origin = _origin(base, out.size)
+    return _GROUP_POUR(
+        table, kinds, len(sources), weights, start, stride, groups, *origin, out, _kind(out), out.size, _room(3)
+    )
 
 
-@kernel("void", "in float32", "in float32", "int64", "out float32")
-def axpy_rows(x: Array, weights: Array, length: int, out: Array) -> None:
-    """``out[r] += weights[r] * x[r]`` for rows of ``length`` elements."""
-    for row in range(weights.size):
-        weight = weights[row]
-        for i in range(row * length, (row + 1) * length):
-            out[i] = out[i] + weight * x[i]
+def gram(sources: Sequence[Array], lanes: Array, totals: Array, *, start: int, base: Array | None = None) -> None:
+    """Adds the inner products of all pairs of sources, one chunk's part.
+
+    Args:
+        sources: Chunks of one length.
+        lanes: float64, shape (pairs, LANES); pairs are (0, 0), (0, 1), ..., (1, 1), ...
+        totals: float64, one a pair. The product is ``totals + lanes.sum(1)``, the lanes in order.
+        start: Place of the chunk's first element in the tensor.
+        base: What the sources count from.
+    """
+    size = sources[0].size
+    table, kinds = _table(sources, size)
+    _GRAM(table, kinds, len(sources), *_origin(base, size), start, size, lanes, totals, _room(len(sources) + 3))
 
 
-@kernel("void", "in float32", "in float32", "int64", "out float32")
-def axpy_columns(x: Array, weights: Array, start: int, out: Array) -> None:
-    """``out[e] += weights[e mod weights.size] * x[e]`` for a chunk that starts at element ``start``."""
-    column = start % weights.size
-    for i in range(x.size):
-        out[i] = out[i] + weights[column] * x[i]
-        column = column + 1 if column + 1 < weights.size else 0
+def group_gram(sources: Sequence[Array], totals: Array, *, start: int, stride: int, base: Array | None = None) -> None:
+    """`gram` for each group of elements (see `group_pour`); ``totals`` has shape (pairs, groups)."""
+    size = sources[0].size
+    table, kinds = _table(sources, size)
+    groups, room = totals.shape[1], _room(len(sources) + 1)
+    _GROUP_GRAM(table, kinds, len(sources), *_origin(base, size), start, stride, groups, size, totals, room)
+
+
+def count_nan(chunk: Array) -> int:
+    """Counts the NaNs of a chunk."""
+    return _COUNT_NAN(chunk, _kind(chunk), chunk.size, _room(1))
+
+
+def count_high_keys(source: Array, base: Array | None, counts: Array) -> None:
+    """Counts the upper 15 bits of a delta's magnitudes; ``counts`` is int64, (COUNTERS, HIGH_BINS), to be summed."""
+    assert counts.shape == (COUNTERS, HIGH_BINS)
+    _HIGH_KEYS(source, _kind(source), *_origin(base, source.size), source.size, counts, _room(2))
+
+
+def count_low_keys(source: Array, base: Array | None, high: int, counts: Array) -> None:
+    """Counts the lower 16 bits of the magnitudes whose upper bits are ``high``; ``counts`` is int64."""
+    _LOW_KEYS(source, _kind(source), *_origin(base, source.size), source.size, high, counts, _room(2))
+
+
+def abs_sums(source: Array, base: Array | None, cut: Array, lanes: Array, totals: Array, *, start: int) -> None:
+    """Adds up a delta's absolute values before and after a cut.
+
+    Args:
+        source: The chunk.
+        base: What it counts from.
+        cut: A row of the table of cuts (`prune_pour`).
+        lanes: float64, shape (2, LANES).
+        totals: float64, before and after.
+        start: Place of the chunk's first element in the tensor.
+    """
+    _ABS_SUMS(source, _kind(source), *_origin(base, source.size), cut, start, source.size, lanes, totals, _room(4))
+
+
+@dataclass
+class Pruning:
+    """What `prune_pour` does to the deltas.
+
+    Args:
+        cuts: int64, (sources, COLUMNS): how each is pruned; counters in it are moved on.
+        numbers: float32, (sources, NUMBERS): what each is worth.
+        elected: Whether a sign is elected for each element.
+        divisor: The sum is divided by it,
+        scale: then multiplied by it.
+    """
+
+    cuts: Array
+    numbers: Array
+    elected: bool
+    divisor: float
+    scale: float
+
+
+def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: Array | None, start: int) -> int:
+    """Prunes every delta, makes up for what was dropped, combines, adds the base.
+
+    Args:
+        sources: Chunks of one length.
+        pruning: How.
+        out: The result's chunk.
+        base: What the sources count from.
+        start: Place of the chunk's first element in the tensor.
+
+    Returns:
+        How many results are not finite.
+    """
+    table, kinds = _table(sources, out.size)
+    how = (pruning.cuts, pruning.numbers, int(pruning.elected), pruning.divisor, pruning.scale)
+    where = (*_origin(base, out.size), start, out, _kind(out), out.size, _room(len(sources) + 4))
+    return _PRUNE_POUR(table, kinds, len(sources), *how, *where)
+
+
+def rank_chances(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
+    """Gives each element a chance by its magnitude's rank in its row of ``length``: ``low`` and up by ``span``."""
+    room = np.empty(28 * length + 8 * 2049 + 64, np.uint8)
+    _RANK_CHANCES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
+
+
+def uniforms(key: int, start: int, out: Array) -> None:
+    """Numbers in [0, 1) of 24 bits: the SplitMix64 sequence of ``key`` from element ``start`` on, float32."""
+    _UNIFORMS(int(key), start, out, out.size)
+
+
+def _kind(chunk: Array) -> int:
+    kind = _KINDS.get(chunk.dtype.name)
+    if kind is None or not chunk.flags.c_contiguous:
+        raise TypeError(f"No arithmetic is done on {chunk.dtype} arrays that are laid out so.")
+    return kind
+
+
+def _table(chunks: Sequence[Array], size: int) -> tuple[Array, Array]:
+    """Addresses and element types of several chunks."""
+    if any(chunk.size != size for chunk in chunks):
+        raise TypeError(f"Chunks of {[chunk.size for chunk in chunks]} elements cannot make one of {size}.")
+    kinds = np.array([_kind(chunk) for chunk in chunks], np.int64)
+    return np.array([chunk.ctypes.data for chunk in chunks], np.int64), kinds
+
+
+def _origin(base: Array | None, size: int) -> tuple[Array | int, int]:
+    if base is None:
+        return 0, F32
+    if base.size != size:
+        raise TypeError(f"A base of {base.size} elements does not fit a chunk of {size}.")
+    return base, _kind(base)
+
+
+def _room(tiles: int) -> Array:
+    """Room for some tiles, one for each thread; its content is anything."""
+    room = getattr(_ROOM, "tiles", None)
+    if room is None or room.size < tiles * TILE:
+        room = _ROOM.tiles = np.empty(tiles * TILE, np.float32)
+    return room

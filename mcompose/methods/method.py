@@ -85,19 +85,23 @@ class Program(Protocol):
     """A method compiled for one tensor: it is fed chunks in element order and keeps O(chunk) memory.
 
     ``passes`` times the whole tensor is streamed through ``measure`` (norms, thresholds); then once through
-    ``combine``, which writes. One program is used by one thread.
+    ``combine``, which writes. One program is used by one thread. Chunks are raw, of any mix of element types (uint16 is
+    bfloat16; see `kernels`); arithmetic is float32, with one rounding into ``out``.
     """
 
     passes: int
     chunk_multiple: int
     """Chunks start at multiples of it: 1, or the length of a row; 0 when the whole tensor is one chunk."""
 
-    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
-        """Takes one chunk of measuring pass ``index``; ``start`` is its first element."""
+    def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> bool:
+        """Takes one chunk of measuring pass ``index``, from element ``start``; False when it holds a NaN or infinity.
+
+        What does not matter to the measurement may go unnoticed: `combine` notices it.
+        """
         ...
 
-    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> None:
-        """Writes the merged weights of one chunk (base included, whatever the space) into ``out``, float32."""
+    def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
+        """Writes the merged weights of one chunk (base included, whatever the space); says how many are not finite."""
         ...
 
 

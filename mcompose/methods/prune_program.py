@@ -1,20 +1,41 @@
 """Prune, rescale, combine over chunks: measuring passes for ranks and norms, then one that writes.
 
-A `Cut` prunes one source: it may look at the deltas in measuring passes, and then zeroes a chunk in place.
-The program runs one cut a source and combines what is left, piece by piece, so that memory stays O(piece)
-for any tensor.
+How a source is pruned is a `Cut`: a row of numbers for the kernels, and what must be measured before. The program runs
+one cut a source and combines what is left; all of it happens in one kernel, tile by tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from mcompose.methods import kernels, prune_kernels
-from mcompose.methods.blend_program import PIECE
+from mcompose.methods import kernels
+from mcompose.methods.loops.layout import (
+    CHANCES,
+    CODE,
+    COLUMNS,
+    DIVIDE,
+    DIVISOR,
+    HIGH,
+    HIGH_TIES,
+    KEEP_ALL,
+    KEEP_BAND,
+    KEEP_BY_CHANCE,
+    KEEP_NONE,
+    KEEP_RANDOM,
+    KEY,
+    LOW,
+    LOW_TIES,
+    NUMBERS,
+    RATIO,
+    SEEN_HIGH,
+    SEEN_LOW,
+    SHARE,
+    VOTE,
+    WEIGHT,
+)
 from mcompose.methods.prune import Average, norm_ratio, plain_divisor
 from mcompose.methods.select import NOTHING_ABOVE, RankFinder
 
@@ -33,44 +54,41 @@ __all__ = [
 Chunks = Sequence[np.ndarray]
 
 
-class Cut(Protocol):
+class Cut:
     """Prunes the deltas of one source."""
-
-    passes: int
-    row: int
-    """Length of a row that must not be cut; 1 when any piece will do."""
-
-    def measure(self, index: int, delta: np.ndarray) -> None:
-        """Looks at one piece in measuring pass ``index``."""
-        ...
-
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Zeroes what is dropped; pieces come in element order, and ``start`` 0 begins anew."""
-        ...
-
-
-class KeepAll:
-    """Drops nothing."""
 
     passes = 0
     row = 1
+    """Length of a row that must not be cut; 1 when any chunk will do."""
 
-    def measure(self, index: int, delta: np.ndarray) -> None:
-        """Has nothing to learn."""
+    def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Looks at one chunk in measuring pass ``index``."""
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Changes nothing."""
+    def write(self, row: np.ndarray) -> None:
+        """Fills the kernels' row of numbers, once everything is measured."""
+        raise NotImplementedError
+
+    def prepare(self, row: np.ndarray, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Adds what belongs to the chunk that comes next."""
 
 
-class KeepNone(KeepAll):
+class KeepAll(Cut):
+    """Drops nothing."""
+
+    def write(self, row: np.ndarray) -> None:
+        """Names itself."""
+        row[CODE] = KEEP_ALL
+
+
+class KeepNone(Cut):
     """Drops everything; a NaN stays one."""
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Zeroes the piece."""
-        delta *= np.float32(0)
+    def write(self, row: np.ndarray) -> None:
+        """Names itself."""
+        row[CODE] = KEEP_NONE
 
 
-class KeepRanks(KeepAll):
+class KeepRanks(Cut):
     """Keeps the magnitudes of some ranks, exactly; equal magnitudes rank in element order.
 
     Args:
@@ -81,23 +99,19 @@ class KeepRanks(KeepAll):
     def __init__(self, ranks: tuple[int, int], size: int) -> None:
         self.finder = RankFinder(ranks, size)
         self.passes = 2 if any(0 < rank < size for rank in ranks) else 0
-        self.seen = np.zeros(2, np.int64)
-        self.cuts: tuple[int, int, int, int] | None = None
 
-    def measure(self, index: int, delta: np.ndarray) -> None:
-        """Counts one piece."""
-        self.finder.measure(index, delta)
+    def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Counts one chunk."""
+        self.finder.measure(index, source, base)
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Keeps what lies between the two cuts."""
-        if self.cuts is None:
-            self.cuts = (*self.finder.cut(1), *self.finder.cut(0))
-        if start == 0:
-            self.seen[:] = 0
-        prune_kernels.keep_band(delta, *self.cuts, self.seen)
+    def write(self, row: np.ndarray) -> None:
+        """Gives the keys of the two cuts."""
+        row[CODE] = KEEP_BAND
+        row[LOW], row[LOW_TIES] = self.finder.cut(1)
+        row[HIGH], row[HIGH_TIES] = self.finder.cut(0)
 
 
-class KeepAtLeast(KeepAll):
+class KeepAtLeast(Cut):
     """Keeps every magnitude from a key on.
 
     Args:
@@ -106,14 +120,13 @@ class KeepAtLeast(KeepAll):
 
     def __init__(self, key: int) -> None:
         self.key = key
-        self.seen = np.zeros(2, np.int64)
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
+    def write(self, row: np.ndarray) -> None:
         """Keeps what is above the key before this one."""
-        prune_kernels.keep_band(delta, self.key - 1, 0, NOTHING_ABOVE, 0, self.seen)
+        row[CODE], row[LOW], row[HIGH] = KEEP_BAND, self.key - 1, NOTHING_ABOVE
 
 
-class KeepRandom(KeepAll):
+class KeepRandom(Cut):
     """Keeps each element with one probability.
 
     Args:
@@ -122,18 +135,16 @@ class KeepRandom(KeepAll):
     """
 
     def __init__(self, density: float, key: int) -> None:
-        self.density = np.float32(density)
-        self.key = np.uint64(key)
-        self.scratch = _Scratch()
+        self.density = float(np.float32(density))
+        self.key = key
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Draws for every element."""
-        (draws,) = self.scratch.rows(1, delta.size)
-        prune_kernels.uniforms(self.key, start, draws)
-        prune_kernels.keep_random(delta, draws, self.density)
+    def write(self, row: np.ndarray) -> None:
+        """Gives the draws that keep: the first of the 2^24 there are."""
+        row[CODE], row[LOW] = KEEP_RANDOM, int(np.ceil(self.density * 2**24))
+        row[KEY] = _signed(self.key)
 
 
-class KeepRanked(KeepAll):
+class KeepRanked(Cut):
     """Keeps the large elements of a row more often than the small ones.
 
     Args:
@@ -145,21 +156,25 @@ class KeepRanked(KeepAll):
     """
 
     def __init__(self, density: float, epsilon: float, *, key: int, row: int, divide: bool) -> None:
-        self.density, self.epsilon = np.float32(density), np.float32(epsilon)
-        self.key = np.uint64(key)
+        self.low = float(np.float32(density) - np.float32(epsilon))
+        self.span = float(np.float32(2) * np.float32(epsilon))
+        self.key = key
         self.row = max(1, row)
         self.divide = divide
-        self.scratch = _Scratch()
+        self.chances = np.empty(0, np.float32)
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
-        """Draws for every element of whole rows."""
-        draws, chances = self.scratch.rows(2, delta.size)
-        prune_kernels.uniforms(self.key, start, draws)
-        low, span = self.density - self.epsilon, np.float32(2) * self.epsilon
-        prune_kernels.rank_chances(delta, self.row, low, span, chances)
-        prune_kernels.keep_by_chance(delta, draws, chances)
-        if self.divide:
-            np.divide(delta, chances, out=delta)
+    def write(self, row: np.ndarray) -> None:
+        """Names itself; the chances come with each chunk."""
+        row[CODE], row[KEY], row[DIVIDE] = KEEP_BY_CHANCE, _signed(self.key), int(self.divide)
+
+    def prepare(self, row: np.ndarray, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Ranks the chunk's rows."""
+        if self.chances.size < source.size:
+            self.chances = np.empty(source.size, np.float32)
+        kernels.rank_chances(
+            source, base, length=self.row, low=self.low, span=self.span, out=self.chances[: source.size]
+        )
+        row[CHANCES] = self.chances.ctypes.data
 
 
 @dataclass(frozen=True)
@@ -192,12 +207,15 @@ class Combination:
         """The weighted sum of those that have the elected sign; normalised, their mean."""
         return cls(weights, elected=True, average="weights" if normalize else "none", scale=lambda_)
 
-    def shares(self) -> np.ndarray:
-        """Weight of each source in the vote, in the sum and in the divisor, shape (sources, 3)."""
+    def numbers(self) -> np.ndarray:
+        """What each source is worth in the vote, in the sum and in the divisor, shape (sources, NUMBERS)."""
         weights = np.asarray(self.weights, np.float32)
         ones = np.ones_like(weights)
-        parts = {"weights": weights, "count": ones, "none": 0 * ones}[self.average]
-        return np.stack([weights if self.weighted else ones, weights, parts], axis=1)
+        table = np.ones((weights.size, NUMBERS), np.float32)
+        table[:, VOTE] = weights if self.weighted else ones
+        table[:, WEIGHT] = weights
+        table[:, SHARE] = {"weights": weights, "count": ones, "none": 0 * ones}[self.average]
+        return table
 
 
 class PruneProgram:
@@ -219,90 +237,63 @@ class PruneProgram:
         divisors: Sequence[float] | None = None,
     ) -> None:
         self.cuts = cuts
-        self.combination = combination
-        self.weights = np.asarray(combination.weights, np.float32)
-        self.shares = combination.shares()
-        self.divisors = np.asarray(divisors if divisors is not None else [1.0] * len(cuts), np.float32)
-        self.ratios = np.ones(len(cuts), np.float32) if not match_norm else None
+        numbers = combination.numbers()
+        if divisors is not None:
+            numbers[:, DIVISOR] = divisors
+        divisor = 1.0 if combination.elected else combination.divisor
+        table = np.zeros((len(cuts), COLUMNS), np.int64)
+        self.pruning = kernels.Pruning(table, numbers, combination.elected, divisor, combination.scale)
         self.select_passes = max(cut.passes for cut in cuts)
         self.passes = self.select_passes + (1 if match_norm else 0)
         self.chunk_multiple = max(cut.row for cut in cuts)
-        self.scratch = _Scratch()
-        self.sums = [_AbsSum() for _ in range(2 * len(cuts))]
+        self.norms = [_AbsSums() for _ in cuts] if match_norm else []
 
-    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> None:
+    def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Ranks in the first passes, norms in the last."""
-        for piece in self._pieces(sources[0].size):
-            scratch = self.scratch.rows(1, piece.stop - piece.start)[0]
-            for number, source in enumerate(sources):
-                delta = _delta(source[piece], base, piece, scratch)
-                if index < self.select_passes:
-                    if index < self.cuts[number].passes:
-                        self.cuts[number].measure(index, delta)
-                    continue
-                place = start + piece.start
-                self.sums[2 * number].add(place, delta)
-                self.cuts[number].apply(place, delta)
-                self.sums[2 * number + 1].add(place, delta)
+        if index < self.select_passes:
+            for cut, source in zip(self.cuts, sources, strict=True):
+                if index < cut.passes:
+                    cut.measure(index, source, base)
+            return True
+        if start == 0:
+            self._write_cuts()
+        for cut, row, source, norm in zip(self.cuts, self.pruning.cuts, sources, self.norms, strict=True):
+            cut.prepare(row, source, base)
+            kernels.abs_sums(source, base, row, norm.lanes, norm.totals, start=start)
+        return all(np.isfinite(norm.totals).all() and np.isfinite(norm.lanes).all() for norm in self.norms)
 
-    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> None:
+    def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
         """Prunes and combines one chunk."""
-        if self.ratios is None:
-            totals = [norm.total() for norm in self.sums]
-            self.ratios = np.array([norm_ratio(*pair) for pair in zip(totals[::2], totals[1::2], strict=True)])
-        for piece in self._pieces(out.size):
-            values = self.scratch.rows(len(sources), piece.stop - piece.start)
-            for number, source in enumerate(sources):
-                _delta(source[piece], base, piece, values[number])
-                self.cuts[number].apply(start + piece.start, values[number])
-                if self.ratios[number] != 1:
-                    values[number] *= self.ratios[number]
-                if self.divisors[number] != 1:
-                    values[number] /= self.divisors[number]
-            origin = np.zeros(values.shape[1], np.float32) if base is None else base[piece]
-            self._combine(values, origin, out[piece])
+        if start == 0:
+            self._write_cuts()
+            if self.norms:
+                self.pruning.numbers[:, RATIO] = [norm_ratio(*norm.sums()) for norm in self.norms]
+        for cut, row, source in zip(self.cuts, self.pruning.cuts, sources, strict=True):
+            cut.prepare(row, source, base)
+        return kernels.prune_pour(sources, self.pruning, out, base=base, start=start)
 
-    def _combine(self, values: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
-        how = self.combination
-        if how.elected:
-            prune_kernels.elect(values, self.shares, how.scale, base, out)
-        else:
-            prune_kernels.add_up(values, self.weights, how.divisor, how.scale, base, out)
-
-    def _pieces(self, size: int) -> list[slice]:
-        step = max(1, PIECE // self.chunk_multiple) * self.chunk_multiple
-        return [slice(first, min(size, first + step)) for first in range(0, size, step)]
+    def _write_cuts(self) -> None:
+        for cut, row in zip(self.cuts, self.pruning.cuts, strict=True):
+            cut.write(row)
+        self.pruning.cuts[:, [SEEN_LOW, SEEN_HIGH]] = 0
 
 
-class _AbsSum:
-    """A float64 sum of absolute values whose order does not depend on the cut into chunks."""
+class _AbsSums:
+    """Two float64 sums of absolute values whose order does not depend on the cut into chunks."""
 
     def __init__(self) -> None:
-        self.lanes = np.zeros(kernels.LANES)
-        self.sum = np.zeros(1)
+        self.lanes = np.zeros((2, kernels.LANES))
+        self.totals = np.zeros(2)
 
-    def add(self, start: int, values: np.ndarray) -> None:
-        prune_kernels.abs_lanes(values, start, self.lanes, self.sum)
-
-    def total(self) -> float:
-        left = 0.0
-        for lane in self.lanes:
-            left += lane
-        return float(self.sum[0] + left)
-
-
-class _Scratch:
-    """Memory that is used again: fresh memory for every piece would cost more than the arithmetic on it."""
-
-    def __init__(self) -> None:
-        self.memory = np.empty(0, np.float32)
-
-    def rows(self, count: int, length: int) -> np.ndarray:
-        """Gives a contiguous array of ``count`` rows; its content is anything."""
-        if self.memory.size < count * length:
-            self.memory = np.empty(count * length, np.float32)
-        return self.memory[: count * length].reshape(count, length)
+    def sums(self) -> tuple[float, float]:
+        """Before and after the cut."""
+        left = np.zeros(2)
+        for lane in range(kernels.LANES):
+            left += self.lanes[:, lane]
+        before, after = (self.totals + left).tolist()
+        return before, after
 
 
-def _delta(source: np.ndarray, base: np.ndarray | None, piece: slice, out: np.ndarray) -> np.ndarray:
-    return np.subtract(source, 0 if base is None else base[piece], out=out)
+def _signed(key: int) -> int:
+    """A 64-bit key as the kernels' tables hold it."""
+    return key - (1 << 64) if key >> 63 else key

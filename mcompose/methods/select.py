@@ -1,8 +1,8 @@
 """Exact ranks of magnitude in O(1) memory: count bit patterns instead of sorting.
 
-Level one counts the upper 15 bits of the keys (see `prune_kernels`) and finds the bin in which a rank lies;
-level two counts the lower 16 bits inside that bin and finds the exact key. Both are sums of integers: any
-order of chunks, and any number of tensors, gives the same answer.
+Level one counts the upper 15 bits of the keys (see `loops.pruning`) and finds the bin in which a rank lies; level two
+counts the lower 16 bits inside that bin and finds the exact key. Both are sums of integers: any order of chunks, and
+any number of tensors and threads, gives the same answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mcompose.methods import prune_kernels
+from mcompose.methods import kernels
+from mcompose.methods.loops.layout import COUNTERS, HIGH_BINS, LOW_BINS
 
 __all__ = ["NOTHING_ABOVE", "RankFinder"]
 
@@ -23,7 +24,7 @@ ALL_ABOVE = -1
 
 
 class RankFinder:
-    """Finds the keys that cut off the ``rank`` largest magnitudes.
+    """Finds the keys that cut off the ``rank`` largest magnitudes of a delta.
 
     Args:
         ranks: How many elements shall lie above each cut; 0 and ``size`` need no counting.
@@ -35,20 +36,46 @@ class RankFinder:
     def __init__(self, ranks: Sequence[int], size: int) -> None:
         self.ranks = tuple(ranks)
         self.size = size
-        self.high = np.zeros(32768, np.int64)
+        self.high = np.zeros((COUNTERS, HIGH_BINS), np.int64)
         self.bins: list[int | None] = []
         self.above: list[int] = []
         self.low: list[np.ndarray] = []
 
-    def measure(self, index: int, values: np.ndarray) -> None:
+    def measure(self, index: int, source: np.ndarray, base: np.ndarray | None = None) -> None:
         """Counts one chunk in pass 0 or 1."""
         if index == 0:
-            prune_kernels.count_high_keys(values, self.high)
+            kernels.count_high_keys(source, base, self.high)
             return
-        self._open_bins()
+        self.open_bins()
         for bin_, low in zip(self.bins, self.low, strict=True):
             if bin_ is not None:
-                prune_kernels.count_low_keys(values, bin_, low)
+                kernels.count_low_keys(source, base, bin_, low)
+
+    def open_bins(self) -> None:
+        """Ends pass 0: finds the bins that pass 1 looks into."""
+        if self.bins:
+            return
+        high = self.high.sum(0)
+        for rank in self.ranks:
+            inside = 0 < rank < self.size
+            bin_, above = _bin_of(high, rank) if inside else (None, 0)
+            self.bins.append(bin_)
+            self.above.append(above)
+            self.low.append(np.zeros(LOW_BINS if inside else 0, np.int64))
+
+    def add(self, other: RankFinder) -> None:
+        """Takes over what another finder of the same ranks has counted since it was made, or since `open_bins`."""
+        if not self.bins:
+            self.high += other.high
+        for low, more in zip(self.low, other.low, strict=True):
+            low += more
+
+    def twin(self) -> RankFinder:
+        """A finder of the same ranks with counters of its own, for another thread."""
+        other = RankFinder(self.ranks, self.size)
+        other.bins, other.above = list(self.bins), list(self.above)
+        other.low = [np.zeros_like(low) for low in self.low]
+        return other
 
     def cut(self, which: int) -> tuple[int, int]:
         """Gives the key of a cut.
@@ -64,21 +91,11 @@ class RankFinder:
             return NOTHING_ABOVE, 0
         if rank >= self.size:
             return ALL_ABOVE, 0
-        self._open_bins()
+        self.open_bins()
         bin_ = self.bins[which]
         assert bin_ is not None
         low, above = _bin_of(self.low[which], rank - self.above[which])
         return (bin_ << 16) | low, rank - self.above[which] - above
-
-    def _open_bins(self) -> None:
-        if self.bins:
-            return
-        for rank in self.ranks:
-            inside = 0 < rank < self.size
-            bin_, above = _bin_of(self.high, rank) if inside else (None, 0)
-            self.bins.append(bin_)
-            self.above.append(above)
-            self.low.append(np.zeros(65536 if inside else 0, np.int64))
 
 
 def _bin_of(counts: np.ndarray, rank: int) -> tuple[int, int]:

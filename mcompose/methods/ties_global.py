@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mcompose.methods.arrays import to_numpy
-from mcompose.methods.blend_program import pieces
 from mcompose.methods.declare import PerSource, each, method
 from mcompose.methods.method import Program, TensorTask
 from mcompose.methods.prune import Density, elect, keep_at_least
@@ -23,7 +22,7 @@ __all__ = ["ThresholdSurvey", "ties_global"]
 class ThresholdSurvey:
     """Finds the threshold of every source over all tensors of a model.
 
-    Counts are integers, so the order of tensors and threads does not matter.
+    Counts are integers, so the order of tensors and threads does not matter; each thread counts on its own.
 
     Args:
         size: Elements of all tensors.
@@ -34,42 +33,53 @@ class ThresholdSurvey:
 
     def __init__(self, size: int, densities: Sequence[float]) -> None:
         self.finders = [RankFinder([threshold_rank(size, density)], size + 1) for density in densities]
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._own = threading.local()
+        self._counted: list[list[RankFinder]] = []
 
     def measure(self, index: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
         """Counts one chunk of any tensor, from any thread."""
-        for finder, source in zip(self.finders, sources, strict=True):
-            for piece in pieces(source.size):
-                delta = source[piece] if base is None else source[piece] - base[piece]
-                with self.lock:
-                    finder.measure(index, delta)
+        finders: list[RankFinder] | None = getattr(self._own, "finders", None)
+        if finders is None:
+            finders = self._own.finders = [finder.twin() for finder in self.finders]
+            with self._lock:
+                self._counted.append(finders)
+        for finder, source in zip(finders, sources, strict=True):
+            finder.measure(index, source, base)
 
     def finish(self, index: int) -> None:
-        """Ends a pass; the counts need no work."""
+        """Ends a pass: adds up what the threads have counted."""
+        for counted in self._counted:
+            for finder, part in zip(self.finders, counted, strict=True):
+                finder.add(part)
+        if index == 0:
+            for finder in self.finders:
+                finder.open_bins()
+        self._begin()
 
     def thresholds(self) -> tuple[int, ...]:
         """Bit pattern of the smallest magnitude kept, one a source."""
         return tuple(finder.cut(0)[0] for finder in self.finders)
 
 
-class _OwnThreshold(KeepAll):
+class _OwnThreshold(Cut):
     """Takes one tensor for the whole model."""
 
     passes = 2
 
     def __init__(self, size: int, density: float) -> None:
         self.finder = RankFinder([threshold_rank(size, density)], size + 1)
-        self.found: KeepAtLeast | None = None
 
-    def measure(self, index: int, delta: np.ndarray) -> None:
-        """Counts one piece."""
-        self.finder.measure(index, delta)
+    def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Counts one chunk."""
+        self.finder.measure(index, source, base)
 
-    def apply(self, start: int, delta: np.ndarray) -> None:
+    def write(self, row: np.ndarray) -> None:
         """Keeps every magnitude from the threshold on."""
-        if self.found is None:
-            self.found = KeepAtLeast(self.finder.cut(0)[0])
-        self.found.apply(start, delta)
+        KeepAtLeast(self.finder.cut(0)[0]).write(row)
 
 
 def threshold_rank(size: int, density: float) -> int:

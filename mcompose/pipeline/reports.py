@@ -182,6 +182,19 @@ class MergeReport:
         """Sentences for the user."""
         return self.result.warnings
 
+    def profile(self) -> dict[str, Any]:
+        """What the time went to: wall seconds by phase; of the weights, the threads' seconds by stage."""
+        rounded = {name: round(seconds, 3) for name, seconds in self.result.phases.items()}
+        stages = {name: round(seconds, 3) for name, seconds in self.result.seconds.items()}
+        return {"phases": rounded, "threads": stages}
+
+    def profile_text(self) -> str:
+        """The profile as a table."""
+        profile = self.profile()
+        lines = [f"  {name:14} {seconds:8.3f} s" for name, seconds in profile["phases"].items()]
+        stages = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in profile["threads"].items())
+        return "\n".join([*lines, f"  of the weights, added up over the threads: {stages}"])
+
     def to_text(self) -> str:
         """Two lines."""
         blueprint = self.result.blueprint

@@ -28,6 +28,8 @@ class MergeOptions:
         threads: Threads; None for one per core.
         device: ``cpu`` or a torch device.
         allow_different_base: Merge language models that do not seem to share a base.
+        sync: Wait until the disk has everything.
+        sha256: Hash the output's weight files for the lock.
         quiet: No progress bar.
     """
 
@@ -35,6 +37,8 @@ class MergeOptions:
     threads: int | None = None
     device: str = "cpu"
     allow_different_base: bool = False
+    sync: bool = False
+    sha256: bool = False
     quiet: bool = False
 
 
@@ -63,6 +67,8 @@ def merge(recipe: Path, *, output: Path | None = None, options: MergeOptions | N
             threads=options.threads,
             device=options.device,
             allow_different_base=options.allow_different_base,
+            sync=options.sync,
+            sha256=options.sha256,
             progress=Bar(quiet=True if options.quiet else None),
             card=_card,
         ),

@@ -1,5 +1,6 @@
 """From recipes to checkpoints that answer: values against the sources' own logits and hand-made averages."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xxhash
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -345,8 +345,8 @@ def test_adapters_of_both_sources_are_folded_as_peft_does_and_locked(sources, tm
     for name, entry in lock["sources"].items():
         assert entry["adapter"]["ref"] == f"local:{name}-lora"
         path = tmp_path / f"{name}-lora/adapter_model.safetensors"
-        digest = xxhash.xxh3_128(path.read_bytes()).hexdigest()
-        assert entry["adapter"]["files"][path.name] == {"size": path.stat().st_size, "xxh3": digest}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert entry["adapter"]["files"][path.name] == {"size": path.stat().st_size, "sha256": digest}
     assert str(tmp_path) not in (tmp_path / "out/mcompose/lock.json").read_text()
 
 

@@ -50,7 +50,8 @@ def test_every_room_exports_what_it_says():
 SURFACE = {
     "inspect": ["--json"],
     "plan": ["--output", "--json"],
-    "merge": ["--output", "--resume", "--threads", "--device", "--allow-different-base", "--quiet", "--json"],
+    "merge": ["--output", "--resume", "--threads", "--device", "--allow-different-base", "--sync", "--sha256",
+              "--profile", "--quiet", "--json"],
     "align": ["--stage", "--checkpoint", "--output", "--resume", "--export", "--report-to", "--quiet", "--json"],
     "diff": ["--json"],
     "verify": ["--json"],

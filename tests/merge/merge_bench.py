@@ -84,9 +84,9 @@ class Bench:
 
     def run(self, plan, *, out: str = "out", **options):
         with StagedOutput.open(self.folder / out, fingerprint=plan.fingerprint, durable=False) as staged:
-            rows = execute(plan, staged, **options)
+            done = execute(plan, staged, **options)
             staged.finish()
-        return rows
+        return list(done.rows)
 
     def merge(self, merge: dict, sources, base=None, *, target=None, out: str = "out", **options):
         """Merges and returns (tensors read by the safetensors library, ledger rows)."""

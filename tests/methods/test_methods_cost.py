@@ -42,53 +42,65 @@ print(time.process_time() - start, *[name for name in ("torch", "numba", "transf
     assert float(seconds) < 0.3
 
 
-def test_second_run_loads_the_machine_code(tmp_path):
-    code = """
+CONVERT = """
+import sys
 import numpy as np
 from mcompose.methods import kernels
-out = np.empty(4, np.float32)
-kernels.widen_bf16(np.zeros(4, np.uint16), out)
-stats = kernels.widen_bf16.dispatcher.stats
-print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+print(kernels.convert(np.array([0x7F80, 0x3F80], np.uint16), np.empty(2, np.float32)), "numba" in sys.modules)
 """
-    first = run(code, NUMBA_CACHE_DIR=str(tmp_path))
-    second = run(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert first == ["0", "1"]
-    assert second == ["1", "0"]
+
+
+def test_second_run_loads_the_machine_code_without_numba(tmp_path):
+    assert run(CONVERT, XDG_CACHE_HOME=str(tmp_path)) == ["1", "True"]
+    assert run(CONVERT, XDG_CACHE_HOME=str(tmp_path)) == ["1", "False"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 5000])
+def test_damaged_machine_code_is_made_again(tmp_path, damage):
+    run(CONVERT, XDG_CACHE_HOME=str(tmp_path))
+    (kept,) = (tmp_path / "mcompose" / "kernels").iterdir()
+    good = kept.read_bytes()
+    kept.write_bytes(damage or good[:-1])
+    assert run(CONVERT, XDG_CACHE_HOME=str(tmp_path)) == ["1", "True"]
+    assert kept.read_bytes() == good
 
 
 def test_no_place_for_the_cache_is_no_error(tmp_path):
-    # Neither the source folder nor the user's cache folder takes files: the kernel is compiled for this run alone.
-    code = """
-import numba.core.caching as caching
-caching.CacheImpl._locator_classes = []
-import numpy as np
-from mcompose.methods import kernels
-print(kernels.widen_bf16(np.array([0x7F80], np.uint16), np.empty(1, np.float32)))
-"""
-    assert run(code) == ["1"]
+    # A file where the folder should be: nobody, root included, can write below it.
+    (tmp_path / "mcompose").write_text("")
+    assert run(CONVERT, XDG_CACHE_HOME=str(tmp_path)) == ["1", "True"]
 
 
-def test_a_full_disk_is_no_error(monkeypatch):
-    import numba.core.caching as caching
-
-    def refuse(*arguments, **settings):
+def test_a_full_disk_is_no_error_and_leaves_no_half_file(monkeypatch, tmp_path):
+    def refuse(path, data):
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", refuse)
-
-    def triple(values, out):
-        for i in range(values.size):
-            out[i] = np.float32(3) * values[i]
-
-    kernel = Kernel(triple, "void", ("in float32", "out float32"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    kernel = Kernel("pruning", "uniforms", "uint64", "int64", "address", "int64")
     out = np.empty(2, np.float32)
-    kernel(np.float32([1, 2]), out)
-    assert out.tolist() == [3, 6]
+    kernel(7, 0, out, 2)
+    assert out[0] != out[1]
+    assert list((tmp_path / "mcompose" / "kernels").iterdir()) == []
+
+
+def test_machine_code_needs_nothing_but_the_c_library(tmp_path):
+    import llvmlite.binding as llvm
+
+    from mcompose.methods.machine_code import compile_loop
+
+    code = compile_loop("pruning", "uniforms", ("uint64", "int64", "address", "int64"), symbol="kernel")
+    found = llvm.ObjectFileRef.from_data(code)
+    assert [section.name() for section in found.sections() if section.is_text()]
 
 
 def test_wrong_types_are_refused_not_converted():
     from mcompose.methods import kernels
 
     with pytest.raises(TypeError):
-        kernels.count_nonfinite(np.zeros(4, np.float64))
+        kernels.convert(np.zeros(4, np.int32), np.zeros(4, np.float32))
+    with pytest.raises(TypeError):
+        kernels.convert(np.zeros(8, np.float32)[::2], np.zeros(4, np.float32))
+    with pytest.raises(TypeError):
+        kernels.convert(np.zeros(3, np.float32), np.zeros(4, np.float32))

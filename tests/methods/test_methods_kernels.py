@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mcompose.methods import kernels, prune_kernels
+from mcompose.methods import METHODS, TensorTask, kernels
+from mcompose.methods.method import REQUIRED
+from mcompose.methods.prune import keep_ranks
+from mcompose.methods.prune_program import Combination, KeepRandom, KeepRanks, PruneProgram
 from mcompose.methods.randomness import address, uniforms
 from mcompose.methods.select import RankFinder
 
@@ -27,21 +30,25 @@ def every_kind_of_float():
 
 def test_widening_is_exact_and_counts_what_is_not_finite():
     out = np.empty(65536, np.float32)
-    count = kernels.widen_bf16(ALL_16, out)
+    count = kernels.convert(ALL_16, out)
     wanted = torch.from_numpy(ALL_16.view(np.int16)).view(torch.bfloat16).float().numpy()
-    np.testing.assert_array_equal(out.view(np.uint32), wanted.view(np.uint32))
+    numbers = ~np.isnan(wanted)
+    np.testing.assert_array_equal(out.view(np.uint32)[numbers], wanted.view(np.uint32)[numbers])
+    assert np.isnan(out[~numbers]).all()
     assert count == (~np.isfinite(wanted)).sum() == 2 * 128
-    count = kernels.widen_f16(ALL_16, out)
-    wanted = ALL_16.view(np.float16).astype(np.float32)
+    halves = ALL_16.view(np.float16)
+    count = kernels.convert(halves, out)
+    wanted = halves.astype(np.float32)
     np.testing.assert_array_equal(out, wanted)
-    np.testing.assert_array_equal(np.signbit(out), np.signbit(wanted))
+    np.testing.assert_array_equal(np.signbit(out[~np.isnan(out)]), np.signbit(wanted[~np.isnan(out)]))
     assert count == (~np.isfinite(wanted)).sum()
+    assert kernels.count_nan(halves) == np.isnan(wanted).sum()
 
 
 def test_narrowing_rounds_to_nearest_even_and_counts_what_is_not_finite():
     values = every_kind_of_float()
     out = np.empty(values.size, np.uint16)
-    count = kernels.narrow_bf16(values, out)
+    count = kernels.convert(values, out)
     wanted = torch.from_numpy(values).bfloat16()
     got = torch.from_numpy(out.view(np.int16)).view(torch.bfloat16)
     numbers = ~torch.isnan(wanted)
@@ -49,36 +56,86 @@ def test_narrowing_rounds_to_nearest_even_and_counts_what_is_not_finite():
     assert torch.isnan(got[~numbers]).all()
     assert count == int((~torch.isfinite(wanted)).sum())
 
-    count = kernels.narrow_f16(values, out)
+    half = np.empty(values.size, np.float16)
+    count = kernels.convert(values, half)
     with np.errstate(all="ignore"):
         wanted = values.astype(np.float16)
     numbers = ~np.isnan(wanted)
-    np.testing.assert_array_equal(out[numbers], wanted.view(np.uint16)[numbers])
-    assert np.isnan(out.view(np.float16)[~numbers]).all()
+    np.testing.assert_array_equal(half.view(np.uint16)[numbers], wanted.view(np.uint16)[numbers])
+    assert np.isnan(half[~numbers]).all()
     assert count == (~np.isfinite(wanted)).sum()
 
 
 def test_float64_is_rounded_once():
     values = np.array([1.0 + 2.0**-24, 1e300, np.nan, -0.1])
     out = np.empty(4, np.float32)
-    assert kernels.widen_f64(values, out) == 2
+    assert kernels.convert(values, out) == 2
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(out, values.astype(np.float32))
-    assert kernels.count_nonfinite(out) == 2
+    double = np.empty(4)
+    assert kernels.convert(out, double) == 2
+    np.testing.assert_array_equal(double, out.astype(np.float64))
 
 
 def test_read_only_arrays_are_taken():
     values = np.frombuffer(np.arange(8, dtype=np.uint16).tobytes(), np.uint16)
     assert not values.flags.writeable
-    assert kernels.widen_bf16(values, np.empty(8, np.float32)) == 0
+    assert kernels.convert(values, np.empty(8, np.float32)) == 0
 
 
-def test_axpy_rounds_product_and_sum():
+def raw(values, kind):
+    """float32 numbers in an element type, and what they are after that rounding."""
+    if kind == "bfloat16":
+        tensor = torch.from_numpy(values).bfloat16()
+        return tensor.view(torch.int16).numpy().view(np.uint16), tensor.float().numpy()
+    chunk = values.astype(kind)
+    return chunk, chunk.astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 10_000])
+def test_pouring_rounds_every_product_and_every_sum(size):
     generator = np.random.default_rng(1)
-    x, y = generator.standard_normal((2, 5000)).astype(np.float32)
-    out = y.copy()
-    kernels.axpy(x, np.float32(0.3), out)
-    np.testing.assert_array_equal(out, y + np.float32(0.3) * x)
+    kinds = ("bfloat16", "float16", "float32", "float64")
+    values = generator.standard_normal((5, size)).astype(np.float32)
+    chunks, exact = zip(*(raw(row, kind) for row, kind in zip(values, kinds, strict=False)), strict=True)
+    weights = np.float32([0.3, -0.7, 1.1, 0.2])
+    out = np.empty(size, np.float32)
+    assert kernels.pour(chunks, weights, out, divisor=0.9, scale=1.5) == 0
+    wanted = weights[0] * exact[0]
+    for weight, row in zip(weights[1:], exact[1:], strict=True):
+        wanted = wanted + weight * row
+    np.testing.assert_array_equal(out, wanted / np.float32(0.9) * np.float32(1.5))
+
+    base, origin = raw(values[4], "bfloat16")
+    kernels.pour(chunks, weights, out, base=base, divisor=0.9, scale=1.5)
+    wanted = weights[0] * (exact[0] - origin)
+    for weight, row in zip(weights[1:], exact[1:], strict=True):
+        wanted = wanted + weight * (row - origin)
+    np.testing.assert_array_equal(out, origin + wanted / np.float32(0.9) * np.float32(1.5))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_what_is_not_finite_in_a_source_is_not_finite_in_the_result(name, kind, broken):
+    method = METHODS.get(name)
+    if method.program is None:
+        pytest.skip("the function sees whole tensors; numpy carries it on")
+    count = min(3, method.max_sources or 3)
+    generator = np.random.default_rng(5)
+    sources = [raw(generator.standard_normal(4096).astype(np.float32), kind)[0] for _ in range(count)]
+    base = raw(generator.standard_normal(4096).astype(np.float32), kind)[0]
+    spoiled, _ = raw(np.full(1, broken, np.float32), kind)
+    sources[-1] = sources[-1].copy()
+    sources[-1][2100] = spoiled[0]
+    given = {p.name: 0.5 for p in method.parameters if p.default is REQUIRED or p.name in ("density", "t")}
+    if name.startswith("della"):
+        given["epsilon"] = 0.1
+    task = TensorTask("w", (4, 1024), tuple("abc"[:count]), (1 / count,) * count, given, has_base=True)
+    program = method.program(task)
+    origin = base if method.base != "unused" else None
+    if all(program.measure(index, 0, sources, origin) for index in range(program.passes)):
+        assert program.combine(0, sources, origin, np.empty(4096, np.float32)) >= 1
 
 
 @pytest.mark.parametrize("cut", [1, 31, 32, 1000, 65536, 200_000])
@@ -88,30 +145,78 @@ def test_inner_products_do_not_depend_on_the_cut(cut):
     x, y = (x[:3000], y[:3000]) if cut == 1 else (x, y)
     sums = []
     for step in (cut, x.size):
-        lanes, total = np.zeros(kernels.LANES), np.zeros(1)
+        lanes, totals = np.zeros((3, kernels.LANES)), np.zeros(3)
         for start in range(0, x.size, step):
-            kernels.dot_lanes(x[start : start + step], y[start : start + step], start, lanes, total)
-        sums.append(total[0] + sum(lanes.tolist()))
-    assert sums[0] == sums[1]
-    exact = float((x.astype(np.longdouble) * y.astype(np.longdouble)).sum())
-    assert abs(sums[0] - exact) < 1e-10
+            part = slice(start, start + step)
+            kernels.gram([x[part], y[part]], lanes, totals, start=start)
+        sums.append(totals + lanes.cumsum(1)[:, -1])
+    np.testing.assert_array_equal(sums[0], sums[1])
+    wide = [row.astype(np.longdouble) for row in (x, y)]
+    exact = [float((wide[i] * wide[j]).sum()) for i, j in ((0, 0), (0, 1), (1, 1))]
+    np.testing.assert_allclose(sums[0], exact, rtol=1e-13, atol=1e-10)
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(7, 30), (1, 7)])
+def test_groups_are_rows_or_columns(stride, groups):
+    generator = np.random.default_rng(6)
+    x, y, base = generator.standard_normal((3, 30, 7)).astype(np.float32)
+    totals, out = np.zeros((3, groups)), np.empty(210, np.float32)
+    weights = generator.standard_normal((2, groups)).astype(np.float32)
+    for part in (slice(0, 11), slice(11, 150), slice(150, 210)):
+        chunks, origin = [x.reshape(-1)[part], y.reshape(-1)[part]], base.reshape(-1)[part]
+        kernels.group_gram(chunks, totals, start=part.start, stride=stride, base=origin)
+        kernels.group_pour(chunks, weights, out[part], start=part.start, stride=stride, base=origin)
+    axis = 1 if stride > 1 else 0
+    deltas = [(row - base).astype(np.float64) for row in (x, y)]
+    wanted = [(deltas[i] * deltas[j]).sum(axis) for i, j in ((0, 0), (0, 1), (1, 1))]
+    np.testing.assert_allclose(totals, wanted, rtol=1e-12)
+    laid = weights[:, :, None] if axis == 1 else weights[:, None, :]
+    np.testing.assert_array_equal(out.reshape(30, 7), base + (laid[0] * (x - base) + laid[1] * (y - base)))
 
 
 def test_draws_are_numpys_and_torchs_and_those_of_splitmix64():
     # First outputs of SplitMix64 seeded with 1234567, as published with its reference code.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     draws = np.empty(3, np.float32)
-    prune_kernels.uniforms(np.uint64(1234567), 0, draws)
+    kernels.uniforms(1234567, 0, draws)
     np.testing.assert_array_equal(draws, np.float32([(word >> 40) / 2**24 for word in published]))
     key = address(0, "dare_linear", "model.norm.weight", "sees")
     like = np.zeros((37, 11), np.float32)
     out = np.empty(like.size, np.float32)
-    prune_kernels.uniforms(np.uint64(key), 0, out)
+    kernels.uniforms(key, 0, out)
     np.testing.assert_array_equal(uniforms(key, like), out.reshape(37, 11))
     np.testing.assert_array_equal(uniforms(key, torch.from_numpy(like)).numpy(), out.reshape(37, 11))
     late = np.empty(5, np.float32)
-    prune_kernels.uniforms(np.uint64(key), 100, late)
+    kernels.uniforms(key, 100, late)
     np.testing.assert_array_equal(late, out[100:105])
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-7, 0.1, 0.5, 0.9, 1 - 2**-24])
+def test_a_random_cut_keeps_the_draws_below_the_density(density):
+    key = address(1, "dare_linear", "w", "a")
+    delta = np.ones(30_000, np.float32)
+    program = PruneProgram([KeepRandom(density, key)], Combination((1.0,)))
+    out = np.empty_like(delta)
+    for part in (slice(0, 4097), slice(4097, None)):
+        program.combine(part.start, [delta[part]], None, out[part])
+    np.testing.assert_array_equal(out, uniforms(key, delta) < np.float32(density))
+
+
+@pytest.mark.parametrize("ranks", [(0, 700), (50, 700), (0, 9999), (300, 301), (1, 2)])
+@pytest.mark.parametrize("cut", [333, 2048, 5000, 10_000])
+def test_a_band_keeps_equal_magnitudes_in_element_order(ranks, cut):
+    generator = np.random.default_rng(8)
+    delta = np.round(generator.standard_normal(10_000), 1).astype(np.float32)
+    program = PruneProgram([KeepRanks(ranks, delta.size)], Combination((1.0,)))
+    out = np.empty_like(delta)
+    for index in range(program.passes + 1):
+        for start in range(0, delta.size, cut):
+            part = slice(start, start + cut)
+            if index < program.passes:
+                program.measure(index, start, [delta[part]], None)
+            else:
+                program.combine(start, [delta[part]], None, out[part])
+    np.testing.assert_array_equal(out, keep_ranks(delta, ranks))
 
 
 def test_addresses_differ_in_every_part():
@@ -154,6 +259,6 @@ def test_rank_chances_follow_a_stable_sort():
     generator = np.random.default_rng(4)
     rows = np.round(generator.standard_normal((9, 301)), 1).astype(np.float32)
     out = np.empty(rows.size, np.float32)
-    prune_kernels.rank_chances(rows.reshape(-1), 301, np.float32(0), np.float32(300), out)
+    kernels.rank_chances(rows.reshape(-1), None, length=301, low=0.0, span=300.0, out=out)
     wanted = np.argsort(np.argsort(np.abs(rows), axis=1, kind="stable"), axis=1, kind="stable")
     np.testing.assert_allclose(out.reshape(rows.shape), wanted, atol=1e-4)

@@ -1,0 +1,163 @@
+"""Weighted sums and inner products: the loops of the blend methods (`mcompose.methods.blend`).
+
+Inner products are float64 sums whose order is fixed by the element's place in the tensor: element ``i`` joins running
+sum ``i mod LANES`` of its block of ``BLOCK`` elements, so that the cut into chunks changes nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mcompose.methods.loops.formats import narrow, widen
+from mcompose.methods.loops.layout import BLOCK, LANES, TILE
+from mcompose.methods.loops.memory import doubles, floats, longs
+
+__all__ = ["add_lanes", "finish", "gram", "group_gram", "group_pour", "pour", "widen_delta"]
+
+
+@njit(forceinline=True)
+def widen_delta(address, kind, first, count, base, out):
+    """Widens a tile and subtracts the base's tile, where there is one."""
+    widen(address, kind, first, count, out)
+    if base != 0:
+        values, origin = floats(out, count), floats(base, count)
+        for i in range(count):
+            values[i] = values[i] - origin[i]
+
+
+@njit(forceinline=True)
+def finish(total, base, divisor, scale, count):
+    """``total / divisor * scale``, on top of the base's tile where there is one."""
+    values = floats(total, count)
+    if base != 0:
+        origin = floats(base, count)
+        for i in range(count):
+            values[i] = origin[i] + values[i] / divisor * scale
+    elif divisor != np.float32(1) or scale != np.float32(1):
+        for i in range(count):
+            values[i] = values[i] / divisor * scale
+
+
+def pour(sources, kinds, many, weights, divisor, scale, base, base_kind, out, out_kind, count, tiles):
+    """``out = sum(w_i x_i) / divisor * scale``, or the same of deltas on top of the base; counts what is not finite.
+
+    ``base`` is 0 where the sources count from zero. ``tiles`` is room for three.
+    """
+    table, codes, shares = longs(sources, many), longs(kinds, many), floats(weights, many)
+    origin = tiles + 4 * TILE if base != 0 else 0
+    tile = tiles + 8 * TILE
+    bad = np.int64(0)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        total, values = floats(tiles, size), floats(tile, size)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        for source in range(many):
+            weight = shares[source]
+            widen_delta(table[source], codes[source], first, size, origin, tile)
+            if source == 0:
+                for i in range(size):
+                    total[i] = weight * values[i]
+            else:
+                for i in range(size):
+                    total[i] = total[i] + weight * values[i]
+        finish(tiles, origin, divisor, scale, size)
+        bad += narrow(tiles, out, out_kind, first, size)
+    return bad
+
+
+def group_pour(sources, kinds, many, weights, start, stride, groups, base, base_kind, out, out_kind, count, tiles):
+    """`pour` with weights of its own for each group: element ``e`` is in group ``e // stride mod groups``.
+
+    ``weights`` has a row of ``groups`` numbers for each source.
+    """
+    table, codes, shares = longs(sources, many), longs(kinds, many), floats(weights, many * groups)
+    origin = tiles + 4 * TILE if base != 0 else 0
+    tile = tiles + 8 * TILE
+    bad = np.int64(0)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        total, values = floats(tiles, size), floats(tile, size)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        for i in range(size):
+            total[i] = np.float32(0)
+        for source in range(many):
+            widen_delta(table[source], codes[source], first, size, origin, tile)
+            for i in range(size):
+                group = (start + first + i) // stride % groups
+                total[i] = total[i] + shares[source * groups + group] * values[i]
+        finish(tiles, origin, np.float32(1), np.float32(1), size)
+        bad += narrow(tiles, out, out_kind, first, size)
+    return bad
+
+
+@njit(forceinline=True)
+def add_lanes(products, place, count, lanes, total):
+    """Adds a tile of float64 numbers, whose first has this place in the tensor, to running sums and a total."""
+    values, sums, block = doubles(products, count), doubles(lanes, LANES), doubles(total, 1)
+    i = 0
+    while i < count:
+        stop = min(count, i + BLOCK - (place + i) % BLOCK)
+        while i < stop and (place + i) % LANES != 0:
+            sums[(place + i) % LANES] += values[i]
+            i += 1
+        while i + LANES <= stop:
+            for lane in range(LANES):
+                sums[lane] += values[i + lane]
+            i += LANES
+        while i < stop:
+            sums[(place + i) % LANES] += values[i]
+            i += 1
+        if (place + i) % BLOCK == 0:
+            joined = 0.0
+            for lane in range(LANES):
+                joined += sums[lane]
+                sums[lane] = 0.0
+            block[0] += joined
+
+
+def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, tiles):
+    """Adds the inner products of all pairs of sources; ``tiles`` is room for one a source and three more.
+
+    Pairs (0, 0), (0, 1), ..., (1, 1), ... each have ``LANES`` running sums at ``lanes`` and one number at ``totals``.
+    """
+    table, codes = longs(sources, many), longs(kinds, many)
+    products = tiles + 4 * TILE * (many + 1)
+    origin = tiles + 4 * TILE * many if base != 0 else 0
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        product = doubles(products, size)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        for source in range(many):
+            widen_delta(table[source], codes[source], first, size, origin, tiles + 4 * TILE * source)
+        pair = 0
+        for i in range(many):
+            for j in range(i, many):
+                left, right = floats(tiles + 4 * TILE * i, size), floats(tiles + 4 * TILE * j, size)
+                for k in range(size):
+                    product[k] = np.float64(left[k]) * np.float64(right[k])
+                add_lanes(products, start + first, size, lanes + 8 * LANES * pair, totals + 8 * pair)
+                pair += 1
+
+
+def group_gram(sources, kinds, many, base, base_kind, start, stride, groups, count, totals, tiles):
+    """`gram` for each group; every pair has a row of ``groups`` numbers at ``totals``."""
+    table, codes = longs(sources, many), longs(kinds, many)
+    origin = tiles + 4 * TILE * many if base != 0 else 0
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        for source in range(many):
+            widen_delta(table[source], codes[source], first, size, origin, tiles + 4 * TILE * source)
+        pair = 0
+        for i in range(many):
+            for j in range(i, many):
+                left, right = floats(tiles + 4 * TILE * i, size), floats(tiles + 4 * TILE * j, size)
+                sums = doubles(totals + 8 * groups * pair, groups)
+                for k in range(size):
+                    sums[(start + first + k) // stride % groups] += np.float64(left[k]) * np.float64(right[k])
+                pair += 1

@@ -1,0 +1,319 @@
+"""Pruning, election and sums of deltas: the loops of the TIES, DARE, breadcrumbs and DELLA families.
+
+A magnitude's *key* is the float32 bit pattern without its sign: for such integers the order is the order of the
+magnitudes, so ranks can be counted instead of sorted. What is dropped is multiplied by zero, not overwritten: a NaN
+stays a NaN and is noticed when the result is rounded.
+
+How a source is pruned is a row of integers (``CODE`` to ``DIVIDE``), what its values are worth a row of float32 numbers
+(``RATIO`` to ``SHARE``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mcompose.methods.loops.blending import add_lanes, finish, widen_delta
+from mcompose.methods.loops.formats import narrow, widen
+from mcompose.methods.loops.layout import (
+    CHANCES,
+    CODE,
+    COLUMNS,
+    COUNTERS,
+    DIVIDE,
+    DIVISOR,
+    HIGH,
+    HIGH_BINS,
+    HIGH_TIES,
+    KEEP_BAND,
+    KEEP_BY_CHANCE,
+    KEEP_NONE,
+    KEEP_RANDOM,
+    KEY,
+    LANES,
+    LOW,
+    LOW_BINS,
+    LOW_TIES,
+    NUMBERS,
+    RATIO,
+    SEEN_HIGH,
+    SEEN_LOW,
+    SHARE,
+    TILE,
+    VOTE,
+    WEIGHT,
+)
+from mcompose.methods.loops.memory import as_word, doubles, floats, longs, words
+
+__all__ = ["abs_sums", "count_high_keys", "count_low_keys", "prune_pour", "rank_chances", "uniforms"]
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def count_high_keys(source, kind, base, base_kind, count, counts, tiles):
+    """Counts the upper 15 bits of the keys, in ``COUNTERS`` tables of 32,768 int64 places."""
+    origin = tiles + 4 * TILE if base != 0 else 0
+    tables = longs(counts, COUNTERS * HIGH_BINS)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        widen_delta(source, kind, first, size, origin, tiles)
+        keys = words(tiles, size)
+        whole = size - size % COUNTERS
+        for i in range(0, whole, COUNTERS):
+            for turn in range(COUNTERS):
+                tables[turn * HIGH_BINS + np.int64((keys[i + turn] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
+        for i in range(whole, size):
+            tables[np.int64((keys[i] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
+
+
+def count_low_keys(source, kind, base, base_kind, count, high, counts, tiles):
+    """Counts the lower 16 bits of the keys whose upper bits are ``high``; ``counts`` has 65,536 int64 places."""
+    origin = tiles + 4 * TILE if base != 0 else 0
+    table = longs(counts, LOW_BINS)
+    wanted = np.uint32(high)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        widen_delta(source, kind, first, size, origin, tiles)
+        keys = words(tiles, size)
+        for i in range(size):
+            key = keys[i] & np.uint32(0x7FFFFFFF)
+            if key >> np.uint32(16) == wanted:
+                table[np.int64(key & np.uint32(0xFFFF))] += 1
+
+
+@njit(forceinline=True)
+def _magnitude(number):
+    return np.int32(as_word(number) & np.uint32(0x7FFFFFFF))
+
+
+@njit(forceinline=True)
+def _keep_edge(values, count, row):
+    """The band where the last kept or first dropped of several equal magnitudes lies in this tile."""
+    low, high = np.int32(row[LOW]), np.int32(row[HIGH])
+    for i in range(count):
+        key = _magnitude(values[i])
+        keep = (key > low) and (key < high)
+        if key == low:
+            keep = row[SEEN_LOW] < row[LOW_TIES]
+            row[SEEN_LOW] += 1
+        if key == high:
+            keep = (key > low or keep) and row[SEEN_HIGH] >= row[HIGH_TIES]
+            row[SEEN_HIGH] += 1
+        values[i] = values[i] * (np.float32(1) if keep else np.float32(0))
+
+
+@njit(forceinline=True)
+def _keep_band(values, count, row):
+    """Zeroes all but the keys above ``LOW`` and not above ``HIGH``.
+
+    Of the elements equal to ``LOW`` the first ``LOW_TIES`` are kept; of those equal to ``HIGH`` the first
+    ``HIGH_TIES`` are dropped, in element order; ``SEEN_LOW`` and ``SEEN_HIGH`` count those that came before.
+    """
+    low, high = np.int32(row[LOW]), np.int32(row[HIGH])
+    lows, highs = np.int32(0), np.int32(0)
+    for i in range(count):
+        key = _magnitude(values[i])
+        lows = np.int32(lows + np.int32(key == low))
+        highs = np.int32(highs + np.int32(key == high))
+    none_low, all_low = row[SEEN_LOW] >= row[LOW_TIES], row[SEEN_LOW] + lows <= row[LOW_TIES]
+    all_high, none_high = row[SEEN_HIGH] >= row[HIGH_TIES], row[SEEN_HIGH] + highs <= row[HIGH_TIES]
+    if (lows > 0 and not none_low and not all_low) or (highs > 0 and not none_high and not all_high):
+        _keep_edge(values, count, row)
+        return
+    floor = low if lows == 0 or none_low else np.int32(low - 1)
+    ceiling = high if highs == 0 or not all_high else np.int32(high + 1)
+    for i in range(count):
+        key = _magnitude(values[i])
+        values[i] = values[i] * (np.float32(1) if (key > floor) & (key < ceiling) else np.float32(0))
+    row[SEEN_LOW] += lows
+    row[SEEN_HIGH] += highs
+
+
+@njit(forceinline=True)
+def _draw(key, place):
+    """24 random bits: the SplitMix64 sequence of ``key`` at an element."""
+    z = np.uint64(key + np.uint64(place + 1) * GOLDEN)
+    z = np.uint64((z ^ (z >> np.uint64(30))) * MIX_1)
+    z = np.uint64((z ^ (z >> np.uint64(27))) * MIX_2)
+    return np.uint32((z ^ (z >> np.uint64(31))) >> np.uint64(40))
+
+
+@njit(forceinline=True)
+def _cut(tile, first, start, count, row):
+    """Prunes one tile of deltas in place; it begins at element ``first`` of the chunk, ``start`` of the tensor."""
+    values, code = floats(tile, count), row[CODE]
+    if code == KEEP_BAND:
+        _keep_band(values, count, row)
+    elif code == KEEP_RANDOM:
+        key, limit = np.uint64(row[KEY]), np.uint32(row[LOW])
+        for i in range(count):
+            values[i] = values[i] * (np.float32(1) if _draw(key, start + first + i) < limit else np.float32(0))
+    elif code == KEEP_BY_CHANCE:
+        key, chances = np.uint64(row[KEY]), floats(row[CHANCES] + 4 * first, count)
+        for i in range(count):
+            number = np.float32(np.int32(_draw(key, start + first + i))) * np.float32(2.0**-24)
+            values[i] = values[i] * (np.float32(1) if number < chances[i] else np.float32(0))
+        if row[DIVIDE] != 0:
+            for i in range(count):
+                values[i] = values[i] / chances[i]
+    elif code == KEEP_NONE:
+        for i in range(count):
+            values[i] = values[i] * np.float32(0)
+
+
+def abs_sums(source, kind, base, base_kind, cut, start, count, lanes, totals, tiles):
+    """Adds up absolute values before and after the cut; two rows of ``LANES`` running sums, two totals."""
+    origin = tiles + 4 * TILE if base != 0 else 0
+    wide = tiles + 8 * TILE
+    row = longs(cut, COLUMNS)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        widen_delta(source, kind, first, size, origin, tiles)
+        _add_magnitudes(tiles, start + first, size, lanes, totals, wide)
+        _cut(tiles, first, start, size, row)
+        _add_magnitudes(tiles, start + first, size, lanes + 8 * LANES, totals + 8, wide)
+
+
+@njit(forceinline=True)
+def _add_magnitudes(tile, place, count, lanes, total, wide):
+    values, magnitudes = floats(tile, count), doubles(wide, count)
+    for i in range(count):
+        magnitudes[i] = np.float64(abs(values[i]))
+    add_lanes(wide, place, count, lanes, total)
+
+
+@njit(forceinline=True)
+def _worth(values, count, ratio, divisor):
+    """Makes up for what was dropped."""
+    if ratio != np.float32(1):
+        for i in range(count):
+            values[i] = values[i] * ratio
+    if divisor != np.float32(1):
+        for i in range(count):
+            values[i] = values[i] / divisor
+
+
+@njit(forceinline=True)
+def _add_up(tiles, many, numbers, total, count):
+    """``total = sum(WEIGHT * values)``."""
+    mixed = floats(total, count)
+    for source in range(many):
+        weight, values = numbers[source * NUMBERS + WEIGHT], floats(tiles + 4 * TILE * source, count)
+        if source == 0:
+            for i in range(count):
+                mixed[i] = weight * values[i]
+        else:
+            for i in range(count):
+                mixed[i] = mixed[i] + weight * values[i]
+
+
+@njit(forceinline=True)
+def _elect(tiles, many, numbers, total, count):
+    """``total = mean`` of the values whose sign wins; plus wins at zero. A divisor of zero counts as one."""
+    mixed, vote, parts = floats(total, count), floats(total + 4 * TILE, count), floats(total + 8 * TILE, count)
+    for i in range(count):
+        vote[i] = np.float32(0)
+        parts[i] = np.float32(0)
+        mixed[i] = np.float32(0)
+    for source in range(many):
+        share, values = numbers[source * NUMBERS + VOTE], floats(tiles + 4 * TILE * source, count)
+        for i in range(count):
+            vote[i] = vote[i] + share * values[i]
+    for source in range(many):
+        share, weight = numbers[source * NUMBERS + VOTE], numbers[source * NUMBERS + WEIGHT]
+        part, values = numbers[source * NUMBERS + SHARE], floats(tiles + 4 * TILE * source, count)
+        for i in range(count):
+            ballot = share * values[i]
+            ballot = ballot if vote[i] >= np.float32(0) else -ballot
+            one = np.float32(1) if ballot > np.float32(0) else np.float32(0)
+            mixed[i] = mixed[i] + weight * values[i] * one
+            parts[i] = parts[i] + part * one
+    for i in range(count):
+        mixed[i] = mixed[i] / (parts[i] if parts[i] != np.float32(0) else np.float32(1))
+
+
+def prune_pour(
+    sources, kinds, many, cuts, numbers, elected, divisor, scale, base, base_kind, start, out, out_kind, count, tiles
+):
+    """Prunes, makes up for it, combines, adds the base, rounds; counts what is not finite.
+
+    ``tiles`` is room for one a source and four more.
+    """
+    table, codes = longs(sources, many), longs(kinds, many)
+    worth = floats(numbers, many * NUMBERS)
+    total = tiles + 4 * TILE * many
+    origin = total + 12 * TILE if base != 0 else 0
+    bad = np.int64(0)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        for source in range(many):
+            tile = tiles + 4 * TILE * source
+            widen_delta(table[source], codes[source], first, size, origin, tile)
+            _cut(tile, first, start, size, longs(cuts + 8 * COLUMNS * source, COLUMNS))
+            _worth(floats(tile, size), size, worth[source * NUMBERS + RATIO], worth[source * NUMBERS + DIVISOR])
+        if elected != 0:
+            _elect(tiles, many, worth, total, size)
+        else:
+            _add_up(tiles, many, worth, total, size)
+        finish(total, origin, divisor, scale, size)
+        bad += narrow(total, out, out_kind, first, size)
+    return bad
+
+
+@njit(forceinline=True)
+def _sort_row(keys, order, spare, counts, length):
+    """Lists a row's elements from the smallest key up, equal ones in element order, by counting 11 bits at a time."""
+    for i in range(length):
+        order[i] = i
+    for shift in range(0, 33, 11):
+        bits = np.uint32(shift)
+        for bin_ in range(2049):
+            counts[bin_] = 0
+        for i in range(length):
+            counts[np.int64((keys[i] >> bits) & np.uint32(0x7FF)) + 1] += 1
+        for bin_ in range(2048):
+            counts[bin_ + 1] += counts[bin_]
+        for i in range(length):
+            bin_of = np.int64((keys[order[i]] >> bits) & np.uint32(0x7FF))
+            spare[counts[bin_of]] = order[i]
+            counts[bin_of] += 1
+        for i in range(length):
+            order[i] = spare[i]
+
+
+def rank_chances(source, kind, base, base_kind, count, length, low, span, out, rows):
+    """Gives each element a chance by its rank in its row of ``length``: ``low`` for the smallest, up by ``span``.
+
+    ``rows`` is room for two rows of float32 numbers, two of int64 numbers, and 2,049 int64 counters.
+    """
+    origin = rows + 4 * length if base != 0 else 0
+    keys, order = words(rows, length), longs(rows + 8 * length, length)
+    spare, counts = longs(rows + 16 * length, length), longs(rows + 24 * length, 2049)
+    chances = floats(out, count)
+    for first in range(0, count, length):
+        if base != 0:
+            widen(base, base_kind, first, length, origin)
+        widen_delta(source, kind, first, length, origin, rows)
+        for i in range(length):
+            keys[i] = keys[i] & np.uint32(0x7FFFFFFF)
+        _sort_row(keys, order, spare, counts, length)
+        for rank in range(length):
+            place = np.float32(rank) / np.float32(length - 1) if length > 1 else np.float32(0.5)
+            chances[first + order[rank]] = low + place * span
+
+
+def uniforms(key, start, out, count):
+    """Numbers in [0, 1) of 24 bits, from element ``start`` of a key's sequence on."""
+    draws = floats(out, count)
+    for i in range(count):
+        draws[i] = np.float32(np.int32(_draw(np.uint64(key), start + i))) * np.float32(2.0**-24)
