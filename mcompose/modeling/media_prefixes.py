@@ -22,10 +22,13 @@ from .families import MODALITIES, TYPE_IDS
 __all__ = [
     "add_prefixes",
     "place_prefixes",
+    "prefix_counts",
     "prefix_fields",
     "prefix_ids",
+    "prefix_masks",
     "prefix_parameters",
     "prefix_token",
+    "prefix_token_types",
     "wrapped",
 ]
 
@@ -59,6 +62,25 @@ def prefix_fields(
         fields[f"{side}_tokens"] = counts
         fields[f"{side}_token_ids"] = {m: tokenizer.convert_tokens_to_ids(token) for m, token in tokens.items()}
     return fields
+
+
+def prefix_counts(
+    prefix_tokens: Mapping[str, int] | None, suffix_tokens: Mapping[str, int] | None
+) -> dict[str, dict[str, int]]:
+    """Returns "prefix" and "suffix" -> modality -> number of vectors."""
+    return {"prefix": dict(prefix_tokens or {}), "suffix": dict(suffix_tokens or {})}
+
+
+def prefix_token_types(counts: Mapping[str, Mapping[str, int]], tokenizer: Any) -> dict[str, int]:
+    """Returns token -> type id of its modality, for the tokens that stand for vectors.
+
+    Raises:
+        ValueError: The tokenizer does not have one.
+    """
+    types = {prefix_token(modality, side): TYPE_IDS[modality] for side in counts for modality in counts[side]}
+    if missing := [token for token in types if token not in tokenizer.get_vocab()]:
+        raise ValueError(f"The tokenizer has no {missing[0]!r}; prefix_fields() adds it.")
+    return types
 
 
 def wrapped(text: str, modality: str, counts: Mapping[str, Mapping[str, int]]) -> str:
@@ -141,7 +163,7 @@ def place_prefixes(
     """Puts the vectors where their tokens are.
 
     Args:
-        x_BLD: Embedded text with features in place.
+        x_BLD: Embedded text.
         input_ids: Token ids (B, L).
         model: The ``ComposedModel`` with ``prefix_tokens`` and ``suffix_tokens``.
         present: The modalities whose features are in this batch.
@@ -163,8 +185,3 @@ def place_prefixes(
         vectors_BLD = vectors_PD.to(x_BLD.device, x_BLD.dtype)[turn_BL]
         x_BLD = torch.where(here_BL[..., None], vectors_BLD, x_BLD)
     return x_BLD
-
-
-def prefix_types(config: Any) -> dict[int, int]:
-    """Returns token id -> type id of all vectors' tokens."""
-    return {index: TYPE_IDS[modality] for modality, _, index in prefix_ids(config)}

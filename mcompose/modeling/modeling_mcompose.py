@@ -202,8 +202,8 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             types_BL = type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
-        x_BLD = place(cast("torch.Tensor", inputs_embeds), features, masks, input_ids=input_ids)
-        x_BLD = place_prefixes(x_BLD, input_ids, self, present=features)
+        x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
+        x_BLD = place(x_BLD, features, masks, input_ids=input_ids)
         deltas = None
         if position_ids is None:
             position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)

@@ -6,7 +6,8 @@ Files that a writer produces beside ``config.json``:
 - the composition's tokenizer, with the placeholders ``<image>``, ``<video>``, ``<audio>``, ``<points>`` of the
   modalities that are served as special tokens; their ids are the ``*_token_id`` of ``config.json``;
 - ``processor_config.json``: ``processor_class``, ``auto_map`` and ``sources``: source name -> ``{"model_type",
-  "modalities"}``;
+  "modalities"}``, and ``prefix_tokens`` and ``suffix_tokens`` when items have learned vectors around them
+  (``media_prefixes.py``);
 - ``processors/<source>/``: that source's native processor: the files of its own checkpoint, copied, or what its own
   ``save_pretrained`` writes;
 - ``chat_template.jinja`` when the base model has one.
@@ -30,6 +31,7 @@ from .configuration_mcompose import AUTO_MAP
 from .families import MODALITIES, TYPE_IDS, family_of
 from .media_expansion import PLACEHOLDERS, expand_media
 from .media_items import media_items
+from .media_prefixes import prefix_counts, prefix_token_types, wrapped
 from .own_code import copy_own_code
 from .source_processors import (
     PROCESSOR_FOLDER,
@@ -51,6 +53,8 @@ class ComposedProcessor(ProcessorMixin):
         tokenizer: The composition's tokenizer.
         sources: Source name -> ``{"model_type": str, "modalities": [str, ...]}``.
         chat_template: Template over messages with plain string contents; None takes the tokenizer's own.
+        prefix_tokens: Modality -> learned vectors before each of its items, as ``ComposedConfig`` has them.
+        suffix_tokens: Modality -> learned vectors after each of its items.
     """
 
     def __init__(
@@ -58,9 +62,12 @@ class ComposedProcessor(ProcessorMixin):
         tokenizer: Any = None,
         sources: Mapping[str, Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        prefix_tokens: Mapping[str, int] | None = None,
+        suffix_tokens: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.sources = {name: dict(entry) for name, entry in (sources or {}).items()}
+        self.prefixes = prefix_counts(prefix_tokens, suffix_tokens)
         self.processors: dict[str, Any] = {}
         self.unfinished = False  # a writer that brings the code and the sources' files itself says True
         super().__init__(tokenizer, chat_template=chat_template)
@@ -70,6 +77,9 @@ class ComposedProcessor(ProcessorMixin):
             for modality in MODALITIES
             if self.served_by(modality)
         }
+        self.types = {PLACEHOLDERS[modality]: TYPE_IDS[modality] for modality in self.ids}
+        if any(self.prefixes.values()):
+            self.types.update(prefix_token_types(self.prefixes, tokenizer))
 
     def served_by(self, modality: str) -> str | None:
         """Returns the name of the source that serves a modality, or None."""
@@ -147,7 +157,7 @@ class ComposedProcessor(ProcessorMixin):
             known=frozenset(map(str, (*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens))),
             options=options,
         )
-        fill = iter(made.texts)
+        fill = iter(wrapped(each, modality, self.prefixes) for each in made.texts)
         texts = [made.fill(row, PLACEHOLDERS[modality], fill) for row in texts]
         return texts, {f"{name}{SEPARATOR}{key}": value for key, value in made.tensors.items()}
 
@@ -160,11 +170,11 @@ class ComposedProcessor(ProcessorMixin):
         kwargs.setdefault("padding", len(texts) > 1)
         encoded = self.tokenizer(texts, **{**kwargs, "return_token_type_ids": False})
         ids = encoded["input_ids"]
-        for modality, index in self.ids.items():
-            wanted = sum(row.count(PLACEHOLDERS[modality]) for row in texts)
+        kinds = {self.tokenizer.convert_tokens_to_ids(token): kind for token, kind in self.types.items()}
+        for token, index in zip(self.types, kinds, strict=True):
+            wanted = sum(row.count(token) for row in texts)
             if sum(row.count(index) for row in ids) != wanted:
-                raise ValueError(f"Truncation cut {modality} placeholders; raise max_length or shorten the text.")
-        kinds = {index: TYPE_IDS[modality] for modality, index in self.ids.items()}
+                raise ValueError(f"Truncation cut {token[1:-1]} placeholders; raise max_length or shorten the text.")
         data: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": encoded["attention_mask"],
@@ -243,7 +253,8 @@ class ComposedProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what ``processor_config.json`` holds; the sources' processors have folders of their own."""
-        return {"auto_map": self.auto_map, "processor_class": type(self).__name__, "sources": self.sources}
+        whole = {"auto_map": self.auto_map, "processor_class": type(self).__name__, "sources": self.sources}
+        return whole | {f"{side}_tokens": counts for side, counts in self.prefixes.items() if counts}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ComposedProcessor:
@@ -300,6 +311,8 @@ def build_processor(
     *,
     processors: Mapping[str, Any],
     chat_template: str | None = None,
+    prefix_tokens: Mapping[str, int] | None = None,
+    suffix_tokens: Mapping[str, int] | None = None,
 ) -> ComposedProcessor:
     """Makes a composed processor; its ``save_pretrained(dir)`` writes all its files.
 
@@ -308,12 +321,20 @@ def build_processor(
         sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
         processors: Source name -> its native processor.
         chat_template: Template over string contents; None takes the tokenizer's own.
+        prefix_tokens: Modality -> learned vectors before each of its items; needs :func:`prefix_fields` first.
+        suffix_tokens: Modality -> learned vectors after each of its items.
     """
     short = {
         name: {"model_type": entry["model_type"], "modalities": list(entry["modalities"])}
         for name, entry in sources.items()
     }
-    made = ComposedProcessor(tokenizer, sources=short, chat_template=chat_template)
+    made = ComposedProcessor(
+        tokenizer,
+        sources=short,
+        chat_template=chat_template,
+        prefix_tokens=prefix_tokens,
+        suffix_tokens=suffix_tokens,
+    )
     made.processors = {name: processors[name] for name in short if name in processors}
     return made
 
@@ -325,6 +346,8 @@ def write_processor(
     *,
     folders: Mapping[str, str | Path],
     chat_template: str | None = None,
+    prefix_tokens: Mapping[str, int] | None = None,
+    suffix_tokens: Mapping[str, int] | None = None,
 ) -> list[Path]:
     """Writes every processor file of a composed checkpoint; the sources' processors are copied, not loaded.
 
@@ -334,12 +357,21 @@ def write_processor(
         sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
         folders: Source name -> the source's own checkpoint folder.
         chat_template: Template over string contents; None takes the tokenizer's own.
+        prefix_tokens: Modality -> learned vectors before each of its items; needs :func:`prefix_fields` first.
+        suffix_tokens: Modality -> learned vectors after each of its items.
 
     Returns:
         All files below ``folder`` that belong to the processor, sorted.
     """
     folder = Path(folder)
-    made = build_processor(tokenizer, sources, processors={}, chat_template=chat_template)
+    made = build_processor(
+        tokenizer,
+        sources,
+        processors={},
+        chat_template=chat_template,
+        prefix_tokens=prefix_tokens,
+        suffix_tokens=suffix_tokens,
+    )
     made.unfinished = True
     before = _stamps(folder)
     made.save_pretrained(folder)
