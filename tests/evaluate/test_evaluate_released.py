@@ -195,3 +195,17 @@ def test_evaluate_nothing_left_gives_no_figure(tmp_path) -> None:
     (tmp_path / "media/image-0.png").write_bytes(b"broken")
     made = evaluate_task(Scripted(""), load_task(path), options=Options(skip_broken=True))
     assert figures(load_task(path), made) == []
+
+
+def test_evaluate_avqa_is_scored_like_mcub_over_its_own_inputs(tmp_path) -> None:
+    write_media(tmp_path / "media")
+    text = "audio: <audio>\nWhat is heard?\nA. rain\nB. a car\nC. music"
+    write_json(tmp_path / "avqa-audio.json", [record(str(i), ("audio",), text=text) for i in range(3)])
+    write_json(tmp_path / "gold.json", [answered(str(i), letter) for i, letter in enumerate("ABC")])
+    (tmp_path / "avqa.yaml").write_text("kind: avqa\nquestions: avqa-audio.json\nanswers: gold.json\n")
+    task = load_task(tmp_path / "avqa.yaml")
+    assert (task.name, task.metric, task.chance) == ("avqa-audio", "letter", pytest.approx(1 / 3))
+    assert figures_of(task, ["A", "b", "It is a car"]) == {
+        "letter": (1 / 3, 3, 0, 0),
+        "letter_lenient": (2 / 3, 3, 0, 0),
+    }
