@@ -17,10 +17,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mcompose.align.collator import Collator
 from mcompose.align.mixture import Mixture
+from mcompose.errors import McomposeError
 from mcompose.media import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
-__all__ = ["MixtureSampler", "TokenRates", "token_rates"]
+__all__ = ["MixtureSampler", "TokenRates", "from_worker", "token_rates"]
 
 _MEGABATCHES = 50  # batches that are sorted together
 
@@ -108,3 +109,19 @@ class MixtureSampler(Sampler[int]):
                 "media_tokens": self.rates.media_tokens,
             }
         return self.mixture.lengths(epoch=self.epoch, **known)
+
+
+def from_worker(error: McomposeError) -> McomposeError:
+    """An error as it was raised, out of the report that a loader's worker makes of it.
+
+    Args:
+        error: What a loader raised: its message is a worker's whole traceback, or one sentence already.
+
+    Returns:
+        The error with its own sentence.
+    """
+    if "Original Traceback" not in error.message:
+        return error
+    kind = type(error).__name__
+    _, found, sentence = error.message.rpartition(f"{kind}: ")
+    return type(error)(sentence.strip()) if found else error

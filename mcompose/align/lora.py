@@ -56,6 +56,7 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
             bias="none",
         )
         inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=False)
+        del model.peft_config  # PEFT takes a second part for a second adapter on the same layers
         factors |= _start(model, layers, adapter, part=part.name, seed=seed)
     return factors
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 from tiny_sources import write_family
@@ -48,13 +49,21 @@ def write_recipe(folder: Path, stages: dict, **changes: object) -> Path:
     return path
 
 
-STAGE = {"train": ["projectors"], "data": ["data/data.jsonl"], "steps": 6, "batch_size": 4, "lr": 1e-2, "max_length": 64}
+STAGE = {
+    "train": ["projectors"],
+    "data": ["data/data.jsonl"],
+    "steps": 6,
+    "batch_size": 4,
+    "lr": 1e-2,
+    "max_length": 64,
+}
 
 
 def build(folder: Path, stages: dict | None = None) -> Path:
     """Sources, data, recipe and the composed checkpoint ``out``; returns the recipe."""
     from mcompose.pipeline.write import MergeOptions, merge
 
+    torch.set_num_threads(1)  # several test processes share the cores
     write_family(folder)
     write_data(folder / "data")
     path = write_recipe(folder, stages or {1: STAGE})
