@@ -243,3 +243,19 @@ def test_one_json_list_cannot_be_streamed(tmp_path):
 
 def test_a_mixture_of_finite_datasets_has_a_length(tmp_path):
     assert isinstance(open_mixture([dataset(tmp_path, "a.jsonl", 3)], folder=tmp_path, seed=0), Mixture)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_say_one_sentence(tmp_path, workers):
+    from mcompose.align.batching import from_worker
+
+    mixture = open_mixture([dataset(tmp_path, "a.jsonl", 3)], folder=tmp_path, seed=0)
+
+    def failing(samples):
+        raise RequestError(f"{samples[0].place}: The image x.png is missing.", hint="Mend it.")
+
+    with pytest.raises(RequestError) as caught:
+        list(DataLoader(mixture, collate_fn=failing, num_workers=workers))
+    error = from_worker(caught.value)
+    assert type(error) is RequestError
+    assert str(error) == f"{mixture[0].place}: The image x.png is missing. Mend it."
