@@ -205,7 +205,7 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
     others = [s for s in sources.everything if s.name != owner.name and not _same_tokenizer(s, owner)]
     if not others:
         return SharedRows(((0, common),), rows[owner.name]), []
-    models: dict[str, dict[int, str]] = {}
+    models: dict[bytes, dict[int, str]] = {}
     first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
     vocabularies = []
     unread = [] if first else [owner.name]

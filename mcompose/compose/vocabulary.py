@@ -22,7 +22,7 @@ __all__ = ["SharedRows", "Vocabulary", "fit_rows", "read_vocabulary", "shared_ro
 MIN_AGREEMENT = 0.9
 """Least share of common ids on which tokenizers of one base agree: fine-tunes rename dozens, not thousands."""
 
-MODEL_SECTION = '\n  "model": {'
+MODEL_SECTION = b'\n  "model": {'
 """How the last section begins in files of the tokenizers library; inside its quotes, JSON has no line feed."""
 
 
@@ -57,7 +57,7 @@ class SharedRows:
 
 
 def read_vocabulary(
-    folder: Path, *, source: str, rows: int, models: dict[str, dict[int, str]] | None = None
+    folder: Path, *, source: str, rows: int, models: dict[bytes, dict[int, str]] | None = None
 ) -> Vocabulary | None:
     """Reads ``tokenizer.json``.
 
@@ -65,7 +65,7 @@ def read_vocabulary(
         folder: Folder of the checkpoint.
         source: Name of the source.
         rows: Rows of its embedding table.
-        models: Text of the files' last section, the model, to its tokens; what is read is added. Fine-tunes of one
+        models: Bytes of the files' last section, the model, to its tokens; what is read is added. Fine-tunes of one
             base share these megabytes to the letter and differ in the added tokens before them.
 
     Returns:
@@ -78,21 +78,21 @@ def read_vocabulary(
     if not path.is_file():
         return None
     try:
-        tokens = _tokens(path.read_text(encoding="utf-8-sig"), {} if models is None else models)
+        tokens = _tokens(path.read_bytes(), {} if models is None else models)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"'{source}' has a tokenizer.json that cannot be read: {error}.") from error
     return Vocabulary(source, tokens, rows)
 
 
-def _tokens(text: str, models: dict[str, dict[int, str]]) -> dict[int, str]:
-    head, mark, model = text.partition(MODEL_SECTION)
+def _tokens(raw: bytes, models: dict[bytes, dict[int, str]]) -> dict[int, str]:
+    head, mark, model = raw.partition(MODEL_SECTION)
     if not mark:
-        data = json.loads(text)
+        data = json.loads(raw)
         return _model_tokens(data["model"]["vocab"]) | _added_tokens(data)
     if model not in models:
-        data = json.loads("{" + mark + model)
+        data = json.loads(b"{" + mark + model)
         models[model] = _model_tokens(data["model"]["vocab"]) | _added_tokens(data)
-    return models[model] | _added_tokens(json.loads(head + mark + "}}"))
+    return models[model] | _added_tokens(json.loads(head + mark + b"}}"))
 
 
 def _model_tokens(vocabulary: Any) -> dict[int, str]:

@@ -61,7 +61,7 @@ def test_a_broken_tokenizer_is_named(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("keys", [("added_tokens", "model"), ("model", "added_tokens")])
 def test_sources_that_share_a_model_section_keep_their_own_added_tokens(tmp_path, indent, keys):
-    models: dict[str, dict[int, str]] = {}
+    models: dict[bytes, dict[int, str]] = {}
     for name, content in (("sees", "<image>"), ("hears", "<audio>"), ("plain", "b")):
         table = {"added_tokens": [{"id": 1, "content": content}], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
         (tmp_path / name).mkdir()
