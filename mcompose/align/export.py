@@ -84,7 +84,7 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
             raise InterruptedRunError("The export was stopped.", hint="Run the same command again.") from None
         ledger = _ledger(lineage, request, digests)
         staged.write_file(f"{_FOLDER}/ledger.json", ledger.to_json())
-        sizes = {shard.filename: shard.size for shard in layout.shards}
+        sizes = {shard.filename: {"size": shard.size} for shard in layout.shards}
         staged.write_file(f"{_FOLDER}/lock.json", lock_text(staged.partial, sizes, _sources(lineage)))
         if request.card is not None:
             staged.write_file("README.md", request.card(ledger, staged.partial))
