@@ -86,8 +86,11 @@ class Descent:
         """F_i of X - X_0 = sum_i F_i A_i, where the columns (the outputs) are the short side."""
         numpy, count = library(pairs[0][0]), len(pairs)
         rows = [aim.measure.T / _length(row[-1]) for row, aim in zip(pairs, aims, strict=True)]
-        blocks = [[rows[i] @ _pair(pairs, i, j) @ rows[j].T for j in range(count)] for i in range(count)]
-        answer = self._answer(numpy.concatenate([numpy.concatenate(row, axis=1) for row in blocks]), longest)
+        lines = []
+        for i in range(count):
+            lines.append(numpy.concatenate([rows[i] @ _pair(pairs, i, j) @ rows[j].T for j in range(count)], axis=1))
+        answer = self._answer(numpy.concatenate(lines), longest)
+        del lines
         pulls = []
         for i, aim in enumerate(aims):
             here = sum((_pair(pairs, j, i) for j in range(1, count)), start=_pair(pairs, 0, i))

@@ -109,10 +109,10 @@ def products(left: Sequence[Any], right: Sequence[Any]) -> Any:
     Returns:
         Float64, shape (m, m).
     """
-    total = 0.0
+    total: Any = 0.0
     for start in range(0, left[0].shape[1], COLUMNS):
         columns = _columns(left, start)
-        total = total + columns @ (columns if right is left else _columns(right, start)).T
+        total += columns @ (columns if right is left else _columns(right, start)).T
     return total
 
 
@@ -130,9 +130,9 @@ def combine(factors: Sequence[Any], matrices: Sequence[Any], *, turned: bool) ->
     groups = [matrices] if len(factors) == 1 else [[matrix] for matrix in matrices]
     whole = library(matrices[0]).zeros_like(matrices[0])
     for start in range(0, whole.shape[1], COLUMNS):
-        total = 0.0
+        total: Any = 0.0
         for factor, group in zip(factors, groups, strict=True):
-            total = total + factor @ _columns(group, start)
+            total += factor @ _columns(group, start)
         whole[:, start : start + COLUMNS] = singles(total)
     return whole.T if turned else whole
 

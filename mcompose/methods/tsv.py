@@ -47,11 +47,14 @@ def _tsv(deltas: Sequence[Any], scale: float, *, share: float) -> Any:
 
 
 def _right_overlaps(matrices: Sequence[Any], kept: Sequence[Eigen]) -> Any:
-    """V^T V of all right singular vectors side by side, with V_i = A_i^T U_i / S_i."""
-    numpy = library(matrices[0])
+    """V^T V of all right singular vectors side by side, with V_i = A_i^T U_i / S_i; a source's own are orthonormal."""
+    numpy, count = library(matrices[0]), len(kept)
     sides = [one.vectors / one.values**0.5 for one in kept]
-    blocks = [[side.T @ products([left], [right]) @ other for other, right in zip(sides, matrices, strict=True)]
-              for side, left in zip(sides, matrices, strict=True)]  # fmt: skip
+    blocks = [[numpy.diag(numpy.ones_like(one.values))] * count for one in kept]
+    for i in range(count):
+        for j in range(i):
+            blocks[i][j] = sides[i].T @ products([matrices[i]], [matrices[j]]) @ sides[j]
+            blocks[j][i] = blocks[i][j].T
     return numpy.concatenate([numpy.concatenate(row, axis=1) for row in blocks])
 
 

@@ -21,30 +21,45 @@ TINY = 1e-8
 
 
 def _adam(deltas: Sequence[Any], scale: float, *, steps: int, lr: float) -> Any:
-    """Adam on the loss of `interference`, in float64: its steps keep their length however small the gradient is."""
-    curvature, wanted = 0.0, 0.0
-    merged = doubles(deltas[0])
+    """Adam on the loss of `interference`, in float64, for the way from the sum: X = sum_i d_i + way.
+
+    Its steps keep their length however small the gradient is, so a gradient of zero must be exactly that.
+    """
+    start = doubles(deltas[0])
     for delta in deltas[1:]:
-        merged = merged + doubles(delta)
-    for delta in deltas:
-        share = products([delta.T], [delta.T]) / (float((doubles(delta) ** 2).sum()) or 1.0)
-        curvature = curvature + share
-        wanted = wanted + doubles(delta) @ share
-    slow, fast = merged * 0.0, merged * 0.0
+        start = start + doubles(delta)
+    curvature, pull = _normal_equations(deltas, start)
+    way, slow, fast = start * 0.0, start * 0.0, start * 0.0
     for step in range(1, steps + 1):
-        gradient = merged @ curvature
-        gradient -= wanted
+        gradient = way @ curvature
+        gradient -= pull
         gradient *= 2.0
         slow *= MOMENTS[0]
         slow += gradient * (1.0 - MOMENTS[0])
-        fast *= MOMENTS[1]
         gradient *= gradient
         gradient *= 1.0 - MOMENTS[1]
+        fast *= MOMENTS[1]
         fast += gradient
         width = (fast / (1.0 - MOMENTS[1] ** step)) ** 0.5
         width += TINY
-        merged -= slow / width * (lr / (1.0 - MOMENTS[0] ** step))
-    return singles(merged * scale)
+        way -= slow / width * (lr / (1.0 - MOMENTS[0] ** step))
+    return singles((start + way) * scale)
+
+
+def _normal_equations(deltas: Sequence[Any], start: Any) -> tuple[Any, Any]:
+    """C, and sum_i (d_i - start) d_i^T d_i / |d_i|^2, to which the way times C must come."""
+    curvature: Any = 0.0
+    pull: Any = 0.0
+    for delta in deltas:
+        inputs = products([delta.T], [delta.T])
+        inputs /= float(inputs.trace()) or 1.0
+        apart = doubles(delta) - start
+        if delta.shape[0] < delta.shape[1]:
+            pull += products([apart], [delta]) @ doubles(delta) / (float((doubles(delta) ** 2).sum()) or 1.0)
+        else:
+            pull += apart @ inputs
+        curvature += inputs
+    return curvature, pull
 
 
 @method("wudi", title="WUDI-Merging", paper="arXiv:2503.08099", space="deltas", base="required")
