@@ -21,7 +21,7 @@ from mcompose.errors import McomposeError
 from mcompose.media import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
-__all__ = ["MixtureSampler", "TokenRates", "from_worker", "token_rates"]
+__all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]
 
 _MEGABATCHES = 50  # batches that are sorted together
 
@@ -109,6 +109,28 @@ class MixtureSampler(Sampler[int]):
                 "media_tokens": self.rates.media_tokens,
             }
         return self.mixture.lengths(epoch=self.epoch, **known)
+
+
+def grouped_places(mixture: Mixture, *, total: int, batch_size: int, rates: TokenRates | None = None) -> list[int]:
+    """The order of a whole stage with samples of like length together.
+
+    Args:
+        mixture: The samples; its epoch is left as it was.
+        total: Samples of the stage.
+        batch_size: Samples that are sorted next to each other: of a step over all processes.
+        rates: What text and media cost.
+
+    Returns:
+        Places in the endless row of epochs: ``epoch * len(mixture) + index``.
+    """
+    places: list[int] = []
+    sampler = MixtureSampler(mixture, batch_size=batch_size, rates=rates)
+    epoch = 0
+    while len(places) < total:
+        sampler.epoch = epoch
+        places += [epoch * len(mixture) + index for index in sampler]
+        epoch += 1
+    return places[:total]
 
 
 def from_worker(error: McomposeError) -> McomposeError:

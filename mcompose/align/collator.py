@@ -166,7 +166,7 @@ class Collator:
         return types_BL
 
     def _labels(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        learnt_BL = torch.tensor(self._marking.marked, dtype=torch.bool)
+        learnt_BL = torch.from_numpy(np.stack(self._marking.marked))
         learnt_BL &= batch["attention_mask"].bool() & (batch["mm_token_type_ids"] == 0)
         return batch["input_ids"].masked_fill(~learnt_BL, IGNORED)
 

@@ -60,6 +60,8 @@ class ChatWriter:
         own = chat_template or getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self._template = own.get("default") if isinstance(own, dict) else own or DEFAULT_TEMPLATE
         self.placeholders = {modality: _placeholder(processor, modality) for modality in MODALITIES}
+        special = (*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab())
+        self._special_tokens = tuple(str(token) for token in special)
         # Templates of native processors often read lists of parts only.
         self._in_parts = False
         self._in_parts = not self._keeps_text()
@@ -91,7 +93,8 @@ class ChatWriter:
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
                 start = self._start(messages[:index], whole)
-                answers.append((start, self._end(messages[: index + 1], whole, start)))
+                until = messages[: index + 1]
+                answers.append((start, self._end(until, whole, start, is_last=len(until) == len(messages))))
         return Conversation(whole, tuple(answers))
 
     def _start(self, before: Sequence[dict[str, Any]], whole: str) -> int:
@@ -103,8 +106,8 @@ class ChatWriter:
             )
         return len(prompt)
 
-    def _end(self, until: Sequence[dict[str, Any]], whole: str, start: int) -> int:
-        alone = self._render(until)
+    def _end(self, until: Sequence[dict[str, Any]], whole: str, start: int, *, is_last: bool) -> int:
+        alone = whole if is_last else self._render(until)
         said = self._text_of(until[-1]).strip()
         here, there = whole.find(said, start), alone.find(said, start)
         if here < 0 or there < 0:
@@ -112,11 +115,8 @@ class ChatWriter:
         # What follows the words, as far as it does not depend on the next turn.
         tail = _common_start(whole[here + len(said) :], alone[there + len(said) :])
         closed = tail.rstrip()
-        ends_turn = any(closed.endswith(token) for token in self._special_tokens())
+        ends_turn = closed.endswith(self._special_tokens)
         return here + len(said) + len(closed if ends_turn else tail)
-
-    def _special_tokens(self) -> list[str]:
-        return [str(token) for token in (*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab())]
 
     def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(

@@ -8,6 +8,7 @@ inside the records stay encoded until a batch needs them.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -161,15 +162,24 @@ class _Lines:
                 offset += len(line)
         self._spans = np.array(starts, dtype=np.int64).reshape(-1, 2)
         self._numbers = np.array(lines, dtype=np.int64)
+        self._handle: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_handle") is not None:
+            os.close(self._handle)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def read(self, index: int) -> Any:
         offset, length = map(int, self._spans[index])
-        with self.file.open("rb") as opened:
-            opened.seek(offset)
-            record = _parsed(opened.read(length))
+        if self._handle is None:
+            self._handle = os.open(self.file, os.O_RDONLY)
+        # At an offset, so that threads and forked workers may share the handle.
+        record = _parsed(os.pread(self._handle, length, offset))
         if isinstance(record, RequestError):
             raise record
         return record

@@ -12,6 +12,8 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from mcompose.errors import RequestError
 
 __all__ = ["MarkingTokenizer", "mark", "marking_processor"]
@@ -106,7 +108,7 @@ class MarkingTokenizer:
         encoded = self.inner([clean for clean, _ in parted], **asked)
         offsets = encoded.pop("offset_mapping")
         self.__dict__["marked"] = [
-            [_touches(int(a), int(b), spans) for a, b in row] for row, (_, spans) in zip(offsets, parted, strict=True)
+            _touches(np.asarray(row), spans) for row, (_, spans) in zip(offsets, parted, strict=True)
         ]
         return encoded
 
@@ -124,6 +126,10 @@ def _unmark(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces), spans
 
 
-def _touches(start: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token holds a marked character; tokens without any (padding, a first token) do not."""
-    return any(start < last and end > first for first, last in spans)
+def _touches(offsets_L2: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which tokens hold a marked character (L,); tokens without any (padding, a first token) do not."""
+    starts_L, ends_L = offsets_L2[:, 0], offsets_L2[:, 1]
+    marked_L = np.zeros(len(offsets_L2), dtype=bool)
+    for first, last in spans:
+        marked_L |= (starts_L < last) & (ends_L > first)
+    return marked_L

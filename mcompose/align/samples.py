@@ -13,6 +13,7 @@ template puts there, so that training and answering see the same prompt.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,7 +202,8 @@ def _medium(modality: str, held: Any, folder: Path) -> dict[str, Any]:
         raise RequestError(f"the {modality} is no path: {str(held)[:60]}")
     if "://" in held and not held.startswith("file://"):
         raise RequestError(f"the {modality} '{held}' is no local file; nothing is fetched while training.")
-    return {"type": modality, "path": str(folder / held.removeprefix("file://"))}
+    # Not by pathlib, which is several times slower, and a dataset has millions of these.
+    return {"type": modality, "path": os.path.join(folder, held.removeprefix("file://"))}  # noqa: PTH118
 
 
 def _check_turns(messages: Sequence[Message]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -135,6 +135,9 @@ class UnusableError(RequestError):
         self.reason = reason
 
 
+_Seen: TypeAlias = Sample | UnusableError
+
+
 def make_sample(record: Any, *, spec: DatasetSpec, index: int, place: str, folder: Path) -> Sample:
     """Makes a sample of a record.
 
@@ -188,8 +191,8 @@ def survey(records: Records, spec: DatasetSpec) -> Survey:
     skipped = Skipped()
     rows: list[tuple[int, int, list[int]]] = []
     for sample in _looked_at(records, spec, total, skipped):
-        media = sample.media()
-        rows.append((sample.index, sample.characters(), [len(media.get(modality, [])) for modality in MODALITIES]))
+        kinds = [part["type"] for message in sample.messages for part in message["content"]]
+        rows.append((sample.index, sample.characters(), [kinds.count(modality) for modality in MODALITIES]))
     if not rows:
         first = f" The first: {skipped.examples[0]}" if skipped.examples else ""
         raise RequestError(f"The dataset {spec.name} has no record that can be used.{first}")
@@ -202,9 +205,9 @@ def survey(records: Records, spec: DatasetSpec) -> Survey:
 
 
 def _looked_at(records: Records, spec: DatasetSpec, total: int, skipped: Skipped) -> Iterator[Sample]:
-    """The usable samples in order; chunks are read by threads, since decoding leaves Python."""
+    """The usable samples in order; what is decoded is read by threads, since decoding leaves Python."""
 
-    def look(index: int) -> Sample | UnusableError:
+    def look(index: int) -> _Seen:
         try:
             sample = read_sample(records, index, spec)
             check_media(sample, decode=spec.on_broken == "skip")
@@ -212,15 +215,21 @@ def _looked_at(records: Records, spec: DatasetSpec, total: int, skipped: Skipped
             return error
         return sample
 
-    with ThreadPoolExecutor(max_workers=_THREADS if spec.on_broken == "skip" else 1) as pool:
-        for start in range(0, total, _CHUNK):
-            for seen in pool.map(look, range(start, min(start + _CHUNK, total))):
-                if isinstance(seen, Sample):
-                    yield seen
-                elif spec.on_broken == "skip":
-                    skipped.add(seen.reason, seen.message)
-                else:
-                    raise RequestError(seen.message, hint="Mend the record, or say 'on_broken: skip' for this dataset.")
+    numbers = range(total)
+    for seen in _in_threads(look, numbers) if spec.on_broken == "skip" else map(look, numbers):
+        if isinstance(seen, Sample):
+            yield seen
+        elif spec.on_broken == "skip":
+            skipped.add(seen.reason, seen.message)
+        else:
+            raise RequestError(seen.message, hint="Mend the record, or say 'on_broken: skip' for this dataset.")
+
+
+def _in_threads(look: Callable[[int], _Seen], numbers: range) -> Iterator[_Seen]:
+    """In order, and never far ahead."""
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        for start in range(0, len(numbers), _CHUNK):
+            yield from pool.map(look, numbers[start : start + _CHUNK])
 
 
 def check_media(sample: Sample, *, decode: bool) -> None:
@@ -233,12 +242,12 @@ def check_media(sample: Sample, *, decode: bool) -> None:
     Raises:
         RequestError: One is missing or, decoded, broken; the sentence has its path and the sample's place.
     """
-    for modality, items in sample.media().items():
-        for item in items:
-            if isinstance(item, Path) and not os.path.isfile(item):  # noqa: PTH113 - twice as fast, a million times
-                raise UnusableError(f"{sample.place}: The {modality} {item} is missing.", reason="missing medium")
-            if decode:
-                _decode(sample, item, modality)
+    for part in (part for message in sample.messages for part in message["content"] if part["type"] != "text"):
+        path, modality = part.get("path"), part["type"]
+        if path is not None and not os.path.isfile(path):  # noqa: PTH113 - twice as fast, a million times
+            raise UnusableError(f"{sample.place}: The {modality} {path} is missing.", reason="missing medium")
+        if decode:
+            _decode(sample, part["bytes"] if path is None else Path(path), modality)
 
 
 def _decode(sample: Sample, item: Path | bytes, modality: str) -> None:

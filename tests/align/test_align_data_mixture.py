@@ -8,7 +8,7 @@ import pytest
 from align_data_samples import llava_record, picture, write_lines
 from torch.utils.data import DataLoader
 
-from mcompose.align.batching import MixtureSampler, TokenRates
+from mcompose.align.batching import MixtureSampler, TokenRates, grouped_places
 from mcompose.align.mixture import Mixture, open_mixture
 from mcompose.align.shares import draw, proportions, shares_of
 from mcompose.align.streams import StreamMixture
@@ -132,6 +132,17 @@ def test_lengths_group_and_every_sample_comes_once(tmp_path):
     assert padded(order) < padded(list(range(64)))
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+def test_a_stages_order_goes_on_from_epoch_to_epoch(tmp_path):
+    mixture = open_mixture([dataset(tmp_path, "a.jsonl", 16)], folder=tmp_path, seed=5)
+    places = grouped_places(mixture, total=40, batch_size=2)
+    assert [sorted(places[:16]), sorted(places[16:32])] == [list(range(16)), list(range(16, 32))]
+    assert set(places[32:]) < set(range(32, 48))
+    assert mixture.epoch == 0
+    sampler = MixtureSampler(mixture, batch_size=2)
+    sampler.set_epoch(1)
+    assert [16 + index for index in sampler] == places[16:32]
 
 
 def test_media_count_in_lengths(tmp_path):
