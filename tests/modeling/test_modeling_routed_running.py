@@ -172,7 +172,10 @@ def test_the_test_above_can_fail():
     assert any(not torch.allclose(found.get(name, torch.zeros_like(grad)), grad) for name, grad in wanted.items())
 
 
-@pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate"])
+@pytest.mark.parametrize(
+    "groups",
+    [pytest.param("dense", marks=pytest.mark.slow), "mixed-text", pytest.param("separate", marks=pytest.mark.slow)],
+)
 @torch.no_grad()
 def test_the_prefill_compiles_into_one_graph_for_all_batches(groups):
     model, inputs = routed(groups, prefixes=True)
@@ -183,6 +186,7 @@ def test_the_prefill_compiles_into_one_graph_for_all_batches(groups):
         close(compiled(**turned).logits, model(**turned).logits)
 
 
+@pytest.mark.slow
 def test_training_compiles_into_one_graph():
     model, inputs = routed("mixed-text", prefixes=True)
     wanted = gradients(model, inputs)

@@ -1,0 +1,69 @@
+"""Language models of many families are routed by what their layers hold, or refused with a sentence."""
+
+import pytest
+import torch
+from routed_models import Reference
+from torch import nn
+from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mcompose.modeling.routed import ROUTE, check_taken, route_language, routed_linears
+from mcompose.modeling.routed_groups import group_specs
+from mcompose.modeling.routed_routes import make_route
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+ROUTED = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2", "granite",
+    "cohere", "cohere2", "starcoder2", "stablelm", "smollm3", "glm", "glm4", "helium", "gpt_neox", "nemotron",
+    "ministral", "seed_oss", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+]  # fmt: skip
+REFUSED = ["mixtral", "qwen3_moe", "gpt2", "opt", "mamba", "lfm2", "falcon_h1", "gpt_bigcode", "bloom", "deepseek_v3"]
+SPECS = group_specs(
+    {"image": {"kind": "dense"}, "audio": {"kind": "low_rank", "rank": 3, "scale": 2.0}, "text": {"kind": "dense"}}
+)
+
+
+def language(kind):
+    config = CONFIG_MAPPING[kind](**SIZES)
+    torch.manual_seed(0)
+    return AutoModel.from_config(config).eval().double()
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+@torch.no_grad()
+def test_a_family_equals_the_masked_sum(kind):
+    model = language(kind)
+    linears = {name for name, m in model.named_modules() if type(m) is nn.Linear and ".layers." in f".{name}"}
+    plain_keys = set(model.state_dict())
+    route_language(model, SPECS)
+    assert {name for name, _ in routed_linears(model)} == linears
+    assert plain_keys < set(model.state_dict())
+    for name, parameter in model.named_parameters():
+        if ".groups." in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 6)
+    ids = torch.arange(24).reshape(2, 12) + 3
+    image, audio = torch.zeros_like(ids).bool(), torch.zeros_like(ids).bool()
+    image[:, 2:6], audio[0, 7:9] = True, True
+    masks = {"image": image, "audio": audio}
+    inputs = {ROUTE: make_route(SPECS, masks)}
+    found = model(ids, **inputs).last_hidden_state
+    check_taken(inputs, model)
+    for name, linear in list(routed_linears(model)):
+        model.set_submodule(name, Reference(linear, masks))
+    torch.testing.assert_close(found, model(ids).last_hidden_state, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_family_that_cannot_be_routed_is_refused(kind):
+    with pytest.raises(ValueError, match="cannot be routed"):
+        route_language(language(kind), SPECS)
+
+
+def test_a_language_model_that_drops_the_route_is_refused():
+    inputs = {ROUTE: make_route(SPECS, {"image": torch.tensor([[False, True]])})}
+    with pytest.raises(ValueError, match="Linear does not hand further arguments to its attention"):
+        check_taken(inputs, nn.Linear(1, 1))
