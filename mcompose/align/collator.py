@@ -22,6 +22,8 @@ from mcompose.align.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.media import MODALITIES, read_media
 from mcompose.modeling.families import TYPE_IDS
+from mcompose.modeling.processing_frames import FramesProcessor
+from mcompose.modeling.processing_points import PointsProcessor
 
 __all__ = ["IGNORED", "Collator", "can_pack", "media_digest", "takes_positions"]
 
@@ -154,6 +156,8 @@ class Collator:
             return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **given)
         if "image" in given and not all(media["image"]):
             given["images"] = [row for row in media["image"] if row]
+        if isinstance(self.processor, FramesProcessor | PointsProcessor):
+            return self._call(text=texts, padding=True, return_tensors="pt", **special, **given)
         # Said flat, padding would also pad sounds to one another only.
         return self._call(text=texts, text_kwargs={"padding": True, **special}, return_tensors="pt", **given)
 
