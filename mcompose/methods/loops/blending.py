@@ -13,7 +13,7 @@ from mcompose.methods.loops.formats import narrow, widen
 from mcompose.methods.loops.layout import BLOCK, LANES, TILE
 from mcompose.methods.loops.memory import doubles, floats, longs
 
-__all__ = ["add_lanes", "finish", "gram", "group_gram", "group_pour", "pour", "widen_delta"]
+__all__ = ["add_lane_by_lane", "finish", "gram", "group_gram", "group_pour", "join_lanes", "pour", "widen_delta"]
 
 
 @njit(forceinline=True)
@@ -94,28 +94,44 @@ def group_pour(sources, kinds, many, weights, start, stride, groups, base, base_
 
 
 @njit(forceinline=True)
-def add_lanes(products, place, count, lanes, total):
-    """Adds a tile of float64 numbers, whose first has this place in the tensor, to running sums and a total."""
+def add_lane_by_lane(products, place, count, lanes, total):
+    """Adds a tile of float64 numbers, whose first may have any place in the tensor, to running sums and a total."""
     values, sums, block = doubles(products, count), doubles(lanes, LANES), doubles(total, 1)
-    i = 0
-    while i < count:
-        stop = min(count, i + BLOCK - (place + i) % BLOCK)
-        while i < stop and (place + i) % LANES != 0:
-            sums[(place + i) % LANES] += values[i]
-            i += 1
-        while i + LANES <= stop:
-            for lane in range(LANES):
-                sums[lane] += values[i + lane]
-            i += LANES
-        while i < stop:
-            sums[(place + i) % LANES] += values[i]
-            i += 1
-        if (place + i) % BLOCK == 0:
-            joined = 0.0
-            for lane in range(LANES):
-                joined += sums[lane]
-                sums[lane] = 0.0
-            block[0] += joined
+    for i in range(count):
+        sums[(place + i) % LANES] += values[i]
+        if (place + i + 1) % BLOCK == 0:
+            join_lanes(sums, block)
+
+
+@njit(forceinline=True)
+def join_lanes(sums, block):
+    """Ends a block."""
+    joined = 0.0
+    for lane in range(LANES):
+        joined += sums[lane]
+        sums[lane] = 0.0
+    block[0] += joined
+
+
+@njit(forceinline=True)
+def _add_products(x, y, place, count, lanes, total, products):
+    """Adds ``x . y`` of a tile. A tile that starts at a multiple of TILE lies in one block: no lane need be sought."""
+    if place % TILE != 0:
+        left, right, product = floats(x, count), floats(y, count), doubles(products, count)
+        for i in range(count):
+            product[i] = np.float64(left[i]) * np.float64(right[i])
+        add_lane_by_lane(products, place, count, lanes, total)
+        return
+    sums, whole = doubles(lanes, LANES), count - count % LANES
+    for first in range(0, whole, LANES):
+        left, right = floats(x + 4 * first, LANES), floats(y + 4 * first, LANES)
+        for lane in range(LANES):
+            sums[lane] += np.float64(left[lane]) * np.float64(right[lane])
+    left, right = floats(x + 4 * whole, LANES), floats(y + 4 * whole, LANES)
+    for lane in range(count - whole):
+        sums[lane] += np.float64(left[lane]) * np.float64(right[lane])
+    if (place + count) % BLOCK == 0:
+        join_lanes(sums, doubles(total, 1))
 
 
 def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, tiles):
@@ -128,7 +144,6 @@ def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, til
     origin = tiles + 4 * TILE * many if base != 0 else 0
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
-        product = doubles(products, size)
         if base != 0:
             widen(base, base_kind, first, size, origin)
         for source in range(many):
@@ -136,10 +151,8 @@ def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, til
         pair = 0
         for i in range(many):
             for j in range(i, many):
-                left, right = floats(tiles + 4 * TILE * i, size), floats(tiles + 4 * TILE * j, size)
-                for k in range(size):
-                    product[k] = np.float64(left[k]) * np.float64(right[k])
-                add_lanes(products, start + first, size, lanes + 8 * LANES * pair, totals + 8 * pair)
+                x, y = tiles + 4 * TILE * i, tiles + 4 * TILE * j
+                _add_products(x, y, start + first, size, lanes + 8 * LANES * pair, totals + 8 * pair, products)
                 pair += 1
 
 

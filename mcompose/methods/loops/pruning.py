@@ -13,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mcompose.methods.loops.blending import add_lanes, finish, widen_delta
+from mcompose.methods.loops.blending import add_lane_by_lane, finish, join_lanes, widen_delta
 from mcompose.methods.loops.formats import narrow, widen
 from mcompose.methods.loops.layout import (
+    BLOCK,
     CHANCES,
     CODE,
     COLUMNS,
@@ -184,10 +185,23 @@ def abs_sums(source, kind, base, base_kind, cut, start, count, lanes, totals, ti
 
 @njit(forceinline=True)
 def _add_magnitudes(tile, place, count, lanes, total, wide):
-    values, magnitudes = floats(tile, count), doubles(wide, count)
-    for i in range(count):
-        magnitudes[i] = np.float64(abs(values[i]))
-    add_lanes(wide, place, count, lanes, total)
+    """Adds absolute values as `blending` adds products."""
+    if place % TILE != 0:
+        values, magnitudes = floats(tile, count), doubles(wide, count)
+        for i in range(count):
+            magnitudes[i] = np.float64(abs(values[i]))
+        add_lane_by_lane(wide, place, count, lanes, total)
+        return
+    sums, whole = doubles(lanes, LANES), count - count % LANES
+    for first in range(0, whole, LANES):
+        part = floats(tile + 4 * first, LANES)
+        for lane in range(LANES):
+            sums[lane] += np.float64(abs(part[lane]))
+    part = floats(tile + 4 * whole, LANES)
+    for lane in range(count - whole):
+        sums[lane] += np.float64(abs(part[lane]))
+    if (place + count) % BLOCK == 0:
+        join_lanes(sums, doubles(total, 1))
 
 
 @njit(forceinline=True)
