@@ -8,9 +8,11 @@ from mcompose.anatomy.compare import can_compose
 from mcompose.anatomy.part import (
     EMBEDDING,
     ENCODER,
+    GROUP,
     HEAD,
     LANGUAGE,
     MODALITIES,
+    ORIGIN,
     PARTS,
     PROJECTOR,
     UNUSED,
@@ -23,9 +25,11 @@ from mcompose.anatomy.summary import summarise
 __all__ = [
     "EMBEDDING",
     "ENCODER",
+    "GROUP",
     "HEAD",
     "LANGUAGE",
     "MODALITIES",
+    "ORIGIN",
     "PARTS",
     "PROJECTOR",
     "UNUSED",

@@ -1,26 +1,31 @@
 """Anatomy of mcompose's own types: the composed checkpoint, and the points source.
 
 Their keys are the same in files and in memory, so no renaming is needed: the language model lies under
-``model.language_model``, and what feeds it is told by the configs inside the config.
+``model.language_model``, and what feeds it is told by the configs inside the config. Decoupled groups lie beside their
+linears, and are parts of their own: a language model is merged, a group is copied.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mcompose.anatomy.cache import ask_transformers
 from mcompose.anatomy.family import Family
-from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, MODALITIES, PROJECTOR
+from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, MODALITIES, ORIGIN, PROJECTOR, Slot
 from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
 
-__all__ = ["OWN_TYPES", "describe_own"]
+__all__ = ["OWN_TYPES", "describe_own", "mark_groups"]
 
 OWN_TYPES = ("mcompose", "mcompose_points")
 
 _DECODER = "model.language_model"
+_GROUP = re.compile(r"\.groups\.([a-z]+)\.(?:weight|bias|lora_[AB]\.weight)$")
+_ORIGIN = re.compile(r"\.base\.(?:weight|bias)$")
 
 
 def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
@@ -44,6 +49,7 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
             head = f"model.towers.{name}."
             parts.update({head + path: part for path, part in tower_parts.items()})
             layers += tuple(head + path for path in tower_layers)
+        parts.update({"model.prefix_tokens": PROJECTOR, "model.suffix_tokens": PROJECTOR})
     family = Family(
         model_type=config["model_type"],
         architecture=(config.get("architectures") or [""])[0],
@@ -55,6 +61,22 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
         modalities=modalities,
     )
     return family, _settings(config, text)
+
+
+def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:
+    """Gives decoupled groups, and what low-rank ones add to, parts of their own.
+
+    Args:
+        slots: Key to slot of a composed checkpoint; groups are claimed by the language model so far.
+    """
+    return {key: _marked(slot) if slot.part == LANGUAGE else slot for key, slot in slots.items()}
+
+
+def _marked(slot: Slot) -> Slot:
+    group = _GROUP.search(slot.name)
+    if group:
+        return replace(slot, part=f"{GROUP}:{group.group(1)}")
+    return replace(slot, part=ORIGIN) if _ORIGIN.search(slot.name) else slot
 
 
 def _settings(config: Mapping[str, Any], text: Mapping[str, Any]) -> Settings:

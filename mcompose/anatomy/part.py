@@ -5,6 +5,7 @@ two sources are compared name by name however their files spell them:
 
 * language, embedding and head tensors are named relative to the decoder: ``layers.0.self_attn.q_proj.weight``,
   ``embed_tokens.weight``, ``norm.weight``; the head is ``lm_head.weight``;
+* decoupled groups (DAMC) are named beside their linear: ``layers.0.self_attn.q_proj.groups.image.weight``;
 * encoder and projector tensors are named as in memory, relative to transformers' base model:
   ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``.
 """
@@ -18,9 +19,11 @@ from typing import Any
 __all__ = [
     "EMBEDDING",
     "ENCODER",
+    "GROUP",
     "HEAD",
     "LANGUAGE",
     "MODALITIES",
+    "ORIGIN",
     "PARTS",
     "PROJECTOR",
     "UNUSED",
@@ -37,6 +40,9 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
     "unused",
 )
 MODALITIES = ("image", "audio", "video", "points")
+GROUP, ORIGIN = "group", "origin"
+"""Parts of composed checkpoints with decoupled parameters: ``group:image`` is what image tokens use instead of the
+language model's own linears, ``group:text`` the low-rank part of the text's, ``origin`` what low-rank groups add to."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,9 @@ class Slot:
     Args:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
-        part: One of ``PARTS``. Everything that is neither language model nor encoder is ``projector``: the connector,
-            a learned newline, query tokens. ``unused`` is what no answer needs and no output gets: a buffer that old
-            files hold, a speech generator; its name is its key.
+        part: One of ``PARTS``, ``group:<modality>`` or ``origin``. Everything that is neither language model nor
+            encoder is ``projector``: the connector, a learned newline, query tokens. ``unused`` is what no answer needs
+            and no output gets: a buffer that old files hold, a speech generator; its name is its key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
         reason: Why the tensor is ``unused``; empty for the other parts.
     """
@@ -93,5 +99,5 @@ class Anatomy:
 
     def by_name(self, *parts: str) -> dict[str, Slot]:
         """Name to slot for the given parts (all but ``unused`` when none is given), in the order of the checkpoint."""
-        wanted = parts or PARTS[:-1]
+        wanted = parts or {slot.part for slot in self.slots.values()} - {UNUSED}
         return {slot.name: slot for slot in self.slots.values() if slot.part in wanted}

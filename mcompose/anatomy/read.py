@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mcompose.anatomy.cache import ask_transformers
-from mcompose.anatomy.composed import OWN_TYPES, describe_own
+from mcompose.anatomy.composed import OWN_TYPES, describe_own, mark_groups
 from mcompose.anatomy.family import Family, Renaming, claim
 from mcompose.anatomy.part import EMBEDDING, HEAD, Anatomy, Slot
 from mcompose.anatomy.refuse import refuse_files, refuse_type
@@ -63,6 +63,8 @@ def _read(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
     slots, orphans = claim(family, list(tensors))
     if orphans:
         raise _orphaned(family, orphans, total=len(tensors))
+    if family.model_type in OWN_TYPES:
+        slots = mark_groups(slots)
     _check_names(slots)
     return _assemble(family, settings, slots)
 

@@ -24,7 +24,8 @@ def summarise(anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], dtypes: M
         tensors and parameters, the dtypes with their parameters, and the number of layers. A refused checkpoint may
         have no parts; its parameters are counted all the same.
     """
-    parts = {part: _part(anatomy, part, shapes, dtypes) for part in PARTS}
+    named = dict.fromkeys([*PARTS, *(slot.part for slot in anatomy.slots.values())])
+    parts = {part: _part(anatomy, part, shapes, dtypes) for part in named}
     text = anatomy.text_config
     return {
         "model_type": anatomy.model_type,

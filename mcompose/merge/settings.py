@@ -27,6 +27,9 @@ __all__ = ["bound_segment", "output_dtype"]
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 """The recipe's spelling to the file's."""
 
+SUMS_OF_CHANGES = ("damc",)
+"""Methods that count from a base, and whose only source at coefficient one is that source, to the bit."""
+
 
 def output_dtype(requested: str | None, dtype: str) -> str:
     """The dtype of an output tensor.
@@ -131,6 +134,8 @@ def _are_mergeable(name: str, inputs: Sequence[Contribution]) -> bool:
 
 def _keeps_one(method: Method, setting: Setting) -> bool:
     """True when merging a single source by this method is copying it."""
+    if method.name in SUMS_OF_CHANGES:
+        return setting.weights in (None, (1.0,))
     plain = not setting.parameters and (setting.weights is None or setting.weights == (1.0,))
     return plain and method.space == "weights" and method.min_sources == 1 and method.base != "required"
 

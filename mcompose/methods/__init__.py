@@ -7,6 +7,7 @@ breadcrumbs and DELLA).
 
 from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from mcompose.methods.call import merge_tensors, merge_whole
+from mcompose.methods.damc import damc
 from mcompose.methods.dare import dare_linear, dare_ties
 from mcompose.methods.della import della, della_linear
 from mcompose.methods.iso_c import iso_c
@@ -36,6 +37,7 @@ __all__ = [
     "arguments_for",
     "breadcrumbs",
     "breadcrumbs_ties",
+    "damc",
     "dare_linear",
     "dare_ties",
     "della",

@@ -18,6 +18,7 @@ SETTINGS = {
     "linear": [{}, {"normalize": False}],
     "weight-mix": [{}, {"beta": 0.8}],
     "task_arithmetic": [{}, {"lambda": 0.7, "normalize": True}],
+    "damc": [{}, {"modality_weights": 0.5}],
     "slerp": [{"t": 0.3}, {"t": 0.0}, {"t": 1.0}],
     "nuslerp": [
         {},
