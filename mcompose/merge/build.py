@@ -17,8 +17,11 @@ from mcompose.merge.stream import CHUNK
 
 __all__ = ["build_plan"]
 
-RUNTIME_MEMORY = 170 * 2**20
-"""Python, numpy and numba with the compiled kernels loaded; measured."""
+RUNTIME_MEMORY = 110 * 2**20
+"""Python, numpy and the kernels, with everything loaded that a merge needs; measured."""
+
+COUNTERS_PER_INPUT = 2 * 2**20
+"""Room in which a rank is found: see `methods.select`."""
 
 WHOLE_TENSOR_COPIES = 4
 """float32 copies of the output that a whole-tensor method holds beside its inputs; measured on mergekit's."""
@@ -109,9 +112,10 @@ def _scratch(job: TensorJob, segment: Segment) -> int:
     if segment.action in ("copied", "created"):
         return 2 * 2**20
     total = (segment.stop - segment.start) * job.row_elements
-    copies = len(segment.inputs) + 3
+    widths = [DTYPE_BITS[c.entry.dtype] // 8 for c in segment.inputs]
+    raw = sum(widths) + DTYPE_BITS[job.dtype] // 8
     if segment.action == "merged" and find_method(segment.method).program is None:
-        return 4 * total * (copies + WHOLE_TENSOR_COPIES)
-    low_rank = any(c.low_rank is not None for c in segment.inputs)
-    step = CHUNK if not low_rank else math.ceil(CHUNK / max(job.row_elements, 1)) * job.row_elements
-    return 4 * min(total, step) * copies
+        return total * (raw + 4 * (len(widths) + WHOLE_TENSOR_COPIES))
+    folded = sum(8 for c in segment.inputs if c.low_rank is not None)
+    step = CHUNK if not folded else math.ceil(CHUNK / max(job.row_elements, 1)) * job.row_elements
+    return min(total, step) * (raw + folded) + COUNTERS_PER_INPUT * len(widths)
