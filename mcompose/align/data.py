@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcompose.align.batching import grouped_places, token_rates
 from mcompose.align.collator import Collator, can_pack, takes_positions
 from mcompose.align.labels import check_labels
 from mcompose.align.masks import Mask, Masked
@@ -48,11 +49,15 @@ class StageData:
         """What was taken from each dataset, for the record."""
         return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
 
-    def ordered(self, plan: StepPlan) -> Any:
+    def ordered(self, stage: Stage, plan: StepPlan) -> Any:
         """The samples in the order of the stage."""
         if self.samples is None:
             return OrderedStream(self.mixture, plan.micro)
-        return Ordered(self.mixture, plan.samples)
+        places = None
+        if stage.group_by_length:
+            rates = token_rates(self.mixture, Collator(self.processor, max_length=None))
+            places = grouped_places(self.mixture, total=plan.samples, batch_size=plan.batch, rates=rates)
+        return Ordered(self.mixture, plan.samples, places=places)
 
     def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = ()) -> Masked:
         """What makes the batches of a stage.
@@ -96,6 +101,8 @@ def open_data(stage: Stage, processor: Any, *, folder: Path) -> StageData:
     mixture = mixture.without_long(collator)
     if not hasattr(mixture, "__len__") and stage.steps is None:
         raise RequestError("A stream has no end to count epochs by.", hint="Give the stage 'steps'.")
+    if not hasattr(mixture, "__len__") and stage.group_by_length:
+        raise RequestError("A stream cannot be grouped by length.", hint="Leave 'group_by_length' out.")
     check_labels(mixture, collator)
     return StageData(mixture, processor, _digest(stage, folder))
 

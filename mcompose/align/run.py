@@ -23,6 +23,7 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from mcompose.align import processes
+from mcompose.align.batching import from_worker
 from mcompose.align.data import StageData, open_data
 from mcompose.align.delta import Trained, full_values, write_result
 from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done
@@ -38,7 +39,7 @@ from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
 from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible
-from mcompose.errors import InterruptedRunError
+from mcompose.errors import InterruptedRunError, McomposeError
 from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
@@ -181,6 +182,8 @@ class _Run:
             with interruptible(watch):
                 try:
                     trainer.train(resume_from_checkpoint=str(point) if point else None)
+                except McomposeError as error:
+                    raise from_worker(error) from error
                 finally:
                     watch.close()
         self._check_finished(trainer, watch)
@@ -237,7 +240,7 @@ class _Run:
             parts=TrainerParts(stage, plan, trained.parts, self.training.rates, frozen),
             model=model,
             args=arguments,
-            train_dataset=self.data.ordered(plan),
+            train_dataset=self.data.ordered(stage, plan),
             data_collator=self.data.batches(stage, model, request.masks),
         )
         main = processes.is_main()

@@ -154,7 +154,8 @@ class StageWatch(TrainerCallback):
         seconds = max(time.monotonic() - self._started, 1e-9)
         done = max(step - self._first_step, 1)
         rate = self._tokens() * max(1, args.world_size) / seconds
-        self._write({**state.log_history[-1], "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)})
+        cost = {"tokens": self._tokens(), "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
+        self._write({**state.log_history[-1], **cost})
         self._progress.told(step, loss, rate, seconds / done * (self._steps - step))
         if not math.isfinite(loss):
             raise NumericsError(f"The loss became {loss} in step {step} of {self._steps}.", hint=_ADVICE)

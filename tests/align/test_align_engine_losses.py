@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from align_folders import STAGE, build
+from align_folders import STAGE, build, write_data
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForMultimodalLM
@@ -167,6 +167,38 @@ def test_a_finished_stage_is_not_run_again(home, tmp_path):
     assert not other.again
     assert "discarded" in other.notices[0]
     assert other.result.record["plan"]["steps"] == 2
+
+
+def test_grouping_by_length_pads_less_and_sees_the_same_samples(home, tmp_path):
+    data, seen = [str(write_data(tmp_path / "data", count=40))], {}
+
+    def watch(batch):
+        seen.setdefault("padding", []).append(int((batch["attention_mask"] == 0).sum()))
+        return batch
+
+    sizes = []
+    for name in (False, True):
+        seen.clear()
+        job = request(home, tmp_path / str(name), steps=None, batch_size=2, group_by_length=name, data=data)
+        run_stage(replace(job, masks=(watch,)))
+        sizes.append(sum(seen["padding"]))
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_read_in_the_same_order_by_any_number_of_workers(home, tmp_path, workers):
+    data = [{"path": "data/data.jsonl", "streaming": True}]
+    run_stage(request(home, tmp_path / "1", data=data, steps=3, workers=workers))
+    reference = request(home, tmp_path / "2", data=data, steps=3)
+    run_stage(reference)
+    assert losses_of(tmp_path / "1") == losses_of(tmp_path / "2")
+
+
+def test_a_packed_piece_has_the_loss_of_its_rows(home, tmp_path):
+    job = {"train": ["projectors", "language"], "lr": 1e-3, "steps": 2, "warmup": 0}
+    run_stage(request(home, tmp_path / "1", **job))
+    run_stage(request(home, tmp_path / "2", packing=True, **job))
+    torch.testing.assert_close(losses_of(tmp_path / "2"), losses_of(tmp_path / "1"), rtol=1e-4, atol=0)
 
 
 def test_epochs_are_counted_in_samples(home, tmp_path):
