@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def test_cpu_seconds_are_those_the_child_burned():
 def test_waiting_costs_no_cpu_and_ends_on_time():
     cost = run(["sleep", "0.5"])
     assert cost.cpu < 0.1
-    assert 0.5 <= cost.wall < 1.0
+    assert 0.5 <= cost.wall < 2.0
 
 
 def test_bytes_read_and_written_are_counted(tmp_path: Path):
@@ -97,7 +96,5 @@ def test_cached_and_dropped_files_are_told_apart(tmp_path: Path):
     assert share == 1.0
     if not cache.can_be_cold([file]):
         pytest.skip("the page cache cannot be dropped here")
-    started = time.perf_counter()
     file.read_bytes()
-    assert time.perf_counter() > started
     assert cache.cached([file]) == 1.0
