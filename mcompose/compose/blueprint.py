@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
-from mcompose.compose.names import TORCH_WORDS
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
+from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
+from mcompose.compose.towers import (
+    LANGUAGE_PARTS,
+    OutputTower,
+    composed_towers,
+    merged_towers,
+    native_towers,
+    output_towers,
+)
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.errors import CompositionError
-from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, copy_job, language_jobs, output_layers, tower_jobs
+from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
 
 if TYPE_CHECKING:
-    from mcompose.anatomy import Slot
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe, Recipe
@@ -28,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["COMPOSED", "NATIVE", "TEXT", "Blueprint", "choose_format", "draw_blueprint"]
 
 NATIVE, COMPOSED, TEXT = "native", "composed", "text"
-LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
-TOWER_PARTS = (ENCODER, PROJECTOR)
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -43,6 +48,8 @@ class Blueprint:
         owner: The source whose tokenizer the output ships, and for native whose class, config and keys it keeps.
         vocabulary: Rows of the vocabulary tables that are merged.
         plan: What becomes of every tensor.
+        towers: The towers of a composed output.
+        decoupling: The decoupled groups of the output; None when all tokens use the merged language model.
         layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
         warnings: Sentences for the user.
     """
@@ -53,6 +60,8 @@ class Blueprint:
     vocabulary: SharedRows
     plan: MergePlan
     layers: tuple[int, ...]
+    towers: tuple[OutputTower, ...] = ()
+    decoupling: Decoupling | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -66,13 +75,14 @@ class Blueprint:
         return DTYPE_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
 
 
-def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False) -> str:
+def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False, decoupled: bool = False) -> str:
     """Decides the output's format.
 
     Args:
         requested: ``auto``, ``native``, ``composed`` or ``text``.
         sources: The opened sources.
         share_towers: True when sources of one class merge their towers.
+        decoupled: True when the output has decoupled groups, which only the composed format can hold.
 
     Returns:
         ``native``, ``composed`` or ``text``.
@@ -81,6 +91,8 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
         CompositionError: The sources cannot be written in the requested format.
     """
     towers = 1 if share_towers and sources.towers else len(sources.towers)
+    if requested == "auto" and decoupled:
+        requested = COMPOSED
     if requested == "auto":
         requested = (TEXT, NATIVE)[towers] if towers < 2 else COMPOSED
     if requested == NATIVE and towers != 1:
@@ -112,18 +124,23 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
     """
     recipe = loaded.recipe
     share_towers = recipe.compose.towers == "merge"
-    output_format = choose_format(recipe.output.format, sources, share_towers=share_towers)
-    _refuse_sources(sources, output_format)
+    decoupled = recipe.compose.decouple != "none"
+    output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, decoupled=decoupled)
+    _refuse_sources(sources)
+    places = output_towers(sources) if output_format == COMPOSED else ()
     owner = _owner(recipe, sources, output_format)
     vocabulary, warnings = _vocabulary(owner, sources)
     jobs, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
-    if share_towers and output_format == NATIVE and not recipe.merge.slices:
-        towers, towers_dropped = _merged_towers(recipe, sources, owner)
+    if output_format == COMPOSED:
+        towers, towers_dropped = composed_towers(sources, places)
+    elif share_towers and output_format == NATIVE and not recipe.merge.slices:
+        towers, towers_dropped = merged_towers(recipe, sources, owner)
     else:
-        towers, towers_dropped = _towers(sources, owner, output_format)
+        towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
+    decoupling, jobs, groups_dropped = decouple(recipe, sources, jobs)
     plan = build_plan(
         [*jobs, *towers],
-        [*dropped, *towers_dropped],
+        [*dropped, *towers_dropped, *groups_dropped],
         max_shard_size=recipe.output.max_shard_size,
         metadata={"format": "pt"},
     )
@@ -135,11 +152,25 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
         vocabulary,
         plan,
         output_layers(recipe.merge, owner.anatomy.num_layers),
-        (*anatomy_warnings, *warnings, *plan.warnings),
+        places,
+        decoupling,
+        (*anatomy_warnings, *warnings, *_group_warnings(recipe, sources), *plan.warnings),
     )
 
 
-def _refuse_sources(sources: SourceSet, output_format: str) -> None:
+def _group_warnings(recipe: Recipe, sources: SourceSet) -> list[str]:
+    """What a recipe without decoupling leaves out."""
+    if recipe.compose.decouple != "none":
+        return []
+    left = ", ".join(f"'{source.name}'" for source in sources.sources if carries_groups(source))
+    if left:
+        return [f"The decoupled groups of {left} are left out; `compose: {{decouple: donor}}` keeps them."]
+    if recipe.merge.method == "damc" and sources.towers:
+        return ["Nothing is decoupled: all tokens use the merged language model. `compose.decouple` says otherwise."]
+    return []
+
+
+def _refuse_sources(sources: SourceSet) -> None:
     for source in sources.everything:
         if source.anatomy.refusal:
             raise CompositionError(
@@ -150,27 +181,12 @@ def _refuse_sources(sources: SourceSet, output_format: str) -> None:
                 f"Source '{source.name}' is quantised ({source.checkpoint.quantised}) and cannot be merged.",
                 hint="Use the checkpoint that it was quantised from.",
             )
+        if source.adapter is not None and carries_groups(source):
+            raise CompositionError(
+                f"Source '{source.name}' has decoupled groups, and its adapter would change what they add to.",
+                hint="Fold the adapter first: `mcompose merge` of this source alone, without groups.",
+            )
         _refuse_missing_layers(source)
-    if output_format != COMPOSED:
-        return
-    for name in sources.towers:
-        if name in TORCH_WORDS:
-            raise CompositionError(
-                f"A source of a composed output cannot be called '{name}': torch uses the word itself.",
-                hint="Give it another name in the recipe.",
-            )
-        anatomy = sources.get(name).anatomy
-        if not anatomy.known or anatomy.model_type == "mcompose":
-            reason = (
-                "is a composed checkpoint already"
-                if anatomy.known
-                else "is of a type that transformers does not know, so that its encoders cannot be built"
-            )
-            raise CompositionError(
-                f"Source '{name}' ({anatomy.model_type}) {reason}.",
-                hint="Compose from checkpoints of transformers' own classes, or keep this one as the only source of "
-                "modalities (native output).",
-            )
 
 
 def _refuse_missing_layers(source: SourceParts) -> None:
@@ -284,59 +300,3 @@ def _language(
         return fit_rows(job, vocabulary, owner.contribution(table.key))
 
     return [fit(job) for job in jobs], dropped
-
-
-def _towers(sources: SourceSet, owner: SourceParts, output_format: str) -> tuple[list[TensorJob], list[Dropped]]:
-    """Everything that is not language model: copied bit for bit, or listed as dropped."""
-    jobs: list[TensorJob] = []
-    dropped: list[Dropped] = []
-    for source in sources.sources:
-        kept = output_format == COMPOSED and source.name in sources.towers
-        whole = output_format == NATIVE and source.name == owner.name
-        for slot in source.anatomy.slots.values():
-            if slot.part in LANGUAGE_PARTS:
-                continue
-            if whole:
-                jobs.append(_tower_job(source, slot, slot.key))
-            elif kept and slot.part in TOWER_PARTS:
-                jobs.append(_tower_job(source, slot, f"model.towers.{source.name}.{slot.name}"))
-            else:
-                reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
-                dropped.append(Dropped(source.name, slot.key, slot.part, reason))
-    return jobs, dropped
-
-
-def _merged_towers(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> tuple[list[TensorJob], list[Dropped]]:
-    """Towers of sources of one class, merged; what is neither tower nor language model is the owner's."""
-    holders = [source for source in sources.sources if source.anatomy.by_name(*TOWER_PARTS)]
-    for source in holders:
-        if source.anatomy.model_type != owner.anatomy.model_type:
-            raise CompositionError(
-                f"The towers of '{owner.name}' ({owner.anatomy.model_type}) and '{source.name}' "
-                f"({source.anatomy.model_type}) are of two classes and cannot be merged.",
-                hint="Set `compose.towers: separate`, and say with `modalities:` which source brings what.",
-            )
-    keys = {slot.name: slot.key for slot in owner.anatomy.slots.values()}
-    base = sources.base if sources.base and sources.base.anatomy.by_name(*TOWER_PARTS) else None
-    if not holders:
-        return [], []
-    jobs, dropped = tower_jobs(recipe.merge, holders, base, key_of=lambda name, _: keys[name], target=owner)
-    for source in sources.sources:
-        for slot in source.anatomy.slots.values():
-            if slot.part in LANGUAGE_PARTS or slot.part in TOWER_PARTS:
-                continue
-            if source is owner:
-                jobs.append(_tower_job(source, slot, slot.key))
-            else:
-                dropped.append(Dropped(source.name, slot.key, slot.part, "not part of the model"))
-    return jobs, dropped
-
-
-def _tower_job(source: SourceParts, slot: Slot, name: str) -> TensorJob:
-    """A copy, or where the source's adapter reaches into its tower, the folded tensor."""
-    job = copy_job(name, source.entry(slot.key), slot.part, source=source.name, layer=slot.layer)
-    contribution = source.contribution(slot.key)
-    if contribution.low_rank is None:
-        return job
-    segment = replace(job.segments[0], action="folded", contributions=(contribution,))
-    return replace(job, segments=(segment,), note=f"adapter of {source.name} folded")

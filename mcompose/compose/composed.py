@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcompose.compose.decoupled import Decoupling
 from mcompose.compose.native import layer_changes
+from mcompose.compose.towers import OutputTower, vectors_around
 from mcompose.errors import CompositionError
 from mcompose.modeling import island_files
 from mcompose.modeling.families import MROPE_TEXT, family_of
@@ -39,19 +41,20 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     # These cost seconds to import, and only this format needs them.
     from transformers import GenerationConfig  # noqa: PLC0415
 
-    from mcompose.modeling import composed_config, register  # noqa: PLC0415
+    from mcompose.modeling import composed_config, prefix_fields, register  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
 
-    sources = blueprint.sources
     register()
-    stored = {name: _stored_source(blueprint, name) for name in sources.towers}
+    stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
     tokenizer = _tokenizer(blueprint.owner)
-    if blueprint.owner.anatomy.modalities:
+    if blueprint.owner.anatomy.modalities and blueprint.owner.anatomy.model_type != "mcompose":
         tokenizer.chat_template = None  # written for that source's own placeholders and message lists
-    for name in sources.towers:
-        if family_of(sources.get(name).anatomy.model_type).structure:
-            stored[name] = _stored_source(blueprint, name, tokenizer=tokenizer)
-    placeholders = add_placeholders(tokenizer, list(sources.modalities))
+    for tower in blueprint.towers:
+        if family_of(tower.model_type).structure:
+            stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
+    placeholders = add_placeholders(tokenizer, list(blueprint.sources.modalities))
+    around = vectors_around(blueprint.towers)
+    groups = blueprint.decoupling or Decoupling({})
     try:
         config = composed_config(
             _language_config(blueprint),
@@ -59,12 +62,17 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             placeholders=placeholders,
             tie_word_embeddings=not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs),
             dtype=dtype or blueprint.dtype,
+            routed_groups={name: dict(fields) for name, fields in groups.groups.items()},
+            routed_base=groups.base,
+            **prefix_fields(tokenizer, **around),
         )
+        if blueprint.decoupling is not None:
+            _check_network(config, blueprint)
     except ValueError as error:
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
-    folders = {name: sources.get(name).checkpoint.folder for name in sources.towers}
-    write_processor(staged.partial, tokenizer, stored, folders=folders)
+    folders = {tower.name: tower.processor_folder for tower in blueprint.towers}
+    write_processor(staged.partial, tokenizer, stored, folders=folders, **around)
     _check_processors(staged.partial, blueprint)
     if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
         with _blaming(blueprint.owner.name, "generation config"):
@@ -81,37 +89,57 @@ def _tokenizer(source: SourceParts) -> Any:
         return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
 
 
-def _stored_source(blueprint: Blueprint, name: str, *, tokenizer: Any = None) -> dict[str, Any]:
-    """One source's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
+def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, Any]:
+    """One tower's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
     from mcompose.modeling import stored_source  # noqa: PLC0415 - as above
     from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import structure_ids  # noqa: PLC0415
 
-    source = blueprint.sources.get(name)
-    config = _native_config(source)
-    brought = [modality for modality, owner in blueprint.sources.modalities.items() if owner == name]
-    ids = None if tokenizer is None else structure_ids(tokenizer, config, source_tokenizer=_tokenizer(source))
-    with _blaming(name, "config"):
-        entry = stored_source(config, modalities=brought, structure_ids=ids)
+    ids = None
+    if tokenizer is not None:
+        ids = structure_ids(tokenizer, tower.config, source_tokenizer=_tokenizer(tower.source))
+    with _blaming(tower.source.name, "config"):
+        entry = stored_source(tower.config, modalities=tower.modalities, structure_ids=ids)
         native_config(entry["model_type"], entry["config"])  # for its complaints
         return entry
+
+
+def _check_network(config: Any, blueprint: Blueprint) -> None:
+    """Builds the network without memory: it must hold what the plan writes, tensor by tensor.
+
+    Raises:
+        ValueError: Its layers cannot be routed.
+        CompositionError: It holds other tensors.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    from mcompose.modeling import ComposedForConditionalGeneration  # noqa: PLC0415
+
+    with torch.device("meta"):
+        held = {name: tuple(t.shape) for name, t in ComposedForConditionalGeneration(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        held.pop("lm_head.weight", None)
+    made = {job.name: job.shape for job in blueprint.plan.jobs}
+    odd = [name for name in dict.fromkeys([*made, *held]) if made.get(name) != held.get(name) and _inside(name)]
+    if odd:
+        raise CompositionError(
+            f"The layers of this language model cannot be decoupled: '{odd[0]}' is {made.get(odd[0], 'not')} among the "
+            f"sources' tensors, and {held.get(odd[0], 'not')} in the network.",
+            hint="Leave 'compose.decouple' out for this language model.",
+        )
+
+
+def _inside(name: str) -> bool:
+    return name.startswith("model.language_model.")
 
 
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     """Loads what was written: a source without a processor is told now, not when the model is used."""
     from mcompose.modeling.source_processors import load_source_processor  # noqa: PLC0415 - as above
 
-    for name in blueprint.sources.towers:
-        with _blaming(name, "processor"):
-            load_source_processor(folder, name, model_type=blueprint.sources.get(name).anatomy.model_type)
-
-
-def _native_config(source: SourceParts) -> dict[str, Any]:
-    """The config of the class that answers; wrappers (Omni) hold it one level deeper."""
-    config = source.checkpoint.config
-    if config.get("model_type") != source.anatomy.model_type and "thinker_config" in config:
-        return {**config["thinker_config"], "model_type": source.anatomy.model_type}
-    return config
+    for tower in blueprint.towers:
+        with _blaming(tower.source.name, "processor"):
+            load_source_processor(folder, tower.name, model_type=tower.model_type)
 
 
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:

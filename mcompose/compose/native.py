@@ -49,6 +49,8 @@ def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
         changes["dtype"] = dtype
         if "torch_dtype" in config:
             changes["torch_dtype"] = None
+    if config.get("routed_groups"):
+        changes.update(routed_groups=None, routed_base=None)  # only the composed format holds groups
     inner = {}
     if blueprint.tied != owner.anatomy.tied:
         inner["tie_word_embeddings"] = changes["tie_word_embeddings"] = blueprint.tied

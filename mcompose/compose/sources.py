@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mcompose.anatomy import read_anatomy
 from mcompose.anatomy.part import MODALITIES
 from mcompose.checkpoint import open_adapter, open_checkpoint
+from mcompose.compose.groups import text_factors
 from mcompose.errors import AnatomyError, CheckpointError, CompositionError, nearest_name
 from mcompose.merge import SourceParts
 
@@ -103,7 +104,7 @@ def open_parts(
             opened = open_adapter(adapter, relative_to=relative_to, weights=weights).bind(checkpoint.tensors)
     except (CheckpointError, AnatomyError) as error:
         raise type(error)(_placed(error.message, name=name, ref=ref), hint=error.hint) from error
-    return SourceParts(name, checkpoint, anatomy, opened)
+    return SourceParts(name, checkpoint, anatomy, opened, text_factors(checkpoint, anatomy))
 
 
 def _placed(message: str, *, name: str, ref: ModelRef) -> str:

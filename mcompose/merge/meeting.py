@@ -7,9 +7,9 @@ which sources make an output layer; what no slice takes is dropped and listed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR, Anatomy, Slot
 from mcompose.checkpoint.tensor import TensorEntry
@@ -19,7 +19,7 @@ from mcompose.merge.settings import bound_segment, output_dtype
 from mcompose.recipe.slices import count_layers, find_slice
 
 if TYPE_CHECKING:
-    from mcompose.checkpoint import Adapter, Checkpoint
+    from mcompose.checkpoint import Adapter, Checkpoint, LowRank
     from mcompose.recipe.schema import MergeSpec
 
 __all__ = ["KeyOf", "Meeting", "SourceParts"]
@@ -46,12 +46,14 @@ class SourceParts:
         checkpoint: Its files.
         anatomy: Which tensor is what.
         adapter: PEFT adapter to fold, bound to the checkpoint, if the recipe gives one.
+        factors: Key to the low-rank part that the checkpoint itself keeps beside it.
     """
 
     name: str
     checkpoint: Checkpoint
     anatomy: Anatomy
     adapter: Adapter | None = None
+    factors: Mapping[str, LowRank] = field(default_factory=dict[str, Any])
 
     @property
     def embedding(self) -> Slot | None:
@@ -65,8 +67,8 @@ class SourceParts:
         return self.checkpoint.tensors[key]
 
     def contribution(self, key: str) -> Contribution:
-        """The key as an input of a segment, adapter included."""
-        low_rank = None if self.adapter is None else self.adapter.fold_for(key)
+        """The key as an input of a segment, adapter and own low-rank part included."""
+        low_rank = self.factors.get(key) if self.adapter is None else self.adapter.fold_for(key)
         return Contribution(self.name, self.entry(key), low_rank)
 
 

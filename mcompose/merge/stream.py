@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
+from mcompose.anatomy.part import ORIGIN
 from mcompose.checkpoint.codec import decode, raw_dtype
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
@@ -164,11 +165,7 @@ class JobStream:
                 twin = self.scratch.array("copy-twin", np.uint8, count)
                 self._read(other, twin, offset + start)
                 if not np.array_equal(block, twin):
-                    raise CompositionError(
-                        f"'{job.name}' is {job.dtype}, which cannot be merged, and differs between "
-                        f"'{first.source}' and '{other.source}'.",
-                        hint="Use checkpoints in bfloat16.",
-                    )
+                    raise _differing(job, first, other)
             if self.check_finite:
                 self._check_copied(first, block, dtype=job.dtype, start=starts[0] + start)
             emit(block.data)
@@ -300,6 +297,21 @@ def _first_element(contribution: Contribution, segment: Segment, row: int) -> in
 
 def _first_byte(contribution: Contribution, segment: Segment, job: TensorJob) -> int:
     return _first_element(contribution, segment, job.row_elements) * DTYPE_BITS[job.dtype] // 8
+
+
+def _differing(job: TensorJob, first: Contribution, other: Contribution) -> CompositionError:
+    """Rows that all sources must share, and do not."""
+    if job.part == ORIGIN:
+        return CompositionError(
+            f"The low-rank groups of '{first.source}' and '{other.source}' add to different tensors: "
+            f"'{first.entry.key}' and '{other.entry.key}'.",
+            hint="Write `compose: {groups: dense}`: each group then gets tensors of its own.",
+        )
+    return CompositionError(
+        f"'{job.name}' is {job.dtype}, which cannot be merged, and differs between "
+        f"'{first.source}' and '{other.source}'.",
+        hint="Use checkpoints in bfloat16.",
+    )
 
 
 def _overflow(job: TensorJob, segment: Segment, *, element: int) -> NumericsError:

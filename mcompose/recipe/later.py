@@ -1,6 +1,6 @@
-"""The sections of a recipe that later systems use. They are read in full; what is not built is refused, never ignored.
+"""The sections of a recipe about the network around the language model; what is not built is refused, never ignored.
 
-``compose.decouple`` is DAMC's run time (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
+``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
 ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The short fine-tunes
 that they need stand in ``stages.py``.
 """
@@ -27,8 +27,6 @@ __all__ = [
     "VisionMix",
     "refuse_unbuilt",
 ]
-
-UNBUILT_METHODS = ("damc",)
 
 
 class Expert(Spec):
@@ -109,7 +107,10 @@ class ComposeSpec(Spec):
     Attributes:
         towers: ``separate``: every encoder and projector is copied from one source. ``merge``: those of sources of one
             class are merged like the language model, as SPHINX mixes whole models.
-        decouple: ``none``, ``donor`` (donors carry decoupled groups) or ``convert`` (from ordinary donors).
+        decouple: ``none``: all tokens use the merged language model. ``donor``: the tokens of a modality use the group
+            that its source carries. ``convert``: where a source carries none, its whole language model becomes the
+            group (training-free).
+        groups: ``keep``: low-rank groups stay low-rank. ``dense``: each becomes tensors of its own.
         experts: Name to expert.
         router: What chooses among the experts.
         vision_mix: Mixed image encoders.
@@ -120,6 +121,7 @@ class ComposeSpec(Spec):
     decouple: Annotated[
         Literal["none", "donor", "convert"], one_of("way to decouple", ("none", "donor", "convert"))
     ] = "none"
+    groups: Annotated[Literal["keep", "dense"], one_of("form of groups", ("keep", "dense"))] = "keep"
     experts: dict[str, Expert] = Field(default_factory=dict)
     router: Router | None = None
     vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
@@ -144,19 +146,7 @@ def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
 def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
     """Key path and hint of everything that the recipe asks for too early."""
     compose, found = recipe.compose, []
-    methods = [(("merge", "method"), recipe.merge.method)]
-    methods += [
-        (("merge", "overrides", index, "method"), override.method)
-        for index, override in enumerate(recipe.merge.overrides)
-    ]
-    found += [
-        (at, f"'{method}' cannot be run by this version; 'naivemc' can.")
-        for at, method in methods
-        if method in UNBUILT_METHODS
-    ]
     leave_out = "Leave it out for now."
-    if compose.decouple != "none":
-        found.append((("compose", "decouple"), "Write 'decouple: none' or leave it out for now."))
     if compose.experts:
         found.append((("compose", "experts"), leave_out))
     if compose.router is not None:

@@ -33,6 +33,7 @@ def check_rules(recipe: Recipe) -> None:
     _check_slices(recipe)
     _check_weight_mix(recipe.merge, names)
     _check_tokenizer(recipe)
+    _check_decouple(recipe)
 
 
 def _check_sources(recipe: Recipe) -> None:
@@ -122,6 +123,24 @@ def _settings(merge: MergeSpec) -> Iterable[tuple[KeyPath, str, Any, Mapping[str
         method = override.method or merge.method
         inherited = merge.weights if override.weights is None else override.weights
         yield ("merge", "overrides", index), method, inherited, override.parameters
+
+
+def _check_decouple(recipe: Recipe) -> None:
+    """Decoupled groups belong to the composed format, and to layers that stay where they are."""
+    decouple, wanted = recipe.compose.decouple, recipe.output.format
+    if decouple == "none":
+        return
+    if wanted not in {"auto", "composed"}:
+        raise FieldError(
+            f"'{{path}}: {wanted}' has no room for decoupled groups.",
+            at=("output", "format"),
+            hint=f"Write 'composed', or leave out 'decouple: {decouple}'.",
+        )
+    if recipe.merge.slices:
+        raise FieldError("'{path}' cannot be decoupled.", at=("merge", "slices"), hint="Leave the slices out.")
+    if recipe.compose.towers == "merge":
+        hint = "Leave 'towers: merge' out; every source keeps its own."
+        raise FieldError("'{path}: merge' goes with no decoupled groups.", at=("compose", "towers"), hint=hint)
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

@@ -187,8 +187,6 @@ def test_one_mistake(tmp_path, case):
 
 
 UNBUILT = {
-    "damc": ("method: linear", "method: damc", 11, "'merge.method' is not built yet", "naivemc"),
-    "decouple": ("output:", "compose:\n  decouple: convert\noutput:", 14, "'compose.decouple' is not", "none"),
     "experts": (
         "output:",
         "compose:\n  experts:\n    charts: {encoder: 'hub:o/c', domain: chart}\noutput:",
@@ -217,13 +215,6 @@ UNBUILT = {
         "    2: {train: [language], gscm: {ratio: 0.3}}\noutput:",
         16,
         "'align.stages[2].gscm' is not built yet",
-        "",
-    ),
-    "damc in an override": (
-        "output:",
-        "  overrides:\n    - match: {part: head}\n      method: damc\noutput:",
-        15,
-        "'merge.overrides[0].method' is not built yet",
         "",
     ),
 }

@@ -1,0 +1,302 @@
+"""What becomes of decoupled parameters in a composition: DAMC's groups, from the sources' to the output's.
+
+The text groups of all sources are the shared language model, and merge like any other. The group of each modality is
+taken whole from the source that brings the modality. Low-rank groups stay low-rank where the recipe lets them: then
+what they add to is stored once, bit for bit, and all of them must add to the same. A composition of one source is that
+source: its text group, too, keeps its factors. Paper: Chen et al. 2024, "Model Composition for Multimodal Large
+Language Models", arXiv:2402.12750, section 3. Differs: several sources' text factors are summed into one tensor here,
+which costs nothing at run time; in the paper's code all of them are kept apart and added in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mcompose.anatomy.part import GROUP, LANGUAGE, ORIGIN, Slot
+from mcompose.compose.groups import (
+    TEXT,
+    DenseGroup,
+    LowRankGroup,
+    RoutedLinear,
+    carried_group,
+    converted_group,
+    dense,
+    low_rank_of,
+)
+from mcompose.errors import CompositionError
+from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job
+from mcompose.merge.settings import output_dtype
+from mcompose.recipe import settings_for
+
+if TYPE_CHECKING:
+    from mcompose.checkpoint import TensorEntry
+    from mcompose.compose.sources import SourceSet
+    from mcompose.merge import SourceParts
+    from mcompose.recipe import Recipe
+
+__all__ = ["Decoupling", "carries_groups", "decouple"]
+
+Group = DenseGroup | LowRankGroup
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """What the output's config says of its groups.
+
+    Args:
+        groups: Modality (or ``text``) to its fields, as ``ComposedConfig.routed_groups`` has them.
+        base: ``shared`` or ``separate``, as ``ComposedConfig.routed_base``.
+    """
+
+    groups: Mapping[str, Mapping[str, Any]]
+    base: str = "shared"
+
+
+def carries_groups(source: SourceParts) -> bool:
+    """Whether a source is a composed checkpoint with decoupled parameters."""
+    return any(slot.part.startswith(f"{GROUP}:") for slot in source.anatomy.slots.values())
+
+
+def decouple(
+    recipe: Recipe, sources: SourceSet, language: Sequence[TensorJob]
+) -> tuple[Decoupling | None, list[TensorJob], list[Dropped]]:
+    """Plans the groups of the output.
+
+    Args:
+        recipe: The recipe.
+        sources: Its opened sources.
+        language: Jobs of the shared language model.
+
+    Returns:
+        The groups, None when there are none; the language model's jobs as they become, and those of the groups; what
+        is dropped of the sources' groups.
+
+    Raises:
+        CompositionError: A source lacks a group, or the language model cannot have any.
+    """
+    if recipe.compose.decouple == "none":
+        return None, list(language), _dropped(sources, {}, used=set())
+    linears = _linears(language)
+    _Jobs.check_layers(language)
+    groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in sources.modalities.items()}
+    jobs = _Jobs(recipe, sources, linears)
+    text = _kept_text(sources, language, linears)
+    if text is not None:
+        language = jobs.with_factors(language, text)
+    for modality, group in groups.items():
+        jobs.add(modality, group)
+    base = jobs.finish(language)
+    used = {(c.source, c.entry.key) for job in jobs.made for s in job.segments for c in s.contributions}
+    return Decoupling(jobs.fields, base), [*language, *jobs.made], _dropped(sources, groups, used=used)
+
+
+def _linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:
+    """All matrices of all layers, with their biases."""
+    names = {job.address: job for job in language if job.part == LANGUAGE and job.layer is not None}
+    found = []
+    for name, job in names.items():
+        stem = name.removesuffix(".weight")
+        if stem != name and len(job.shape) == 2 and job.layer is not None:
+            bias = f"{stem}.bias"
+            found.append(RoutedLinear(stem, job.layer, (name, bias) if bias in names else (name,)))
+    return tuple(found)
+
+
+def _group(recipe: Recipe, source: SourceParts, modality: str, linears: Sequence[RoutedLinear]) -> Group:
+    group: Group | None = carried_group(source, modality, linears)
+    if group is None and recipe.compose.decouple == "donor":
+        raise CompositionError(
+            f"Source '{source.name}' brings '{modality}' and carries no group for it.",
+            hint="Train one by `mcompose align` ('strategy: modality+text'), or write `decouple: convert`: its whole "
+            "language model then becomes the group.",
+        )
+    group = group or converted_group(source, linears)
+    return dense(group) if recipe.compose.groups == "dense" and isinstance(group, LowRankGroup) else group
+
+
+def _kept_text(
+    sources: SourceSet, language: Sequence[TensorJob], linears: Sequence[RoutedLinear]
+) -> LowRankGroup | None:
+    """The text factors of a composition of one source, which merges nothing and so keeps them."""
+    group = low_rank_of(sources.sources[0], linears) if len(sources.sources) == 1 else None
+    if group is None:
+        return None
+    matrices = {one.weight for one in linears}
+    mine = [job for job in language if job.address in matrices]
+    whole = all(s.action in {"copied", "folded"} for job in mine for s in job.segments)
+    return group if whole and all(job.dtype == group.origin[job.address].dtype for job in mine) else None
+
+
+class _Jobs:
+    """Jobs and config fields of the groups, while they are collected.
+
+    Args:
+        recipe: The recipe.
+        sources: Its opened sources.
+        linears: The linears of the output.
+    """
+
+    def __init__(self, recipe: Recipe, sources: SourceSet, linears: Sequence[RoutedLinear]) -> None:
+        self.recipe, self.sources, self.linears = recipe, sources, linears
+        self.fields: dict[str, dict[str, Any]] = {}
+        self.made: list[TensorJob] = []
+        self.origins: dict[str, dict[tuple[object, int], Contribution]] = {}
+        self.base_slots = sources.base.anatomy.by_name(LANGUAGE) if sources.base else {}
+        self.num_layers = 1 + max((one.layer for one in linears), default=0)
+
+    @staticmethod
+    def check_layers(language: Sequence[TensorJob]) -> None:
+        """Refuses layers that hold more than linears, such as fused experts."""
+        for job in language:
+            if job.part == LANGUAGE and job.layer is not None and len(job.shape) > 2:
+                raise CompositionError(
+                    f"'{job.address}' has {len(job.shape)} dimensions; only plain linear layers can be decoupled.",
+                    hint="Leave 'compose.decouple' out for this language model.",
+                )
+
+    def with_factors(self, language: Sequence[TensorJob], text: LowRankGroup) -> list[TensorJob]:
+        """The language model with its text factors beside it, not folded into it."""
+        self._add_low_rank(TEXT, text, scale=text.scale)
+        kept = {one.weight: text.origin[one.weight] for one in self.linears}
+        return [_unfolded(job, kept[job.address], text) if job.address in kept else job for job in language]
+
+    def add(self, modality: str, group: Group) -> None:
+        """Adds one modality's group."""
+        shares = [self._share(group.source, one) for one in self.linears]
+        if isinstance(group, DenseGroup):
+            self.fields[modality] = {"kind": "dense"}
+            for one, share in zip(self.linears, shares, strict=True):
+                self.made += [self._dense_job(modality, group, one, name, share) for name in one.tensors]
+            return
+        even = len(set(shares)) <= 1
+        self._add_low_rank(modality, group, scale=group.scale * (shares[0] if even and shares else 1.0))
+        if not even:
+            self.made = [self._scaled(job, modality, dict(zip(self.linears, shares, strict=True))) for job in self.made]
+        for name, entry in group.origin.items():
+            self.origins.setdefault(name, {})[entry.file, entry.offset] = Contribution(group.source.name, entry)
+
+    def finish(self, language: Sequence[TensorJob]) -> str:
+        """Adds what low-rank groups add to, unless the language model itself is that; says which."""
+        text = {job.address: job for job in language}
+        if all(_is_copy(text[name], list(found.values())) for name, found in self.origins.items()):
+            return "shared"
+        for one in self.linears:
+            for name in one.tensors:
+                kind = name.removeprefix(f"{one.name}.")
+                self.made.append(_origin_job(f"{_key(one)}.base.{kind}", one, list(self.origins[name].values())))
+        return "separate"
+
+    def _share(self, source: SourceParts, one: RoutedLinear) -> float:
+        """The coefficient of a source's modality groups in one layer."""
+        names = self.recipe.source_names
+        setting = settings_for(
+            self.recipe.merge, sources=names, part=LANGUAGE, layer=one.layer, num_layers=self.num_layers,
+            name=one.weight,
+        )  # fmt: skip
+        value = setting.parameters.get("modality_weights", 1.0)
+        return float(value[names.index(source.name)] if isinstance(value, tuple) else value)
+
+    def _dense_job(self, modality: str, group: DenseGroup, one: RoutedLinear, name: str, share: float) -> TensorJob:
+        taken = group.tensors[name]
+        key = f"{_key(one)}.groups.{modality}.{name.removeprefix(f'{one.name}.')}"
+        dtype = output_dtype(self.recipe.merge.dtype, taken.entry.dtype)
+        rows = taken.entry.shape[0] if taken.entry.shape else 1
+        note = "" if taken.low_rank is None else f"factors of {group.source.name} folded ({taken.low_rank.note})"
+        if share == 1.0:
+            plain = "copied" if taken.entry.dtype == dtype else "cast"
+            segment = Segment(0, rows, plain if taken.low_rank is None else "folded", (taken,))
+        else:
+            base = self._base(name, taken.entry)
+            segment = Segment(0, rows, "merged", (taken,), base=base, method="damc", weights=(share,))
+        part = f"{GROUP}:{modality}"
+        return TensorJob(key, part, one.layer, dtype, taken.entry.shape, (segment,), note, address=name)
+
+    def _base(self, name: str, entry: TensorEntry) -> Contribution:
+        """What a scaled group counts from."""
+        slot: Slot | None = self.base_slots.get(name)
+        found = self.sources.base.contribution(slot.key) if self.sources.base and slot else None
+        if found is None or found.entry.shape != entry.shape:
+            raise CompositionError(
+                f"'modality_weights' scale what '{name}' changed, and the base holds no such tensor.",
+                hint="The recipe's 'base' must be the language model that the sources started from.",
+            )
+        return found
+
+    def _add_low_rank(self, group: str, found: LowRankGroup, *, scale: float) -> None:
+        self.fields[group] = {"kind": "low_rank", "rank": found.rank, "scale": scale}
+        dtype = next(pair[0].dtype for pair in found.factors.values() if pair is not None)
+        for one in self.linears:
+            pair = found.factors[one.name]
+            rows, columns = found.origin[one.weight].shape
+            shapes = ((found.rank, columns), (rows, found.rank))
+            for index, factor in enumerate(("lora_A", "lora_B")):
+                key, part = f"{_key(one)}.groups.{group}.{factor}.weight", f"{GROUP}:{group}"
+                if pair is not None:
+                    self.made.append(copy_job(key, pair[index], part, source=found.source.name, layer=one.layer))
+                    continue
+                segment = Segment(0, shapes[index][0], "created")
+                note = f"zeros: the factors of {found.source.name} leave this linear alone"
+                self.made.append(TensorJob(key, part, one.layer, dtype, shapes[index], (segment,), note))
+
+    def _scaled(self, job: TensorJob, modality: str, shares: Mapping[RoutedLinear, float]) -> TensorJob:
+        """A factor B times its layer's coefficient, which a gradient gives; other jobs as they are."""
+        if job.part != f"{GROUP}:{modality}" or ".lora_B." not in job.name or job.action != "copied":
+            return job
+        share = next(share for one, share in shares.items() if job.name.startswith(f"{_key(one)}."))
+        whole = replace(job.segments[0], action="merged", method="passthrough", parameters={"scale": share})
+        return replace(job, segments=(whole,))
+
+
+def _key(one: RoutedLinear) -> str:
+    return f"model.language_model.{one.name}"
+
+
+def _unfolded(job: TensorJob, entry: TensorEntry, text: LowRankGroup) -> TensorJob:
+    return replace(copy_job(job.name, entry, job.part, source=text.source.name, layer=job.layer), address=job.address)
+
+
+def _is_copy(job: TensorJob, origins: Sequence[Contribution]) -> bool:
+    """Whether a text tensor is the very tensor that low-rank groups add to."""
+    (first, *more) = origins
+    only = job.segments[0]
+    same = only.action == "copied" and only.contributions[0].entry == first.entry
+    return same and not more and len(job.segments) == len(only.contributions) == 1
+
+
+def _origin_job(key: str, one: RoutedLinear, origins: Sequence[Contribution]) -> TensorJob:
+    """What low-rank groups add to: the same bits in every source, which is checked while they are copied."""
+    first = origins[0]
+    for other in origins[1:]:
+        if (other.entry.dtype, other.entry.shape) != (first.entry.dtype, first.entry.shape):
+            raise CompositionError(
+                f"The low-rank groups of '{first.source}' and '{other.source}' add to different tensors: "
+                f"'{one.weight}' is {first.entry.dtype} in one and {other.entry.dtype} in the other.",
+                hint="Write `compose: {groups: dense}`: each group then gets tensors of its own.",
+            )
+    job = copy_job(key, first.entry, ORIGIN, source=first.source, layer=one.layer)
+    return replace(job, segments=(replace(job.segments[0], contributions=tuple(origins)),))
+
+
+def _dropped(sources: SourceSet, groups: Mapping[str, Group], *, used: set[tuple[str, str]]) -> list[Dropped]:
+    """What the sources carry of groups and the output does not."""
+    found = []
+    for source, slot in _carried(sources):
+        if (source.name, slot.key) in used:
+            continue
+        modality = slot.part.removeprefix(f"{GROUP}:")
+        reason = "no group of the output adds to it"
+        if slot.part != ORIGIN:
+            reason = f"{modality} is not taken from here" if groups else "nothing is decoupled here"
+        found.append(Dropped(source.name, slot.key, slot.part, reason))
+    return found
+
+
+def _carried(sources: SourceSet) -> Iterator[tuple[SourceParts, Slot]]:
+    """Slots of groups and origins; text factors are part of the language model that is merged."""
+    for source in sources.sources:
+        for slot in source.anatomy.slots.values():
+            is_group = slot.part.startswith(f"{GROUP}:") and slot.part != f"{GROUP}:{TEXT}"
+            if is_group or slot.part == ORIGIN:
+                yield source, slot

@@ -1,0 +1,270 @@
+"""Towers: the encoders and projectors that feed the language model, copied from their sources or merged.
+
+A native source has one tower, which takes the source's name. A source that is itself a composition has several: each
+that is used stands beside the others under its own name, or under the source's when it is the only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR
+from mcompose.compose.names import TORCH_WORDS
+from mcompose.errors import CompositionError
+from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
+
+if TYPE_CHECKING:
+    from mcompose.anatomy import Slot
+    from mcompose.compose.sources import SourceSet
+    from mcompose.merge import SourceParts
+    from mcompose.recipe import Recipe
+
+__all__ = [
+    "LANGUAGE_PARTS",
+    "OutputTower",
+    "composed_towers",
+    "merged_towers",
+    "native_towers",
+    "output_towers",
+    "vectors_around",
+]
+
+LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
+TOWER_PARTS = (ENCODER, PROJECTOR)
+COMPOSED_TYPE = "mcompose"
+PREFIXES = ("prefix_tokens", "suffix_tokens")
+
+
+@dataclass(frozen=True)
+class OutputTower:
+    """One tower of a composed output.
+
+    Args:
+        name: Its name in the output.
+        source: The source that it comes from.
+        inner: Its name in a source that is a composition; empty for a native source.
+        modalities: What it serves in the output.
+    """
+
+    name: str
+    source: SourceParts
+    inner: str
+    modalities: tuple[str, ...]
+
+    @property
+    def model_type(self) -> str:
+        """Of the model that it came with."""
+        return self.source.anatomy.model_type if not self.inner else self._entry["model_type"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the class that it was built for; wrappers (Omni) hold it one level deeper."""
+        if self.inner:
+            return self._entry["config"]
+        config = self.source.checkpoint.config
+        if config.get("model_type") != self.model_type and "thinker_config" in config:
+            return {**config["thinker_config"], "model_type": self.model_type}
+        return config
+
+    @property
+    def processor_folder(self) -> Path:
+        """Where the files of its processor are."""
+        folder = self.source.checkpoint.folder
+        return folder / "processors" / self.inner if self.inner else folder
+
+    @property
+    def _entry(self) -> dict[str, Any]:
+        return self.source.checkpoint.config["sources"][self.inner]
+
+    def around(self, side: str) -> dict[str, int]:
+        """Modality to the number of learned vectors before ("prefix_tokens") or after its items."""
+        counts = self.source.checkpoint.config.get(side) or {} if self.inner else {}
+        return {modality: counts[modality] for modality in self.modalities if modality in counts}
+
+
+def output_towers(sources: SourceSet) -> tuple[OutputTower, ...]:
+    """The towers of a composed output, in the order of the recipe's sources.
+
+    Args:
+        sources: The opened sources.
+
+    Raises:
+        CompositionError: A tower cannot be built, or cannot have its name.
+    """
+    found: list[OutputTower] = []
+    for name in sources.towers:
+        source = sources.get(name)
+        brought = [modality for modality, owner in sources.modalities.items() if owner == name]
+        if source.anatomy.model_type != COMPOSED_TYPE or not source.anatomy.known:
+            found.append(OutputTower(name, source, "", tuple(brought)))
+            continue
+        inner = _serving(source, brought)
+        named = {key: name if len(inner) == 1 else key for key in inner}
+        found += [OutputTower(named[key], source, key, modalities) for key, modalities in inner.items()]
+    towers = tuple(_with_own_name(tower, [one.name for one in found], sources) for tower in found)
+    for tower in towers:
+        _check(tower)
+    return towers
+
+
+def _serving(source: SourceParts, brought: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Towers of a composition that are wanted, with what each serves."""
+    table = source.checkpoint.config["sources"]
+    served = {key: tuple(m for m in brought if m in entry["modalities"]) for key, entry in table.items()}
+    return {key: modalities for key, modalities in served.items() if modalities}
+
+
+def _with_own_name(tower: OutputTower, names: Sequence[str], sources: SourceSet) -> OutputTower:
+    """A tower of a composition gives way where its name is another's."""
+    taken = names.count(tower.name) > 1 or tower.name in {s.name for s in sources.sources} - {tower.source.name}
+    if not taken or tower.name == tower.source.name:
+        return tower
+    return replace(tower, name=f"{tower.source.name}-{tower.name}")
+
+
+def _check(tower: OutputTower) -> None:
+    if tower.name in TORCH_WORDS:
+        raise CompositionError(
+            f"A source of a composed output cannot be called '{tower.name}': torch uses the word itself.",
+            hint="Give it another name in the recipe.",
+        )
+    if not tower.source.anatomy.known:
+        raise CompositionError(
+            f"Source '{tower.source.name}' ({tower.source.anatomy.model_type}) is of a type that transformers does not "
+            "know, so that its encoders cannot be built.",
+            hint="Compose from checkpoints of transformers' own classes, or keep this one as the only source of "
+            "modalities (native output).",
+        )
+
+
+def composed_towers(sources: SourceSet, towers: Sequence[OutputTower]) -> tuple[list[TensorJob], list[Dropped]]:
+    """Copies the towers of a composed output bit for bit.
+
+    Args:
+        sources: The opened sources.
+        towers: The towers of the output.
+
+    Returns:
+        The jobs, and what no tower holds.
+    """
+    jobs: list[TensorJob] = []
+    dropped: list[Dropped] = []
+    for source in sources.sources:
+        own = [tower for tower in towers if tower.source is source]
+        for slot in _outside(source):
+            place = _place(slot, own)
+            if place is not None:
+                jobs.append(_tower_job(source, slot, *place))
+                continue
+            reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
+            dropped.append(Dropped(source.name, slot.key, slot.part, reason))
+    return jobs, dropped
+
+
+def _place(slot: Slot, towers: Sequence[OutputTower]) -> tuple[str, str] | None:
+    """Key of a slot in the output and the tower that it belongs to; None when no tower wants it."""
+    if slot.part not in TOWER_PARTS:
+        return None
+    for tower in towers:
+        if not tower.inner:
+            return f"model.towers.{tower.name}.{slot.name}", tower.name
+        if slot.name.startswith(f"towers.{tower.inner}."):
+            return f"model.towers.{tower.name}.{slot.name.removeprefix(f'towers.{tower.inner}.')}", tower.name
+        side, _, modality = slot.name.partition(".")
+        if side in PREFIXES and modality in tower.modalities:
+            return f"model.{slot.name}", tower.name
+    return None
+
+
+def native_towers(sources: SourceSet, owner: SourceParts | None) -> tuple[list[TensorJob], list[Dropped]]:
+    """Everything that is not language model: the owner's is copied bit for bit, all else is dropped.
+
+    Args:
+        sources: The opened sources.
+        owner: Whose class the output keeps; None for a language model alone.
+
+    Returns:
+        The jobs, and what is dropped.
+    """
+    jobs: list[TensorJob] = []
+    dropped: list[Dropped] = []
+    for source in sources.sources:
+        for slot in _outside(source):
+            if owner is not None and source.name == owner.name:
+                jobs.append(_tower_job(source, slot, slot.key))
+            else:
+                reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
+                dropped.append(Dropped(source.name, slot.key, slot.part, reason))
+    return jobs, dropped
+
+
+def merged_towers(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> tuple[list[TensorJob], list[Dropped]]:
+    """Towers of sources of one class, merged; what is neither tower nor language model is the owner's.
+
+    Args:
+        recipe: The recipe.
+        sources: The opened sources.
+        owner: Whose class the output keeps.
+
+    Returns:
+        The jobs, and what is dropped.
+
+    Raises:
+        CompositionError: The towers are of two classes.
+    """
+    holders = [source for source in sources.sources if source.anatomy.by_name(*TOWER_PARTS)]
+    for source in holders:
+        if source.anatomy.model_type != owner.anatomy.model_type:
+            raise CompositionError(
+                f"The towers of '{owner.name}' ({owner.anatomy.model_type}) and '{source.name}' "
+                f"({source.anatomy.model_type}) are of two classes and cannot be merged.",
+                hint="Set `compose.towers: separate`, and say with `modalities:` which source brings what.",
+            )
+    keys = {slot.name: slot.key for slot in owner.anatomy.slots.values()}
+    base = sources.base if sources.base and sources.base.anatomy.by_name(*TOWER_PARTS) else None
+    if not holders:
+        return [], []
+    jobs, dropped = tower_jobs(recipe.merge, holders, base, key_of=lambda name, _: keys[name], target=owner)
+    for source in sources.sources:
+        for slot in _outside(source):
+            if slot.part in TOWER_PARTS:
+                continue
+            if source is owner:
+                jobs.append(_tower_job(source, slot, slot.key))
+            else:
+                dropped.append(Dropped(source.name, slot.key, slot.part, "not part of the model"))
+    return jobs, dropped
+
+
+def _outside(source: SourceParts) -> list[Slot]:
+    """Slots of everything but the language model and its decoupled groups."""
+    inside = (*LANGUAGE_PARTS, ORIGIN)
+    slots = source.anatomy.slots.values()
+    return [slot for slot in slots if slot.part not in inside and not slot.part.startswith(f"{GROUP}:")]
+
+
+def _tower_job(source: SourceParts, slot: Slot, name: str, tower: str = "") -> TensorJob:
+    """A copy, or where the source's adapter reaches into its tower, the folded tensor.
+
+    Args:
+        source: The source.
+        slot: The tensor.
+        name: Its key in the output.
+        tower: The tower that it belongs to, where that is not called like the source.
+    """
+    job = copy_job(name, source.entry(slot.key), slot.part, source=source.name, layer=slot.layer)
+    if tower:
+        job = replace(job, part=f"{slot.part}:{tower}")
+    contribution = source.contribution(slot.key)
+    if contribution.low_rank is None:
+        return job
+    segment = replace(job.segments[0], action="folded", contributions=(contribution,))
+    return replace(job, segments=(segment,), note=f"adapter of {source.name} folded")
+
+
+def vectors_around(towers: Sequence[OutputTower]) -> dict[str, Mapping[str, int]]:
+    """``prefix_tokens`` and ``suffix_tokens`` of the output's config; empty maps where there are none."""
+    return {side: {m: n for tower in towers for m, n in tower.around(side).items()} for side in PREFIXES}
