@@ -63,10 +63,19 @@ class Cancelled(BaseException):
     """Another thread failed, or the user interrupted: leave the tensor unfinished."""
 
 
-class Scratch:
-    """Arrays by name that only ever grow; one per thread."""
+def _plain_memory(nbytes: int) -> np.ndarray:
+    return np.empty(nbytes, np.uint8)
 
-    def __init__(self) -> None:
+
+class Scratch:
+    """Arrays by name that only ever grow; one per thread.
+
+    Args:
+        allocate: Where the bytes come from.
+    """
+
+    def __init__(self, allocate: Callable[[int], np.ndarray] = _plain_memory) -> None:
+        self._allocate = allocate
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, name: str, dtype: np.dtype | type, count: int) -> np.ndarray:
@@ -74,7 +83,7 @@ class Scratch:
         nbytes = count * np.dtype(dtype).itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+            buffer = self._buffers[name] = self._allocate(nbytes)
         return buffer[:nbytes].view(dtype)
 
 
@@ -227,11 +236,14 @@ class JobStream:
     def _load(
         self, contribution: Contribution, slot: str, segment: Segment, job: TensorJob, *, span: tuple[int, int]
     ) -> np.ndarray:
-        start, count = span
-        raw = self.scratch.array(slot, raw_dtype(contribution.entry.dtype), count)
+        raw = self.scratch.array(slot, raw_dtype(contribution.entry.dtype), span[1])
+        self._fill(raw, contribution, segment, job, start=span[0])
+        return raw
+
+    def _fill(self, raw: np.ndarray, contribution: Contribution, segment: Segment, job: TensorJob, *, start: int) -> None:
+        """Reads the elements from ``start`` of the segment on."""
         first = _first_element(contribution, segment, job.row_elements) + start
         self._read(contribution, raw, first * raw.itemsize)
-        return raw
 
     def _folded(
         self, contribution: Contribution, raw: np.ndarray, segment: Segment, job: TensorJob, span: tuple[int, int]
