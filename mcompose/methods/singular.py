@@ -93,9 +93,9 @@ def wide(deltas: Sequence[Any]) -> tuple[list[Any], bool]:
     """Lays matrices so that they have no more rows than columns.
 
     Returns:
-        Views of them, and whether they had to be turned.
+        Views of them, and whether they were turned; square ones are, which `interference` has least to do with.
     """
-    turned = deltas[0].shape[0] > deltas[0].shape[1]
+    turned = deltas[0].shape[0] >= deltas[0].shape[1]
     return [delta.T if turned else delta for delta in deltas], turned
 
 
