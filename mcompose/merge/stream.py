@@ -240,7 +240,9 @@ class JobStream:
         self._fill(raw, contribution, segment, job, start=span[0])
         return raw
 
-    def _fill(self, raw: np.ndarray, contribution: Contribution, segment: Segment, job: TensorJob, *, start: int) -> None:
+    def _fill(
+        self, raw: np.ndarray, contribution: Contribution, segment: Segment, job: TensorJob, *, start: int
+    ) -> None:
         """Reads the elements from ``start`` of the segment on."""
         first = _first_element(contribution, segment, job.row_elements) + start
         self._read(contribution, raw, first * raw.itemsize)
