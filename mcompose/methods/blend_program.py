@@ -1,7 +1,7 @@
 """Blend rules over chunks: at most one measuring pass for the Gram matrices, then one that writes.
 
-Inner products are float64 sums whose order is fixed by the element's place in the tensor (see `loops.blending`), so
-every cut into chunks gives the same bytes.
+Inner products are float64 sums, tile by tile (see `loops.blending`); chunks start with a tile, so every cut into chunks
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from mcompose.methods import kernels
 from mcompose.methods.blend import Blend, Groups
+from mcompose.methods.loops.layout import TILE
 from mcompose.methods.method import Program, TensorTask
 
 __all__ = ["blend_program"]
@@ -97,28 +98,24 @@ class _Measured:
     """
 
     passes = 1
-    chunk_multiple = 1
+    chunk_multiple = TILE
 
     def __init__(self, rule: Callable[..., Blend], arguments: dict[str, Any], *, count: int, from_base: bool) -> None:
         self.rule, self.arguments = rule, arguments
         self.from_base = from_base
         self.count = count
-        self.lanes = np.zeros((_pairs(count), kernels.LANES))
         self.totals = np.zeros(_pairs(count))
         self.pour: _Pour | None = None
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Adds one chunk to the inner products."""
-        kernels.gram(sources, self.lanes, self.totals, start=start, base=base if self.from_base else None)
-        return bool(np.isfinite(self.totals).all() and np.isfinite(self.lanes).all())
+        kernels.gram(sources, self.totals, base=base if self.from_base else None)
+        return bool(np.isfinite(self.totals).all())
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
         """Decides at the first chunk, then pours."""
         if self.pour is None:
-            left = np.zeros_like(self.totals)
-            for lane in range(kernels.LANES):
-                left += self.lanes[:, lane]
-            matrix = _matrix((self.totals + left)[:, None], self.count)[0]
+            matrix = _matrix(self.totals[:, None], self.count)[0]
             self.pour = _Pour(self.rule(matrix, **self.arguments), from_base=self.from_base)
         return self.pour.combine(start, sources, base, out)
 

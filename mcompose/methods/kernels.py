@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcompose.methods.compiled import Kernel
-from mcompose.methods.loops.layout import BF16, BLOCK, COUNTERS, F16, F32, F64, HIGH_BINS, LANES, TILE
+from mcompose.methods.loops.layout import BF16, COUNTERS, F16, F32, F64, HIGH_BINS, TILE
 
 __all__ = [
-    "BLOCK",
-    "LANES",
     "Pruning",
     "abs_sums",
     "convert",
@@ -40,15 +38,15 @@ _A, _I, _F = "address", "int64", "float32"
 
 _POUR = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
 _GROUP_POUR = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
-_GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _I, _A, _A, _A)
+_GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _A, _A)
 _GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
 _COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
 _HIGH_KEYS = Kernel("pruning", "count_high_keys", _A, _I, _A, _I, _I, _A, _A)
 _LOW_KEYS = Kernel("pruning", "count_low_keys", _A, _I, _A, _I, _I, _I, _A, _A)
-_ABS_SUMS = Kernel("pruning", "abs_sums", _A, _I, _A, _I, _A, _I, _I, _A, _A, _A)
+_ABS_SUMS = Kernel("pruning", "abs_sums", _A, _I, _A, _I, _A, _I, _I, _A, _A)
 _PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
 _RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
-_UNIFORMS = Kernel("pruning", "uniforms", "uint64", _I, _A, _I)
+_UNIFORMS = Kernel("pruning", "uniforms", "uint64", _A, _I, _A)
 
 _ROOM = threading.local()
 
@@ -109,19 +107,17 @@ def group_pour(
     )
 
 
-def gram(sources: Sequence[Array], lanes: Array, totals: Array, *, start: int, base: Array | None = None) -> None:
+def gram(sources: Sequence[Array], totals: Array, *, base: Array | None = None) -> None:
     """Adds the inner products of all pairs of sources, one chunk's part.
 
     Args:
-        sources: Chunks of one length.
-        lanes: float64, shape (pairs, LANES); pairs are (0, 0), (0, 1), ..., (1, 1), ...
-        totals: float64, one a pair. The product is ``totals + lanes.sum(1)``, the lanes in order.
-        start: Place of the chunk's first element in the tensor.
+        sources: Chunks of one length, which start at a multiple of TILE elements of the tensor.
+        totals: float64, one a pair: (0, 0), (0, 1), ..., (1, 1), ...
         base: What the sources count from.
     """
     size = sources[0].size
     table, kinds = _table(sources, size)
-    _GRAM(table, kinds, len(sources), *_origin(base, size), start, size, lanes, totals, _room(len(sources) + 3))
+    _GRAM(table, kinds, len(sources), *_origin(base, size), size, totals, _room(len(sources) + 2))
 
 
 def group_gram(sources: Sequence[Array], totals: Array, *, start: int, stride: int, base: Array | None = None) -> None:
@@ -148,18 +144,18 @@ def count_low_keys(source: Array, base: Array | None, high: int, counts: Array) 
     _LOW_KEYS(source, _kind(source), *_origin(base, source.size), source.size, high, counts, _room(2))
 
 
-def abs_sums(source: Array, base: Array | None, cut: Array, lanes: Array, totals: Array, *, start: int) -> None:
+def abs_sums(source: Array, base: Array | None, cut: Array, totals: Array, *, start: int) -> None:
     """Adds up a delta's absolute values before and after a cut.
 
     Args:
         source: The chunk.
         base: What it counts from.
-        cut: A row of the table of cuts (`prune_pour`).
-        lanes: float64, shape (2, LANES).
+        cut: A row of the table of cuts (`Pruning`).
         totals: float64, before and after.
-        start: Place of the chunk's first element in the tensor.
+        start: Place of the chunk's first element in the tensor, a multiple of TILE.
     """
-    _ABS_SUMS(source, _kind(source), *_origin(base, source.size), cut, start, source.size, lanes, totals, _room(4))
+    where = _origin(base, source.size)
+    _ABS_SUMS(source, _kind(source), *where, cut, _aligned(start), source.size, totals, _room(4))
 
 
 @dataclass
@@ -169,14 +165,14 @@ class Pruning:
     Args:
         cuts: int64, (sources, COLUMNS): how each is pruned; counters in it are moved on.
         numbers: float32, (sources, NUMBERS): what each is worth.
-        elected: Whether a sign is elected for each element.
+        combine: ADD_UP, ELECT or ELECT_MEAN.
         divisor: The sum is divided by it,
         scale: then multiplied by it.
     """
 
     cuts: Array
     numbers: Array
-    elected: bool
+    combine: int
     divisor: float
     scale: float
 
@@ -189,14 +185,14 @@ def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: 
         pruning: How.
         out: The result's chunk.
         base: What the sources count from.
-        start: Place of the chunk's first element in the tensor.
+        start: Place of the chunk's first element in the tensor, a multiple of TILE.
 
     Returns:
         How many results are not finite.
     """
     table, kinds = _table(sources, out.size)
-    how = (pruning.cuts, pruning.numbers, int(pruning.elected), pruning.divisor, pruning.scale)
-    where = (*_origin(base, out.size), start, out, _kind(out), out.size, _room(len(sources) + 4))
+    how = (pruning.cuts, pruning.numbers, pruning.combine, pruning.divisor, pruning.scale)
+    where = (*_origin(base, out.size), _aligned(start), out, _kind(out), out.size, _room(len(sources) + 5))
     return _PRUNE_POUR(table, kinds, len(sources), *how, *where)
 
 
@@ -206,9 +202,15 @@ def rank_chances(source: Array, base: Array | None, *, length: int, low: float, 
     _RANK_CHANCES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
 
 
-def uniforms(key: int, start: int, out: Array) -> None:
-    """Numbers in [0, 1) of 24 bits: the SplitMix64 sequence of ``key`` from element ``start`` on, float32."""
-    _UNIFORMS(int(key), start, out, out.size)
+def uniforms(key: int, out: Array) -> None:
+    """Numbers in [0, 1) of 24 bits for a tensor's first elements (see `randomness`), float32."""
+    _UNIFORMS(int(key), out, out.size, _room(1))
+
+
+def _aligned(start: int) -> int:
+    if start % TILE:
+        raise ValueError(f"A chunk that starts at element {start} does not start a tile of {TILE}.")
+    return start
 
 
 def _kind(chunk: Array) -> int:

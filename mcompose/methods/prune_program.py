@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 
 from mcompose.methods import kernels
 from mcompose.methods.loops.layout import (
+    ADD_UP,
     CHANCES,
     CODE,
     COLUMNS,
     DIVIDE,
     DIVISOR,
+    ELECT,
+    ELECT_MEAN,
     HIGH,
     HIGH_TIES,
     KEEP_ALL,
@@ -33,6 +37,7 @@ from mcompose.methods.loops.layout import (
     SEEN_HIGH,
     SEEN_LOW,
     SHARE,
+    TILE,
     VOTE,
     WEIGHT,
 )
@@ -207,6 +212,12 @@ class Combination:
         """The weighted sum of those that have the elected sign; normalised, their mean."""
         return cls(weights, elected=True, average="weights" if normalize else "none", scale=lambda_)
 
+    def code(self) -> int:
+        """What the kernels call it."""
+        if not self.elected:
+            return ADD_UP
+        return ELECT if self.average == "none" else ELECT_MEAN
+
     def numbers(self) -> np.ndarray:
         """What each source is worth in the vote, in the sum and in the divisor, shape (sources, NUMBERS)."""
         weights = np.asarray(self.weights, np.float32)
@@ -214,7 +225,7 @@ class Combination:
         table = np.ones((weights.size, NUMBERS), np.float32)
         table[:, VOTE] = weights if self.weighted else ones
         table[:, WEIGHT] = weights
-        table[:, SHARE] = {"weights": weights, "count": ones, "none": 0 * ones}[self.average]
+        table[:, SHARE] = weights if self.average == "weights" else ones
         return table
 
 
@@ -242,11 +253,11 @@ class PruneProgram:
             numbers[:, DIVISOR] = divisors
         divisor = 1.0 if combination.elected else combination.divisor
         table = np.zeros((len(cuts), COLUMNS), np.int64)
-        self.pruning = kernels.Pruning(table, numbers, combination.elected, divisor, combination.scale)
+        self.pruning = kernels.Pruning(table, numbers, combination.code(), divisor, combination.scale)
         self.select_passes = max(cut.passes for cut in cuts)
         self.passes = self.select_passes + (1 if match_norm else 0)
-        self.chunk_multiple = max(cut.row for cut in cuts)
-        self.norms = [_AbsSums() for _ in cuts] if match_norm else []
+        self.chunk_multiple = lcm(TILE, *(cut.row for cut in cuts))
+        self.norms = np.zeros((len(cuts) if match_norm else 0, 2))
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Ranks in the first passes, norms in the last."""
@@ -259,15 +270,15 @@ class PruneProgram:
             self._write_cuts()
         for cut, row, source, norm in zip(self.cuts, self.pruning.cuts, sources, self.norms, strict=True):
             cut.prepare(row, source, base)
-            kernels.abs_sums(source, base, row, norm.lanes, norm.totals, start=start)
-        return all(np.isfinite(norm.totals).all() and np.isfinite(norm.lanes).all() for norm in self.norms)
+            kernels.abs_sums(source, base, row, norm, start=start)
+        return bool(np.isfinite(self.norms).all())
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
         """Prunes and combines one chunk."""
         if start == 0:
             self._write_cuts()
-            if self.norms:
-                self.pruning.numbers[:, RATIO] = [norm_ratio(*norm.sums()) for norm in self.norms]
+            if len(self.norms):
+                self.pruning.numbers[:, RATIO] = [norm_ratio(before, after) for before, after in self.norms]
         for cut, row, source in zip(self.cuts, self.pruning.cuts, sources, strict=True):
             cut.prepare(row, source, base)
         return kernels.prune_pour(sources, self.pruning, out, base=base, start=start)
@@ -276,22 +287,6 @@ class PruneProgram:
         for cut, row in zip(self.cuts, self.pruning.cuts, strict=True):
             cut.write(row)
         self.pruning.cuts[:, [SEEN_LOW, SEEN_HIGH]] = 0
-
-
-class _AbsSums:
-    """Two float64 sums of absolute values whose order does not depend on the cut into chunks."""
-
-    def __init__(self) -> None:
-        self.lanes = np.zeros((2, kernels.LANES))
-        self.totals = np.zeros(2)
-
-    def sums(self) -> tuple[float, float]:
-        """Before and after the cut."""
-        left = np.zeros(2)
-        for lane in range(kernels.LANES):
-            left += self.lanes[:, lane]
-        before, after = (self.totals + left).tolist()
-        return before, after
 
 
 def _signed(key: int) -> int:

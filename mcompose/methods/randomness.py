@@ -1,8 +1,10 @@
 """Addressed randomness: a draw depends on (seed, method, tensor, source, element) and nothing else.
 
-The idea: hash the address once into a 64-bit key, then number the elements with SplitMix64. No state is
-kept, so any cut into chunks, any thread and any order of tensors draws the same numbers, and the global
-generators stay untouched.
+The idea: hash the address once into a 64-bit key, then number the elements with SplitMix64. No state is kept, so any
+cut into chunks, any thread and any order of tensors draws the same numbers, and the global generators stay untouched.
+
+A draw has 24 bits, so that a word of 64 serves two elements: in every tile of ``TILE`` elements, word ``i`` of the tile
+gives its bits 40 to 63 to element ``i`` and its bits 8 to 31 to element ``TILE / 2 + i``.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from mcompose.methods.arrays import is_numpy
+from mcompose.methods.loops.layout import TILE
 from mcompose.methods.method import TensorTask
 
 __all__ = ["address", "addresses", "uniforms"]
+
+HALF = TILE // 2
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -59,20 +64,26 @@ def uniforms(key: int, like: Any) -> Any:
 
 
 def _numpy_uniforms(key: int, count: int) -> np.ndarray:
-    z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    tiles = -(-count // TILE)
+    z = np.uint64(key) + np.arange(1, tiles * HALF + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    z = (z ^ (z >> np.uint64(31))).reshape(tiles, 1, HALF)
+    draws = np.concatenate([z >> np.uint64(40), (z >> np.uint64(8)) & np.uint64(0xFFFFFF)], axis=1)
+    return draws.reshape(-1)[:count].astype(np.float32) * np.float32(2.0**-24)
 
 
 def _torch_uniforms(key: int, like: Any) -> Any:
     # Torch has no unsigned 64-bit arithmetic: products wrap all the same, shifts lose the copied sign bits.
-    z = (like.reshape(-1).long() * 0 + 1).cumsum(0) * _signed(_GOLDEN) + _signed(key)
+    count = like.numel()
+    tiles = -(-count // TILE)
+    z = like.new_ones(tiles * HALF).long().cumsum(0) * _signed(_GOLDEN) + _signed(key)
     z = (z ^ _shifted(z, 30)) * _signed(_MIX_1)
     z = (z ^ _shifted(z, 27)) * _signed(_MIX_2)
-    z = z ^ _shifted(z, 31)
-    return _shifted(z, 40).to(like.dtype) * 2.0**-24
+    z = (z ^ _shifted(z, 31)).reshape(tiles, 1, HALF)
+    halves = like.new_zeros((tiles, 2, HALF))
+    halves[:, :1], halves[:, 1:] = _shifted(z, 40), (z >> 8) & 0xFFFFFF
+    return halves.reshape(-1)[:count] * 2.0**-24
 
 
 def _signed(word: int) -> int:

@@ -78,9 +78,9 @@ def test_a_full_disk_is_no_error_and_leaves_no_half_file(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    kernel = Kernel("pruning", "uniforms", "uint64", "int64", "address", "int64")
+    kernel = Kernel("pruning", "uniforms", "uint64", "address", "int64", "address")
     out = np.empty(2, np.float32)
-    kernel(7, 0, out, 2)
+    kernel(7, out, 2, np.empty(2048, np.float32))
     assert out[0] != out[1]
     assert list((tmp_path / "mcompose" / "kernels").iterdir()) == []
 
@@ -90,7 +90,7 @@ def test_machine_code_needs_nothing_but_the_c_library(tmp_path):
 
     from mcompose.methods.machine_code import compile_loop
 
-    code = compile_loop("pruning", "uniforms", ("uint64", "int64", "address", "int64"), symbol="kernel")
+    code = compile_loop("pruning", "uniforms", ("uint64", "address", "int64", "address"), symbol="kernel")
     found = llvm.ObjectFileRef.from_data(code)
     assert [section.name() for section in found.sections() if section.is_text()]
 

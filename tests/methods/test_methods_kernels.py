@@ -138,22 +138,34 @@ def test_what_is_not_finite_in_a_source_is_not_finite_in_the_result(name, kind, 
         assert program.combine(0, sources, origin, np.empty(4096, np.float32)) >= 1
 
 
-@pytest.mark.parametrize("cut", [1, 31, 32, 1000, 65536, 200_000])
-def test_inner_products_do_not_depend_on_the_cut(cut):
+@pytest.mark.parametrize("size", [1, 31, 33, 2048, 2049, 140_001])
+@pytest.mark.parametrize("cut", [2048, 4096, 65536, 204_800])
+def test_inner_products_do_not_depend_on_the_cut(cut, size):
     generator = np.random.default_rng(2)
-    x, y = generator.standard_normal((2, 140_000)).astype(np.float32)
-    x, y = (x[:3000], y[:3000]) if cut == 1 else (x, y)
+    x, y = generator.standard_normal((2, size)).astype(np.float32)
     sums = []
-    for step in (cut, x.size):
-        lanes, totals = np.zeros((3, kernels.LANES)), np.zeros(3)
-        for start in range(0, x.size, step):
+    for step in (cut, 1 << 30):
+        totals = np.zeros(3)
+        for start in range(0, size, step):
             part = slice(start, start + step)
-            kernels.gram([x[part], y[part]], lanes, totals, start=start)
-        sums.append(totals + lanes.cumsum(1)[:, -1])
+            kernels.gram([x[part], y[part]], totals)
+        sums.append(totals)
     np.testing.assert_array_equal(sums[0], sums[1])
     wide = [row.astype(np.longdouble) for row in (x, y)]
     exact = [float((wide[i] * wide[j]).sum()) for i, j in ((0, 0), (0, 1), (1, 1))]
     np.testing.assert_allclose(sums[0], exact, rtol=1e-13, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 33, 5000])
+def test_absolute_values_are_summed_before_and_after_the_cut(size):
+    generator = np.random.default_rng(9)
+    source, base = generator.standard_normal((2, size)).astype(np.float32)
+    program = PruneProgram([KeepRandom(0.3, 77)], Combination((1.0,)), match_norm=True)
+    program.measure(0, 0, [source], base)
+    delta = source - base
+    kept = delta[uniforms(77, delta) < np.float32(0.3)]
+    wanted = [np.abs(values.astype(np.float64)).sum() for values in (delta, kept)]
+    np.testing.assert_allclose(program.norms[0], wanted, rtol=1e-13)
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(7, 30), (1, 7)])
@@ -174,21 +186,38 @@ def test_groups_are_rows_or_columns(stride, groups):
     np.testing.assert_array_equal(out.reshape(30, 7), base + (laid[0] * (x - base) + laid[1] * (y - base)))
 
 
+def splitmix64(seed, number):
+    """The published generator, in Python's own integers."""
+    mask = (1 << 64) - 1
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
 def test_draws_are_numpys_and_torchs_and_those_of_splitmix64():
     # First outputs of SplitMix64 seeded with 1234567, as published with its reference code.
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    draws = np.empty(3, np.float32)
-    kernels.uniforms(1234567, 0, draws)
-    np.testing.assert_array_equal(draws, np.float32([(word >> 40) / 2**24 for word in published]))
-    key = address(0, "dare_linear", "model.norm.weight", "sees")
-    like = np.zeros((37, 11), np.float32)
-    out = np.empty(like.size, np.float32)
-    kernels.uniforms(key, 0, out)
-    np.testing.assert_array_equal(uniforms(key, like), out.reshape(37, 11))
-    np.testing.assert_array_equal(uniforms(key, torch.from_numpy(like)).numpy(), out.reshape(37, 11))
-    late = np.empty(5, np.float32)
-    kernels.uniforms(key, 100, late)
-    np.testing.assert_array_equal(late, out[100:105])
+    assert [splitmix64(1234567, i) for i in range(2)] == [6457827717110365317, 3203168211198807973]
+    key, size = address(0, "dare_linear", "model.norm.weight", "sees"), 5 * 1009
+    out = np.empty(size, np.float32)
+    kernels.uniforms(key, out)
+    for place in (0, 1, 1023, 1024, 2047, 2048, 3071, 3072, 5044):
+        tile, rest = divmod(place, 2048)
+        word = splitmix64(key, tile * 1024 + rest % 1024)
+        assert out[place] == (word >> 40 if rest < 1024 else (word >> 8) & 0xFFFFFF) / 2**24
+    like = np.zeros((5, 1009), np.float32)
+    np.testing.assert_array_equal(uniforms(key, like), out.reshape(5, 1009))
+    np.testing.assert_array_equal(uniforms(key, torch.from_numpy(like)).numpy(), out.reshape(5, 1009))
+    assert uniforms(key, np.zeros((0, 3), np.float32)).shape == (0, 3)
+
+
+def test_draws_are_even_and_halves_of_a_word_are_strangers():
+    draws = np.empty(1 << 20, np.float32)
+    kernels.uniforms(3, draws)
+    counts = np.bincount((draws * 256).astype(int), minlength=256)
+    assert ((counts - 4096) ** 2 / 4096).sum() < 360  # chi-square, 255 degrees of freedom: beyond 1 in 100,000
+    first, second = draws.reshape(-1, 2, 1024).transpose(1, 0, 2).reshape(2, -1)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / np.sqrt(first.size)
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-7, 0.1, 0.5, 0.9, 1 - 2**-24])
@@ -197,13 +226,13 @@ def test_a_random_cut_keeps_the_draws_below_the_density(density):
     delta = np.ones(30_000, np.float32)
     program = PruneProgram([KeepRandom(density, key)], Combination((1.0,)))
     out = np.empty_like(delta)
-    for part in (slice(0, 4097), slice(4097, None)):
+    for part in (slice(0, 4096), slice(4096, None)):
         program.combine(part.start, [delta[part]], None, out[part])
     np.testing.assert_array_equal(out, uniforms(key, delta) < np.float32(density))
 
 
 @pytest.mark.parametrize("ranks", [(0, 700), (50, 700), (0, 9999), (300, 301), (1, 2)])
-@pytest.mark.parametrize("cut", [333, 2048, 5000, 10_000])
+@pytest.mark.parametrize("cut", [2048, 6144, 10_240])
 def test_a_band_keeps_equal_magnitudes_in_element_order(ranks, cut):
     generator = np.random.default_rng(8)
     delta = np.round(generator.standard_normal(10_000), 1).astype(np.float32)

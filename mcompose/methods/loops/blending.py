@@ -1,7 +1,7 @@
 """Weighted sums and inner products: the loops of the blend methods (`mcompose.methods.blend`).
 
-Inner products are float64 sums whose order is fixed by the element's place in the tensor: element ``i`` joins running
-sum ``i mod LANES`` of its block of ``BLOCK`` elements, so that the cut into chunks changes nothing.
+Inner products are float64 sums, tile by tile: chunks start at multiples of a tile, so that the cut into chunks changes
+nothing. Inside a tile element ``i`` joins running sum ``i mod LANES``, so that the processor can add several at a time.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import numpy as np
 from numba import njit
 
 from mcompose.methods.loops.formats import narrow, widen
-from mcompose.methods.loops.layout import BLOCK, LANES, TILE
+from mcompose.methods.loops.layout import LANES, TILE
 from mcompose.methods.loops.memory import doubles, floats, longs
 
-__all__ = ["add_lane_by_lane", "finish", "gram", "group_gram", "group_pour", "join_lanes", "pour", "widen_delta"]
+__all__ = ["finish", "gram", "group_gram", "group_pour", "joined", "pour", "widen_delta"]
 
 
 @njit(forceinline=True)
@@ -94,35 +94,21 @@ def group_pour(sources, kinds, many, weights, start, stride, groups, base, base_
 
 
 @njit(forceinline=True)
-def add_lane_by_lane(products, place, count, lanes, total):
-    """Adds a tile of float64 numbers, whose first may have any place in the tensor, to running sums and a total."""
-    values, sums, block = doubles(products, count), doubles(lanes, LANES), doubles(total, 1)
-    for i in range(count):
-        sums[(place + i) % LANES] += values[i]
-        if (place + i + 1) % BLOCK == 0:
-            join_lanes(sums, block)
-
-
-@njit(forceinline=True)
-def join_lanes(sums, block):
-    """Ends a block."""
-    joined = 0.0
+def joined(sums):
+    """The running sums of a tile as one number."""
+    total = 0.0
     for lane in range(LANES):
-        joined += sums[lane]
-        sums[lane] = 0.0
-    block[0] += joined
+        total += sums[lane]
+    return total
 
 
 @njit(forceinline=True)
-def _add_products(x, y, place, count, lanes, total, products):
-    """Adds ``x . y`` of a tile. A tile that starts at a multiple of TILE lies in one block: no lane need be sought."""
-    if place % TILE != 0:
-        left, right, product = floats(x, count), floats(y, count), doubles(products, count)
-        for i in range(count):
-            product[i] = np.float64(left[i]) * np.float64(right[i])
-        add_lane_by_lane(products, place, count, lanes, total)
-        return
-    sums, whole = doubles(lanes, LANES), count - count % LANES
+def _dot(x, y, count, lanes):
+    """``x . y`` of two tiles."""
+    sums = doubles(lanes, LANES)
+    for lane in range(LANES):
+        sums[lane] = 0.0
+    whole = count - count % LANES
     for first in range(0, whole, LANES):
         left, right = floats(x + 4 * first, LANES), floats(y + 4 * first, LANES)
         for lane in range(LANES):
@@ -130,17 +116,17 @@ def _add_products(x, y, place, count, lanes, total, products):
     left, right = floats(x + 4 * whole, LANES), floats(y + 4 * whole, LANES)
     for lane in range(count - whole):
         sums[lane] += np.float64(left[lane]) * np.float64(right[lane])
-    if (place + count) % BLOCK == 0:
-        join_lanes(sums, doubles(total, 1))
+    return joined(sums)
 
 
-def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, tiles):
-    """Adds the inner products of all pairs of sources; ``tiles`` is room for one a source and three more.
+def gram(sources, kinds, many, base, base_kind, count, totals, tiles):
+    """Adds the inner products of all pairs of sources; ``tiles`` is room for one a source and two more.
 
-    Pairs (0, 0), (0, 1), ..., (1, 1), ... each have ``LANES`` running sums at ``lanes`` and one number at ``totals``.
+    Pairs (0, 0), (0, 1), ..., (1, 1), ... each have one number at ``totals``.
     """
     table, codes = longs(sources, many), longs(kinds, many)
-    products = tiles + 4 * TILE * (many + 1)
+    sums = doubles(totals, many * (many + 1) // 2)
+    lanes = tiles + 4 * TILE * (many + 1)
     origin = tiles + 4 * TILE * many if base != 0 else 0
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
@@ -151,8 +137,7 @@ def gram(sources, kinds, many, base, base_kind, start, count, lanes, totals, til
         pair = 0
         for i in range(many):
             for j in range(i, many):
-                x, y = tiles + 4 * TILE * i, tiles + 4 * TILE * j
-                _add_products(x, y, start + first, size, lanes + 8 * LANES * pair, totals + 8 * pair, products)
+                sums[pair] += _dot(tiles + 4 * TILE * i, tiles + 4 * TILE * j, size, lanes)
                 pair += 1
 
 

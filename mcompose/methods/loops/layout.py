@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 __all__ = [
-    "BF16", "BLOCK", "CHANCES", "CODE", "COLUMNS", "COUNTERS", "DIVIDE", "DIVISOR", "F16", "F32", "F64", "HIGH",
-    "HIGH_BINS", "HIGH_TIES", "KEEP_ALL", "KEEP_BAND", "KEEP_BY_CHANCE", "KEEP_NONE", "KEEP_RANDOM", "KEY", "LANES",
-    "LOW", "LOW_BINS", "LOW_TIES", "NUMBERS", "RATIO", "SEEN_HIGH", "SEEN_LOW", "SHARE", "TILE", "VOTE", "WEIGHT",
+    "ADD_UP", "BF16", "CHANCES", "CODE", "COLUMNS", "COUNTERS", "DIVIDE", "DIVISOR", "ELECT", "ELECT_MEAN", "F16",
+    "F32", "F64", "HIGH", "HIGH_BINS", "HIGH_TIES", "KEEP_ALL", "KEEP_BAND", "KEEP_BY_CHANCE", "KEEP_NONE",
+    "KEEP_RANDOM", "KEY", "LANES", "LOW", "LOW_BINS", "LOW_TIES", "NUMBERS", "RATIO", "SEEN_HIGH", "SEEN_LOW",
+    "SHARE", "TILE", "VOTE", "WEIGHT",
 ]  # fmt: skip
 
 BF16, F16, F32, F64 = 0, 1, 2, 3
 """Codes of the element types."""
 
 TILE = 2048
-"""Elements that stay in the first-level cache from widening to rounding."""
-
-BLOCK = 65536
-"""Elements whose products are summed before they join the total; blocks start at multiples of it."""
+"""Elements that stay in the first-level cache from widening to rounding; sums and draws count by it."""
 
 LANES = 32
-"""Running sums in a block: element ``i`` joins lane ``i mod 32``, so the cut into chunks changes nothing."""
+"""Running sums in a tile."""
 
 HIGH_BINS, LOW_BINS = 32768, 65536
 """Counters for the upper 15 bits of a magnitude's key, and for the lower 16."""
@@ -28,6 +26,9 @@ COUNTERS = 4
 
 KEEP_ALL, KEEP_NONE, KEEP_BAND, KEEP_RANDOM, KEEP_BY_CHANCE = 0, 1, 2, 3, 4
 """Codes of the ways to prune."""
+
+ADD_UP, ELECT, ELECT_MEAN = 0, 1, 2
+"""Codes of the ways to combine: the sum of all, the sum of those that have the elected sign, their mean."""
 
 CODE, LOW, LOW_TIES, HIGH, HIGH_TIES, SEEN_LOW, SEEN_HIGH, KEY, CHANCES, DIVIDE = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 COLUMNS = 10

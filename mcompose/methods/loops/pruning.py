@@ -13,16 +13,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mcompose.methods.loops.blending import add_lane_by_lane, finish, join_lanes, widen_delta
+from mcompose.methods.loops.blending import finish, joined, widen_delta
 from mcompose.methods.loops.formats import narrow, widen
 from mcompose.methods.loops.layout import (
-    BLOCK,
+    ADD_UP,
     CHANCES,
     CODE,
     COLUMNS,
     COUNTERS,
     DIVIDE,
     DIVISOR,
+    ELECT_MEAN,
     HIGH,
     HIGH_BINS,
     HIGH_TIES,
@@ -137,28 +138,41 @@ def _keep_band(values, count, row):
 
 
 @njit(forceinline=True)
-def _draw(key, place):
-    """24 random bits: the SplitMix64 sequence of ``key`` at an element."""
-    z = np.uint64(key + np.uint64(place + 1) * GOLDEN)
+def _word(key, number):
+    """Word ``number`` of the SplitMix64 sequence of ``key``."""
+    z = np.uint64(key + np.uint64(number + 1) * GOLDEN)
     z = np.uint64((z ^ (z >> np.uint64(30))) * MIX_1)
     z = np.uint64((z ^ (z >> np.uint64(27))) * MIX_2)
-    return np.uint32((z ^ (z >> np.uint64(31))) >> np.uint64(40))
+    return np.uint64(z ^ (z >> np.uint64(31)))
 
 
 @njit(forceinline=True)
-def _cut(tile, first, start, count, row):
-    """Prunes one tile of deltas in place; it begins at element ``first`` of the chunk, ``start`` of the tensor."""
-    values, code = floats(tile, count), row[CODE]
+def _draw(key, place, out):
+    """24 random bits for every element of a whole tile: a word serves one of the first half and one of the second."""
+    half, number = TILE // 2, place // 2
+    first, second = words(out, half), words(out + 4 * half, half)
+    for i in range(half):
+        word = _word(key, number + i)
+        first[i] = np.uint32(word >> np.uint64(40))
+        second[i] = np.uint32(word >> np.uint64(8)) & np.uint32(0xFFFFFF)
+
+
+@njit(forceinline=True)
+def _cut(tile, first, start, count, row, spare):
+    """Prunes one tile of deltas in place; it begins with element ``first`` of a chunk that begins with ``start``."""
+    values, draws, code = floats(tile, count), words(spare, count), row[CODE]
     if code == KEEP_BAND:
         _keep_band(values, count, row)
     elif code == KEEP_RANDOM:
-        key, limit = np.uint64(row[KEY]), np.uint32(row[LOW])
+        limit = np.uint32(row[LOW])
+        _draw(np.uint64(row[KEY]), start + first, spare)
         for i in range(count):
-            values[i] = values[i] * (np.float32(1) if _draw(key, start + first + i) < limit else np.float32(0))
+            values[i] = values[i] * (np.float32(1) if draws[i] < limit else np.float32(0))
     elif code == KEEP_BY_CHANCE:
-        key, chances = np.uint64(row[KEY]), floats(row[CHANCES] + 4 * first, count)
+        chances = floats(row[CHANCES] + 4 * first, count)
+        _draw(np.uint64(row[KEY]), start + first, spare)
         for i in range(count):
-            number = np.float32(np.int32(_draw(key, start + first + i))) * np.float32(2.0**-24)
+            number = np.float32(np.int32(draws[i])) * np.float32(2.0**-24)
             values[i] = values[i] * (np.float32(1) if number < chances[i] else np.float32(0))
         if row[DIVIDE] != 0:
             for i in range(count):
@@ -168,31 +182,13 @@ def _cut(tile, first, start, count, row):
             values[i] = values[i] * np.float32(0)
 
 
-def abs_sums(source, kind, base, base_kind, cut, start, count, lanes, totals, tiles):
-    """Adds up absolute values before and after the cut; two rows of ``LANES`` running sums, two totals."""
-    origin = tiles + 4 * TILE if base != 0 else 0
-    wide = tiles + 8 * TILE
-    row = longs(cut, COLUMNS)
-    for first in range(0, count, TILE):
-        size = min(TILE, count - first)
-        if base != 0:
-            widen(base, base_kind, first, size, origin)
-        widen_delta(source, kind, first, size, origin, tiles)
-        _add_magnitudes(tiles, start + first, size, lanes, totals, wide)
-        _cut(tiles, first, start, size, row)
-        _add_magnitudes(tiles, start + first, size, lanes + 8 * LANES, totals + 8, wide)
-
-
 @njit(forceinline=True)
-def _add_magnitudes(tile, place, count, lanes, total, wide):
-    """Adds absolute values as `blending` adds products."""
-    if place % TILE != 0:
-        values, magnitudes = floats(tile, count), doubles(wide, count)
-        for i in range(count):
-            magnitudes[i] = np.float64(abs(values[i]))
-        add_lane_by_lane(wide, place, count, lanes, total)
-        return
-    sums, whole = doubles(lanes, LANES), count - count % LANES
+def _magnitudes(tile, count, lanes):
+    """Sum of absolute values of a tile."""
+    sums = doubles(lanes, LANES)
+    for lane in range(LANES):
+        sums[lane] = 0.0
+    whole = count - count % LANES
     for first in range(0, whole, LANES):
         part = floats(tile + 4 * first, LANES)
         for lane in range(LANES):
@@ -200,8 +196,22 @@ def _add_magnitudes(tile, place, count, lanes, total, wide):
     part = floats(tile + 4 * whole, LANES)
     for lane in range(count - whole):
         sums[lane] += np.float64(abs(part[lane]))
-    if (place + count) % BLOCK == 0:
-        join_lanes(sums, doubles(total, 1))
+    return joined(sums)
+
+
+def abs_sums(source, kind, base, base_kind, cut, start, count, totals, tiles):
+    """Adds up absolute values before and after the cut; ``tiles`` is room for four."""
+    origin = tiles + 4 * TILE if base != 0 else 0
+    spare, lanes = tiles + 8 * TILE, tiles + 12 * TILE
+    sums, row = doubles(totals, 2), longs(cut, COLUMNS)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        if base != 0:
+            widen(base, base_kind, first, size, origin)
+        widen_delta(source, kind, first, size, origin, tiles)
+        sums[0] += _magnitudes(tiles, size, lanes)
+        _cut(tiles, first, start, size, row, spare)
+        sums[1] += _magnitudes(tiles, size, lanes)
 
 
 @njit(forceinline=True)
@@ -230,41 +240,64 @@ def _add_up(tiles, many, numbers, total, count):
 
 
 @njit(forceinline=True)
-def _elect(tiles, many, numbers, total, count):
-    """``total = mean`` of the values whose sign wins; plus wins at zero. A divisor of zero counts as one."""
-    mixed, vote, parts = floats(total, count), floats(total + 4 * TILE, count), floats(total + 8 * TILE, count)
+def _vote(tiles, many, numbers, vote, count):
+    """``vote = sum(VOTE * values)``: its sign is the elected one; plus wins at zero."""
+    total = floats(vote, count)
     for i in range(count):
-        vote[i] = np.float32(0)
-        parts[i] = np.float32(0)
-        mixed[i] = np.float32(0)
+        total[i] = np.float32(0)
     for source in range(many):
         share, values = numbers[source * NUMBERS + VOTE], floats(tiles + 4 * TILE * source, count)
         for i in range(count):
-            vote[i] = vote[i] + share * values[i]
+            total[i] = total[i] + share * values[i]
+
+
+@njit(forceinline=True)
+def _agrees(ballot, vote):
+    """1 where a ballot has the elected sign."""
+    turned = ballot if vote >= np.float32(0) else -ballot
+    return np.float32(1) if turned > np.float32(0) else np.float32(0)
+
+
+@njit(forceinline=True)
+def _add_agreeing(tiles, many, numbers, total, count):
+    """``total = sum(WEIGHT * values)`` of those that have the elected sign."""
+    mixed, vote = floats(total, count), floats(total + 4 * TILE, count)
+    for i in range(count):
+        mixed[i] = np.float32(0)
     for source in range(many):
         share, weight = numbers[source * NUMBERS + VOTE], numbers[source * NUMBERS + WEIGHT]
-        part, values = numbers[source * NUMBERS + SHARE], floats(tiles + 4 * TILE * source, count)
+        values = floats(tiles + 4 * TILE * source, count)
         for i in range(count):
-            ballot = share * values[i]
-            ballot = ballot if vote[i] >= np.float32(0) else -ballot
-            one = np.float32(1) if ballot > np.float32(0) else np.float32(0)
-            mixed[i] = mixed[i] + weight * values[i] * one
-            parts[i] = parts[i] + part * one
+            mixed[i] = mixed[i] + weight * values[i] * _agrees(share * values[i], vote[i])
+
+
+@njit(forceinline=True)
+def _divide_by_agreeing(tiles, many, numbers, total, count):
+    """Divides by the sum of ``SHARE`` of those that have the elected sign, where there are any."""
+    mixed, vote, parts = floats(total, count), floats(total + 4 * TILE, count), floats(total + 8 * TILE, count)
+    for i in range(count):
+        parts[i] = np.float32(0)
+    for source in range(many):
+        share, part = numbers[source * NUMBERS + VOTE], numbers[source * NUMBERS + SHARE]
+        values = floats(tiles + 4 * TILE * source, count)
+        for i in range(count):
+            parts[i] = parts[i] + part * _agrees(share * values[i], vote[i])
     for i in range(count):
         mixed[i] = mixed[i] / (parts[i] if parts[i] != np.float32(0) else np.float32(1))
 
 
 def prune_pour(
-    sources, kinds, many, cuts, numbers, elected, divisor, scale, base, base_kind, start, out, out_kind, count, tiles
+    sources, kinds, many, cuts, numbers, combine, divisor, scale, base, base_kind, start, out, out_kind, count, tiles
 ):
     """Prunes, makes up for it, combines, adds the base, rounds; counts what is not finite.
 
-    ``tiles`` is room for one a source and four more.
+    ``tiles`` is room for one a source and five more.
     """
     table, codes = longs(sources, many), longs(kinds, many)
     worth = floats(numbers, many * NUMBERS)
     total = tiles + 4 * TILE * many
-    origin = total + 12 * TILE if base != 0 else 0
+    spare = total + 12 * TILE
+    origin = total + 16 * TILE if base != 0 else 0
     bad = np.int64(0)
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
@@ -273,12 +306,15 @@ def prune_pour(
         for source in range(many):
             tile = tiles + 4 * TILE * source
             widen_delta(table[source], codes[source], first, size, origin, tile)
-            _cut(tile, first, start, size, longs(cuts + 8 * COLUMNS * source, COLUMNS))
+            _cut(tile, first, start, size, longs(cuts + 8 * COLUMNS * source, COLUMNS), spare)
             _worth(floats(tile, size), size, worth[source * NUMBERS + RATIO], worth[source * NUMBERS + DIVISOR])
-        if elected != 0:
-            _elect(tiles, many, worth, total, size)
-        else:
+        if combine == ADD_UP:
             _add_up(tiles, many, worth, total, size)
+        else:
+            _vote(tiles, many, worth, total + 4 * TILE, size)
+            _add_agreeing(tiles, many, worth, total, size)
+            if combine == ELECT_MEAN:
+                _divide_by_agreeing(tiles, many, worth, total, size)
         finish(total, origin, divisor, scale, size)
         bad += narrow(total, out, out_kind, first, size)
     return bad
@@ -326,8 +362,11 @@ def rank_chances(source, kind, base, base_kind, count, length, low, span, out, r
             chances[first + order[rank]] = low + place * span
 
 
-def uniforms(key, start, out, count):
-    """Numbers in [0, 1) of 24 bits, from element ``start`` of a key's sequence on."""
-    draws = floats(out, count)
-    for i in range(count):
-        draws[i] = np.float32(np.int32(_draw(np.uint64(key), start + i))) * np.float32(2.0**-24)
+def uniforms(key, out, count, tiles):
+    """Numbers in [0, 1) of 24 bits: the draws of a tensor's first elements."""
+    draws, drawn = floats(out, count), words(tiles, TILE)
+    for first in range(0, count, TILE):
+        size = min(TILE, count - first)
+        _draw(np.uint64(key), first, tiles)
+        for i in range(size):
+            draws[first + i] = np.float32(np.int32(drawn[i])) * np.float32(2.0**-24)
