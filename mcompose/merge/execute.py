@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from mcompose.checkpoint.files import TensorFiles
@@ -68,7 +67,7 @@ def execute(
     Args:
         plan: The plan; ``staged`` must have been opened with its fingerprint.
         staged: The output in the making. The caller finishes it.
-        threads: Threads; None for one per core. The bytes do not depend on it.
+        threads: Threads; None for one per core, or what a device is kept busy by. The bytes do not depend on it.
         device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` takes the
             torch path on the CPU, which is how that path is tested; it has not been run on a GPU.
         progress: Told the bytes written.
@@ -87,9 +86,10 @@ def execute(
     finished = {name: _made(row) for name, row in staged.allocate(plan.layout).items()}
     run = _Run(plan, staged, finished=finished, progress=progress or Silent(), check_finite=check_finite)
     if device != "cpu":
-        from mcompose.merge.device import TorchStream, check_device  # noqa: PLC0415 - torch, when asked for
+        from mcompose.merge.device import DEVICE_THREADS, torch_streams  # noqa: PLC0415 - torch, when asked for
 
-        run.make_stream = partial(TorchStream, device=check_device(device.removeprefix("torch:")))
+        run.make_stream = torch_streams(device.removeprefix("torch:"))
+        threads = threads or DEVICE_THREADS
     run.all_jobs(threads=threads or default_threads())
     made = [(job, run.finished[job.name]) for job in plan.jobs]
     rows = [job.ledger_row(tensor.digest, inputs=tensor.inputs) for job, tensor in made]
