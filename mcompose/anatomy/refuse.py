@@ -25,6 +25,8 @@ def refuse_files(config: Mapping[str, Any], keys: Iterable[str]) -> str:
         method = quantised.get("quant_method", "") if isinstance(quantised, Mapping) else str(quantised)
         return f"its weights are quantised ({method or 'method not named'}); use the full-precision checkpoint"
     keys = list(keys)
+    if config.get("routed_groups"):
+        keys = [key for key in keys if ".groups." not in key]  # factors that the network itself runs
     adapters = sum(1 for key in keys if _ADAPTER.search(key))
     if adapters:
         held = "only low-rank adapters" if adapters == len(keys) else "low-rank adapters beside its weights"
