@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mcompose import __version__
-from mcompose.cli import align, check, evaluate, generate, inspect, lab, mcub, merge, output, push
+from mcompose.cli import align, check, evaluate, generate, inspect, lab, mcub, merge, output, push, search
 from mcompose.errors import McomposeError
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ app.command("inspect")(inspect.inspect)
 app.command("plan")(merge.plan)
 app.command("merge")(merge.merge)
 app.command("align")(align.align)
+app.command("search")(search.search)
 app.command("diff")(check.diff)
 app.command("verify")(check.verify)
 app.command("generate")(generate.generate)
