@@ -209,22 +209,22 @@ def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base:
     """
     if not specs:
         return
-    for layer in decoder_layers(language):
-        linears = dict(_linears_of(layer, type(language).__name__))
-        if not any(isinstance(linear, RoutedLinear) for linear in linears.values()):
-            slot = Slot()
-            attention = _attention_of(layer, type(language).__name__)
-            attention.route_slot = slot
+    owner = type(language).__name__
+    layers = decoder_layers(language)
+    # All is looked at before anything is changed, so that a refusal leaves the model as it was.
+    found = [(layer, dict(_linears_of(layer, owner)), _attention_of(layer, owner)) for layer in layers]
+    for layer, linears, attention in found:
+        if not hasattr(attention, "route_slot"):
+            attention.route_slot = Slot()
             attention.register_forward_pre_hook(_take_route, with_kwargs=True)
-            for name, linear in linears.items():
-                linears[name] = RoutedLinear(linear, slot)
-                layer.set_submodule(name, linears[name])
-        for linear in cast("dict[str, RoutedLinear]", linears).values():
-            for name, spec in specs.items():
-                if name not in linear.groups:
-                    linear.add(name, spec)
-            if base == "separate" and linear.base is None:
-                linear.base = linear_like(linear)
+        for name, linear in linears.items():
+            routed = linear if isinstance(linear, RoutedLinear) else RoutedLinear(linear, attention.route_slot)
+            layer.set_submodule(name, routed)
+            for group, spec in specs.items():
+                if group not in routed.groups:
+                    routed.add(group, spec)
+            if base == "separate" and routed.base is None:
+                routed.base = linear_like(routed)
 
 
 def route_inputs(model: Any, masks: Mapping[str, torch.Tensor]) -> dict[str, Route]:

@@ -18,17 +18,19 @@ SIZES = {
 }  # fmt: skip
 ROUTED = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2", "granite",
-    "cohere", "cohere2", "starcoder2", "stablelm", "smollm3", "glm", "glm4", "helium", "gpt_neox", "nemotron",
-    "ministral", "seed_oss", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+    "cohere", "cohere2", "starcoder2", "smollm3", "glm", "glm4", "helium", "gpt_neox", "ministral", "seed_oss",
+    "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "lfm2",
 ]  # fmt: skip
-REFUSED = ["mixtral", "qwen3_moe", "gpt2", "opt", "mamba", "lfm2", "falcon_h1", "gpt_bigcode", "bloom", "deepseek_v3"]
+NOT_PLAIN = ["mixtral", "qwen3_moe", "gpt2", "opt", "mamba", "falcon_h1"]
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+CHANGES = {"qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, "qwen3_vl_text": MROPE}
 SPECS = group_specs(
     {"image": {"kind": "dense"}, "audio": {"kind": "low_rank", "rank": 3, "scale": 2.0}, "text": {"kind": "dense"}}
 )
 
 
-def language(kind):
-    config = CONFIG_MAPPING[kind](**SIZES)
+def language(kind, **changes):
+    config = CONFIG_MAPPING[kind](**{**SIZES, **CHANGES.get(kind, {}), **changes})
     torch.manual_seed(0)
     return AutoModel.from_config(config).eval().double()
 
@@ -57,13 +59,34 @@ def test_a_family_equals_the_masked_sum(kind):
     torch.testing.assert_close(found, model(ids).last_hidden_state, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_family_that_cannot_be_routed_is_refused(kind):
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_layers_that_are_not_plain_linears_are_refused_and_left_alone(kind):
+    model = language(kind)
+    before = set(model.state_dict())
     with pytest.raises(ValueError, match="cannot be routed"):
-        route_language(language(kind), SPECS)
+        route_language(model, SPECS)
+    assert set(model.state_dict()) == before
+    assert not list(routed_linears(model))
 
 
-def test_a_language_model_that_drops_the_route_is_refused():
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("deepseek_v3", {"first_k_dense_replace": 1}), ("lfm2", {"layer_types": ["full_attention", "conv"]})],
+)
+def test_one_layer_of_another_kind_is_enough_to_refuse(kind, changes):
+    model = language(kind, **changes)
+    with pytest.raises(ValueError, match=r"cannot be routed: .* (holds the matrix|has 0 modules)"):
+        route_language(model, SPECS)
+    assert not list(routed_linears(model))
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "nemotron"])
+@torch.no_grad()
+def test_a_language_model_that_drops_the_route_is_refused(kind):
+    """Its layers pass no further arguments on, so all tokens would silently use the text group."""
+    model = language(kind)
+    route_language(model, SPECS)
     inputs = {ROUTE: make_route(SPECS, {"image": torch.tensor([[False, True]])})}
-    with pytest.raises(ValueError, match="Linear does not hand further arguments to its attention"):
-        check_taken(inputs, nn.Linear(1, 1))
+    model(torch.tensor([[3, 4]]), **inputs)
+    with pytest.raises(ValueError, match=f"{type(model).__name__} does not hand further arguments to its attention"):
+        check_taken(inputs, model)

@@ -154,7 +154,6 @@ def test_a_configuration_with_groups_reads_itself(tmp_path):
     model, _ = routed("separate", prefixes=True)
     model.config.save_pretrained(tmp_path)
     again = ComposedConfig.from_pretrained(tmp_path)
-    assert again.to_dict() == ComposedConfig(**model.config.to_dict()).to_dict()
     assert again.routed_groups == model.config.routed_groups
     assert {key: getattr(again, key) for key in PREFIXES} == PREFIXES
     fresh = ComposedForConditionalGeneration(again)
