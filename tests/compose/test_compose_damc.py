@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damc_sources import LINEARS, MODALITY, composed, logits, shown, write_donor, write_natives
+from damc_sources import LINEARS, MODALITY, composed, logits, shown, write_donor
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,13 +21,6 @@ DAMC = {"method": "damc"}
 DONOR = {"decouple": "donor"}
 WORDS = 19
 """Tokens of the base; behind them every source has its own."""
-
-
-@pytest.fixture(scope="module")
-def natives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_natives(tmp_path_factory.mktemp("natives"))
-    write_natives(folder / "base-too", change=0.0)
-    return folder
 
 
 @pytest.fixture(scope="module")

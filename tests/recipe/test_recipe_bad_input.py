@@ -232,6 +232,8 @@ def test_later_systems_are_refused_by_name_and_line(tmp_path, case):
 LATER_MISTAKES = {
     "compose:\n  decoupel: none": (14, "'compose.decoupel'", "'decouple'"),
     "compose:\n  decouple: convrt": (14, "'compose.decouple'", "'convert'"),
+    "compose:\n  groups: dens": (14, "'compose.groups'", "'dense'"),
+    "compose: {decouple: donor, towers: merge}": (13, "'compose.towers: merge'", "every source keeps its own"),
     "compose:\n  experts: {c: {encoder: 'hub:o/c', domian: x}}": (14, "'compose.experts.c.domian'", "'domain'"),
     "compose:\n  experts:\n    c:\n      encoder: o/c\n      domain: x": (
         16,
