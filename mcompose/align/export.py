@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mcompose import __version__
 from mcompose.align.folder import PLOT
 from mcompose.align.parts import part_label
@@ -121,7 +123,7 @@ def _write_tensors(staged: StagedOutput, lineage: Lineage, layout: Layout) -> di
                 continue
             digest = TensorDigest()
             if key in lineage.changed:
-                data = memoryview(lineage.read(key).reshape(-1)).cast("B") if place.nbytes else memoryview(b"")
+                data = lineage.read(key).reshape(-1).view(np.uint8).data
                 staged.pwrite_all(place.filename, place.offset, data)
                 digest.update(data)
             else:

@@ -42,6 +42,7 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
     """
     modules = dict(model.named_modules())
     factors: dict[str, str] = {}
+    adapters: dict[str, str] = {}
     for number, part in enumerate(parts):
         layers = [names[key].removesuffix(".weight") for key in part.keys]
         layers = [layer for layer in layers if isinstance(modules[layer], nn.Linear)]
@@ -58,6 +59,10 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
         inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=False)
         del model.peft_config  # PEFT takes a second part for a second adapter on the same layers
         factors |= _start(model, layers, adapter, part=part.name, seed=seed)
+        adapters |= dict.fromkeys(layers, adapter)
+    for layer, adapter in adapters.items():  # each part's coming put those before it to sleep
+        module: Any = model.get_submodule(layer)
+        module.set_adapter(adapter)
     return factors
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers.trainer_callback import PrinterCallback
 
+from mcompose import __version__
 from mcompose.align import processes
 from mcompose.align.batching import from_worker
 from mcompose.align.data import StageData, open_data
@@ -44,7 +45,7 @@ from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
 
-_LIBRARIES = ("mcompose", "torch", "transformers", "peft")
+_LIBRARIES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class _Run:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Of the libraries that decide the numbers."""
-        return {name: version(name) for name in _LIBRARIES}
+        return {"mcompose": __version__, **{name: version(name) for name in _LIBRARIES}}
 
     @cached_property
     def fingerprint(self) -> str:

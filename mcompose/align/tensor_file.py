@@ -41,9 +41,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's bytes in order; of a shard, the part that this process holds."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportCallIssue]
+    held: Any = tensor
+    local: torch.Tensor = held.to_local() if hasattr(held, "to_local") else tensor
     flat = local.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def as_torch(raw: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:

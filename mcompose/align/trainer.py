@@ -182,7 +182,7 @@ class AlignTrainer(Trainer):
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        target = self.model if model is None else model
+        target: Any = self.model if model is None else model
         values = read_tensors(Path(resume_from_checkpoint) / POINT)
         parameters = {name.removeprefix("module."): value for name, value in target.named_parameters()}
         for name, value in values.items():
