@@ -195,21 +195,23 @@ class JobStream:
         step = chunk_elements(program, segment, row=job.row_elements, total=total)
         digests = [xxhash.xxh3_128() for _ in segment.inputs]
         self._inputs += digests
-        for index in range(program.passes + 1):
-            for start, count in self._blocks(total, step):
-                sources, base = self._load_all(segment, job, (start, count), digests=digests if index == 0 else None)
-                if index < program.passes:
-                    with self.clock.compute:
-                        fine = program.measure(index, start, sources, base)
-                    if not fine and self.check_finite:
-                        raise self._broken(job, segment, None, span=(start, count))
-                    continue
-                result = self.scratch.array("result", raw_dtype(job.dtype), count)
+        index = 0
+        while index < program.passes:
+            for span in self._blocks(total, step):
+                sources, base = self._load_all(segment, job, span, digests=digests if index == 0 else None)
                 with self.clock.compute:
-                    bad = program.combine(start, sources, base, result)
-                if bad and self.check_finite:
-                    raise self._broken(job, segment, result, span=(start, count))
-                emit(result.view(np.uint8).data)
+                    fine = program.measure(index, span[0], sources, base)
+                if not fine and self.check_finite:
+                    raise self._broken(job, segment, None, span=span)
+            index += 1
+        for span in self._blocks(total, step):
+            sources, base = self._load_all(segment, job, span, digests=digests if index == 0 else None)
+            result = self.scratch.array("result", raw_dtype(job.dtype), span[1])
+            with self.clock.compute:
+                bad = program.combine(span[0], sources, base, result)
+            if bad and self.check_finite:
+                raise self._broken(job, segment, result, span=span)
+            emit(result.view(np.uint8).data)
 
     def measure(self, job: TensorJob, segment: Segment, visit: Callable[..., None]) -> None:
         """Feeds the chunks of one segment to ``visit(start, sources, base)``, writing nothing."""

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcompose.methods.compiled import Kernel
-from mcompose.methods.loops.layout import BF16, COUNTERS, F16, F32, F64, HIGH_BINS, TILE
+from mcompose.methods.loops.layout import BF16, F16, F32, F64, TILE
 
 __all__ = [
     "Pruning",
     "abs_sums",
     "convert",
-    "count_high_keys",
-    "count_low_keys",
+    "count_keys",
     "count_nan",
     "gram",
     "group_gram",
@@ -41,8 +40,7 @@ _GROUP_POUR = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _
 _GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _A, _A)
 _GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
 _COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
-_HIGH_KEYS = Kernel("pruning", "count_high_keys", _A, _I, _A, _I, _I, _A, _A)
-_LOW_KEYS = Kernel("pruning", "count_low_keys", _A, _I, _A, _I, _I, _I, _A, _A)
+_COUNT_KEYS = Kernel("pruning", "count_keys", _A, _I, _A, _I, _I, _A, _A, _A, _A)
 _ABS_SUMS = Kernel("pruning", "abs_sums", _A, _I, _A, _I, _A, _I, _I, _A, _A)
 _PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
 _RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
@@ -133,15 +131,19 @@ def count_nan(chunk: Array) -> int:
     return _COUNT_NAN(chunk, _kind(chunk), chunk.size, _room(1))
 
 
-def count_high_keys(source: Array, base: Array | None, counts: Array) -> None:
-    """Counts the upper 15 bits of a delta's magnitudes; ``counts`` is int64, (COUNTERS, HIGH_BINS), to be summed."""
-    assert counts.shape == (COUNTERS, HIGH_BINS)
-    _HIGH_KEYS(source, _kind(source), *_origin(base, source.size), source.size, counts, _room(2))
+def count_keys(source: Array, base: Array | None, *, high: Array | None, windows: Array, low: Array) -> None:
+    """Counts a delta's magnitudes by their upper 15 bits, and by their lower 16 where the upper ones are in a window.
 
-
-def count_low_keys(source: Array, base: Array | None, high: int, counts: Array) -> None:
-    """Counts the lower 16 bits of the magnitudes whose upper bits are ``high``; ``counts`` is int64."""
-    _LOW_KEYS(source, _kind(source), *_origin(base, source.size), source.size, high, counts, _room(2))
+    Args:
+        source: The chunk.
+        base: What it counts from.
+        high: int64, (COUNTERS, HIGH_BINS), to be summed; None for no such count.
+        windows: int64, first bins of two windows of WINDOW bins; -1 for none.
+        low: int64, (2, WINDOW, LOW_BINS).
+    """
+    where = _origin(base, source.size)
+    counts = 0 if high is None else high
+    _COUNT_KEYS(source, _kind(source), *where, source.size, counts, windows, low, _room(2))
 
 
 def abs_sums(source: Array, base: Array | None, cut: Array, totals: Array, *, start: int) -> None:

@@ -89,9 +89,13 @@ class Program(Protocol):
     bfloat16; see `kernels`); arithmetic is float32, with one rounding into ``out``.
     """
 
-    passes: int
     chunk_multiple: int
-    """Chunks start at multiples of it: 1, or the length of a row; 0 when the whole tensor is one chunk."""
+    """Chunks start at multiples of it: 1, a tile, or the length of a row; 0 when the whole tensor is one chunk."""
+
+    @property
+    def passes(self) -> int:
+        """Measuring passes; may become fewer when one is over, and then a further one changes nothing."""
+        ...
 
     def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> bool:
         """Takes one chunk of measuring pass ``index``, from element ``start``; False when it holds a NaN or infinity.

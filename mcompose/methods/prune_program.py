@@ -62,9 +62,13 @@ Chunks = Sequence[np.ndarray]
 class Cut:
     """Prunes the deltas of one source."""
 
-    passes = 0
     row = 1
     """Length of a row that must not be cut; 1 when any chunk will do."""
+
+    @property
+    def passes(self) -> int:
+        """Measuring passes that are needed; may become fewer when one is over."""
+        return 0
 
     def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
         """Looks at one chunk in measuring pass ``index``."""
@@ -103,7 +107,11 @@ class KeepRanks(Cut):
 
     def __init__(self, ranks: tuple[int, int], size: int) -> None:
         self.finder = RankFinder(ranks, size)
-        self.passes = 2 if any(0 < rank < size for rank in ranks) else 0
+
+    @property
+    def passes(self) -> int:
+        """As many as the finder needs."""
+        return self.finder.passes
 
     def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
         """Counts one chunk."""
@@ -254,20 +262,29 @@ class PruneProgram:
         divisor = 1.0 if combination.elected else combination.divisor
         table = np.zeros((len(cuts), COLUMNS), np.int64)
         self.pruning = kernels.Pruning(table, numbers, combination.code(), divisor, combination.scale)
-        self.select_passes = max(cut.passes for cut in cuts)
-        self.passes = self.select_passes + (1 if match_norm else 0)
         self.chunk_multiple = lcm(TILE, *(cut.row for cut in cuts))
         self.norms = np.zeros((len(cuts) if match_norm else 0, 2))
 
+    @property
+    def passes(self) -> int:
+        """Those of the cuts, then one for the norms."""
+        return self._ranking() + (1 if len(self.norms) else 0)
+
+    def _ranking(self) -> int:
+        return max(cut.passes for cut in self.cuts)
+
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Ranks in the first passes, norms in the last."""
-        if index < self.select_passes:
+        if index < self._ranking():
             for cut, source in zip(self.cuts, sources, strict=True):
                 if index < cut.passes:
                     cut.measure(index, source, base)
             return True
+        if not len(self.norms):
+            return True
         if start == 0:
             self._write_cuts()
+            self.norms[:] = 0
         for cut, row, source, norm in zip(self.cuts, self.pruning.cuts, sources, self.norms, strict=True):
             cut.prepare(row, source, base)
             kernels.abs_sums(source, base, row, norm, start=start)

@@ -1,8 +1,11 @@
 """Exact ranks of magnitude in O(1) memory: count bit patterns instead of sorting.
 
-Level one counts the upper 15 bits of the keys (see `loops.pruning`) and finds the bin in which a rank lies; level two
-counts the lower 16 bits inside that bin and finds the exact key. Both are sums of integers: any order of chunks, and
-any number of tensors and threads, gives the same answer.
+A magnitude's upper 15 bits say in which *bin* it is, its lower 16 where in the bin. Pass 0 counts the bins, which tells
+the bin of a rank; pass 1 counts the lower bits inside that bin, which tells the exact key. All are sums of integers:
+any order of chunks, and any number of tensors and threads, gives the same answer.
+
+Most tensors need no pass 1: the first chunk tells near which bin the rank will be, and from then on the lower bits of
+that bin and its neighbours are counted along. Where the guess was wrong, pass 1 is made.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mcompose.methods import kernels
-from mcompose.methods.loops.layout import COUNTERS, HIGH_BINS, LOW_BINS
+from mcompose.methods.loops.layout import COUNTERS, HIGH_BINS, LOW_BINS, WINDOW
 
 __all__ = ["NOTHING_ABOVE", "RankFinder"]
 
@@ -22,60 +25,93 @@ NOTHING_ABOVE = 0x7FFFFFFF
 ALL_ABOVE = -1
 """A key below every magnitude."""
 
+MOST_RANKS = 2
+
 
 class RankFinder:
     """Finds the keys that cut off the ``rank`` largest magnitudes of a delta.
 
     Args:
-        ranks: How many elements shall lie above each cut; 0 and ``size`` need no counting.
+        ranks: How many elements shall lie above each cut, two at most; 0 and ``size`` need no counting.
         size: Elements in all.
+        guess: Whether to guess the bins from the first chunk; not for finders whose counts are added up.
     """
 
-    passes = 2
-
-    def __init__(self, ranks: Sequence[int], size: int) -> None:
+    def __init__(self, ranks: Sequence[int], size: int, *, guess: bool = True) -> None:
+        assert len(ranks) <= MOST_RANKS
         self.ranks = tuple(ranks)
         self.size = size
+        self.guess = guess
+        self.seen = 0
+        self.inner = [which for which, rank in enumerate(self.ranks) if 0 < rank < size]
         self.high = np.zeros((COUNTERS, HIGH_BINS), np.int64)
-        self.bins: list[int | None] = []
-        self.above: list[int] = []
-        self.low: list[np.ndarray] = []
+        self.low = np.zeros((MOST_RANKS, WINDOW, LOW_BINS), np.int64)
+        self.windows = np.full(MOST_RANKS, -1, np.int64)
+        self.found: dict[int, tuple[int, int]] | None = None
+        self.second: bool | None = None
+        """Whether pass 1 is made; None before it is known."""
+
+    @property
+    def passes(self) -> int:
+        """How many are needed; 2 at first, and 1 when pass 0 is over and the guess was right."""
+        if not self.inner:
+            return 0
+        over = self.seen >= self.size and not self.second
+        return 1 if over and self._is_guessed() else 2
 
     def measure(self, index: int, source: np.ndarray, base: np.ndarray | None = None) -> None:
         """Counts one chunk in pass 0 or 1."""
         if index == 0:
-            kernels.count_high_keys(source, base, self.high)
+            self._count(source, base)
             return
         self.open_bins()
-        for bin_, low in zip(self.bins, self.low, strict=True):
-            if bin_ is not None:
-                kernels.count_low_keys(source, base, bin_, low)
+        if self.second:
+            kernels.count_keys(source, base, high=None, windows=self.windows, low=self.low)
+
+    def _count(self, source: np.ndarray, base: np.ndarray | None) -> None:
+        kernels.count_keys(source, base, high=self.high, windows=self.windows, low=self.low)
+        if self.guess and self.seen == 0 and source.size:
+            high = self.high.sum(0)
+            for which in self.inner:
+                rank = max(1, round(self.ranks[which] / self.size * source.size))
+                self.windows[which] = _window(_bin_of(high, rank)[0])
+            kernels.count_keys(source, base, high=None, windows=self.windows, low=self.low)
+        self.seen += source.size
 
     def open_bins(self) -> None:
-        """Ends pass 0: finds the bins that pass 1 looks into."""
-        if self.bins:
+        """Ends pass 0: finds the bins that pass 1 looks into, if it is needed."""
+        if self.second is not None:
             return
-        high = self.high.sum(0)
-        for rank in self.ranks:
-            inside = 0 < rank < self.size
-            bin_, above = _bin_of(high, rank) if inside else (None, 0)
-            self.bins.append(bin_)
-            self.above.append(above)
-            self.low.append(np.zeros(LOW_BINS if inside else 0, np.int64))
+        self.second = bool(self.inner) and not self._is_guessed()
+        if self.second:
+            self.low[:] = 0
+            for which, (bin_, _) in self._bins().items():
+                self.windows[which] = _window(bin_)
 
-    def add(self, other: RankFinder) -> None:
-        """Takes over what another finder of the same ranks has counted since it was made, or since `open_bins`."""
-        if not self.bins:
-            self.high += other.high
-        for low, more in zip(self.low, other.low, strict=True):
-            low += more
+    def _bins(self) -> dict[int, tuple[int, int]]:
+        """Inner rank to its bin and the count above the bin; pass 0 must be over."""
+        if self.found is None:
+            high = self.high.sum(0)
+            self.found = {which: _bin_of(high, self.ranks[which]) for which in self.inner}
+        return self.found
+
+    def _is_guessed(self) -> bool:
+        found = self._bins().items()
+        return self.guess and all(0 <= bin_ - self.windows[which] < WINDOW for which, (bin_, _) in found)
 
     def twin(self) -> RankFinder:
         """A finder of the same ranks with counters of its own, for another thread."""
-        other = RankFinder(self.ranks, self.size)
-        other.bins, other.above = list(self.bins), list(self.above)
-        other.low = [np.zeros_like(low) for low in self.low]
+        other = RankFinder(self.ranks, self.size, guess=False)
+        other.windows[:] = self.windows
+        other.found, other.second = self.found, self.second
         return other
+
+    def add(self, other: RankFinder) -> None:
+        """Takes over what a twin has counted."""
+        if self.second is None:
+            self.high += other.high
+        else:
+            self.low += other.low
 
     def cut(self, which: int) -> tuple[int, int]:
         """Gives the key of a cut.
@@ -87,15 +123,16 @@ class RankFinder:
             The key, and how many of the elements equal to it, in element order, lie above the cut.
         """
         rank = self.ranks[which]
-        if rank <= 0:
-            return NOTHING_ABOVE, 0
-        if rank >= self.size:
-            return ALL_ABOVE, 0
-        self.open_bins()
-        bin_ = self.bins[which]
-        assert bin_ is not None
-        low, above = _bin_of(self.low[which], rank - self.above[which])
-        return (bin_ << 16) | low, rank - self.above[which] - above
+        if which not in self.inner:
+            return (NOTHING_ABOVE if rank <= 0 else ALL_ABOVE), 0
+        bin_, above = self._bins()[which]
+        low, above_low = _bin_of(self.low[which, bin_ - self.windows[which]], rank - above)
+        return (bin_ << 16) | low, rank - above - above_low
+
+
+def _window(bin_: int) -> int:
+    """First bin of the window around a bin."""
+    return min(max(bin_ - WINDOW // 2, 0), HIGH_BINS - WINDOW)
 
 
 def _bin_of(counts: np.ndarray, rank: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class ThresholdSurvey:
     passes = 2
 
     def __init__(self, size: int, densities: Sequence[float]) -> None:
-        self.finders = [RankFinder([threshold_rank(size, density)], size + 1) for density in densities]
+        self.finders = [RankFinder([threshold_rank(size, density)], size + 1, guess=False) for density in densities]
         self._lock = threading.Lock()
         self._begin()
 
@@ -68,10 +68,13 @@ class ThresholdSurvey:
 class _OwnThreshold(Cut):
     """Takes one tensor for the whole model."""
 
-    passes = 2
-
     def __init__(self, size: int, density: float) -> None:
         self.finder = RankFinder([threshold_rank(size, density)], size + 1)
+
+    @property
+    def passes(self) -> int:
+        """As many as the finder needs."""
+        return self.finder.passes
 
     def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
         """Counts one chunk."""

@@ -11,7 +11,7 @@ from mcompose.methods.method import REQUIRED
 from mcompose.methods.prune import keep_ranks
 from mcompose.methods.prune_program import Combination, KeepRandom, KeepRanks, PruneProgram
 from mcompose.methods.randomness import address, uniforms
-from mcompose.methods.select import RankFinder
+from mcompose.methods.select import NOTHING_ABOVE, RankFinder
 
 ALL_16 = np.arange(65536, dtype=np.uint16)
 
@@ -260,8 +260,9 @@ def test_addresses_differ_in_every_part():
     assert address(0, "m", "a", "bc") != address(0, "m", "ab", "c")
 
 
-@pytest.mark.parametrize("kind", ["normal", "tied", "subnormal", "constant"])
-def test_ranks_are_exact(kind):
+@pytest.mark.parametrize("kind", ["normal", "tied", "subnormal", "constant", "growing", "zero first"])
+@pytest.mark.parametrize("ranks", [(1, 2), (100, 5000), (10_006, 3), (0, 10_007)])
+def test_ranks_are_exact(kind, ranks):
     generator = np.random.default_rng(3)
     values = generator.standard_normal(10_007).astype(np.float32)
     values = {
@@ -269,19 +270,45 @@ def test_ranks_are_exact(kind):
         "tied": np.round(values, 1),
         "subnormal": values * np.float32(1e-42),
         "constant": np.full_like(values, -0.25),
+        "growing": values * np.linspace(1e-6, 1, values.size, dtype=np.float32) ** 4,
+        "zero first": np.where(np.arange(values.size) < 5000, 0, values).astype(np.float32),
     }[kind]
     ordered = np.sort(np.abs(values))[::-1]
-    ranks = (1, 2, 100, 5000, 10_006)
     finder = RankFinder(ranks, values.size)
-    for index in range(2):
-        for part in np.split(values, [1, 17, 5000]):
-            finder.measure(index, part)
+    passes = 0
+    while passes < finder.passes:
+        for part in np.split(values, [1000, 1017, 5000]):
+            finder.measure(passes, part)
+        passes += 1
     for which, rank in enumerate(ranks):
         key, ties = finder.cut(which)
+        if not 0 < rank < values.size:
+            assert (key, ties) == ((-1, 0) if rank else (NOTHING_ABOVE, 0))
+            continue
         threshold = np.array(key, np.uint32).view(np.float32)
         assert threshold == ordered[rank - 1]
         assert (np.abs(values) > threshold).sum() + ties == rank
         assert 1 <= ties <= (np.abs(values) == threshold).sum()
+    finder.measure(1, values)  # a pass that is not needed changes nothing
+    if passes < 2:
+        assert finder.cut(0)[1] <= values.size
+
+
+@pytest.mark.parametrize(("spread", "passes"), [(0.0, 1), (4.0, 2)])
+def test_a_second_pass_is_made_only_where_the_first_chunk_misleads(spread, passes):
+    values = np.random.default_rng(4).standard_normal(300_000).astype(np.float32)
+    values *= np.linspace(1, 1 + spread, values.size, dtype=np.float32)
+    finder = RankFinder((0, 60_000), values.size)
+    for part in np.split(values, 3):
+        finder.measure(0, part)
+    assert finder.passes == passes
+    for part in np.split(values, 3):
+        finder.measure(1, part)
+    assert finder.passes == passes
+    key, ties = finder.cut(1)
+    threshold = np.array(key, np.uint32).view(np.float32)
+    assert (np.abs(values) > threshold).sum() + ties == 60_000
+    assert threshold == np.sort(np.abs(values))[-60_000]
 
 
 def test_rank_chances_follow_a_stable_sort():

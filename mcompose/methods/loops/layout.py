@@ -6,7 +6,7 @@ __all__ = [
     "ADD_UP", "BF16", "CHANCES", "CODE", "COLUMNS", "COUNTERS", "DIVIDE", "DIVISOR", "ELECT", "ELECT_MEAN", "F16",
     "F32", "F64", "HIGH", "HIGH_BINS", "HIGH_TIES", "KEEP_ALL", "KEEP_BAND", "KEEP_BY_CHANCE", "KEEP_NONE",
     "KEEP_RANDOM", "KEY", "LANES", "LOW", "LOW_BINS", "LOW_TIES", "NUMBERS", "RATIO", "SEEN_HIGH", "SEEN_LOW",
-    "SHARE", "TILE", "VOTE", "WEIGHT",
+    "SHARE", "TILE", "VOTE", "WEIGHT", "WINDOW",
 ]  # fmt: skip
 
 BF16, F16, F32, F64 = 0, 1, 2, 3
@@ -20,6 +20,10 @@ LANES = 32
 
 HIGH_BINS, LOW_BINS = 32768, 65536
 """Counters for the upper 15 bits of a magnitude's key, and for the lower 16."""
+
+WINDOW = 3
+"""Bins of upper bits in which lower bits are counted ahead of need: the one that a rank is thought to be in, and its
+neighbours."""
 
 COUNTERS = 4
 """Tables that take turns in counting, so that equal neighbours do not wait for each other's sum."""

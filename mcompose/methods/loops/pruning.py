@@ -44,49 +44,58 @@ from mcompose.methods.loops.layout import (
     TILE,
     VOTE,
     WEIGHT,
+    WINDOW,
 )
 from mcompose.methods.loops.memory import as_word, doubles, floats, longs, words
 
-__all__ = ["abs_sums", "count_high_keys", "count_low_keys", "prune_pour", "rank_chances", "uniforms"]
+__all__ = ["abs_sums", "count_keys", "prune_pour", "rank_chances", "uniforms"]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def count_high_keys(source, kind, base, base_kind, count, counts, tiles):
-    """Counts the upper 15 bits of the keys, in ``COUNTERS`` tables of 32,768 int64 places."""
+def count_keys(source, kind, base, base_kind, count, high, windows, low, tiles):
+    """Counts the upper 15 bits of the keys, and the lower 16 bits of those in some windows of upper bits.
+
+    ``high`` has ``COUNTERS`` tables of ``HIGH_BINS`` int64 places; 0 for no such count. ``windows`` are the first bins
+    of two windows of ``WINDOW`` bins, -1 for none; ``low`` has a table of ``LOW_BINS`` places for each of their bins.
+    """
     origin = tiles + 4 * TILE if base != 0 else 0
-    tables = longs(counts, COUNTERS * HIGH_BINS)
+    first_window, second_window = longs(windows, 2)[0], longs(windows, 2)[1]
+    second_low = low + 8 * WINDOW * LOW_BINS
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
         if base != 0:
             widen(base, base_kind, first, size, origin)
         widen_delta(source, kind, first, size, origin, tiles)
-        keys = words(tiles, size)
-        whole = size - size % COUNTERS
-        for i in range(0, whole, COUNTERS):
-            for turn in range(COUNTERS):
-                tables[turn * HIGH_BINS + np.int64((keys[i + turn] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
-        for i in range(whole, size):
-            tables[np.int64((keys[i] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
+        if high != 0:
+            _count_high(tiles, size, high)
+        if first_window >= 0:
+            _count_low(tiles, size, first_window, low)
+        if second_window >= 0:
+            _count_low(tiles, size, second_window, second_low)
 
 
-def count_low_keys(source, kind, base, base_kind, count, high, counts, tiles):
-    """Counts the lower 16 bits of the keys whose upper bits are ``high``; ``counts`` has 65,536 int64 places."""
-    origin = tiles + 4 * TILE if base != 0 else 0
-    table = longs(counts, LOW_BINS)
-    wanted = np.uint32(high)
-    for first in range(0, count, TILE):
-        size = min(TILE, count - first)
-        if base != 0:
-            widen(base, base_kind, first, size, origin)
-        widen_delta(source, kind, first, size, origin, tiles)
-        keys = words(tiles, size)
-        for i in range(size):
-            key = keys[i] & np.uint32(0x7FFFFFFF)
-            if key >> np.uint32(16) == wanted:
-                table[np.int64(key & np.uint32(0xFFFF))] += 1
+@njit(forceinline=True)
+def _count_high(tile, count, high):
+    keys, tables = words(tile, count), longs(high, COUNTERS * HIGH_BINS)
+    whole = count - count % COUNTERS
+    for i in range(0, whole, COUNTERS):
+        for turn in range(COUNTERS):
+            tables[turn * HIGH_BINS + np.int64((keys[i + turn] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
+    for i in range(whole, count):
+        tables[np.int64((keys[i] & np.uint32(0x7FFFFFFF)) >> np.uint32(16))] += 1
+
+
+@njit(forceinline=True)
+def _count_low(tile, count, window, low):
+    keys, tables = words(tile, count), longs(low, WINDOW * LOW_BINS)
+    start = np.uint32(window << 16)
+    for i in range(count):
+        place = np.uint32((keys[i] & np.uint32(0x7FFFFFFF)) - start)
+        if place < np.uint32(WINDOW * LOW_BINS):
+            tables[np.int64(place)] += 1
 
 
 @njit(forceinline=True)
