@@ -37,14 +37,14 @@ def make(
 
 @app.command("report")
 def report(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="numbers")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="numbers or composition")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reproduce a table over several seeds, with mean and spread, and its plot.
 
-    Example: mcompose lab report numbers --seeds 3
+    Example: mcompose lab report composition --seeds 3
     """
     from mcompose.pipeline import laboratory
 
@@ -52,6 +52,6 @@ def report(
     if as_json:
         output.json_data(result.to_dict())
     else:
-        rows = [(row.variant, row.metric, row.mean, row.std, row.n) for row in result.rows]
-        output.data(output.table(rows, header=("variant", "metric", "mean", "std", "n")))
+        header, rows = result.table()
+        output.data(output.table(rows, header=header))
     output.say(f"plot: {result.plot}")

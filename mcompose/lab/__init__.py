@@ -9,7 +9,7 @@ Read ``words`` and ``questions`` first, then ``media``, ``towers``, ``fit``, ``d
 
 from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.make import Progress, make_numbers
-from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json
+from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json, wide_table
 from mcompose.lab.settings import DataSettings, FitSettings, NumbersSettings
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "recipe_text",
     "table",
     "table_json",
+    "wide_table",
 ]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from mcompose.lab.batches import WordTable, collate
+from mcompose.lab.decoupled import give_group, route_arguments
 from mcompose.lab.fit import answer_loss, fit
 from mcompose.lab.media import DigitImages, draw
 from mcompose.lab.questions import SINGLE_TASKS, Question, ask
@@ -160,6 +161,7 @@ def train_donor(
     seed: int,
     digits: DigitImages,
     progress: Callable[[float], None] | None = None,
+    decouple: bool = False,
 ) -> None:
     """Runs both stages.
 
@@ -169,6 +171,8 @@ def train_donor(
         seed: The family's seed.
         digits: The images.
         progress: Told the share that is done.
+        decouple: In stage 2, tokens of the medium use linears of their own, which are trained with those of the text
+            (DAMC's donors). Everything else is the same to the bit: items, questions, steps.
     """
     generator = generator_for(seed, "donor", donor.modality)
     pool = make_pool(donor, count=settings.pool, digits=digits, split="train", generator=generator)
@@ -190,10 +194,12 @@ def train_donor(
         return lambda done: progress(start + length * done) if progress else None
 
     fit(projector, settings.projector, loss=loss, progress=part(0.0, share))
+    if decouple:
+        give_group(donor)
     linear = [
         values.requires_grad_()
         for name, values in model.model.language_model.named_parameters()
-        if name.split(".")[-2] in _LINEAR
+        if ".groups." in name or name.split(".")[-2] in _LINEAR
     ]
     fit([*projector, *linear], settings.full, loss=loss, progress=part(share, 1 - share))
     model.requires_grad_().eval()
@@ -247,12 +253,14 @@ def _answer(
     """Ids of prompts and answers, and scores of answer and end: the model's forward from its encoder's tokens on."""
     model: Any = donor.model
     place = PLACEHOLDERS[donor.modality]
-    shown = f"{donor.modality} {' '.join([place] * donor.tokens)}"
-    batch = collate([f"{shown} {q.text}" for q in questions], questions, table=table)
+    said = f"{donor.modality} {' '.join([place] * donor.tokens)}"
+    batch = collate([f"{said} {q.text}" for q in questions], questions, table=table)
     ids = batch.input_ids[:, :-1]
     features = model.model.multi_modal_projector(seen)
     embeds = model.get_input_embeddings()(ids)
-    mask = (ids == table.ids[place]).unsqueeze(-1).expand_as(embeds)
-    embeds = embeds.masked_scatter(mask, features)
-    hidden = model.model.language_model(inputs_embeds=embeds, attention_mask=batch.attention_mask[:, :-1])
+    shown = ids == table.ids[place]
+    embeds = embeds.masked_scatter(shown.unsqueeze(-1).expand_as(embeds), features)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=batch.attention_mask[:, :-1], **route_arguments(donor, shown)
+    )
     return batch.input_ids, model.lm_head(hidden.last_hidden_state[:, -2:])

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from mcompose.errors import RequestError
 from mcompose.lab.family import LabFamily
 
-__all__ = ["Evaluator", "Row", "Scores", "family_scores", "plot_rows", "table", "table_json"]
+__all__ = ["Evaluator", "Row", "Scores", "family_scores", "plot_rows", "table", "table_json", "wide_table"]
 
 Scores = Mapping[str, float]
 
@@ -149,6 +149,34 @@ def table_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         ``{"name", "rows": [{"variant", "metric", "mean", "std", "n"}]}``.
     """
     return {"name": name, "rows": [asdict(row) for row in rows]}
+
+
+def wide_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """One line a variant, one column a metric: ``0.812 +- 0.020``, or an empty cell.
+
+    Args:
+        rows: The table.
+        metrics: Which metrics, from left to right.
+
+    Returns:
+        Header and lines; variants that have none of the metrics are left out.
+    """
+    known = {(row.variant, row.metric): row for row in rows}
+    lines = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        own = [known.get((variant, metric)) for metric in metrics]
+        counts = [str(row.n) for row in own if row is not None]
+        if counts:
+            lines.append((variant, *map(_cell, own), counts[0]))
+    return ("variant", *metrics, "n"), lines
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if abs(row.mean) >= 1000:
+        return f"{row.mean:.0f}"
+    return f"{row.mean:.3f}" + (f" +- {row.std:.3f}" if row.n > 1 else "")
 
 
 def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), title: str = "") -> None:

@@ -29,12 +29,13 @@ from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import DataSettings
 from mcompose.lab.words import MODALITIES, PLACEHOLDERS
 
-__all__ = ["TASK_NAMES", "write_data"]
+__all__ = ["TASK_NAMES", "VALIDATION", "write_data", "write_validation"]
 
 _JOINT_KINDS: Final = (("sum", 2), ("same", 2), ("larger", 2), ("common", 2), ("common", 3), ("common", 4))
 _CHANCE: Final = {"name": 0.1, "parity": 0.5, "size": 0.5, "choice": 0.25, "common": 0.25}
 _CHANCE_PAIR: Final = {"sum": 0.1, "same": 0.5, "larger": 0.19}  # of the commonest answer
 _VERSION: Final = 1
+VALIDATION: Final = "validation"
 
 
 def _several(task: str, inputs: int) -> str:
@@ -86,15 +87,54 @@ def write_data(folder: Path, settings: DataSettings, *, seed: int, digits: Digit
     _write_train(folder / "train", settings, seed=seed, digits=digits)
 
 
+def write_validation(folder: Path, settings: DataSettings, *, seed: int, digits: DigitImages) -> list[Path]:
+    """Writes what coefficients are chosen by: single modalities and text, with media that nothing else shows.
+
+    Args:
+        folder: Where to.
+        settings: Sizes; each file holds half as many questions as a single task.
+        seed: The family's seed.
+        digits: The images; those behind the test media's are taken.
+
+    Returns:
+        The task files, one a modality and one for text. No question asks about several media.
+    """
+    shown = settings.test_media // 10
+    rest = DigitImages(digits.train, {number: images[shown:] for number, images in digits.test.items()})
+    media = _write_media(folder, "validation", settings.test_media, seed=seed, digits=rest)
+    generator = generator_for(seed, "validation tasks")
+    files = []
+    for modality in MODALITIES:
+        rows = []
+        for index in range(settings.single // 2):
+            question = ask(SINGLE_TASKS[index % len(SINGLE_TASKS)], 1, generator=generator)
+            rows.append(_row(index, question, [media[modality].pick(question.numbers[0], generator)]))
+        files.append(_write_mixed(folder, modality, rows))
+    kinds = [(task, 1) for task in SINGLE_TASKS] + list(_JOINT_KINDS)
+    rows = []
+    for index in range(settings.single // 2):
+        question = ask(*kinds[index % len(kinds)], generator=generator)
+        said = said_as_text(question.numbers, generator=generator)
+        rows.append(_row(index, question, [{"modality": "text", "text": said}]))
+    return [*files, _write_mixed(folder, "text", rows)]
+
+
+def _write_mixed(folder: Path, modality: str, rows: Sequence[dict[str, Any]]) -> Path:
+    path = folder / f"{VALIDATION}-{modality}.jsonl"
+    _write(path, _header("mixed", modality, [modality], name=path.stem), rows)
+    return path
+
+
 def _write_media(folder: Path, split: str, count: int, *, seed: int, digits: DigitImages) -> dict[str, _Media]:
     made = {}
+    sides = digits.train if split == "train" else digits.test
     for modality in MODALITIES:
         generator = generator_for(seed, "media", split, modality)
         paths: dict[int, list[str]] = {number: [] for number in range(10)}
         for index in range(count):
             number = index % 10
             if modality == "image":
-                side = (digits.test if split == "test" else digits.train)[number]
+                side = sides[number]
                 values = side[(index // 10) % len(side)]
             else:
                 values = draw(modality, number, generator=generator)

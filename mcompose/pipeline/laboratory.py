@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from typing import Any
 import yaml
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.lab import LabFamily, Row, family_scores, make_numbers, plot_rows, table, table_json
+from mcompose.lab import LabFamily, Row, family_scores, make_numbers, plot_rows, table, table_json, wide_table
+from mcompose.lab.composition import COLUMNS
+from mcompose.lab.composition_plot import plot_composition
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
 
 __all__ = ["LabFamily", "LabReport", "MadeFamily", "compose", "make", "measure", "report"]
 
 FAMILIES = {"numbers": make_numbers}
+REPORTS = ("numbers", "composition")
+"""``composition`` is measured on the families ``numbers``, too."""
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
 """What a report compares, with the parameters that differ from the defaults; set before any was measured."""
 
@@ -87,23 +91,32 @@ class LabReport:
         name: Of the report.
         rows: Mean and spread over the seeds.
         plot: The picture.
+        columns: Metrics that are printed side by side; empty for one line a metric.
     """
 
     name: str
     rows: tuple[Row, ...]
     plot: Path
+    columns: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return table_json(self.name, self.rows)
 
+    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """What is printed: header and rows."""
+        if not self.columns:
+            return ("variant", "metric", "mean", "std", "n"), [tuple(vars(row).values()) for row in self.rows]
+        return wide_table(self.rows, self.columns)
+
 
 def report(name: str, folder: Path, *, seeds: int) -> LabReport:
-    """Reproduces the table of one family over several seeds.
+    """Reproduces a table over several seeds.
 
     Args:
-        name: ``numbers``.
-        folder: Where families, compositions and the plot go; finished families are used again.
+        name: ``numbers``: plain methods on the family of that name. ``composition``: decoupled and converted donors,
+            more methods, and searched coefficients, on the same families.
+        folder: Where families, compositions and the plot go; what is finished is used again.
         seeds: How many seeds, from 0 on.
 
     Returns:
@@ -112,11 +125,30 @@ def report(name: str, folder: Path, *, seeds: int) -> LabReport:
     Raises:
         McomposeError: Something could not be made, merged or measured.
     """
-    runs = [family_table(make(name, folder / f"{name}-{seed}", seed=seed).family) for seed in range(seeds)]
+    if name not in REPORTS:
+        raise RequestError(f"'{name}' is not a lab report.", hint=nearest_name(name, REPORTS))
+    if name == "composition":
+        return _composition_report(folder, seeds=seeds)
+    runs = [family_table(family) for family in _families(folder, seeds=seeds)]
     rows = tuple(table(runs))
     plot = folder / f"{name}.png"
     plot_rows(rows, plot, title=f"{name}: zero-shot joint questions, {seeds} seed{'s' * (seeds > 1)}")
     return LabReport(name, rows, plot)
+
+
+def _families(folder: Path, *, seeds: int) -> Iterator[LabFamily]:
+    for seed in range(seeds):
+        yield make("numbers", folder / f"numbers-{seed}", seed=seed).family
+
+
+def _composition_report(folder: Path, *, seeds: int) -> LabReport:
+    from mcompose.pipeline.laboratory_composition import Plan, composition_run  # noqa: PLC0415 - torch
+
+    plan = Plan()
+    rows = tuple(table([composition_run(family, plan) for family in _families(folder, seeds=seeds)]))
+    plot = folder / "composition.png"
+    plot_composition(rows, plot, title=f"composition: {seeds} seed{'s' * (seeds > 1)}")
+    return LabReport("composition", rows, plot, COLUMNS)
 
 
 def family_table(family: LabFamily, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict[str, float]]:

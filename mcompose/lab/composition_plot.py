@@ -1,0 +1,111 @@
+"""The picture of the composition report: every variant in one line, plain and searched, and the claimed margin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcompose.errors import RequestError
+from mcompose.lab.composition import DIFFERENCE
+from mcompose.lab.report import Row
+
+__all__ = ["plot_composition"]
+
+_PANELS = {
+    "retention-mean": "kept of donors",
+    "retention-text": "kept of text",
+    "joint-2": "joint, 2 media",
+    "joint-3": "joint, 3 media",
+    "joint-4": "joint, 4 media",
+}
+_SEARCHED = "+search"
+_MARGIN_OF = ("joint-common-", "joint-own-")
+_COUNTS = (2, 3, 4)
+
+
+def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
+    """Draws one panel a figure, and beside them the margin of one variant over another by the number of media.
+
+    Args:
+        rows: The table.
+        path: PNG or any other format that matplotlib writes.
+        title: Above everything.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
+    known = {(row.variant, row.metric): row for row in rows}
+    lines = [name for name in dict.fromkeys(row.variant for row in rows) if _is_line(name)]
+    figure = Figure(figsize=(16, 1.8 + 0.33 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, len(_PANELS) + 1, width_ratios=[*[1] * len(_PANELS), 1.6])
+    for axes, (metric, label) in zip(panels, _PANELS.items(), strict=False):
+        _draw_panel(axes, metric, lines, known)
+        axes.set_title(label, fontsize=10)
+        axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
+        axes.invert_yaxis()
+    panels[0].legend(loc="lower left", fontsize=8, frameon=False)
+    _draw_margins(panels[-1], known)
+    if title:
+        figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _is_line(variant: str) -> bool:
+    return DIFFERENCE not in variant and not variant.endswith(_SEARCHED)
+
+
+def _draw_panel(axes: Any, metric: str, lines: Sequence[str], known: dict[tuple[str, str], Row]) -> None:
+    for suffix, shift, colour, label in (("", -0.12, "#1b6ca8", "as it is"), (_SEARCHED, 0.12, "#d95f02", "searched")):
+        own = [
+            (place, known[name + suffix, metric])
+            for place, name in enumerate(lines)
+            if (name + suffix, metric) in known
+        ]
+        axes.errorbar(
+            [row.mean for _, row in own],
+            [place + shift for place, _ in own],
+            xerr=[row.std for _, row in own],
+            fmt="o",
+            markersize=4,
+            linewidth=1,
+            color=colour,
+            label=label,
+        )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(linewidth=0.4, alpha=0.6)
+
+
+def _draw_margins(axes: Any, known: dict[tuple[str, str], Row]) -> None:
+    """One line a pair of variants and a way to ask: the composition of all donors, or of just those concerned."""
+    pairs = [name for name in dict.fromkeys(variant for variant, _ in known) if DIFFERENCE in name]
+    for number, pair in enumerate(pairs):
+        for prefix in _MARGIN_OF:
+            own = [known.get((pair, f"{prefix}{count}")) for count in _COUNTS]
+            found = [row for row in own if row is not None]
+            if len(found) == len(_COUNTS):
+                axes.errorbar(
+                    [count + 0.03 * number for count in _COUNTS],
+                    [row.mean for row in found],
+                    yerr=[row.std for row in found],
+                    linestyle="-" if prefix == _MARGIN_OF[0] else "--",
+                    marker="o",
+                    markersize=3,
+                    linewidth=1,
+                    color=f"C{number}",
+                    label=pair + (" (own donors)" if prefix == _MARGIN_OF[1] else ""),
+                )
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set_xticks(_COUNTS)
+    axes.set_xlabel("media in a commonality question")
+    axes.set_title("margin", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(linewidth=0.4, alpha=0.6)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(fontsize=7, frameon=False)
