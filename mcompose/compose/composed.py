@@ -72,7 +72,8 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
     folders = {tower.name: tower.processor_folder for tower in blueprint.towers}
-    write_processor(staged.partial, tokenizer, stored, folders=folders, **around)
+    before, after = around["prefix_tokens"], around["suffix_tokens"]
+    write_processor(staged.partial, tokenizer, stored, folders=folders, prefix_tokens=before, suffix_tokens=after)
     _check_processors(staged.partial, blueprint)
     if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
         with _blaming(blueprint.owner.name, "generation config"):
