@@ -39,6 +39,26 @@ def finish(total, base, divisor, scale, count):
             values[i] = values[i] / divisor * scale
 
 
+@njit(forceinline=True)
+def _add_share(total, tile, base, weight, is_first, count):
+    """``total += weight * (tile - base)``; the first share is the total so far. One pass over the tiles."""
+    mixed, values = floats(total, count), floats(tile, count)
+    if base != 0:
+        origin = floats(base, count)
+        if is_first:
+            for i in range(count):
+                mixed[i] = weight * (values[i] - origin[i])
+        else:
+            for i in range(count):
+                mixed[i] = mixed[i] + weight * (values[i] - origin[i])
+    elif is_first:
+        for i in range(count):
+            mixed[i] = weight * values[i]
+    else:
+        for i in range(count):
+            mixed[i] = mixed[i] + weight * values[i]
+
+
 def pour(sources, kinds, many, weights, divisor, scale, base, base_kind, out, out_kind, count, tiles):
     """``out = sum(w_i x_i) / divisor * scale``, or the same of deltas on top of the base; counts what is not finite.
 
@@ -50,18 +70,12 @@ def pour(sources, kinds, many, weights, divisor, scale, base, base_kind, out, ou
     bad = np.int64(0)
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
-        total, values = floats(tiles, size), floats(tile, size)
         if base != 0:
             widen(base, base_kind, first, size, origin)
         for source in range(many):
             weight = shares[source]
-            widen_delta(table[source], codes[source], first, size, origin, tile)
-            if source == 0:
-                for i in range(size):
-                    total[i] = weight * values[i]
-            else:
-                for i in range(size):
-                    total[i] = total[i] + weight * values[i]
+            widen(table[source], codes[source], first, size, tile)
+            _add_share(tiles, tile, origin, weight, source == 0, size)
         finish(tiles, origin, divisor, scale, size)
         bad += narrow(tiles, out, out_kind, first, size)
     return bad
