@@ -114,6 +114,7 @@ class RoutedLinear(nn.Linear):
         if route is None:
             y = functional.linear(x, self.weight, self.bias)
             return y if self.plain else y + self.groups[TEXT](x)
+        route.met += not route.masks
         x_NI = x.reshape(-1, x.shape[-1])
         if x_NI.shape[0] != route.tokens:
             raise ValueError(f"A routed linear got {x_NI.shape[0]} vectors for {route.tokens} tokens.")
@@ -131,8 +132,10 @@ class RoutedLinear(nn.Linear):
         return cast("nn.Linear", self.base if name == BASE else self.groups[name])
 
     def _product(self, name: str, x_NI: torch.Tensor) -> torch.Tensor:
-        dense = self._dense(name)
-        return functional.linear(x_NI, dense.weight, dense.bias)
+        if name == OWN:
+            return functional.linear(x_NI, self.weight, self.bias)
+        # Called, since adapters and offloading wrap it.
+        return self._dense(name)(x_NI)
 
     def _gathered(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
         if len(route.shares) == 1:
@@ -151,16 +154,18 @@ class RoutedLinear(nn.Linear):
             dense = self._dense(share.weights)
             if share.index is not None:
                 y_NO.index_copy_(0, share.index.to(x_NI.device), self._product(share.weights, share.of(x_NI)))
+            elif dense is not self and not _is_bare(dense):
+                share.of(y_NO).copy_(dense(share.of(x_NI)))
             elif dense.bias is None:
                 torch.mm(share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
             else:
                 torch.addmm(dense.bias, share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
         for part in route.parts:
             low = cast("LowRank", self.groups[part.weights])
-            if part.index is None:
+            if part.index is None and _is_bare(low.lora_B):
                 part.of(y_NO).addmm_(low.lora_A(part.of(x_NI)), low.lora_B.weight.t(), alpha=low.scale)
             else:
-                y_NO.index_add_(0, part.index.to(x_NI.device), low(part.of(x_NI)))
+                y_NO.index_add_(0, part.positions(x_NI.device), low(part.of(x_NI)))
         return y_NO
 
     def _selected(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
@@ -174,6 +179,11 @@ class RoutedLinear(nn.Linear):
             own_NO = base_NO + group(x_NI) if isinstance(group, LowRank) else self._product(name, x_NI)
             out_NO = torch.where(mask_N1.to(x_NI.device), own_NO, out_NO)
         return out_NO
+
+
+def _is_bare(linear: nn.Module) -> bool:
+    """Whether a linear's forward is its weight and no more: adapters change the class, offloading the instance."""
+    return type(linear) is nn.Linear and "forward" not in vars(linear)
 
 
 def linear_like(linear: nn.Linear, *, rows: int | None = None, columns: int | None = None) -> nn.Linear:
@@ -241,14 +251,15 @@ def route_inputs(model: Any, masks: Mapping[str, torch.Tensor]) -> dict[str, Rou
 
 
 def check_taken(inputs: Mapping[str, Route], language: nn.Module) -> None:
-    """Refuses a language model whose layers did not get the route.
+    """Refuses a language model whose linears did not get the route.
 
     Raises:
         ValueError: Naming the class.
     """
-    if inputs and not torch.compiler.is_compiling() and not inputs[ROUTE].met:
+    if inputs and not inputs[ROUTE].met and not inputs[ROUTE].masks:
         raise ValueError(
-            f"{type(language).__name__} does not hand further arguments to its attention, so it cannot be routed."
+            f"The linears of {type(language).__name__} got no route: it does not hand further arguments to its "
+            "attention, or its linears were replaced (quantised weights have no groups)."
         )
 
 
@@ -275,10 +286,7 @@ def decoder_layers(language: nn.Module) -> list[nn.Module]:
 
 
 def _take_route(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    route = kwargs.pop(ROUTE, None)
-    module.route_slot.route = route
-    if route is not None and not torch.compiler.is_compiling():
-        route.met += 1
+    module.route_slot.route = kwargs.pop(ROUTE, None)
     return args, kwargs
 
 

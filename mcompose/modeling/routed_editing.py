@@ -28,10 +28,10 @@ def add_groups(
     scale: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Gives a composed model parameter groups in place; right after it, the model answers as before.
+    """Gives a composed model parameter groups in place; an unrouted model answers as before right after it.
 
-    Dense groups begin as copies of what text tokens use. Low-rank groups begin with B at zero, over the base that
-    ``config.routed_base`` names.
+    Dense groups begin as copies of what text tokens use. Low-rank groups begin with B at zero: as the base is, which
+    is what text tokens use unless the text group is low-rank or the base separate.
 
     Args:
         model: A ``ComposedModel`` or ``ComposedForConditionalGeneration``; its config is changed too.

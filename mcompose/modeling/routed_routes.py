@@ -61,7 +61,7 @@ class Route:
         parts: The low-rank products, added to those.
         masks: Group -> bool (N, 1), text included; used instead of shares while compiling.
         order: Indices (N,) that put the concatenated shares back.
-        met: How many attention modules took it.
+        met: How many linears have used it.
     """
 
     tokens: int

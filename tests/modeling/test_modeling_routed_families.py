@@ -88,5 +88,5 @@ def test_a_language_model_that_drops_the_route_is_refused(kind):
     route_language(model, SPECS)
     inputs = {ROUTE: make_route(SPECS, {"image": torch.tensor([[False, True]])})}
     model(torch.tensor([[3, 4]]), **inputs)
-    with pytest.raises(ValueError, match=f"{type(model).__name__} does not hand further arguments to its attention"):
+    with pytest.raises(ValueError, match=f"The linears of {type(model).__name__} got no route"):
         check_taken(inputs, model)

@@ -160,8 +160,6 @@ def test_the_test_above_can_fail():
 
         def leave(module, args, kwargs):
             module.self_attn.route_slot.route = kwargs.pop(ROUTE, None)
-            if module.self_attn.route_slot.route is not None:
-                module.self_attn.route_slot.route.met += 1
             return args, kwargs
 
         layer.register_forward_pre_hook(leave, with_kwargs=True)
@@ -236,6 +234,31 @@ def test_long_runs_and_scattered_tokens_agree(monkeypatch):
     for length in (1, 3):
         monkeypatch.setattr("mcompose.modeling.routed_routes._LONG_RUN", length)
         close(model(**inputs).logits, wanted)
+
+
+@pytest.mark.parametrize("groups", ["dense", "mixed-text"])
+def test_adapters_on_a_group_count(groups):
+    """PEFT wraps the linears inside a group; their weights alone are not what they compute."""
+    import peft
+
+    model, inputs = routed(groups)
+    target = r".*groups\.(image|audio)$" if groups == "dense" else r".*groups\.(image|audio\.lora_B)$"
+    settings = peft.LoraConfig(r=2, target_modules=target, init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(model), settings)
+    with torch.no_grad():
+        found = adapted(**inputs).logits
+        assert not torch.allclose(found, model(**inputs).logits)
+        close(found, reference(adapted.merge_and_unload(), inputs["input_ids"])(**inputs).logits)
+
+
+@torch.no_grad()
+def test_linears_that_were_replaced_are_told():
+    model, inputs = routed("dense")
+    for name, linear in list(routed_linears(model)):
+        other = nn.Linear(linear.in_features, linear.out_features, bias=False, dtype=torch.float64)
+        model.set_submodule(name, other)
+    with pytest.raises(ValueError, match="got no route"):
+        model(**inputs)
 
 
 @torch.no_grad()
