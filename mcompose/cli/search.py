@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mcompose.cli import output
 from mcompose.cli.options import JsonOption, RecipeArgument, TrustOption
 from mcompose.errors import RequestError
+
+if TYPE_CHECKING:
+    from mcompose.pipeline.search_report import SearchReport
 
 __all__ = ["search"]
 
@@ -113,15 +116,7 @@ def search(
     from mcompose.pipeline.search_request import SpaceRequest
     from mcompose.pipeline.search_tasks import Questions
 
-    space = SpaceRequest(
-        weights=weights,
-        total=total,
-        low=low,
-        high=high,
-        step=step,
-        gradient=gradient,
-        parameters=tuple(parameter or ()),
-    )
+    space = SpaceRequest(weights, total, low, high, step, gradient, tuple(parameter or ()))
     questions = Questions(
         objective=objective.value,
         tasks=tuple(task),
@@ -146,6 +141,10 @@ def search(
         quiet=quiet,
     )
     report = step_search.search(recipe, questions, options=options)
+    _print(report, as_json=as_json)
+
+
+def _print(report: SearchReport, *, as_json: bool) -> None:
     for note in report.notes:
         output.say(note)
     if as_json:

@@ -71,6 +71,8 @@ def plot_search(dots: Sequence[Dot], labels: Sequence[str], path: Path, *, title
         one.grid(linewidth=0.4, alpha=0.6)
         one.set_axisbelow(True)
     figure.suptitle(title)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize="small")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Software": None})
@@ -94,7 +96,6 @@ def _history(axes: Any, dots: Sequence[Dot], scored: Sequence[Dot], *, measure: 
     _failures(axes, dots, lambda dot: dot.number, scored)
     axes.set(xlabel="trial", ylabel=measure)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize="small")
 
 
 def _curve(axes: Any, dots: Sequence[Dot], scored: Sequence[Dot], *, labels: Sequence[str], measure: str) -> None:
@@ -120,7 +121,6 @@ def _map(axes: Any, dots: Sequence[Dot], scored: Sequence[Dot], *, labels: Seque
     failed = [dot for dot in dots if dot.failed]
     if failed:
         axes.plot([d.place[0] for d in failed], [d.place[1] for d in failed], "x", color=FAILED, label="failed")
-        axes.legend(frameon=False, fontsize="small")
     axes.set(xlabel=labels[0], ylabel=labels[1])
 
 
@@ -138,8 +138,6 @@ def _mark(axes: Any, scored: Sequence[Dot], place: Any) -> None:
                 markeredgecolor="0.3",
                 label="the recipe as it was",
             )
-    if any(dot.best or dot.authored for dot in scored):
-        axes.legend(frameon=False, fontsize="small")
 
 
 def _failures(axes: Any, dots: Sequence[Dot], place: Any, scored: Sequence[Dot]) -> None:

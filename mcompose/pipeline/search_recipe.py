@@ -147,11 +147,10 @@ def _inserted(text: str, node: MappingNode, pair: str) -> str:
 
 def _end(node: Node) -> int:
     """Where a value ends: a block's own mark lies behind the comments that follow it."""
-    if isinstance(node, ScalarNode) or not node.value or node.flow_style:
-        return node.end_mark.index
-    last = node.value[-1]
-    assert isinstance(node, MappingNode | SequenceNode), "all that is left"
-    return _end(last[1] if isinstance(node, MappingNode) else last)
+    if isinstance(node, MappingNode | SequenceNode) and node.value and not node.flow_style:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return node.end_mark.index
 
 
 def _flow(value: Any) -> str:

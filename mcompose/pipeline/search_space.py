@@ -260,8 +260,8 @@ class Space:
         found: dict[str, float] = {}
         for source in self.sources[1:] if self.mode == "sum" else self.sources if self.mode == "free" else ():
             value = (settings.weights or {})[source]
-            for anchor, number in enumerate(value if isinstance(value, tuple) else (value,)):
-                found[f"{source}@{anchor}" if isinstance(value, tuple) else source] = number
+            line = value if isinstance(value, tuple) else (value,) * self.anchors
+            found |= {f"{source}@{k}" if self.anchors > 1 else source: number for k, number in enumerate(line)}
         numbers = (axis for axis in self.parameters if axis.kind != "word")
         return found | {axis.label: settings.parameters[axis.label] for axis in numbers}
 
