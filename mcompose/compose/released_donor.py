@@ -269,7 +269,13 @@ def _write_files(
         vision_feature_select_strategy=network["vision_feature_select_strategy"],
         num_additional_image_tokens=1,
     )
-    made = build_processor(tokenizer, {TOWER: entry}, processors={TOWER: native}, **counts)
+    made = build_processor(
+        tokenizer,
+        {TOWER: entry},
+        processors={TOWER: native},
+        prefix_tokens=counts.get("prefix_tokens"),
+        suffix_tokens=counts.get("suffix_tokens"),
+    )
     made.unfinished = True
     made.save_pretrained(staged.partial)
     for path in island_files():

@@ -200,6 +200,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.parametrize("both", ["mixed"], indirect=True)
 def test_it_loads_where_mcompose_is_not(both, tmp_path):
     folder, _ = both
     model, inputs = shown(folder, "image", "audio")

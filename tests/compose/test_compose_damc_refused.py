@@ -1,6 +1,8 @@
 """DAMC recipes that cannot be followed, or not as they are meant, and what a plan says of groups."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,20 @@ def test_groups_that_a_recipe_leaves_out_are_said(natives, donors, tmp_path):
     )
     assert "routed_groups" not in config(alone)
     assert torch.isfinite(logits(alone, "image")).all()
+
+
+def test_a_plan_needs_no_torch(natives, donors, tmp_path):
+    sources = {"sees": donors["sees-low-rank"], "hears": natives / "hears"}
+    planned(tmp_path, natives, sources, compose=CONVERT)
+    code = (
+        "import sys; from pathlib import Path; from mcompose.pipeline.headers import plan\n"
+        f"report = plan(Path({str(tmp_path / 'plan.yaml')!r}))\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        "import json; print(json.dumps(report.to_dict()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"part": "group:image"' in done.stdout
 
 
 def test_a_plan_counts_the_bytes_of_groups_and_origins(natives, donors, tmp_path):
