@@ -27,7 +27,7 @@ class TensorRow:
     Args:
         name: Key in the output; for a dropped tensor, its key in the source.
         action: ``merged``, ``copied``, ``cast`` (copied in another dtype), ``folded`` (an adapter added, nothing
-            merged), ``created`` (made from no source) or ``dropped``.
+            merged), ``created`` (made from no source), ``trained`` (changed by an alignment stage) or ``dropped``.
         part: ``language``, ``embedding``, ``head``, ``encoder:<source>`` or ``projector:<source>``.
         method: Merge method; empty when nothing was merged.
         sources: Names of the sources that took part, in the recipe's order.

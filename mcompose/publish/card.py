@@ -20,7 +20,7 @@ from mcompose.refs import ModelRef
 
 __all__ = ["is_edited_card", "model_card", "write_card"]
 
-_ACTIONS = ("merged", "folded", "copied", "cast", "created")
+_ACTIONS = ("merged", "folded", "copied", "cast", "created", "trained")
 _MARK = "<!-- mcompose card "
 _MAX_DROPPED = 12
 
