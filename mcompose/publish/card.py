@@ -20,7 +20,8 @@ from mcompose.refs import ModelRef
 
 __all__ = ["is_edited_card", "model_card", "write_card"]
 
-_ACTIONS = ("merged", "folded", "copied", "cast", "created", "trained")
+_ACTIONS = ("merged", "folded", "copied", "cast", "created")
+_TRAINED = "trained"
 _MARK = "<!-- mcompose card "
 _MAX_DROPPED = 12
 
@@ -161,9 +162,10 @@ def _method(ledger: Ledger) -> str:
     text += _common_weights(ledger.tensors)
     kept = [row for row in ledger.tensors if row.action != "dropped"]
     parts = list(dict.fromkeys(row.part or "other" for row in kept))
-    rows = [_part_row(part, [row for row in kept if (row.part or "other") == part]) for part in parts]
-    total = _part_row("**all**", kept)
-    blocks = [text, _table(("part", "parameters", "tensors", *_ACTIONS), [*rows, total])]
+    actions = (*_ACTIONS, _TRAINED) if any(row.action == _TRAINED for row in kept) else _ACTIONS
+    rows = [_part_row(part, [row for row in kept if (row.part or "other") == part], actions) for part in parts]
+    total = _part_row("**all**", kept, actions)
+    blocks = [text, _table(("part", "parameters", "tensors", *actions), [*rows, total])]
     dropped = _dropped([row for row in ledger.tensors if row.action == "dropped"])
     return "\n\n".join([*blocks, dropped] if dropped else blocks)
 
@@ -177,8 +179,8 @@ def _common_weights(rows: Iterable[TensorRow]) -> str:
     return " Weights: " + ", ".join(f"{name} {w:g}" for name, w in zip(sources, weights, strict=True)) + "."
 
 
-def _part_row(part: str, rows: Sequence[TensorRow]) -> tuple[str, ...]:
-    numbers = [sum(row.action == action for row in rows) for action in _ACTIONS]
+def _part_row(part: str, rows: Sequence[TensorRow], actions: Sequence[str]) -> tuple[str, ...]:
+    numbers = [sum(row.action == action for row in rows) for action in actions]
     parameters = sum(prod(row.shape) for row in rows)
     return (part, f"{parameters:,}", str(len(rows)), *(str(n) if n else "" for n in numbers))
 
