@@ -161,8 +161,9 @@ class TorchStream(JobStream):
         self, job: TensorJob, segment: Segment, inputs: Sequence[torch.Tensor], shape: tuple[int, ...], *, start: int
     ) -> torch.Tensor:
         """The result on the device, flat and rounded."""
+        for slot in tuple(self._marks):
+            self._await(slot)
         with self.accelerator.turn(), self.clock.compute:
-            self.queue.before_arithmetic()
             if self.check_finite and not _all_finite(inputs):
                 raise self._refused(job, segment, inputs, start=start)
             values = [raw.float().reshape(shape) for raw in inputs]

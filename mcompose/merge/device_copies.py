@@ -41,9 +41,6 @@ class Queue:
     def wait(self, mark: Any) -> None:
         """Returns when the copies before a mark are done."""
 
-    def before_arithmetic(self) -> None:
-        """Holds arithmetic back until all copies so far are done."""
-
     def after_arithmetic(self) -> None:
         """Returns when all arithmetic so far is done, so that its memory may be reused and its result copied."""
 
@@ -72,17 +69,13 @@ class CudaQueue(Queue):
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
 
-    def mark(self) -> torch.cuda.Event:
+    def mark(self) -> Any:
         """An event at the end of the stream."""
         return self._stream.record_event()
 
-    def wait(self, mark: torch.cuda.Event) -> None:
+    def wait(self, mark: Any) -> None:
         """Waits for an event."""
         mark.synchronize()
-
-    def before_arithmetic(self) -> None:
-        """Makes the device's arithmetic wait for the stream; the host goes on."""
-        torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def after_arithmetic(self) -> None:
         """Waits for the device's arithmetic."""

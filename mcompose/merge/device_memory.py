@@ -26,8 +26,11 @@ HELD_SHARE, WORK_SHARE = 0.25, 0.55
 FLOATS_PER_SOURCE, FLOATS_BESIDE = 4, 12
 """float32 copies of a tensor that arithmetic holds at its peak, all inputs included; measured on every method."""
 
-SQUARES = 6
-"""Square float64 matrices as long as the short sides of all sources together; measured on ``optmerge``, the largest."""
+SHORT_SQUARES = 6
+"""Square float64 matrices as long as all sources' short sides together; measured on ``optmerge``."""
+
+INPUT_SQUARES = 3
+"""Square float64 matrices as long as a row; measured on ``wudi``."""
 
 
 class Accelerator:
@@ -103,9 +106,10 @@ def work_bytes(segment: Segment, shape: tuple[int, ...], *, squares: bool) -> in
     Args:
         segment: Its rows.
         shape: Their shape.
-        squares: Whether the method may build square matrices of all sources' short sides.
+        squares: Whether the method may build square matrices, as those on singular vectors do.
     """
     many = len(segment.contributions)
     floats = math.prod(shape) * (FLOATS_PER_SOURCE * many + FLOATS_BESIDE)
-    side = many * min(shape) if squares and len(shape) == 2 else 0
-    return 4 * floats + 8 * SQUARES * side**2
+    if not squares or len(shape) != 2:
+        return 4 * floats
+    return 4 * floats + 8 * (SHORT_SQUARES * (many * min(shape)) ** 2 + INPUT_SQUARES * shape[1] ** 2)
