@@ -53,13 +53,18 @@ def summaries(found: Mapping[str, Scores], *, donors: Sequence[str]) -> dict[str
         more: dict[str, float] = {}
         if variant != "text-ceiling":
             own = [name for name in donors if f"{name}-name" in scores]
-            more = {f"retention-{name}": _single(scores, name) / whole[name] for name in own}
+            more = {f"retention-{name}": _kept(_single(scores, name), whole[name]) for name in own}
             more["retention-mean"] = statistics.fmean(more.values())
-            more["retention-text"] = scores["text-mean"] / text
+            more["retention-text"] = _kept(scores["text-mean"], text)
         more["joint-2"] = statistics.fmean(scores[name] for name in PAIRS)
         more |= {f"joint-{count}": scores[COMMON[count]] for count in (3, 4)}
         made[variant] = {**scores, **more}
     return made
+
+
+def _kept(share: float, whole: float) -> float:
+    """What is kept of a share; who knows nothing has nothing to lose."""
+    return share / whole if whole else 1.0
 
 
 def _single(scores: Scores, name: str) -> float:

@@ -49,13 +49,13 @@ class Plan:
         settings: What the families are made with.
         variants: What is compared.
         trials: Of each search; 0 for no searches.
-        grown: Whether compositions of some donors are measured, too.
+        grown: Of what compositions of two and three donors are measured, too.
     """
 
     settings: NumbersSettings = field(default_factory=NumbersSettings)
     variants: tuple[Variant, ...] = VARIANTS
     trials: int = 20
-    grown: bool = True
+    grown: tuple[Variant, ...] = VARIANTS
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def composition_run(family: LabFamily, plan: Plan) -> dict[str, dict[str, float]
     whole = {name: _parameters(folder) for name, folder in made.items()}
     for name, cost in costs.items():
         found[name] |= cost | {"extra-parameters": float(whole[name] - whole[BASE])}
-    for variant in plan.variants if plan.grown else ():
+    for variant in plan.grown:
         _say(family, f"growing {variant.name}")
         found[variant.name] |= _grown(bench, variant)
     return found | differences(found, COMPARED)
