@@ -116,6 +116,7 @@ def search(recipe: Path, questions: Questions, *, options: SearchOptions | None 
     folder = options.output or recipe.with_name(f"{recipe.stem}-search")
     plan = _study_plan(loaded, space, options, folder=folder, on_grid=on_grid)
     _check_reach(loaded, blueprint, plan)
+    _check_folder(folder)
     lock = FolderLock.take(folder)
     try:
         study = _opened(plan, _identity(blueprint, space, exam), resume=options.resume)
@@ -190,7 +191,7 @@ def _identity(blueprint: Blueprint, space: Space, exam: Exam) -> dict[str, str]:
     asked = exam.to_json()
     parts = {
         "recipe or sources": blueprint.plan.fingerprint,
-        "search space": space.to_json(),
+        "space": space.to_json(),
         "objective": asked.pop("objective"),
         "tasks": asked,
     }
@@ -202,12 +203,6 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
     from mcompose.pipeline.search_study import open_study  # noqa: PLC0415 - Optuna is an extra
 
     folder = plan.folder
-    own = {*OWN, LOCK_NAME, *(path.name for path in _models(folder))}
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    if foreign:
-        raise OutputError(
-            f"The folder '{folder}' holds something else: '{foreign[0]}'.", hint="Name another with -o DIR."
-        )
     if not resume:
         _clear_models(folder)
         for name in OWN:
@@ -220,11 +215,22 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
     elif known != identity:
         other = next(name for name in identity if known.get(name) != identity[name])
         raise OutputError(
-            f"'{folder}' holds a search with another {other}.",
+            f"'{folder}' holds a search that differs in its {other}.",
             hint="Name another folder with -o DIR, or begin anew with --no-resume.",
         )
     study.give_back_all()
     return study
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that holds anything but a search."""
+    if folder.is_dir():
+        own = {*OWN, LOCK_NAME, *(path.name for path in _models(folder))}
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
+        if foreign:
+            raise OutputError(
+                f"The folder '{folder}' holds something else: '{foreign[0]}'.", hint="Name another with -o DIR."
+            )
 
 
 def _models(folder: Path) -> list[Path]:

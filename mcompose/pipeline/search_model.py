@@ -146,7 +146,7 @@ class TrialModel:
         plan = draw_blueprint(applied(self._loaded, settings), self._sources).plan
         jobs = varying_jobs(plan, self._segments)
         for job in jobs:
-            del self._segments[job.name]  # half-written, should the run be cut off: it is made anew next time
+            self._segments.pop(job.name, None)  # half-written, should this be cut off: made anew next time
         part = build_plan(jobs, [], max_shard_size=ONE_FILE, metadata={})
         output: Any = self._output(jobs)
         try:

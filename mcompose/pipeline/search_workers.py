@@ -163,9 +163,7 @@ def _child(plan: StudyPlan, make: Callable[[], Bench], deadline: float | None, c
     """A worker: Ctrl-C is the parent's business, and it does not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    import torch  # noqa: PLC0415 - here, so that a study in one process is free of it
-
-    torch.set_num_threads(cores)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # read by torch when the bench loads it
     try:
         _work(open_study(plan), make, deadline=deadline, bar=None)
     except McomposeError as error:
