@@ -18,6 +18,7 @@ import numpy as np
 from mcompose import __version__
 from mcompose.align.folder import PLOT
 from mcompose.align.parts import part_label
+from mcompose.anatomy.part import GROUP
 from mcompose.checkpoint import Layout, StagedOutput, TensorDigest, TensorEntry, TensorFiles, plan_layout
 from mcompose.checkpoint.headers import read_json_object
 from mcompose.compose.provenance import library_versions, lock_text
@@ -169,6 +170,7 @@ def _row(lineage: Lineage, key: str, row: TensorRow | None, digest: str) -> Tens
     if row is None:
         slot = lineage.anatomy.slots[key]
         role, which = part_label(key, slot.part)
+        role = GROUP if role == "groups" else role  # as merges and the anatomy call it
         part = f"{role}:{which}" if which else role
         row = TensorRow(key, "copied", part, dtype=lineage.dtypes[key], shape=lineage.shapes[key], digest=digest)
     stage = lineage.changed.get(key)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mcompose.align.parts import part_label
+from mcompose.anatomy.part import GROUP
 from mcompose.errors import RequestError
 from mcompose.recipe import GroupsSpec, Stage
 
@@ -41,7 +42,7 @@ class NewGroups:
     @property
     def parts(self) -> tuple[str, ...]:
         """As learning rates name them."""
-        return tuple(f"groups:{name}" for name in self.names)
+        return tuple(f"{GROUP}:{name}" for name in self.names)
 
 
 def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> tuple[Stage, NewGroups | None]:
@@ -119,5 +120,5 @@ def group_names(model: Any, groups: NewGroups) -> dict[str, str]:
     for name, _ in model.named_parameters():
         role, which = part_label(name, "")
         if role == "groups" and which in groups.names:
-            found[name] = f"groups:{which}"
+            found[name] = f"{GROUP}:{which}"
     return found

@@ -49,20 +49,20 @@ def test_shared_and_projector_are_parts(home):
 @pytest.mark.parametrize(
     ("strategy", "spec", "parts"),
     [
-        ("modality", {"kind": "low-rank", "rank": 2}, {"projectors", "groups:image"}),
-        ("modality+text", {"kind": "low-rank", "rank": 2}, {"projectors", "groups:image", "groups:text"}),
-        ("modality", {"kind": "dense"}, {"projectors", "groups:image"}),
+        ("modality", {"kind": "low-rank", "rank": 2}, {"projectors", "group:image"}),
+        ("modality+text", {"kind": "low-rank", "rank": 2}, {"projectors", "group:image", "group:text"}),
+        ("modality", {"kind": "dense"}, {"projectors", "group:image"}),
         (
             "modality+text",
             {"kind": "dense"},
-            {"projectors", "groups:image", "key:model.language_model.layers.*_proj.weight"},
+            {"projectors", "group:image", "key:model.language_model.layers.*_proj.weight"},
         ),
     ],
 )
 def test_groups_are_trained_and_exported(home, tmp_path, strategy, spec, parts):
     record = run_stage(request(home, tmp_path / "1", strategy=strategy, groups=spec)).result.record
     assert set(record["trained"]) == parts
-    assert set(record["config"]["routed_groups"]) == {p.partition(":")[2] for p in parts if p.startswith("groups")}
+    assert set(record["config"]["routed_groups"]) == {p.partition(":")[2] for p in parts if p.startswith("group:")}
     delta = delta_of(tmp_path / "1")
     ending = ".groups.image.weight" if spec["kind"] == "dense" else ".groups.image.lora_B.weight"
     trained = [key for key in delta if key.endswith(ending)]
