@@ -45,13 +45,17 @@ class Cost:
         return self.user + self.system
 
 
+NOT_HANDED_DOWN = ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
+"""Every tool chooses its own number of threads, and an installed package has its bytecode."""
+
+
 def run(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
-    """Runs a command to its end. Every tool chooses its own number of threads: OMP_NUM_THREADS is not handed down.
+    """Runs a command to its end, as a user's shell would: without the variables in NOT_HANDED_DOWN.
 
     Raises:
         RuntimeError: It failed; its output is shown.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_DOWN}
     own_peak = memory("self").get("VmHWM", 0)
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()

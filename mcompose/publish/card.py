@@ -12,6 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mcompose.ledger import Ledger, SourceRow, TensorRow
 from mcompose.publish.licences import licence_fields, licence_remarks
 from mcompose.publish.snippet import usage_snippet
@@ -86,18 +88,16 @@ def _digest(text: str) -> str:
 
 
 def _front_matter(ledger: Ledger, repo_id: str | None) -> str:
-    from huggingface_hub import ModelCardData  # noqa: PLC0415 - a network library, for cards only
-
     base_models = _base_models(ledger.sources)
     fields: dict[str, Any] = {
-        **licence_fields(ledger.sources, repo_id=repo_id),
+        **({"base_model": base_models} if base_models else {}),
         "library_name": "transformers",
+        **licence_fields(ledger.sources, repo_id=repo_id),
         "pipeline_tag": _pipeline_tag(ledger),
         "tags": ["merge", "mcompose", ledger.method, *ledger.modalities],
+        **({"base_model_relation": "merge"} if base_models else {}),
     }
-    if base_models:
-        fields |= {"base_model": base_models, "base_model_relation": "merge"}
-    return ModelCardData(**fields).to_yaml(line_break="\n")
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip()
 
 
 def _base_models(sources: Iterable[SourceRow]) -> list[str]:
