@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mcompose import __version__
-from mcompose.cli import align, check, evaluate, generate, inspect, lab, mcub, merge, output, push, search
+from mcompose.cli import align, check, evaluate, generate, import_donor, inspect, lab, mcub, merge, output, push, search
 from mcompose.errors import McomposeError
 
 __all__ = ["app", "main"]
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("plan")(merge.plan)
 app.command("merge")(merge.merge)
+app.command("import")(import_donor.import_donor)
 app.command("align")(align.align)
 app.command("search")(search.search)
 app.command("diff")(check.diff)

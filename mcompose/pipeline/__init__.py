@@ -4,6 +4,7 @@
 
     headers   inspect, plan             headers only, no torch for known families
     write     merge, push               what writes
+    import_donor  import                what makes a source of a released donor
     check     diff, verify              what compares
     measure   evaluate, generate        what runs a checkpoint
     laboratory  lab make, lab report    what trains and measures small families

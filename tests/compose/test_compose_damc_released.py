@@ -1,6 +1,8 @@
 """Donors in the form that the paper's authors released become composed checkpoints that recipes can name."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from tiny_models import tiny_model
 from tiny_sources import IMAGE_ID, tokenizer, write_language_model
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 
+from mcompose.cli.app import main
 from mcompose.compose import ImportRequest, import_released
 from mcompose.errors import CheckpointError, CompositionError
 from mcompose.merge.verify import verify
@@ -225,3 +228,46 @@ def test_the_tokenizer_is_the_bases(donor):
     ours = ComposedProcessor.from_pretrained(folder).tokenizer
     plain = tokenizer()
     assert {ours.get_vocab()[word] == index for word, index in plain.get_vocab().items()} == {True}
+
+
+def typed(arguments: list, monkeypatch, folder: Path) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["mcompose", "import", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_command_writes_the_same_checkpoint_and_says_what_is_in_it(parts, donor, tmp_path, monkeypatch, capsys):
+    released, folder = donor
+    refs = ["--base", parts / "base", "--encoder", f"local:{parts / 'encoder'}"]
+    assert typed([released, *refs, "-o", "donor", "--json"], monkeypatch, tmp_path) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["output"], report["modalities"]) == ("donor", ["image"])
+    sizes = [load_file(parts / "base/model.safetensors")[f"model.{linear}.weight"].shape for linear in LINEARS]
+    factors = {"tensors": 2 * len(LINEARS), "parameters": sum(RANK * sum(size) for size in sizes)}
+    assert report["parts"]["group:image"] == report["parts"]["group:text"] == factors
+    for name in ("model.safetensors", "config.json", "mcompose/ledger.json"):
+        assert (tmp_path / "donor" / name).read_bytes() == (folder / name).read_bytes(), name
+    # Alpha on the command line is the factor that groups are multiplied by.
+    assert typed([released, *refs, "-o", "louder", "--alpha", "9"], monkeypatch, tmp_path) == 0
+    assert "group:image" in capsys.readouterr().out
+    table = json.loads((tmp_path / "louder/config.json").read_text())
+    assert {spec["scale"] for spec in table["routed_groups"].values()} == {9 / RANK}
+    assert typed(["nowhere", *refs, "-o", "x"], monkeypatch, tmp_path) == 2
+    assert "There is no folder 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_commands_help_loads_no_heavy_library():
+    code = (
+        "import sys; sys.argv = ['mcompose', 'import', '--help']\n"
+        "from mcompose.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--encoder" in done.stdout
