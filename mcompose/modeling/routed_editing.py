@@ -7,7 +7,7 @@ For training a donor with decoupled parameters: ``add_groups`` on an ordinary mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -118,7 +118,7 @@ def effective_text(linear: RoutedLinear) -> torch.Tensor:
     """Returns the weight (O, I) that text tokens use, in float32 or wider when it has a low-rank part."""
     if TEXT not in linear.groups:
         return linear.weight
-    part = linear.groups[TEXT].product()
+    part = cast("LowRank", linear.groups[TEXT]).product()
     return linear.weight.to(part.dtype) + part
 
 
