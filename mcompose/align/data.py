@@ -80,6 +80,7 @@ class StageData:
             domains=self.mixture.domains,
             positions=takes_positions(model),
             packing=stage.packing,
+            media_keys=stage.feature_cache,
         )
         taken = inspect.signature(model.forward).parameters
         return Masked(collator, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
@@ -103,6 +104,8 @@ def open_data(stage: Stage, processor: Any, *, folder: Path) -> StageData:
         raise RequestError("A stream has no end to count epochs by.", hint="Give the stage 'steps'.")
     if not hasattr(mixture, "__len__") and stage.group_by_length:
         raise RequestError("A stream cannot be grouped by length.", hint="Leave 'group_by_length' out.")
+    if not hasattr(mixture, "__len__") and stage.feature_cache:
+        raise RequestError("The features of a stream cannot be kept.", hint="Leave 'feature_cache' out.")
     check_labels(mixture, collator)
     return StageData(mixture, processor, _digest(stage, folder))
 

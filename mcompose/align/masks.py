@@ -55,6 +55,11 @@ class Masked:
         self._masks = tuple(masks)
         self._aside = tuple(name for name in _ASIDE if name not in keep)
 
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], Mapping[str, Any]]:
+        """What makes batches, before any mask."""
+        return self._collate
+
     def __call__(self, items: Sequence[tuple[int, Any]]) -> Batch:
         """Makes a batch.
 

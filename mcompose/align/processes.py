@@ -13,7 +13,7 @@ from torch import distributed
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
 
-__all__ = ["check_sharding", "count", "is_main", "together"]
+__all__ = ["check_sharding", "count", "is_main", "rank", "together"]
 
 
 def count() -> int:
@@ -21,9 +21,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Number of this process."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and talks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def together() -> None:

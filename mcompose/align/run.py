@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.trainer_callback import PrinterCallback
@@ -27,7 +28,7 @@ from mcompose.align import processes
 from mcompose.align.batching import from_worker
 from mcompose.align.data import StageData, open_data
 from mcompose.align.delta import Trained, full_values, write_result
-from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done
+from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done, stages_folder
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
 from mcompose.align.lineage import Lineage, StageResult, open_lineage, open_result
 from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
@@ -35,6 +36,7 @@ from mcompose.align.lora import add_factors
 from mcompose.align.masks import Mask
 from mcompose.align.memory import told_when_full
 from mcompose.align.parts import Training, parts_of, plan_training
+from mcompose.align.playback import FEATURES, check_cacheable, playing_features
 from mcompose.align.plot import plot_losses, read_losses
 from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
@@ -109,6 +111,7 @@ def run_stage(request: StageRequest) -> StageOutcome:
     """
     processes.check_sharding(request.stage)
     lineage = open_lineage(request.parent)
+    check_cacheable(request.stage, lineage.config)
     anatomy = lineage.anatomy
     stage, groups = apply_strategy(request.stage, lineage.config, anatomy)
     training = plan_training(
@@ -132,8 +135,8 @@ def run_stage(request: StageRequest) -> StageOutcome:
         return StageOutcome(None)
     with held(request.folder):
         notice = begin(request.folder, fingerprint=run.fingerprint, resume=request.resume)
-        run.train()
-    return StageOutcome(open_result(request.folder), (notice,) if notice else ())
+        notices = run.train()
+    return StageOutcome(open_result(request.folder), (notice, *notices) if notice else notices)
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,11 @@ class _Run:
             self.request.stage, parent=self.lineage.identity, data=self.data.digest, versions=self.versions
         )
 
-    def train(self) -> None:
+    def train(self) -> tuple[str, ...]:
         """Trains, and leaves the result.
+
+        Returns:
+            Sentences for the user.
 
         Raises:
             McomposeError: See ``run_stage``.
@@ -180,7 +186,7 @@ class _Run:
             trainer, watch = self._trainer(model, trained)
             processes.together()  # the folder is ready
             point = last_point(folder / POINTS)
-            with interruptible(watch):
+            with self._features(trainer) as notices, interruptible(watch):
                 try:
                     trainer.train(resume_from_checkpoint=str(point) if point else None)
                 except McomposeError as error:
@@ -194,6 +200,16 @@ class _Run:
             check_unchanged(before, after)
             self._write(trained, values, patch=patch, frozen=after, trainer=trainer)
         processes.together()
+        return notices
+
+    def _features(self, trainer: AlignTrainer) -> AbstractContextManager[tuple[str, ...]]:
+        """Plays the outputs of frozen encoders back, where the stage says so."""
+        if not self.stage.feature_cache:
+            return nullcontext(())
+        model, batches = cast("Any", trainer.model), cast("Any", trainer.data_collator)
+        folder = stages_folder(self.lineage.root.folder) / FEATURES
+        samples = self.data.mixture.samples()
+        return playing_features(model, batches.collate, samples, folder=folder, precision=self.precision)
 
     def _make_trainable(self, model: Any) -> tuple[Trained, dict[str, Any]]:
         """Adds groups and factors, and sets what is trained to be so, at full precision."""

@@ -178,6 +178,7 @@ class Stage(Spec):
             Default: ``float32`` for a float32 checkpoint, ``mixed`` for others.
         gradient_checkpointing: Recompute activations instead of keeping them.
         group_by_length: Samples of similar length in one piece.
+        feature_cache: Run frozen encoders once an item and keep what they give on disk, beside the stages' results.
         packing: Samples of a piece one after the other in one row, without padding; causal language models only.
         gscm: Masking of the generalist's tokens.
         seed: Of the order, the dropout and new parameters.
@@ -206,6 +207,7 @@ class Stage(Spec):
     precision: Annotated[str, one_of("precision", PRECISIONS)] | None = None
     gradient_checkpointing: bool = False
     group_by_length: bool = False
+    feature_cache: bool = False
     packing: bool = False
     gscm: Masking | None = None
     seed: Annotated[Count, Field(ge=0, lt=2**32)] = 0
