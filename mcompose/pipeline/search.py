@@ -49,7 +49,8 @@ __all__ = ["SearchOptions", "search"]
 
 TRIALS = 40
 SCRATCH, COPY = "model", "model-"
-OWN = ("study.journal", "study.journal.lock", "study.lock", "search.json", "search.png")
+JOURNAL = "study.journal"
+OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", "search.json", ".search.json.partial", "search.png")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
         _clear_models(folder)
         for name in OWN:
             (folder / name).unlink(missing_ok=True)
-    _mend(folder / "study.journal")
+    _mend(folder / JOURNAL)
     study = open_study(plan)
     known = study.attribute("identity")
     if known is None:
@@ -223,14 +224,14 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a folder that holds anything but a search."""
-    if folder.is_dir():
-        own = {*OWN, LOCK_NAME, *(path.name for path in _models(folder))}
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
-        if foreign:
-            raise OutputError(
-                f"The folder '{folder}' holds something else: '{foreign[0]}'.", hint="Name another with -o DIR."
-            )
+    """Refuses a folder that holds anything but a search: what is in it will be replaced and cleared away."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME) if folder.is_dir() else []
+    own = {*OWN, *(path.name for path in _models(folder))} if JOURNAL in names else {}
+    foreign = [name for name in names if name not in own]
+    if foreign:
+        raise OutputError(
+            f"The folder '{folder}' holds something else: '{foreign[0]}'.", hint="Name another with -o DIR."
+        )
 
 
 def _models(folder: Path) -> list[Path]:

@@ -1,7 +1,11 @@
 """``mcompose search`` as it is typed: tables, JSON, and requests that cannot be met."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +108,48 @@ def test_a_request_that_cannot_be_met_ends_with_code_2(folder, monkeypatch, caps
     assert message in err
     assert "Traceback" not in err
     assert not list(folder.glob("base/.*")), "nothing is left in a folder of someone else"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_that_is_stopped_from_outside_goes_on(folder, monkeypatch, capsys, workers, end):
+    name = f"stopped-{workers}-{end}"
+    arguments = ["recipe.yaml", "--task", "letters.jsonl", "--trials", "200", "--workers", workers, "-o", name, "-q"]
+    command = [sys.executable, "-m", "mcompose", "search", *map(str, arguments)]
+    path = os.pathsep.join(sys.path)
+    running = subprocess.Popen(
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    journal = folder / name / "study.journal"
+    wait_for(lambda: journal.is_file() and journal.read_text().count('"outcome"') >= 3)
+    children = processes_under(running.pid)
+    running.send_signal(end)
+    _, err = running.communicate(timeout=300)
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    if end == signal.SIGINT:
+        assert running.returncode == 1
+        assert "error: Interrupted: " in err
+        assert "Traceback" not in err
+    done = [line for line in journal.read_text().splitlines() if '"outcome"' in line]
+    assert run([*arguments[:4], "12", *arguments[5:], "--json"], monkeypatch, folder) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [trial["state"] for trial in told["trials"]].count("done") == max(12, len(done))
+    assert load_recipe(folder / "recipe-searched.yaml").recipe.merge.weights == told["best"]["weights"]
+
+
+def processes_under(parent: int) -> list[int]:
+    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def wait_for(happened, seconds: float = 900) -> None:
+    latest = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < latest, "it took too long"
+        time.sleep(0.1)

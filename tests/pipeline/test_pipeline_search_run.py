@@ -233,6 +233,12 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
         search(folder / "recipe.yaml", ask(folder), options=options(resume=False))
     assert (folder / "recipe-search" / "thesis.tex").is_file()
     shutil.rmtree(folder / "recipe-search")
+    (folder / "recipe-search" / "model").mkdir(parents=True)
+    (folder / "recipe-search" / "model" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="holds something else: 'model'"):
+        search(folder / "recipe.yaml", ask(folder), options=options(resume=False))
+    assert (folder / "recipe-search" / "model" / "config.json").is_file(), "a name is no proof"
+    shutil.rmtree(folder / "recipe-search")
     (folder / "recipe-searched.yaml").write_text("schema: 1\n")
     with pytest.raises(OutputError, match="is not of a search"):
         search(folder / "recipe.yaml", ask(folder), options=options())
