@@ -30,8 +30,8 @@ from mcompose.methods.method import Program
 
 __all__ = ["CHUNK", "Cancelled", "JobStream", "Made", "Scratch", "Write"]
 
-CHUNK = 1 << 19
-"""Elements of one chunk: 1 MiB of bfloat16 per source. Larger ones cost memory, smaller ones hand the GIL around."""
+CHUNK = 1 << 20
+"""Elements of one chunk: 2 MiB of bfloat16 per source. Larger ones cost memory, smaller ones hand the GIL around."""
 
 COPY_BLOCK = 1 << 20
 """Bytes of one block of a copy."""

@@ -41,7 +41,7 @@ _GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _A, _A)
 _GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
 _COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
 _COUNT_KEYS = Kernel("pruning", "count_keys", _A, _I, _A, _I, _I, _A, _A, _A, _A)
-_ABS_SUMS = Kernel("pruning", "abs_sums", _A, _I, _A, _I, _A, _I, _I, _A, _A)
+_ABS_SUMS = Kernel("pruning", "abs_sums", _A, _A, _I, _A, _I, _A, _I, _I, _A, _A)
 _PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
 _RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
 _UNIFORMS = Kernel("pruning", "uniforms", "uint64", _A, _I, _A)
@@ -146,18 +146,19 @@ def count_keys(source: Array, base: Array | None, *, high: Array | None, windows
     _COUNT_KEYS(source, _kind(source), *where, source.size, counts, windows, low, _room(2))
 
 
-def abs_sums(source: Array, base: Array | None, cut: Array, totals: Array, *, start: int) -> None:
-    """Adds up a delta's absolute values before and after a cut.
+def abs_sums(sources: Sequence[Array], base: Array | None, cuts: Array, totals: Array, *, start: int) -> None:
+    """Adds up the deltas' absolute values before and after their cuts.
 
     Args:
-        source: The chunk.
-        base: What it counts from.
-        cut: A row of the table of cuts (`Pruning`).
-        totals: float64, before and after.
+        sources: Chunks of one length.
+        base: What they count from.
+        cuts: int64, (sources, COLUMNS), as in `Pruning`.
+        totals: float64, (sources, 2): before and after.
         start: Place of the chunk's first element in the tensor, a multiple of TILE.
     """
-    where = _origin(base, source.size)
-    _ABS_SUMS(source, _kind(source), *where, cut, _aligned(start), source.size, totals, _room(4))
+    size = sources[0].size
+    table, kinds = _table(sources, size)
+    _ABS_SUMS(table, kinds, len(sources), *_origin(base, size), cuts, _aligned(start), size, totals, _room(4))
 
 
 @dataclass

@@ -285,9 +285,8 @@ class PruneProgram:
         if start == 0:
             self._write_cuts()
             self.norms[:] = 0
-        for cut, row, source, norm in zip(self.cuts, self.pruning.cuts, sources, self.norms, strict=True):
-            cut.prepare(row, source, base)
-            kernels.abs_sums(source, base, row, norm, start=start)
+        self._prepare(sources, base)
+        kernels.abs_sums(sources, base, self.pruning.cuts, self.norms, start=start)
         return bool(np.isfinite(self.norms).all())
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
@@ -296,9 +295,12 @@ class PruneProgram:
             self._write_cuts()
             if len(self.norms):
                 self.pruning.numbers[:, RATIO] = [norm_ratio(before, after) for before, after in self.norms]
+        self._prepare(sources, base)
+        return kernels.prune_pour(sources, self.pruning, out, base=base, start=start)
+
+    def _prepare(self, sources: Chunks, base: np.ndarray | None) -> None:
         for cut, row, source in zip(self.cuts, self.pruning.cuts, sources, strict=True):
             cut.prepare(row, source, base)
-        return kernels.prune_pour(sources, self.pruning, out, base=base, start=start)
 
     def _write_cuts(self) -> None:
         for cut, row in zip(self.cuts, self.pruning.cuts, strict=True):

@@ -165,7 +165,7 @@ def test_absolute_values_are_summed_before_and_after_the_cut(size):
     delta = source - base
     kept = delta[uniforms(77, delta) < np.float32(0.3)]
     wanted = [np.abs(values.astype(np.float64)).sum() for values in (delta, kept)]
-    np.testing.assert_allclose(program.norms[0], wanted, rtol=1e-13)
+    np.testing.assert_allclose(program.norms[0], wanted, rtol=1e-7)
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(7, 30), (1, 7)])

@@ -193,34 +193,36 @@ def _cut(tile, first, start, count, row, spare):
 
 @njit(forceinline=True)
 def _magnitudes(tile, count, lanes):
-    """Sum of absolute values of a tile."""
+    """Sum of absolute values of a tile: four are added in float32 before they join a float64 sum."""
     sums = doubles(lanes, LANES)
     for lane in range(LANES):
         sums[lane] = 0.0
-    whole = count - count % LANES
-    for first in range(0, whole, LANES):
-        part = floats(tile + 4 * first, LANES)
+    whole = count - count % (4 * LANES)
+    for first in range(0, whole, 4 * LANES):
+        a, b = floats(tile + 4 * first, LANES), floats(tile + 4 * (first + LANES), LANES)
+        c, d = floats(tile + 4 * (first + 2 * LANES), LANES), floats(tile + 4 * (first + 3 * LANES), LANES)
         for lane in range(LANES):
-            sums[lane] += np.float64(abs(part[lane]))
-    part = floats(tile + 4 * whole, LANES)
-    for lane in range(count - whole):
-        sums[lane] += np.float64(abs(part[lane]))
+            sums[lane] += np.float64((abs(a[lane]) + abs(b[lane])) + (abs(c[lane]) + abs(d[lane])))
+    rest = floats(tile + 4 * whole, count - whole)
+    for i in range(count - whole):
+        sums[i % LANES] += np.float64(abs(rest[i]))
     return joined(sums)
 
 
-def abs_sums(source, kind, base, base_kind, cut, start, count, totals, tiles):
-    """Adds up absolute values before and after the cut; ``tiles`` is room for four."""
+def abs_sums(sources, kinds, many, base, base_kind, cuts, start, count, totals, tiles):
+    """Adds up absolute values before and after the cuts, two numbers a source; ``tiles`` is room for four."""
+    table, codes, sums = longs(sources, many), longs(kinds, many), doubles(totals, 2 * many)
     origin = tiles + 4 * TILE if base != 0 else 0
     spare, lanes = tiles + 8 * TILE, tiles + 12 * TILE
-    sums, row = doubles(totals, 2), longs(cut, COLUMNS)
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
         if base != 0:
             widen(base, base_kind, first, size, origin)
-        widen_delta(source, kind, first, size, origin, tiles)
-        sums[0] += _magnitudes(tiles, size, lanes)
-        _cut(tiles, first, start, size, row, spare)
-        sums[1] += _magnitudes(tiles, size, lanes)
+        for source in range(many):
+            widen_delta(table[source], codes[source], first, size, origin, tiles)
+            sums[2 * source] += _magnitudes(tiles, size, lanes)
+            _cut(tiles, first, start, size, longs(cuts + 8 * COLUMNS * source, COLUMNS), spare)
+            sums[2 * source + 1] += _magnitudes(tiles, size, lanes)
 
 
 @njit(forceinline=True)
