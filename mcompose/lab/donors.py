@@ -2,8 +2,8 @@
 
 1. The encoder learns to name the number from each of its tokens; the classifier is thrown away.
 2. Stage 1 trains the projector alone over the frozen base.
-3. Stage 2 trains the projector and the linear layers of the language model. Embeddings, head and norms stay as the base
-   has them.
+3. Stage 2 trains the linear layers of the language model, and the projector unless the settings keep it. Embeddings,
+   head and norms stay as the base has them.
 
 A donor is only ever asked about one input of its own modality. Questions over several inputs are never trained with
 media: that is what composition is tested on.
@@ -201,6 +201,9 @@ def train_donor(
         for name, values in model.model.language_model.named_parameters()
         if ".groups." in name or name.split(".")[-2] in _LINEAR
     ]
+    if settings.keep_projector:
+        model.model.multi_modal_projector.requires_grad_(requires_grad=False)
+        projector = []
     fit([*projector, *linear], settings.full, loss=loss, progress=part(share, 1 - share))
     model.requires_grad_().eval()
 

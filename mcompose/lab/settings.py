@@ -66,6 +66,7 @@ class NumbersSettings:
         projector: Stage 1 of every donor: projector over the frozen language model.
         full: Stage 2 of every donor: projector, and the linear layers of the language model.
         data: Sizes of the data on disk.
+        keep_projector: Whether stage 2 leaves the projector as stage 1 made it.
     """
 
     version: int = 1
@@ -85,6 +86,7 @@ class NumbersSettings:
     projector: FitSettings = FitSettings(300, 2e-3)
     full: FitSettings = FitSettings(300, 1e-3)
     data: DataSettings = DataSettings()
+    keep_projector: bool = False
 
     def __post_init__(self) -> None:
         _check_tens(pool=self.pool, checked=self.checked)
@@ -98,5 +100,8 @@ class NumbersSettings:
         Returns:
             16 hexadecimal digits.
         """
-        text = json.dumps({"seed": seed, **asdict(self)}, sort_keys=True)
+        told = {"seed": seed, **asdict(self)}
+        if not self.keep_projector:
+            del told["keep_projector"]  # families that were made before there was a choice
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -26,6 +26,9 @@ TINY = NumbersSettings(
 )  # fmt: skip
 
 
+Q = "layers.0.self_attn.q_proj.weight"
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load_digits(generator=generator_for(0, "digits"))
@@ -93,3 +96,29 @@ def test_lab_decoupled_training_is_the_shared_one_but_for_stage_two(digits) -> N
     assert all(not torch.equal(text[name], moved[name]) for name in moved)
     kept = {name for name, values in whole.model.state_dict().items() if torch.equal(values, own[name])}
     assert {"lm_head.weight", "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"} <= kept
+
+
+def test_lab_kept_projector_is_that_of_stage_one(digits) -> None:
+    def trained(settings):
+        with deterministic_torch(0, "audio"):
+            donor = fresh("audio")
+            train_donor(donor, settings, seed=0, digits=digits)
+        return donor.model.state_dict()
+
+    kept, one, both = (
+        trained(settings)
+        for settings in (
+            replace(TINY, keep_projector=True),
+            replace(TINY, full=FitSettings(0, 1e-3, 4)),
+            TINY,
+        )
+    )
+    projector = [name for name in one if "multi_modal_projector" in name]
+    assert all(torch.equal(kept[name], one[name]) for name in projector)
+    assert not any(torch.equal(both[name], one[name]) for name in projector)
+    assert not torch.equal(kept[f"model.language_model.{Q}"], one[f"model.language_model.{Q}"])
+
+
+def test_lab_choice_of_projector_leaves_older_families_their_names() -> None:
+    assert NumbersSettings().digest(0) == "d676e86f72f4cac5"
+    assert NumbersSettings(keep_projector=True).digest(0) != NumbersSettings().digest(0)

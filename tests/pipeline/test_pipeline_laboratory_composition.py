@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mcompose.errors import RequestError
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
 from mcompose.lab.words import MODALITIES
-from mcompose.pipeline import laboratory_composition, laboratory_decoupled
+from mcompose.pipeline import laboratory, laboratory_composition, laboratory_decoupled
 from mcompose.pipeline.laboratory_composition import Plan, composition_run
 from mcompose.pipeline.laboratory_decoupled import decoupled_donors
 from mcompose.pipeline.laboratory_variants import VARIANTS, searched_form, write_recipe
@@ -134,3 +135,32 @@ def test_lab_searched_naivemc_is_free_task_arithmetic_at_the_average(family, tmp
     assert (recipe.merge.method, dict(recipe.merge.weights)) == ("task_arithmetic", dict.fromkeys(MODALITIES, 0.25))
     assert searched_form(NAMES["base"], sources=4) is None
     assert searched_form(NAMES["damc"], sources=4) is NAMES["damc"]
+
+
+def test_lab_reports_name_what_there_is(tmp_path) -> None:
+    with pytest.raises(RequestError, match="'compositions' is not a lab report") as told:
+        laboratory.report("compositions", tmp_path, seeds=1)
+    assert "composition" in told.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lab_composition_report_brings_seeds_together(found, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def made(name, folder, *, seed):
+        asked.append((name, folder.name, seed))
+        return laboratory.MadeFamily(seed)
+
+    second = {v: {m: x + 0.5 for m, x in s.items()} for v, s in found.items()}
+    monkeypatch.setattr(laboratory, "make", made)
+    monkeypatch.setattr(laboratory_composition, "composition_run", lambda family, plan: [found, second][family])
+    report = laboratory.report("composition", tmp_path, seeds=2)
+    assert asked == [("numbers-apart", "numbers-apart-0", 0), ("numbers-apart", "numbers-apart-1", 1)]
+    (row,) = [row for row in report.rows if (row.variant, row.metric) == ("damc", "joint-3")]
+    assert row.mean == pytest.approx(found["damc"]["joint-3"] + 0.25)
+    assert (row.std, row.n) == (pytest.approx(0.5 / 2**0.5), 2)
+    header, lines = report.table()
+    assert header[:2] == ("variant", "retention-mean")
+    assert "damc - naivemc" in [line[0] for line in lines]
+    assert report.to_dict()["name"] == "composition"
+    assert report.plot.is_file()
