@@ -47,7 +47,7 @@ def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> Non
         _draw_panel(axes, metric, lines, known)
         axes.set_title(label, fontsize=10)
         axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
-        axes.invert_yaxis()
+        axes.set_ylim(len(lines) - 0.5, -0.5)  # the same in all panels, whatever they hold; first line on top
     panels[0].legend(loc="lower left", fontsize=8, frameon=False)
     _draw_margins(panels[-1], known)
     if title:
