@@ -120,6 +120,19 @@ class _Flock(JournalFileOpenLock):
         os.close(self._descriptor)
 
 
+def _tpe(seed: int) -> TPESampler:
+    with _without_remarks():
+        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=RANDOM_FIRST)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Optuna calls some of what is used here experimental, in some versions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
 class _SeededByTrial(BaseSampler):
     """TPE that forgets between trials what it drew, and starts each from a seed of its own.
 
@@ -136,7 +149,7 @@ class _SeededByTrial(BaseSampler):
             earlier = study.get_trials(deepcopy=False)[: trial.number]
             ordinal = sum(other.state != TrialState.FAIL for other in earlier)
             seed = int(np.random.SeedSequence([self._seed, ordinal]).generate_state(1)[0])
-            self._now = trial.number, TPESampler(seed=seed, multivariate=True, n_startup_trials=RANDOM_FIRST)
+            self._now = trial.number, _tpe(seed)
         return self._now[1]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -289,8 +302,7 @@ def open_study(plan: StudyPlan) -> Study:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = plan.folder / FILE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _without_remarks():
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_Flock(plan.folder / f"{FILE}.lock")))
         study = optuna.create_study(
             storage=storage,

@@ -137,6 +137,7 @@ def _spread(study: Study, make: Callable[[], Bench], *, workers: int, deadline: 
             for child in children:
                 child.join(POLL / workers)
             bar.show(study)
+        failed = _failed(children)  # before the others are stopped, which is no failure of theirs
     finally:
         for child in children:
             if child.is_alive():
@@ -146,7 +147,7 @@ def _spread(study: Study, make: Callable[[], Bench], *, workers: int, deadline: 
         study.give_back_all()
     if not errors.empty():
         raise errors.get()
-    if failed := _failed(children):
+    if failed:
         code = failed[0].exitcode or 0
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise McomposeError(
