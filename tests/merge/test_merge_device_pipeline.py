@@ -93,10 +93,12 @@ class Slow:
             with self._lock:
                 self.now[name] = self.now.get(name, 0) + 1
                 self.most[name] = max(self.most.get(name, 0), self.now[name])
+            began = time.perf_counter()
             time.sleep(self._seconds)
+            slept = time.perf_counter() - began
             with self._lock:
                 self.now[name] -= 1
-                self.spent[name] = self.spent.get(name, 0.0) + self._seconds
+                self.spent[name] = self.spent.get(name, 0.0) + slept
             return work(*args, **options)
 
         monkeypatch.setattr(owner, name, slow)
@@ -108,7 +110,7 @@ def test_reading_computing_and_writing_overlap_and_one_computes_at_a_time(bench,
     began = time.monotonic()
     bench.run(plan, device="torch:cpu")
     took = time.monotonic() - began
-    assert slow.spent["call_whole"] == pytest.approx(0.05 * len(plan.jobs))
+    assert slow.spent["call_whole"] >= 0.049 * len(plan.jobs)
     assert slow.most["call_whole"] == 1
     assert slow.most["read_into"] > 1
     assert took < 0.7 * sum(slow.spent.values())
@@ -380,8 +382,9 @@ def test_a_kill_changes_no_byte(bench):
 
 def test_the_clock_tells_reading_computing_hashing_and_writing(bench, monkeypatch):
     plan = bench.plan({"method": "linear"}, three(bench))
-    slow = Slow(monkeypatch, 0.002)
     with StagedOutput.open(bench.folder / "out", fingerprint=plan.fingerprint, durable=False) as staged:
+        staged.allocate(plan.layout)  # writes the headers, which are no tensor's time
+        slow = Slow(monkeypatch, 0.002)
         seconds = execute(plan, staged, device="torch:cpu", threads=1).seconds
     for stage, name in (("read", "read_into"), ("compute", "call_whole"), ("write", "pwrite_all")):
         assert seconds[stage] > slow.spent[name]
