@@ -107,16 +107,30 @@ class TrialModel:
     ) -> None:
         self._loaded, self._scratch, self._threads, self._trust = loaded, scratch, threads, trust_remote_code
         self._sources = open_sources(loaded, weights=True)
-        plan = draw_blueprint(loaded, self._sources).plan
+        self._subject: Subject | None = load_subject(scratch, trust_remote_code=trust_remote_code)
+        self._parameters: dict[str, torch.Tensor] | None = None
+        plan = self._begin()
+        if in_place:
+            jobs = [job for job in plan.jobs if job.part in PARTS or job.action == "merged"]
+            self._parameters = find_parameters(self._subject.model, jobs, scratch)
+        if self._parameters is None:
+            self._leave_memory()
+
+    def _begin(self) -> MergePlan:
+        """Takes what lies in the scratch checkpoint for what is known."""
+        plan = draw_blueprint(self._loaded, self._sources).plan
+        rows = Ledger.read(self._scratch).tensors
         self._layout = plan.layout
         self._segments: dict[str, Any] = {job.name: job.segments for job in plan.jobs}
-        self._digests = {row.name: row.digest for row in Ledger.read(scratch).tensors if row.action != "dropped"}
-        self._subject: Subject | None = load_subject(scratch, trust_remote_code=trust_remote_code)
-        jobs = [job for job in plan.jobs if job.part in PARTS]
-        self._parameters = find_parameters(self._subject.model, jobs, scratch) if in_place else None
-        if self._parameters is None:  # others may be reading the scratch checkpoint
-            self._scratch = scratch.with_name(f"{scratch.name}-{os.getpid()}")
-            shutil.copytree(scratch, self._scratch, dirs_exist_ok=True)
+        self._digests = {row.name: row.digest for row in rows if row.action != "dropped"}
+        return plan
+
+    def _leave_memory(self) -> None:
+        """From now on trials are written into a copy of the scratch checkpoint, since others may be reading it."""
+        copy = self._scratch.with_name(f"{self._scratch.name}-{os.getpid()}")
+        shutil.copytree(self._scratch, copy, dirs_exist_ok=True)
+        self._scratch, self._parameters, self._subject = copy, None, None
+        self._begin()
 
     @property
     def subject(self) -> Subject:
@@ -145,6 +159,9 @@ class TrialModel:
         """
         plan = draw_blueprint(applied(self._loaded, settings), self._sources).plan
         jobs = varying_jobs(plan, self._segments)
+        if self._parameters is not None and any(job.name not in self._parameters for job in jobs):
+            self._leave_memory()
+            jobs = varying_jobs(plan, self._segments)
         for job in jobs:
             self._segments.pop(job.name, None)  # half-written, should this be cut off: made anew next time
         part = build_plan(jobs, [], max_shard_size=ONE_FILE, metadata={})

@@ -16,6 +16,7 @@ from mcompose.recipe import load_recipe
 
 SOURCES = [{"name": "sees", "model": "local:sees"}, {"name": "expert", "model": "local:expert"}]
 TEXT = [{"name": "plain", "model": "local:base"}, {"name": "expert", "model": "local:expert"}]
+ALIKE = [{"name": "sees", "model": "local:sees"}, {"name": "sees-other", "model": "local:sees-other-tower"}]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,10 @@ CASES = {
     "whole model": (
         {"merge": {"method": "ties-global", "parameters": {"density": 0.9}}},
         Settings(None, {"density": 0.3}),
+    ),
+    "towers, too": (
+        {"sources": ALIKE, "compose": {"towers": "merge"}, "output": {"format": "native"}},
+        Settings({"sees": 0.3, "sees-other": 0.7}),
     ),
     "text": (
         {"sources": TEXT, "output": {"format": "text"}, "merge": {"method": "naivemc", "dtype": "float16"}},
@@ -116,6 +121,19 @@ def test_a_model_that_was_loaded_in_another_dtype_gets_the_rounded_values(family
     compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
     wanted = state(load_subject(tmp_path / "written").model)
     assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in state(wide).items())
+
+
+def test_a_tensor_that_was_not_looked_for_ends_the_merging_in_place(family, tmp_path):
+    loaded, scratch = scratch_of(family, tmp_path)
+    model = TrialModel(loaded, scratch)
+    settings = Settings({"sees": 0.3, "expert": 0.7})
+    model.merge(Settings({"sees": 0.8, "expert": 0.2}))
+    del model._parameters["lm_head.weight"]
+    written = compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
+    assert model.merge(settings) == digest_of(written.ledger.tensors)
+    assert not model.in_place
+    wanted = state(load_subject(tmp_path / "written").model)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in state(model.subject.model).items())
 
 
 def compose_jobs(loaded):
