@@ -100,7 +100,7 @@ def _make(family: LabFamily, settings: NumbersSettings, modality: str, *, folder
         digits = load_digits(generator=generator_for(seed, "digits"))
         started = time.perf_counter()
         train_donor(donor, settings, seed=seed, digits=digits, decouple=True)
-        figures = {"seconds": round(time.perf_counter() - started, 1)}
+        figures = {"seconds": round(time.perf_counter() - started, 3)}
         figures |= single_accuracy(donor, seed=seed, digits=digits, count=settings.checked)
         group = take_group(donor)
     if modality == "points":
