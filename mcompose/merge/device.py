@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from mcompose.checkpoint.codec import raw_dtype
+from mcompose.checkpoint.digest import TensorDigest
 from mcompose.errors import McomposeError, NumericsError, RequestError
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.device_copies import Queue, host_memory, open_queue
@@ -108,7 +108,7 @@ class TorchStream(JobStream):
         if step == 0:
             super()._combine(job, segment, emit, program)
             return
-        digests = [xxhash.xxh3_128() for _ in segment.inputs]
+        digests = [TensorDigest() for _ in segment.inputs]
         self._inputs += digests
         shape = task_for(job, segment).shape if step == total else (-1,)
         try:
@@ -140,7 +140,7 @@ class TorchStream(JobStream):
         return (total, held) if self.accelerator.has_doubles and self.accelerator.fits(held=held, work=work) else (0, 0)
 
     def _sent(
-        self, one: Contribution, digest: xxhash.xxh3_128, segment: Segment, job: TensorJob, *, span: tuple[int, int]
+        self, one: Contribution, digest: TensorDigest, segment: Segment, job: TensorJob, *, span: tuple[int, int]
     ) -> torch.Tensor:
         """One input on the device, flat and as stored; float32 where an adapter is folded."""
         dtype = one.entry.dtype if one.low_rank is None else "F32"

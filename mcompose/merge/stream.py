@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
 from mcompose.anatomy.part import ORIGIN
 from mcompose.checkpoint.codec import decode, raw_dtype
+from mcompose.checkpoint.digest import TensorDigest
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
 from mcompose.errors import CompositionError, NumericsError
@@ -105,7 +105,7 @@ class JobStream:
     check_finite: bool = True
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = field(default_factory=Scratch)
-    _inputs: list[xxhash.xxh3_128] = field(default_factory=list[xxhash.xxh3_128])
+    _inputs: list[TensorDigest] = field(default_factory=list[TensorDigest])
 
     def run(self, job: TensorJob, write: Write, *, surveys: Surveys = NO_SURVEYS) -> Made:
         """Makes one tensor.
@@ -122,7 +122,7 @@ class JobStream:
             NumericsError: A source or the result is not finite.
             CompositionError: Tensors that must be equal are not.
         """
-        digest = xxhash.xxh3_128()
+        digest = TensorDigest()
         position = 0
         self._inputs.clear()
 
@@ -144,7 +144,7 @@ class JobStream:
                 self._combine(job, segment, emit, program_for(job, segment, survey=surveys.of_segment(segment)))
         if position != job.nbytes:
             raise NumericsError(f"'{job.name}' came out {position} bytes long and not {job.nbytes}.")
-        return Made(_text(digest), tuple(_text(digest) for digest in self._inputs))
+        return Made(digest.text(), tuple(one.text() for one in self._inputs))
 
     def _blocks(self, total: int, step: int) -> Iterator[tuple[int, int]]:
         for start in range(0, total, step):
@@ -193,7 +193,7 @@ class JobStream:
     def _combine(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None], program: Program) -> None:
         total = (segment.stop - segment.start) * job.row_elements
         step = chunk_elements(program, segment, row=job.row_elements, total=total)
-        digests = [xxhash.xxh3_128() for _ in segment.inputs]
+        digests = [TensorDigest() for _ in segment.inputs]
         self._inputs += digests
         index = 0
         while index < program.passes:
@@ -223,7 +223,7 @@ class JobStream:
                 visit(start, sources, base)
 
     def _load_all(
-        self, segment: Segment, job: TensorJob, span: tuple[int, int], *, digests: list[xxhash.xxh3_128] | None
+        self, segment: Segment, job: TensorJob, span: tuple[int, int], *, digests: list[TensorDigest] | None
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
         """One chunk of every input, raw; float32 where an adapter is folded."""
         arrays: list[np.ndarray] = []
@@ -261,7 +261,8 @@ class JobStream:
             kernels.convert(raw, values)
             first = (_first_element(contribution, segment, job.row_elements) + span[0]) // job.row_elements
             rows = values.reshape(values.size // job.row_elements, *job.shape[1:])
-            return contribution.low_rank.apply(rows, (first, first + len(rows))).reshape(-1)
+            with np.errstate(over="ignore", invalid="ignore"):  # noticed with the result, and told by name
+                return contribution.low_rank.apply(rows, (first, first + len(rows))).reshape(-1)
 
     def _broken(
         self, job: TensorJob, segment: Segment, result: np.ndarray | None, *, span: tuple[int, int]
@@ -269,10 +270,15 @@ class JobStream:
         """Why a chunk, which starts at element ``span[0]`` of the segment, is not finite."""
         for number, contribution in enumerate(segment.inputs):
             raw = self._load(contribution, f"input-{number}", segment, job, span=span)
+            first = _first_element(contribution, segment, job.row_elements) + span[0]
             broken = np.flatnonzero(~np.isfinite(decode(raw, contribution.entry.dtype)))
             if broken.size:
-                first = _first_element(contribution, segment, job.row_elements) + span[0]
                 return _not_finite(contribution, first + int(broken[0]))
+            if contribution.low_rank is not None:
+                folded = self._folded(contribution, raw, segment, job, span)
+                broken = np.flatnonzero(~np.isfinite(folded))
+                if broken.size:
+                    return _not_finite(contribution, first + int(broken[0]), folded=True)
         index = 0 if result is None else int(np.flatnonzero(~np.isfinite(decode(result, job.dtype)))[0])
         return _overflow(job, segment, element=span[0] + index)
 
@@ -292,10 +298,6 @@ def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) 
     if multiple == 0:
         return max(total, 1)
     return max(CHUNK // multiple, 1) * multiple
-
-
-def _text(digest: xxhash.xxh3_128) -> str:
-    return f"xxh3:{digest.hexdigest()}"
 
 
 def _byte_span(job: TensorJob, segment: Segment) -> tuple[int, int]:
@@ -338,8 +340,9 @@ def _overflow(job: TensorJob, segment: Segment, *, element: int) -> NumericsErro
     )
 
 
-def _not_finite(contribution: Contribution, index: int) -> NumericsError:
+def _not_finite(contribution: Contribution, index: int, *, folded: bool = False) -> NumericsError:
+    when = " once its adapter is folded" if folded else ""
     return NumericsError(
-        f"Tensor '{contribution.entry.key}' of source '{contribution.source}' is not finite at element {index}.",
-        hint="The checkpoint is broken; fetch it again or leave the source out.",
+        f"Tensor '{contribution.entry.key}' of source '{contribution.source}' is not finite at element {index}{when}.",
+        hint=f"The {'adapter' if folded else 'checkpoint'} is broken; fetch it again or leave the source out.",
     )

@@ -13,7 +13,7 @@ from mcompose.methods.arrays import to_numpy
 from mcompose.methods.declare import PerSource, each, method
 from mcompose.methods.method import Program, TensorTask
 from mcompose.methods.prune import Density, elect, keep_at_least
-from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepAtLeast, KeepNone, PruneProgram
+from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepAtLeast, KeepNone, KeepRanks, PruneProgram
 from mcompose.methods.select import RankFinder
 
 __all__ = ["ThresholdSurvey", "ties_global"]
@@ -65,20 +65,11 @@ class ThresholdSurvey:
         return tuple(finder.cut(0)[0] for finder in self.finders)
 
 
-class _OwnThreshold(Cut):
+class _OwnThreshold(KeepRanks):
     """Takes one tensor for the whole model."""
 
     def __init__(self, size: int, density: float) -> None:
         self.finder = RankFinder([threshold_rank(size, density)], size + 1)
-
-    @property
-    def passes(self) -> int:
-        """As many as the finder needs."""
-        return self.finder.passes
-
-    def measure(self, index: int, source: np.ndarray, base: np.ndarray | None) -> None:
-        """Counts one chunk."""
-        self.finder.measure(index, source, base)
 
     def write(self, row: np.ndarray) -> None:
         """Keeps every magnitude from the threshold on."""
