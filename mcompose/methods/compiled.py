@@ -3,7 +3,8 @@
 The idea: Numba is the compiler and not the run time. A kernel's first call ever compiles its loop
 (`mcompose.methods.loops`) to an object file in the user's cache folder; every later process loads that file through
 llvmlite, which costs a few hundredths of a second where importing Numba costs half a second. A folder that cannot be
-written only means that the code is made again. Calls go through ctypes, which lets go of the GIL.
+written only means that the code is made again; a file that others may write is never run. Calls go through ctypes,
+which lets go of the GIL.
 
 Code is never fast-math and never fuses a product with a sum: the same numbers on every machine that has IEEE floats.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -134,10 +136,12 @@ def _toolchain() -> tuple[Any, ...]:
 
 
 def _read(file: Path) -> bytes | None:
-    """The code that a file holds; None when there is none or it is damaged."""
+    """The code that a file holds; None when there is none, it is damaged, or somebody else could have written it."""
     try:
-        data = file.read_bytes()
+        data, owner = file.read_bytes(), file.stat()
     except OSError:
+        return None
+    if owner.st_uid != os.geteuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return None
     digest, code = data[:32], data[32:]
     return code if hashlib.sha256(code).digest() == digest else None
@@ -149,6 +153,7 @@ def _keep(file: Path, code: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_bytes(hashlib.sha256(code).digest() + code)
+        fresh.chmod(0o600)
         fresh.replace(file)
     except OSError:
         with suppress(OSError):

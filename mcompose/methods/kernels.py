@@ -73,6 +73,7 @@ def pour(
     """
     table, kinds = _table(sources, out.size)
     origin = _origin(base, out.size)
+    _check_weights(weights, len(sources))
     return _POUR(table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3))
 
 
@@ -99,6 +100,7 @@ def group_pour(
     """
     table, kinds = _table(sources, out.size)
     groups = weights.shape[1]
+    _check_weights(weights, len(sources) * groups)
     origin = _origin(base, out.size)
     return _GROUP_POUR(
         table, kinds, len(sources), weights, start, stride, groups, *origin, out, _kind(out), out.size, _room(3)
@@ -214,6 +216,11 @@ def _aligned(start: int) -> int:
     if start % TILE:
         raise ValueError(f"A chunk that starts at element {start} does not start a tile of {TILE}.")
     return start
+
+
+def _check_weights(weights: Array, count: int) -> None:
+    if weights.dtype != np.float32 or weights.size != count or not weights.flags.c_contiguous:
+        raise TypeError(f"{count} float32 weights are needed, not {weights.size} of {weights.dtype}.")
 
 
 def _kind(chunk: Array) -> int:

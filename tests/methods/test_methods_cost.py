@@ -65,6 +65,16 @@ def test_damaged_machine_code_is_made_again(tmp_path, damage):
     assert kept.read_bytes() == good
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_machine_code_that_others_may_write_is_not_run(tmp_path, mode):
+    run(CONVERT, XDG_CACHE_HOME=str(tmp_path))
+    (kept,) = (tmp_path / "mcompose" / "kernels").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.chmod(mode)
+    assert run(CONVERT, XDG_CACHE_HOME=str(tmp_path)) == ["1", "True"]
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
 def test_no_place_for_the_cache_is_no_error(tmp_path):
     # A file where the folder should be: nobody, root included, can write below it.
     (tmp_path / "mcompose").write_text("")
@@ -104,3 +114,6 @@ def test_wrong_types_are_refused_not_converted():
         kernels.convert(np.zeros(8, np.float32)[::2], np.zeros(4, np.float32))
     with pytest.raises(TypeError):
         kernels.convert(np.zeros(3, np.float32), np.zeros(4, np.float32))
+    for weights in (np.ones(1), np.ones(2, np.float32), np.ones(2, np.float32)[::2]):
+        with pytest.raises(TypeError):
+            kernels.pour([np.zeros(4, np.float32)], weights, np.zeros(4, np.float32))

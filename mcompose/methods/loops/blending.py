@@ -133,6 +133,15 @@ def _dot(x, y, count, lanes):
     return joined(sums)
 
 
+@njit(forceinline=True)
+def _widen_all(table, codes, many, base, base_kind, first, count, origin, tiles):
+    """One tile of every source, less the base's tile where there is one."""
+    if base != 0:
+        widen(base, base_kind, first, count, origin)
+    for source in range(many):
+        widen_delta(table[source], codes[source], first, count, origin, tiles + 4 * TILE * source)
+
+
 def gram(sources, kinds, many, base, base_kind, count, totals, tiles):
     """Adds the inner products of all pairs of sources; ``tiles`` is room for one a source and two more.
 
@@ -144,10 +153,7 @@ def gram(sources, kinds, many, base, base_kind, count, totals, tiles):
     origin = tiles + 4 * TILE * many if base != 0 else 0
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
-        if base != 0:
-            widen(base, base_kind, first, size, origin)
-        for source in range(many):
-            widen_delta(table[source], codes[source], first, size, origin, tiles + 4 * TILE * source)
+        _widen_all(table, codes, many, base, base_kind, first, size, origin, tiles)
         pair = 0
         for i in range(many):
             for j in range(i, many):
@@ -161,10 +167,7 @@ def group_gram(sources, kinds, many, base, base_kind, start, stride, groups, cou
     origin = tiles + 4 * TILE * many if base != 0 else 0
     for first in range(0, count, TILE):
         size = min(TILE, count - first)
-        if base != 0:
-            widen(base, base_kind, first, size, origin)
-        for source in range(many):
-            widen_delta(table[source], codes[source], first, size, origin, tiles + 4 * TILE * source)
+        _widen_all(table, codes, many, base, base_kind, first, size, origin, tiles)
         pair = 0
         for i in range(many):
             for j in range(i, many):
