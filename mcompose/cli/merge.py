@@ -7,14 +7,17 @@ from typing import Annotated
 import typer
 
 from mcompose.cli import output
-from mcompose.cli.options import JsonOption, OutputOption, RecipeArgument
+from mcompose.cli.options import (
+    AllowOption,
+    JsonOption,
+    OutputOption,
+    QuietOption,
+    RecipeArgument,
+    ResumeOption,
+    ThreadsOption,
+)
 
 __all__ = ["merge", "plan"]
-
-AllowOption = Annotated[
-    bool,
-    typer.Option("--allow-different-base", help="Merge language models that do not seem to share a base."),
-]
 
 
 def plan(recipe: RecipeArgument, target: OutputOption = None, as_json: JsonOption = False) -> None:
@@ -34,16 +37,14 @@ def plan(recipe: RecipeArgument, target: OutputOption = None, as_json: JsonOptio
 def merge(
     recipe: RecipeArgument,
     target: OutputOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.")
-    ] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
+    resume: ResumeOption = True,
+    threads: ThreadsOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     allow_different_base: AllowOption = False,
     sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk has everything.")] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Put the sha256 of the weight files into the lock.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Tell what the time went to.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the composed checkpoint. Interrupted runs resume.

@@ -11,10 +11,14 @@ from mcompose.errors import RequestError
 from mcompose.refs import ModelRef
 
 __all__ = [
+    "AllowOption",
     "CheckpointArgument",
     "JsonOption",
     "OutputOption",
+    "QuietOption",
     "RecipeArgument",
+    "ResumeOption",
+    "ThreadsOption",
     "TrustOption",
     "parse_source",
 ]
@@ -25,6 +29,12 @@ OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; default: the recipe's.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+AllowOption = Annotated[
+    bool, typer.Option("--allow-different-base", help="Merge language models that do not seem to share a base.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads for merging; default: one per core.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint ships.")]
 
 

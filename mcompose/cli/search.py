@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcompose.cli import output
-from mcompose.cli.options import JsonOption, RecipeArgument, TrustOption
+from mcompose.cli.options import (
+    AllowOption,
+    JsonOption,
+    QuietOption,
+    RecipeArgument,
+    ResumeOption,
+    ThreadsOption,
+    TrustOption,
+)
 from mcompose.errors import RequestError
 
 if TYPE_CHECKING:
@@ -53,6 +61,7 @@ TrialsOption = Annotated[
 TimeoutOption = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="No trial begins after it.")]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Processes; each holds a model.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the suggestions, and of the questions of consistency.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Questions at once.")]
 LimitOption = Annotated[
     int | None,
     typer.Option(min=1, help="First questions of each task; for consistency, of all tasks; default there: 100."),
@@ -65,11 +74,6 @@ LeaveOutOption = Annotated[
 ]
 FolderOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the search; default: RECIPE-search.")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with what DIR holds.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads for merging; default: one per core.")]
-AllowOption = Annotated[
-    bool, typer.Option("--allow-different-base", help="Merge language models that do not seem to share a base.")
 ]
 
 
@@ -90,7 +94,7 @@ def search(
     workers: WorkersOption = 1,
     seed: SeedOption = 0,
     limit: LimitOption = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: BatchOption = 32,
     template: TemplateOption = None,
     leave_out: LeaveOutOption = False,
     target: FolderOption = None,
@@ -98,7 +102,7 @@ def search(
     threads: ThreadsOption = None,
     allow_different_base: AllowOption = False,
     trust_remote_code: TrustOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search merge coefficients; writes RECIPE-searched.yaml beside the recipe. Interrupted searches resume.
@@ -118,30 +122,14 @@ def search(
 
     space = SpaceRequest(weights, total, low, high, step, gradient, tuple(parameter or ()))
     questions = Questions(
-        objective=objective.value,
-        tasks=tuple(task),
-        task_weights=dict(_weight(text) for text in task_weight or ()),
-        limit=limit,
-        batch_size=batch_size,
-        template=template,
-        leave_out=leave_out,
-        seed=seed,
-    )
+        objective=objective.value, tasks=tuple(task), task_weights=dict(map(_weight, task_weight or ())), limit=limit,
+        batch_size=batch_size, template=template, leave_out=leave_out, seed=seed,
+    )  # fmt: skip
     options = step_search.SearchOptions(
-        space=space,
-        trials=trials,
-        timeout=timeout,
-        workers=workers,
-        seed=seed,
-        output=target,
-        resume=resume,
-        threads=threads,
-        allow_different_base=allow_different_base,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-    )
-    report = step_search.search(recipe, questions, options=options)
-    _print(report, as_json=as_json)
+        space=space, trials=trials, timeout=timeout, workers=workers, seed=seed, output=target, resume=resume,
+        threads=threads, allow_different_base=allow_different_base, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    _print(step_search.search(recipe, questions, options=options), as_json=as_json)
 
 
 def _print(report: SearchReport, *, as_json: bool) -> None:

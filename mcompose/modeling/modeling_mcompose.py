@@ -193,27 +193,15 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             raise ValueError("Pass either input_ids or inputs_embeds.")
         media, kwargs = self._split(kwargs)
         features = self.encode_media(media) if mm_features is None else mm_features
-        if inputs_embeds is None and input_ids is not None:
-            own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
-            own += [index for _, _, index in prefix_ids(self.config)]
-            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
-        types_BL = mm_token_type_ids
-        if input_ids is not None and (self.mrope or self.attention != "causal"):
-            types_BL = type_ids(self.ids, input_ids)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
-        check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
-        x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
-        x_BLD = place(x_BLD, features, masks, input_ids=input_ids)
+        x_BLD = self._embedded(input_ids, inputs_embeds, features, masks, past_key_values)
+        typed = self.mrope or self.attention != "causal"
+        types_BL = type_ids(self.ids, input_ids) if typed and input_ids is not None else mm_token_type_ids
         deltas = None
         if position_ids is None:
             position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
-        if self.attention != "causal":
-            attention_mask = self._two_way(
-                x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids
-            )
-        # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
-        origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
-        route = route_inputs(self, prefix_masks(self.config, origin, input_ids))
+        attention_mask = self._two_way(x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids)
+        route = self._route(masks, features, input_ids)
         outputs = self.language_model(
             inputs_embeds=x_BLD,
             attention_mask=attention_mask,
@@ -240,6 +228,29 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         mine = {key: value for key, value in kwargs.items() if prefixes and key.startswith(prefixes)}
         rest = {key: value for key, value in kwargs.items() if key not in mine}
         return (self.media_inputs(mine) if mine else {}), rest
+
+    def _embedded(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        features: Mapping[str, Features],
+        masks: Mapping[str, torch.Tensor],
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None and input_ids is not None:
+            own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
+            own += [index for _, _, index in prefix_ids(self.config)]
+            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
+        check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
+        x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
+        return place(x_BLD, features, masks, input_ids=input_ids)
+
+    def _route(
+        self, masks: Mapping[str, torch.Tensor], features: Mapping[str, Features], input_ids: torch.Tensor | None
+    ) -> dict[str, Any]:
+        # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
+        origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
+        return route_inputs(self, prefix_masks(self.config, origin, input_ids))
 
     def _positions(
         self,
@@ -273,6 +284,8 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None,
     ) -> Any:
+        if self.attention == "causal":
+            return attention_mask
         ready = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
         started = past_key_values is not None and past_key_values.is_initialized
         if ready or (self.attention == "prefix" and started):

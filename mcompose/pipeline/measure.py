@@ -13,8 +13,8 @@ from typing import Any
 from mcompose.errors import RequestError
 from mcompose.evaluate import Endpoint, Options, Report
 from mcompose.evaluate import evaluate as evaluate_tasks
-from mcompose.evaluate.media import read_media
 from mcompose.evaluate.prompts import in_chat
+from mcompose.media import read_media
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
 

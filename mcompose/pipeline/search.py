@@ -23,7 +23,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from mcompose.compose import Blueprint, ComposeOptions, compose, draw_blueprint,
 from mcompose.errors import InterruptedRunError, OutputError, RequestError
 from mcompose.merge import Bar
 from mcompose.pipeline.search_recipe import check_target, searched_path, searched_text
-from mcompose.pipeline.search_report import SearchReport, write_results
+from mcompose.pipeline.search_report import PLOT_FILE, TABLE_FILE, SearchReport, write_results
 from mcompose.pipeline.search_request import SpaceRequest, defaults_of, make_grid, make_space
 from mcompose.pipeline.search_space import Settings, Space, applied
 from mcompose.pipeline.search_tasks import Exam, Questions, open_exam
@@ -50,7 +50,7 @@ __all__ = ["SearchOptions", "search"]
 TRIALS = 40
 SCRATCH, COPY = "model", "model-"
 JOURNAL = "study.journal"
-OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", "search.json", ".search.json.partial", "search.png")
+OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", TABLE_FILE, f".{TABLE_FILE}.partial", PLOT_FILE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ class SearchOptions:
         threads: For merging.
         allow_different_base: Merge language models that do not seem to share a base.
         trust_remote_code: Run Python code that the checkpoint ships.
-        in_place: False to reload the model for every trial.
         quiet: No progress bar.
     """
 
@@ -82,7 +81,6 @@ class SearchOptions:
     threads: int | None = None
     allow_different_base: bool = False
     trust_remote_code: bool = False
-    in_place: bool = True
     quiet: bool = False
 
 
@@ -120,7 +118,7 @@ def search(recipe: Path, questions: Questions, *, options: SearchOptions | None 
     _check_folder(folder)
     lock = FolderLock.take(folder)
     try:
-        study = _opened(plan, _identity(blueprint, space, exam), resume=options.resume)
+        study = _opened(plan, _identity(blueprint, plan, exam), resume=options.resume)
         _run(loaded, study, exam, blueprint, options)
         report = write_results(loaded, study, exam)
         _clear_models(folder)
@@ -187,15 +185,17 @@ def _check_reach(loaded: LoadedRecipe, blueprint: Blueprint, plan: StudyPlan) ->
         )
 
 
-def _identity(blueprint: Blueprint, space: Space, exam: Exam) -> dict[str, str]:
+def _identity(blueprint: Blueprint, plan: StudyPlan, exam: Exam) -> dict[str, str]:
     """What a study belongs to, part by part."""
     asked = exam.to_json()
     parts = {
         "recipe or sources": blueprint.plan.fingerprint,
-        "space": space.to_json(),
+        "space": plan.space.to_json(),
         "objective": asked.pop("objective"),
         "tasks": asked,
     }
+    if not plan.grid:  # the points of a grid are no suggestions
+        parts["seed"] = plan.seed
     return {name: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for name, v in parts.items()}
 
 
@@ -213,8 +213,9 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
     known = study.attribute("identity")
     if known is None:
         study.note("identity", dict(identity))
-    elif known != identity:
-        other = next(name for name in identity if known.get(name) != identity[name])
+    # a search that was begun before seeds were noted goes on with any
+    other = next((name for name, value in identity.items() if known and known.get(name, value) != value), None)
+    if other is not None:
         raise OutputError(
             f"'{folder}' holds a search that differs in its {other}.",
             hint="Name another folder with -o DIR, or begin anew with --no-resume.",
@@ -268,7 +269,7 @@ def _run(loaded: LoadedRecipe, study: Study, exam: Exam, blueprint: Blueprint, o
         bar = SearchBar(plan.budget, quiet=options.quiet)
         run_trials(study, make, workers=options.workers, deadline=deadline, bar=bar)
     except (KeyboardInterrupt, InterruptedRunError) as error:
-        done = sum(row.state in {"done", "failed"} for row in study.rows())
+        done = sum(row.finished for row in study.rows())
         raise InterruptedRunError(
             f"Interrupted: {done} of {plan.budget} trials are done and kept in '{plan.folder}'.",
             hint="Run the same command again to go on; '--no-resume' begins anew.",
@@ -301,8 +302,7 @@ class _MergedModel:
 
     def __call__(self, settings: Settings, *, told: Told | None = None) -> Outcome:
         digest = self._model.merge(settings)
-        outcome = self._exam.ask(self._model.subject, told=told)
-        return type(outcome)(outcome.score, outcome.scores, outcome.answers, digest)
+        return replace(self._exam.ask(self._model.subject, told=told), digest=digest)
 
 
 def open_bench(recipe: Path, scratch: Path, questions: Questions, options: SearchOptions) -> Bench:
@@ -323,10 +323,6 @@ def open_bench(recipe: Path, scratch: Path, questions: Questions, options: Searc
 
     logging.disable_progress_bar()
     model = TrialModel(
-        load_recipe(recipe),
-        scratch,
-        threads=options.threads,
-        trust_remote_code=options.trust_remote_code,
-        in_place=options.in_place,
+        load_recipe(recipe), scratch, threads=options.threads, trust_remote_code=options.trust_remote_code
     )
     return _MergedModel(model, open_exam(questions))

@@ -15,7 +15,7 @@ from mcompose.pipeline.search_recipe import MARK, searched_path, searched_text
 
 if TYPE_CHECKING:
     from mcompose.pipeline.search_space import Settings, Space
-    from mcompose.pipeline.search_study import Study, TrialRow
+    from mcompose.pipeline.search_study import Study, StudyPlan, TrialRow
     from mcompose.pipeline.search_tasks import Exam
     from mcompose.recipe import LoadedRecipe
 
@@ -59,7 +59,7 @@ class SearchReport:
 
     def to_text(self) -> str:
         """Some lines."""
-        count = sum(row.state in {"done", "failed"} for row in self.rows)
+        count = sum(row.finished for row in self.rows)
         failed = sum(row.state == "failed" for row in self.rows)
         lines = [
             f"{self.recipe}",
@@ -142,7 +142,11 @@ def _row_json(row: TrialRow) -> dict[str, Any]:
         "same_as": row.same_as,
         "point": None if row.point is None else list(row.point),
     }
-    return told | {name: value for name, value in further.items() if value not in (None, "", {}, False)}
+    return told | {
+        name: value
+        for name, value in further.items()
+        if value is not None and value is not False and value != "" and value != {}
+    }
 
 
 def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchReport:
@@ -176,9 +180,6 @@ def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchRepor
             f"None of {len(rows)} trials of '{loaded.path}' can be chosen.",
             hint=f"The first failure: {reason}" if reason else "Search a wider grid.",
         )
-    notes = exam.notes
-    if plan.authored is None and objective != "consistency":
-        notes = (*notes, "The recipe's own settings lie outside the search space and were not tried.")
     plot = plan.folder / PLOT_FILE
     report = SearchReport(
         recipe=searched_path(loaded.path),
@@ -188,17 +189,33 @@ def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchRepor
         rows=tuple(rows),
         best=tied[0],
         tied=tuple(row.number for row in tied[1:]),
-        notes=notes,
     )
     drawn = plot_search(_dots(report), _labels(report), plot, title=_title(loaded, report), measure=_measure(objective))
-    report = replace(report, plot=plot if drawn else None)
+    report = replace(report, plot=plot if drawn else None, notes=(*exam.notes, *_notes(report, plan, drawn=drawn)))
     _replace(plan.folder / TABLE_FILE, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
     _replace(report.recipe, searched_text(loaded, report.best.settings, remarks=_remarks(loaded, report, exam)))
     return report
 
 
+def _notes(report: SearchReport, plan: StudyPlan, *, drawn: bool) -> list[str]:
+    """What a user would else not notice."""
+    notes = []
+    if plan.authored is None and not plan.grid:
+        notes.append("The recipe's own settings lie outside the search space and were not tried.")
+    done = sum(row.finished for row in report.rows)
+    if done < plan.budget:
+        notes.append(f"The time was up after {done} of {plan.budget} trials; the same command goes on.")
+    if len(report.best.answers) > 1 and len(set(report.best.answers)) == 1:
+        notes.append(
+            f"The chosen merge answers all {len(report.best.answers)} questions alike: that is consistent, too."
+        )
+    if not drawn:
+        notes.append("No picture was drawn: matplotlib is not installed. Install it: pip install 'mcompose[search]'.")
+    return notes
+
+
 def _refuse_unfinished(rows: Sequence[TrialRow], study: Study, *, least: int | None = None) -> None:
-    done = sum(row.state in {"done", "failed"} for row in rows)
+    done = sum(row.finished for row in rows)
     if done < (study.plan.budget if least is None else least):
         raise InterruptedRunError(
             f"The time was up after {done} of {study.plan.budget} trials; nothing can be chosen yet.",
@@ -219,7 +236,7 @@ def _by_consistency(rows: Sequence[TrialRow]) -> tuple[list[TrialRow], tuple[Tri
 
 
 def _dots(report: SearchReport) -> list[Dot]:
-    shown = [row for row in report.rows if row.state in {"done", "failed"}]
+    shown = [row for row in report.rows if row.finished]
     return [
         Dot(
             number=row.number,
@@ -249,7 +266,7 @@ def _measure(objective: str) -> str:
 
 def _remarks(loaded: LoadedRecipe, report: SearchReport, exam: Exam) -> tuple[str, ...]:
     best = report.best
-    count = sum(row.state in {"done", "failed"} for row in report.rows)
+    count = sum(row.finished for row in report.rows)
     scores = [f"{name} {value:.4f}" for name, value in best.scores.items()]
     told = ", ".join(scores or [task.name for task in exam.tasks])
     return (

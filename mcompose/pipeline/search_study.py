@@ -103,6 +103,11 @@ class TrialRow:
     point: Point | None = None
     answers: tuple[str, ...] = ()
 
+    @property
+    def finished(self) -> bool:
+        """Whether it will not be run again: it has an outcome, or a merge that cannot be used."""
+        return self.state in {"done", "failed"}
+
 
 class _Flock(JournalFileOpenLock):
     """The system drops it when the process dies; Optuna's own would keep the others waiting for half a minute."""
@@ -240,12 +245,10 @@ class Study:
         if trial is not None:  # else it was cut off while its outcome was noted: the next run gives it back
             self._study.tell(trial, state=TrialState.FAIL)
 
-    def give_back_all(self) -> int:
-        """Gives back the trials of processes that died; only for who holds the whole search. Says how many."""
-        left = [trial.number for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-        for number in left:
-            self._study.tell(number, state=TrialState.FAIL)
-        return len(left)
+    def give_back_all(self) -> None:
+        """Gives back the trials of processes that died; only for who holds the whole search."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _line_up(self) -> bool:
         """Puts the next trial whose place is known in front; False when nothing is left to do."""

@@ -24,10 +24,9 @@ from mcompose.evaluate.results import figures
 if TYPE_CHECKING:
     from mcompose.evaluate.subject import Subject
 
-__all__ = ["OBJECTIVES", "Exam", "Outcome", "Questions", "open_exam"]
+__all__ = ["Exam", "Outcome", "Questions", "open_exam"]
 
 Objective = Literal["validation", "single", "consistency"]
-OBJECTIVES = ("validation", "single", "consistency")
 PROMPTS = 100
 """Unlabelled inputs of the consistency rule, as in its paper."""
 

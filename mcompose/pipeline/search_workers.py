@@ -55,7 +55,7 @@ class SearchBar:
         """Counts what is finished."""
         if self._quiet:
             return
-        rows = [row for row in study.rows() if row.state in {"done", "failed"}]
+        rows = [row for row in study.rows() if row.finished]
         scores = [row.score for row in rows if row.score is not None]
         self._best = f"best {max(scores):.4f}" if scores else ""
         if self._bar is None:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from tiny_sources import write_language_model, write_llava, write_recipe
 
-from mcompose.evaluate.media import read_media
 from mcompose.evaluate.subject import load_subject
+from mcompose.media import read_media
 from mcompose.pipeline.write import MergeOptions, merge
 
 TOP = 0.62
