@@ -1,8 +1,8 @@
 """Which tensors a stage trains: parts of a checkpoint by role, from its headers alone.
 
 A part is what the anatomy says (``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``) and what
-lies inside the language model or beside it by name: decoupled groups (``groups:audio``) and routers. Selection needs no
-torch, so a misspelt part is told before a model is loaded.
+lies inside the language model by name: decoupled groups (``groups:audio``). Selection needs no torch, so a misspelt
+part is told before a model is loaded.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ __all__ = ["LoraPart", "Part", "Training", "part_label", "parts_of", "plan_train
 _INSIDE = (
     ("groups", re.compile(r"\.groups\.([^.]+)\.")),
     ("origin", re.compile(r"\.base(?:\.weight|\.bias)()$")),
-    ("router", re.compile(r"(?:^|\.)router(?:\.|s\.([^.]+)\.)")),
-    ("expert", re.compile(r"(?:^|\.)experts\.([A-Za-z][^.]*)\.")),
 )
 """Roles that are told by names, and what qualifies them. An origin (W0 of decoupled groups) is never trained."""
 _TOWER = re.compile(r"(?:^|\.)towers\.([^.]+)\.")

@@ -63,7 +63,7 @@ class DatasetSpec(Spec):
         format: ``llava`` (``conversations`` with placeholders in the text), ``chat`` (``messages``), or found out from
             each record.
         media: Folder that the paths of media start from; default: that of the file.
-        domain: What the data are about, for routers and masks.
+        domain: What the data are about, for masks and the record of the stage.
         weight: Its share of the mixture, relative to the others'; default: its number of records.
         limit: Only the first so many records.
         template: What every instruction is put into, in the place of ``{instruction}``.
@@ -93,6 +93,14 @@ class DatasetSpec(Spec):
     @classmethod
     def _from_path(cls, raw: Any) -> Any:
         return {"path": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetSpec:
+        for key, chosen in (("split", self.split != "train"), ("subset", self.subset is not None)):
+            if chosen and not self.path.startswith("hub:"):
+                hint = "Name the file of the split as 'path'."
+                raise FieldError("'{path}' is only for the Hub.", at=(key,), hint=hint)
+        return self
 
     @property
     def name(self) -> str:

@@ -19,10 +19,12 @@ KEYS = {
     "model.towers.sees.vision_tower.q_proj.weight": ("encoder", (3, 3)),
     "model.towers.sees.multi_modal_projector.weight": ("projector", (4, 3)),
     "model.towers.hears.multi_modal_projector.weight": ("projector", (4, 3)),
-    "model.router.weight": ("projector", (2, 3)),
+    "model.language_model.layers.0.mlp.router.weight": ("language", (2, 4)),
     "lm_head.weight": ("head", (10, 4)),
 }
-Q, UP = [f"model.language_model.layers.0.{name}.weight" for name in ("self_attn.q_proj", "mlp.up_proj")]
+Q, UP, ROUTER = [
+    f"model.language_model.layers.0.{name}.weight" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.router")
+]
 
 
 @pytest.fixture
@@ -38,14 +40,15 @@ def plan(parts, **stage):
 def test_parts_are_told_by_role_source_and_name(parts):
     assert list(parts) == [
         "embedding", "language", "groups:audio", "origin", "encoder:sees", "projector:sees", "projector:hears",
-        "router", "head",
+        "head",
     ]  # fmt: skip
-    assert parts["language"].keys == (Q, UP, "model.language_model.norm.weight")
+    # The router of a mixture of experts is a matrix of its language model like any other.
+    assert parts["language"].keys == (Q, UP, "model.language_model.norm.weight", ROUTER)
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group:audio", 1), ("router", 1),
+    [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group:audio", 1), ("language", 4),
      ("all", 11), ("key:*.q_proj.weight", 2), ("heads", 1)],
 )  # fmt: skip
 def test_names_stand_for_tensors(parts, name, count):
@@ -58,6 +61,7 @@ def test_names_stand_for_tensors(parts, name, count):
         ("projector:see", "Did you mean 'projector:sees'?"),
         ("encoder:hears", "encoder:sees"),
         ("expert", "This checkpoint has no 'expert'"),
+        ("router", "This checkpoint has no 'router'"),
         ("key:nothing*", "Tensors are named like"),
     ],
 )
@@ -90,7 +94,7 @@ def test_rates_by_part_the_more_special_one_wins(parts):
 
 def test_lora_takes_linear_layers_by_their_names(parts):
     lora = plan(parts, lora={"language": {"rank": 2}, "encoder": {}}).lora
-    assert [part.keys for part in lora] == [(Q, UP), ("model.towers.sees.vision_tower.q_proj.weight",)]
+    assert [part.keys for part in lora] == [(Q, UP, ROUTER), ("model.towers.sees.vision_tower.q_proj.weight",)]
     assert plan(parts, lora={"language": {"targets": ["up_proj"]}}).lora[0].keys == (UP,)
     with pytest.raises(UnknownNameError, match="Did you mean 'q_proj'"):
         plan(parts, lora={"language": {"targets": ["q_prj"]}})
@@ -117,6 +121,10 @@ def recipe(stage):
         ("{train: [head], groups: {rank: 4}}", "no strategy that adds groups"),
         ("{train: [head], schedule: cos}", "'align.stages[1].schedule' is not a known schedule"),
         ("{train: [head], lora: {langage: {}}}", "Did you mean 'language'?"),
+        ("{train: [head, routers]}", "'align.stages[1].train[1]' is not built yet"),
+        ("{lora: {'expert:charts': {}}}", "is not built yet"),
+        ("{train: [head], lr: {head: 1e-4, router: 1e-3}}", "is not built yet"),
+        ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for the Hub"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_by_line(stage, words):
