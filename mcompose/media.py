@@ -1,25 +1,33 @@
 """Media from files, as processors take them; what cannot be read is an error with its path, never a substitute.
 
-Images are whatever Pillow opens, sounds WAV of whole numbers, videos animated pictures or NPY, clouds NPY.
+Images are whatever Pillow opens, sounds WAV of whole numbers, videos animated pictures or NPY, clouds NPY. Films and
+other sounds are decoded, and sounds of another sampling rate resampled, by PyAV where it is installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import wave
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mcompose.errors import RequestError
 
-__all__ = ["MODALITIES", "read_media"]
+__all__ = ["FRAMES", "MODALITIES", "MediaError", "read_media"]
 
 MODALITIES: Final = ("image", "audio", "video", "points")
+FRAMES: Final = 8
+"""Frames taken of a film, evenly spread: what the video encoders of arXiv 2402.12750 see. Animated pictures and arrays
+are given whole."""
+
 # What Pillow, wave and numpy raise on damaged files.
 _BROKEN: Final = (
     OSError,
@@ -33,6 +41,28 @@ _BROKEN: Final = (
     Image.DecompressionBombError,
 )
 _FULL_SCALE: Final = {1: 2**7, 2: 2**15, 3: 2**23, 4: 2**31}
+_MOVING: Final = ("GIF", "WEBP", "PNG", "TIFF", "JPEG")  # named, since Pillow opens MPEG as well and cannot decode it
+_MOVING_SUFFIXES: Final = frozenset({".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".jpg", ".jpeg"})
+_INSTALL: Final = "Decoding it needs PyAV: pip install av."
+
+
+class MediaError(RequestError):
+    """A medium that is missing or broken."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A medium as a stream: what sentences call it, its file's ending, and the sampling rate that is wanted of it."""
+
+    stream: BinaryIO
+    named: str
+    suffix: str
+    rate: int | None
+
+    def begins(self, mark: bytes) -> bool:
+        head = self.stream.read(len(mark))
+        self.stream.seek(0)
+        return head == mark
 
 
 def read_media(source: Path | bytes, modality: str, *, sampling_rate: int | None = None) -> Any:
@@ -44,20 +74,29 @@ def read_media(source: Path | bytes, modality: str, *, sampling_rate: int | None
         sampling_rate: What the checkpoint hears, in hertz; None accepts any.
 
     Returns:
-        image: RGB picture; audio: float32 (samples,) in -1 to 1; video: uint8 (frames, height, width, 3);
-        points: float32 (points, channels).
+        image: RGB picture; audio: float32 (samples,) in -1 to 1; video: (frames, height, width, 3), uint8 unless an NPY
+        holds other numbers; points: float32 (points, channels).
 
     Raises:
-        RequestError: The file is missing, broken, or has another sampling rate.
+        MediaError: The file is missing or broken.
+        RequestError: It is a film, another sound than WAV, or has another sampling rate, and PyAV is not installed.
     """
-    named = f"{modality} {source}" if isinstance(source, Path) else f"{modality} inside the record"
+    if isinstance(source, bytes):
+        return _read(_Opened(io.BytesIO(source), f"{modality} inside the record", "", sampling_rate), modality)
+    if not source.is_file():
+        raise MediaError(f"The {modality} {source} is missing.")
     try:
-        if isinstance(source, Path) and not source.is_file():
-            raise RequestError(f"The {named} is missing.")
-        opened = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
-        return _decoded(opened, modality, sampling_rate)
+        with source.open("rb") as stream:
+            return _read(_Opened(stream, f"{modality} {source}", source.suffix.lower(), sampling_rate), modality)
+    except OSError as error:
+        raise MediaError(f"The {modality} {source} cannot be read: {_reason(error)}.") from error
+
+
+def _read(opened: _Opened, modality: str) -> Any:
+    try:
+        return _READERS[modality](opened)
     except _BROKEN as error:
-        raise RequestError(f"The {named} cannot be read: {_reason(error)}.") from error
+        raise MediaError(f"The {opened.named} cannot be read: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -66,31 +105,37 @@ def _reason(error: BaseException) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-def _decoded(opened: io.BytesIO, modality: str, sampling_rate: int | None) -> Any:
-    if modality == "image":
-        with Image.open(opened) as picture:
-            return picture.convert("RGB")
-    if modality == "audio":
-        return _sound(opened, sampling_rate)
-    if modality == "video":
-        return _clip(opened)
-    cloud = np.load(opened, allow_pickle=False).astype(np.float32)
+def _picture(opened: _Opened) -> Image.Image:
+    with Image.open(opened.stream) as picture:
+        return picture.convert("RGB")
+
+
+def _cloud(opened: _Opened) -> np.ndarray:
+    cloud = np.load(opened.stream, allow_pickle=False).astype(np.float32)
     if cloud.ndim != 2 or not cloud.size:
         raise ValueError(f"a cloud has the shape (points, channels), not {cloud.shape}")
     return cloud
 
 
-def _sound(opened: io.BytesIO, wanted: int | None) -> np.ndarray:
-    with wave.open(opened) as file:
-        rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
-        data = file.readframes(file.getnframes())
-        expected = file.getnframes() * width * channels
+def _sound(opened: _Opened) -> np.ndarray:
+    if opened.suffix != ".wav" and not opened.begins(b"RIFF"):
+        return _decoded_sound(opened, why=f"The {opened.named} is no WAV file.")
+    try:
+        file = wave.open(opened.stream)  # noqa: SIM115 - closing it is the caller's
+    except wave.Error as error:
+        if not str(error).startswith("unknown format"):
+            raise
+        return _decoded_sound(opened, why=f"The {opened.named} is no WAV file of whole numbers.")
+    rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+    data = file.readframes(file.getnframes())
+    expected = file.getnframes() * width * channels
     if len(data) != expected:
         raise ValueError(f"it ends after {len(data)} of {expected} bytes of sound")
     if not data:
         raise ValueError("it holds no sound")
-    if wanted and rate != wanted:
-        raise ValueError(f"it has {rate} Hz, and this checkpoint hears {wanted} Hz")
+    if opened.rate and rate != opened.rate:
+        why = f"The {opened.named} has {rate} Hz, and this checkpoint hears {opened.rate} Hz."
+        return _decoded_sound(opened, why=why)
     samples = _integers(data, width).astype(np.float32) / _FULL_SCALE[width]
     return samples.reshape(-1, channels).mean(axis=1) if channels > 1 else samples
 
@@ -105,13 +150,76 @@ def _integers(data: bytes, width: int) -> np.ndarray:
     return np.frombuffer(data, dtype=f"<i{width}")
 
 
-def _clip(opened: io.BytesIO) -> np.ndarray:
-    if opened.getbuffer()[:6] == b"\x93NUMPY":
-        frames = np.load(opened, allow_pickle=False)
+def _clip(opened: _Opened) -> np.ndarray:
+    if opened.suffix == ".npy" or opened.begins(b"\x93NUMPY"):
+        frames = np.load(opened.stream, allow_pickle=False)
         frames = np.repeat(frames[..., None], 3, axis=-1) if frames.ndim == 3 else frames
     else:
-        with Image.open(opened) as picture:
-            frames = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        frames = _moving_picture(opened)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"a clip has the shape (frames, height, width, 3), not {frames.shape}")
     return frames
+
+
+def _moving_picture(opened: _Opened) -> np.ndarray:
+    try:
+        with Image.open(opened.stream, formats=_MOVING) as picture:
+            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
+    except UnidentifiedImageError:
+        if opened.suffix in _MOVING_SUFFIXES:
+            raise
+        return _film(opened)
+
+
+def _decoded_sound(opened: _Opened, *, why: str) -> np.ndarray:
+    av = _pyav(why)
+    opened.stream.seek(0)
+    pieces = []
+    try:
+        with av.open(opened.stream) as container:
+            if container.streams.audio:
+                rate = opened.rate or container.streams.audio[0].rate
+                resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+                pieces = [piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)]
+                pieces += resampler.resample(None)
+    except av.error.FFmpegError as error:
+        raise ValueError(error.strerror) from error
+    if not pieces:
+        raise ValueError("it holds no sound")
+    return np.concatenate([piece.to_ndarray().reshape(-1) for piece in pieces]).astype(np.float32)
+
+
+def _film(opened: _Opened) -> np.ndarray:
+    """Two passes, so that no more than the wanted frames are held."""
+    av = _pyav(f"The {opened.named} is a film.")
+    try:
+        total = sum(1 for _ in _pictures(av, opened))
+        wanted = {int(place) for place in np.linspace(0, total - 1, min(FRAMES, total)).round()}
+        frames = [frame.to_ndarray(format="rgb24") for i, frame in enumerate(_pictures(av, opened)) if i in wanted]
+    except av.error.FFmpegError as error:
+        raise ValueError(error.strerror) from error
+    if not frames:
+        raise ValueError("it holds no picture")
+    return np.stack(frames)
+
+
+def _pictures(av: Any, opened: _Opened) -> Any:
+    opened.stream.seek(0)
+    with av.open(opened.stream) as container:
+        if container.streams.video:
+            yield from container.decode(video=0)
+
+
+def _pyav(why: str) -> Any:
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise RequestError(why, hint=_INSTALL) from error
+
+
+_READERS: Final[dict[str, Callable[[_Opened], Any]]] = {
+    "image": _picture,
+    "audio": _sound,
+    "video": _clip,
+    "points": _cloud,
+}

@@ -4,12 +4,12 @@ Importing this room is free of torch; the checkpoint's loader brings it in.
 """
 
 from mcompose.evaluate.endpoint import Endpoint, EndpointError
-from mcompose.evaluate.media import MediaError
 from mcompose.evaluate.metrics import accuracy, exact_match, first_letter
 from mcompose.evaluate.reading import find_tasks, load_task
 from mcompose.evaluate.results import Prediction, Report, Result
 from mcompose.evaluate.run import Options, evaluate, evaluate_task
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.media import MediaError
 
 __all__ = [
     "Endpoint",

@@ -20,7 +20,6 @@ from mcompose import __version__
 from mcompose.errors import RequestError
 from mcompose.evaluate.endpoint import Endpoint
 from mcompose.evaluate.judge import judge_prompt, parse_verdict
-from mcompose.evaluate.media import MediaError, read_media
 from mcompose.evaluate.metrics import score
 from mcompose.evaluate.prompts import check_template, in_template
 from mcompose.evaluate.reading import find_tasks, load_task
@@ -28,6 +27,7 @@ from mcompose.evaluate.replies import Replies
 from mcompose.evaluate.results import Prediction, Report, Result, figures
 from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.media import MediaError, read_media
 
 if TYPE_CHECKING:
     from mcompose.evaluate.subject import Subject

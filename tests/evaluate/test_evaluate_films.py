@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 import wave
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcompose.errors import RequestError
-from mcompose.evaluate.media import FRAMES, MediaError, read_media
+from mcompose.media import FRAMES, MediaError, read_media
 
 
 def write_tone(path, rate, hertz=440.0, seconds=0.5):
@@ -44,8 +45,42 @@ def test_evaluate_films_need_pyav_and_say_so(tmp_path, monkeypatch) -> None:
         with pytest.raises(RequestError, match=message) as refused:
             read_media(tmp_path / name, modality, sampling_rate=16000)
         assert not isinstance(refused.value, MediaError), "a file that is whole must not be skipped as broken"
-    with pytest.raises(MediaError, match=r"gone.mp4 cannot be read: no such file"):
+    with pytest.raises(MediaError, match=r"gone.mp4 is missing"):
         read_media(tmp_path / "gone.mp4", "video")
+
+
+def float_wav(path, samples):
+    data = np.asarray(samples, "<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, 1, 16000, 64000, 4, 32)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+
+
+def test_evaluate_sounds_of_fractions_are_whole_files(tmp_path, monkeypatch) -> None:
+    float_wav(tmp_path / "a.wav", [0.25, -0.5] * 50)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "av", None)
+        with pytest.raises(RequestError, match=r"a.wav is no WAV file of whole numbers.*pip install av") as refused:
+            read_media(tmp_path / "a.wav", "audio")
+        assert not isinstance(refused.value, MediaError)
+    pytest.importorskip("av")
+    np.testing.assert_array_equal(read_media(tmp_path / "a.wav", "audio"), np.float32([0.25, -0.5] * 50))
+
+
+def test_evaluate_empty_media_are_broken(tmp_path) -> None:
+    write_tone(tmp_path / "a.wav", 8000, seconds=0)
+    np.save(tmp_path / "clip.npy", np.zeros((0, 4, 4, 3), np.uint8))
+    np.save(tmp_path / "cloud.npy", np.zeros((0, 3)))
+    np.save(tmp_path / "line.npy", np.zeros(3))
+    for name, modality, reason in (
+        ("a.wav", "audio", "it holds no sound"),
+        ("clip.npy", "video", "a clip has the shape"),
+        ("cloud.npy", "points", "a cloud has the shape"),
+        ("line.npy", "points", "a cloud has the shape"),
+    ):
+        for source, named in ((tmp_path / name, name), ((tmp_path / name).read_bytes(), "inside the record")):
+            with pytest.raises(MediaError, match=f"The {modality} .*{named} cannot be read: {reason}"):
+                read_media(source, modality)
 
 
 def test_evaluate_films_give_frames_evenly_spread(tmp_path) -> None:
@@ -59,6 +94,12 @@ def test_evaluate_films_give_frames_evenly_spread(tmp_path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no film at all")
     with pytest.raises(MediaError, match=r"broken.mp4 cannot be read"):
         read_media(tmp_path / "broken.mp4", "video")
+    inside = read_media((tmp_path / "a.mp4").read_bytes(), "video")
+    np.testing.assert_array_equal(inside, clip)
+    write_tone(tmp_path / "a.wav", 8000)
+    (tmp_path / "sound.mp4").write_bytes((tmp_path / "a.wav").read_bytes())
+    with pytest.raises(MediaError, match=r"sound.mp4 cannot be read: it holds no picture"):
+        read_media(tmp_path / "sound.mp4", "video")
 
 
 def test_evaluate_sounds_of_another_rate_are_resampled(tmp_path) -> None:
