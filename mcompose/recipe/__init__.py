@@ -22,6 +22,7 @@ from mcompose.recipe.schema import (
 )
 from mcompose.recipe.select import Setting, settings_for
 from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
+from mcompose.recipe.stage_experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.values import Choice
 
@@ -32,6 +33,7 @@ __all__ = [
     "GroupsSpec",
     "LoadedRecipe",
     "LoraSpec",
+    "Masking",
     "Match",
     "MergeSpec",
     "MethodLike",
@@ -40,12 +42,14 @@ __all__ = [
     "ParameterLike",
     "Recipe",
     "Resolved",
+    "RouterTraining",
     "Setting",
     "Slice",
     "SlicePlace",
     "SliceSource",
     "Source",
     "Stage",
+    "Tiling",
     "check_method",
     "count_layers",
     "drop_whole_slice",

@@ -7,7 +7,6 @@ that they need stand in ``stages.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -15,11 +14,9 @@ from pydantic import Field
 from mcompose.errors import RecipeError
 from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
-from mcompose.recipe.stages import part_role
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import Recipe
-    from mcompose.recipe.stages import Stage
 
 __all__ = [
     "AdapterMix",
@@ -158,16 +155,4 @@ def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
         found.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:
         found.append((("compose", "adapters"), leave_out))
-    for number, stage in (recipe.align.stages if recipe.align else {}).items():
-        if stage.gscm is not None:
-            found.append((("align", "stages", number, "gscm"), leave_out))
-        found += [(("align", "stages", number, *at), leave_out) for at in _unbuilt_parts(stage)]
     return found
-
-
-def _unbuilt_parts(stage: Stage) -> list[KeyPath]:
-    """Where a stage names a part that no checkpoint has yet."""
-    rates = stage.lr if isinstance(stage.lr, Mapping) else {}
-    named: list[tuple[KeyPath, str]] = [(("train", index), name) for index, name in enumerate(stage.train)]
-    named += [(("lora", name), name) for name in stage.lora] + [(("lr", name), name) for name in rates]
-    return [at for at, name in named if part_role(name)[0] in {"router", "expert"}]

@@ -21,6 +21,8 @@ from mcompose.errors import nearest_name
 from mcompose.recipe.complaints import FieldError
 from mcompose.recipe.datasets import DatasetSpec, Temperature
 from mcompose.recipe.fields import Count, Modality, Number, Spec, one_of
+from mcompose.recipe.presets import fill_in
+from mcompose.recipe.stage_experts import Masking, RouterTraining, Tiling
 
 __all__ = [
     "PRECISIONS",
@@ -29,14 +31,19 @@ __all__ = [
     "AlignSpec",
     "GroupsSpec",
     "LoraSpec",
-    "Masking",
     "PartName",
     "Stage",
     "part_role",
 ]
 
-ROLES = ("projector", "encoder", "language", "embedding", "head", "router", "expert", "groups", "all", "key")
-"""What a part's name may begin with; ``key:<glob>`` takes tensors by name."""
+ROLES = (
+    *("projector", "encoder", "language", "embedding", "head", "llm", "groups", "all", "key"),
+    *("router", "expert", "separators", "mask"),
+)
+"""What a part's name may begin with; ``key:<glob>`` takes tensors by name, ``llm`` is language, embedding and head.
+
+The second row belongs to domain experts: ``router``, ``expert:<name>`` (its encoder), ``separators`` (the two vectors
+around an expert's tokens), ``mask`` (the vector of learned masking). An expert's projector is ``projector:<name>``."""
 PRECISIONS = ("float32", "mixed", "bfloat16")
 STRATEGIES = ("projector", "shared", "modality", "modality+text")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -49,6 +56,7 @@ _PLURALS = {
     "routers": "router",
     "experts": "expert",
     "group": "groups",
+    "separator": "separators",
 }
 
 
@@ -106,16 +114,6 @@ def _named(part: Any) -> None:
 Rates: TypeAlias = Annotated[Any, PlainValidator(_rates)]
 
 
-class Masking(Spec):
-    """Generalist-specialist collaboration masking.
-
-    Attributes:
-        ratio: Share of the generalist's tokens that is masked.
-    """
-
-    ratio: Annotated[Number, Field(ge=0, le=1)]
-
-
 class LoraSpec(Spec):
     """Low-rank factors on the linear layers of a part, which itself stays frozen.
 
@@ -157,6 +155,7 @@ class Stage(Spec):
     """One alignment stage.
 
     Attributes:
+        preset: Name of settings that fill in what the stage leaves out; written out when it is read.
         train: Parts that are trained.
         strategy: What a donor trains, instead of naming it: ``projector``, ``shared`` (projectors and the language
             model), ``modality`` (projectors and the modalities' groups), ``modality+text`` (and the text group).
@@ -180,7 +179,9 @@ class Stage(Spec):
         group_by_length: Samples of similar length in one piece.
         feature_cache: Run frozen encoders once an item and keep what they give on disk, beside the stages' results.
         packing: Samples of a piece one after the other in one row, without padding; causal language models only.
-        gscm: Masking of the generalist's tokens.
+        gscm: Masking of the generalist's tokens, in training only.
+        router: How the router of a checkpoint with experts is trained.
+        tiles: How images are cut in this stage.
         seed: Of the order, the dropout and new parameters.
         save_every: Steps between two points that a killed run goes on from.
         workers: Processes that prepare samples.
@@ -188,6 +189,7 @@ class Stage(Spec):
         stop_on_divergence: Stop a run whose loss runs away.
     """
 
+    preset: str | None = None
     train: tuple[PartName, ...] = ()
     strategy: Annotated[str, one_of("strategy", STRATEGIES)] | None = None
     groups: GroupsSpec | None = None
@@ -210,15 +212,22 @@ class Stage(Spec):
     feature_cache: bool = False
     packing: bool = False
     gscm: Masking | None = None
+    router: RouterTraining | None = None
+    tiles: Tiling | None = None
     seed: Annotated[Count, Field(ge=0, lt=2**32)] = 0
     save_every: Annotated[Count, Field(ge=1)] = 200
     workers: Annotated[Count, Field(ge=0)] = 0
     sharding: Annotated[Literal["none", "fsdp"], one_of("sharding", ("none", "fsdp"))] = "none"
     stop_on_divergence: bool = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, raw: Any) -> Any:
+        return fill_in(raw)
+
     @model_validator(mode="after")
     def _check(self) -> Stage:
-        if not (self.train or self.strategy or self.lora):
+        if not (self.train or self.strategy or self.lora or self.fits_router):
             raise FieldError("'{path}' trains nothing.", hint="Give 'train', 'lora' or 'strategy'.")
         if self.groups is not None and self.strategy not in {"modality", "modality+text"}:
             hint = "They belong to 'strategy: modality' and 'strategy: modality+text'."
@@ -231,7 +240,24 @@ class Stage(Spec):
                 at=("accumulation",),
                 hint="Choose a divisor of batch_size.",
             )
+        return self._check_experts()
+
+    def _check_experts(self) -> Stage:
+        if self.gscm is not None and self.packing:
+            message = "'{path}' goes with no packing: a packed row has no mask that tokens could be hidden in."
+            raise FieldError(message, at=("gscm",), hint="Write 'group_by_length: true' instead of 'packing: true'.")
+        trained = [(("train", number), name) for number, name in enumerate(self.train)]
+        trained += [(("lora", name), name) for name in self.lora]
+        for at, name in trained:
+            if self.fits_router and part_role(name)[0] == "router":
+                hint = "Leave it out, or write 'fit: joint'."
+                raise FieldError("'{path}' is the router, which 'router.fit: separate' fits.", at=at, hint=hint)
         return self
+
+    @property
+    def fits_router(self) -> bool:
+        """Whether the router is fitted by itself, before the stage's steps."""
+        return self.router is not None and self.router.fit == "separate"
 
 
 class AlignSpec(Spec):

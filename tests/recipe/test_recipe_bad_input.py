@@ -209,14 +209,6 @@ UNBUILT = {
         "'compose.adapters' is not built yet",
         "",
     ),
-    "gscm": (
-        "output:",
-        "align:\n  stages:\n    1: {train: [projectors], data: [a.json], steps: 10, lr: 1e-3}\n"
-        "    2: {train: [language], gscm: {ratio: 0.3}}\noutput:",
-        16,
-        "'align.stages[2].gscm' is not built yet",
-        "",
-    ),
 }
 
 
