@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,21 +9,11 @@ from mcompose import __version__
 from mcompose.checkpoint.layout import Layout, plan_layout
 from mcompose.checkpoint.tensor import DTYPE_BITS
 from mcompose.errors import CompositionError
-from mcompose.merge.catalogue import find_method
 from mcompose.merge.execute import default_threads
-from mcompose.merge.job import Dropped, MergePlan, Segment, TensorJob, fingerprint_of
-from mcompose.merge.stream import CHUNK
+from mcompose.merge.job import Dropped, MergePlan, TensorJob, fingerprint_of
+from mcompose.merge.memory import peak_memory
 
 __all__ = ["build_plan"]
-
-RUNTIME_MEMORY = 110 * 2**20
-"""Python, numpy and the kernels, with everything loaded that a merge needs; measured."""
-
-COUNTERS_PER_INPUT = 2 * 2**20
-"""Room in which a rank is found: see `methods.select`."""
-
-WHOLE_TENSOR_COPIES = 4
-"""float32 copies of the output that a whole-tensor method holds beside its inputs; measured on mergekit's."""
 
 
 def build_plan(
@@ -66,7 +55,7 @@ def build_plan(
         layout=layout,
         bytes_to_read=_bytes_to_read(ordered),
         bytes_to_write=sum(job.nbytes for job in ordered),
-        peak_memory=_peak_memory(ordered, threads=count),
+        peak_memory=peak_memory(ordered, threads=count),
         threads=count,
         fingerprint=fingerprint_of(ordered, layout=_layout_text(layout), version=__version__),
         warnings=tuple(warnings),
@@ -100,22 +89,3 @@ def _bytes_to_read(jobs: Sequence[TensorJob]) -> int:
                 nbytes = c.entry.nbytes if whole else elements * DTYPE_BITS[c.entry.dtype] // 8
                 ranges[(c.entry.file, c.entry.offset, first, segment.stop)] = min(nbytes, c.entry.nbytes)
     return sum(ranges.values())
-
-
-def _peak_memory(jobs: Sequence[TensorJob], *, threads: int) -> int:
-    """The largest jobs at the same time, one a thread, over what the process needs anyway."""
-    scratch = sorted((_scratch(job, s) for job in jobs for s in job.segments), reverse=True)
-    return RUNTIME_MEMORY + sum(scratch[:threads])
-
-
-def _scratch(job: TensorJob, segment: Segment) -> int:
-    if segment.action in ("copied", "created"):
-        return 2 * 2**20
-    total = (segment.stop - segment.start) * job.row_elements
-    widths = [DTYPE_BITS[c.entry.dtype] // 8 for c in segment.inputs]
-    raw = sum(widths) + DTYPE_BITS[job.dtype] // 8
-    if segment.action == "merged" and find_method(segment.method).program is None:
-        return total * (raw + 4 * (len(widths) + WHOLE_TENSOR_COPIES))
-    folded = sum(8 for c in segment.inputs if c.low_rank is not None)
-    step = CHUNK if not folded else math.ceil(CHUNK / max(job.row_elements, 1)) * job.row_elements
-    return min(total, step) * (raw + folded) + COUNTERS_PER_INPUT * len(widths)

@@ -37,8 +37,9 @@ from mcompose.checkpoint.digest import TensorDigest
 from mcompose.errors import McomposeError, NumericsError, RequestError
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.device_copies import Queue, host_memory, open_queue
-from mcompose.merge.device_memory import Accelerator, held_bytes, work_bytes
+from mcompose.merge.device_memory import Accelerator
 from mcompose.merge.job import Contribution, Segment, TensorJob
+from mcompose.merge.memory import held_bytes, work_bytes
 from mcompose.merge.program import call_whole, task_for
 from mcompose.merge.stream import CHUNK, JobStream, Scratch
 from mcompose.methods import kernels
@@ -110,7 +111,7 @@ class TorchStream(JobStream):
             return
         digests = [TensorDigest() for _ in segment.inputs]
         self._inputs += digests
-        shape = task_for(job, segment).shape if step == total else (-1,)
+        shape = job.shape_of(segment) if step == total else (-1,)
         try:
             for span in self._blocks(total, step):
                 with self.accelerator.room(held):
@@ -136,7 +137,7 @@ class TorchStream(JobStream):
         if program.passes == 0 and program.chunk_multiple == 1 and not method.random:
             return min(total, _whole_rows(segment, job)), 0
         held = held_bytes(job, segment)
-        work = work_bytes(segment, task_for(job, segment).shape, squares=method.program is None)
+        work = work_bytes(segment, job.shape_of(segment))
         return (total, held) if self.accelerator.has_doubles and self.accelerator.fits(held=held, work=work) else (0, 0)
 
     def _sent(

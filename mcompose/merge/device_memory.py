@@ -2,8 +2,8 @@
 
 Which tensors a device merges must follow from the plan and the device alone, or the same recipe would give other bytes
 when something else happens to use the device. So the size of its memory decides, and not what is free of it: a tensor
-is merged there when both what threads hold (inputs and result as they travel) and what the arithmetic needs stay within
-their shares. When memory is short all the same, the run ends with a sentence.
+is merged there when both what threads hold (inputs and result as they travel) and what the arithmetic needs (`memory`)
+stay within their shares. When memory is short all the same, the run ends with a sentence.
 """
 
 from __future__ import annotations
@@ -15,22 +15,10 @@ from contextlib import contextmanager
 
 import torch
 
-from mcompose.checkpoint.tensor import DTYPE_BITS
-from mcompose.merge.job import Segment, TensorJob
-
-__all__ = ["Accelerator", "held_bytes", "work_bytes"]
+__all__ = ["Accelerator"]
 
 HELD_SHARE, WORK_SHARE = 0.25, 0.55
 """Shares of a device's memory; the rest is for libraries, fragments and other programs."""
-
-FLOATS_PER_SOURCE, FLOATS_BESIDE = 4, 12
-"""float32 copies of a tensor that arithmetic holds at its peak, all inputs included; measured on every method."""
-
-SHORT_SQUARES = 6
-"""Square float64 matrices as long as all sources' short sides together; measured on ``optmerge``."""
-
-INPUT_SQUARES = 3
-"""Square float64 matrices as long as a row; measured on ``wudi``."""
 
 
 class Accelerator:
@@ -91,25 +79,3 @@ class Accelerator:
                 yield
             finally:
                 torch.set_num_threads(before)
-
-
-def held_bytes(job: TensorJob, segment: Segment) -> int:
-    """Bytes of a segment's inputs, float32 where an adapter is folded, and of its result."""
-    elements = (segment.stop - segment.start) * job.row_elements
-    bits = sum(DTYPE_BITS["F32" if c.low_rank else c.entry.dtype] for c in segment.inputs) + DTYPE_BITS[job.dtype]
-    return elements * bits // 8
-
-
-def work_bytes(segment: Segment, shape: tuple[int, ...], *, squares: bool) -> int:
-    """Bytes that merging a whole tensor takes at most, inputs in float32 included.
-
-    Args:
-        segment: Its rows.
-        shape: Their shape.
-        squares: Whether the method may build square matrices, as those on singular vectors do.
-    """
-    many = len(segment.contributions)
-    floats = math.prod(shape) * (FLOATS_PER_SOURCE * many + FLOATS_BESIDE)
-    if not squares or len(shape) != 2:
-        return 4 * floats
-    return 4 * floats + 8 * (SHORT_SQUARES * (many * min(shape)) ** 2 + INPUT_SQUARES * shape[1] ** 2)

@@ -121,6 +121,10 @@ class TensorJob:
         taken = [segment.action for segment in self.segments]
         return next((action for action in ACTIONS if action in taken), "created")
 
+    def shape_of(self, segment: Segment) -> tuple[int, ...]:
+        """Shape of one of its segments."""
+        return (segment.stop - segment.start, *self.shape[1:]) if self.shape else ()
+
     def ledger_row(self, digest: str, *, inputs: tuple[str, ...] = ()) -> TensorRow:
         """The row of this tensor in the ledger.
 

@@ -95,7 +95,7 @@ def task_for(job: TensorJob, segment: Segment, *, survey: Any = None) -> TensorT
     name = job.address or job.name
     return TensorTask(
         name=name if segment.start == 0 else f"{name}[{segment.start}:]",
-        shape=(segment.stop - segment.start, *job.shape[1:]) if job.shape else (),
+        shape=job.shape_of(segment),
         sources=tuple(c.source for c in segment.contributions),
         weights=segment.weights or (1.0 / len(segment.contributions),) * len(segment.contributions),
         parameters=segment.parameters,

@@ -24,7 +24,8 @@ from mcompose.errors import InterruptedRunError, StorageError
 from mcompose.merge import Contribution, Segment, execute
 from mcompose.merge import device as device_module
 from mcompose.merge.device_copies import CudaQueue, Queue, host_memory
-from mcompose.merge.device_memory import Accelerator, work_bytes
+from mcompose.merge.device_memory import Accelerator
+from mcompose.merge.memory import work_bytes
 from mcompose.merge.program import call_whole
 from mcompose.methods import METHODS
 from mcompose.methods.method import TensorTask
@@ -286,7 +287,7 @@ def test_the_estimate_covers_what_every_method_takes(tmp_path, name, shape, many
     with Weighed() as weighed:
         call_whole(method, task, values, base)
     taken = weighed.most + 4 * len(segment.inputs) * shape[0] * shape[1]
-    assert taken <= work_bytes(segment, shape, squares=method.program is None)
+    assert taken <= work_bytes(segment, shape)
 
 
 def interrupted_after(bench, plan, count: int, **options) -> None:

@@ -8,9 +8,11 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from merge_bench import llama
 
+from mcompose.checkpoint import encode
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CheckpointError, StorageError
 from mcompose.merge import Bar, Contribution, Segment, TensorJob, build_plan
@@ -22,43 +24,72 @@ from mcompose.checkpoint import StagedOutput
 from mcompose.merge import execute
 plan, out = pickle.load(open(sys.argv[1], "rb"))
 with StagedOutput.open(out, fingerprint=plan.fingerprint, durable=False) as staged:
-    execute(plan, staged, threads=2)
+    execute(plan, staged, threads=plan.threads)
 heavy = sorted({"torch", "transformers", "mergekit"} & set(sys.modules))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024, heavy)
 """
 
 
-def zeros_plan(folder, method: str):
-    """Four sources of 128 MB that take no disk: one matrix of 64 M bfloat16 zeros each."""
-    shape = (1 << 13, 1 << 13)
+def matrix_plan(folder, shape, method, *, sources: int, base: bool, parameters=(), random=False, threads=2):
+    """One bfloat16 matrix of every source: zeros that take no disk, or noise."""
     nbytes = 2 * shape[0] * shape[1]
     inputs = []
-    for name in ("a", "b", "c", "d"):
-        file = folder / name
+    for number in range(sources + base):
+        file = folder / str(number)
         with file.open("wb") as handle:
+            if random:
+                handle.write(encode(np.random.default_rng(number).normal(0, 0.02, shape).astype(np.float32), "BF16"))
             handle.truncate(nbytes)
-        inputs.append(Contribution(name, TensorEntry("w", "BF16", shape, file, 0, nbytes)))
-    base = inputs.pop() if method == "ties" else None
-    weights = (1.0 / len(inputs),) * len(inputs)
-    parameters = {"density": 0.2} if method == "ties" else {}
-    segment = Segment(0, shape[0], "merged", tuple(inputs), base, method, weights, parameters)
-    return build_plan([TensorJob("w", "language", None, "BF16", shape, (segment,))], max_shard_size=10**9, threads=2)
+        inputs.append(Contribution(str(number), TensorEntry("w", "BF16", shape, file, 0, nbytes)))
+    origin = inputs.pop() if base else None
+    segment = Segment(0, shape[0], "merged", tuple(inputs), origin, method, (1 / sources,) * sources, dict(parameters))
+    job = TensorJob("w", "language", None, "BF16", shape, (segment,))
+    return build_plan([job], max_shard_size=10**9, threads=threads)
 
 
-@pytest.mark.parametrize("method", ["naivemc", "ties"])
-def test_memory_stays_under_400_mb_whatever_the_size_and_near_the_estimate(tmp_path, method):
-    plan = zeros_plan(tmp_path, method)
-    assert plan.bytes_to_read == 4 * plan.bytes_to_write == 1 << 29
-    pickled = tmp_path / "plan.pickle"
-    pickled.write_bytes(pickle.dumps((plan, tmp_path / "out")))
+def measured(folder, plan) -> tuple[int, str]:
+    """Peak of a process of its own that runs the plan, and the heavy libraries that it loaded."""
+    pickled = folder / "plan.pickle"
+    pickled.write_bytes(pickle.dumps((plan, folder / "out")))
     shown = subprocess.run(
         [sys.executable, "-c", CHILD, str(pickled)], capture_output=True, text=True, check=True
     ).stdout
     peak, heavy = shown.split(maxsplit=1)
-    assert int(peak) < 400 * 10**6
-    assert abs(int(peak) - plan.peak_memory) < 100 * 2**20
-    assert heavy.strip() == "[]"
+    return int(peak), heavy.strip()
+
+
+@pytest.mark.parametrize(
+    ("method", "sources", "parameters"), [("naivemc", 4, {}), ("ties", 3, {"density": 0.2})], ids=["naivemc", "ties"]
+)
+def test_memory_stays_under_400_mb_whatever_the_size_and_near_the_estimate(tmp_path, method, sources, parameters):
+    shape = (1 << 13, 1 << 13)
+    plan = matrix_plan(tmp_path, shape, method, sources=sources, base=method == "ties", parameters=parameters)
+    assert plan.bytes_to_read == 4 * plan.bytes_to_write == 1 << 29
+    peak, heavy = measured(tmp_path, plan)
+    assert peak < 400 * 10**6
+    assert abs(peak - plan.peak_memory) < 100 * 2**20
+    assert heavy == "[]"
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "parameters"),
+    [
+        ("iso-c", (1024, 1024), {}),
+        ("tsv", (1024, 1024), {}),
+        ("optmerge", (384, 3072), {}),
+        ("optmerge", (1024, 768), {"against": "low_rank"}),
+        ("wudi", (256, 3072), {"steps": 2}),
+        ("wudi", (384, 3072), {"solver": "closed"}),
+    ],
+)
+def test_what_is_told_of_methods_on_whole_tensors_covers_their_squares_and_is_no_exaggeration(
+    tmp_path, method, shape, parameters
+):
+    plan = matrix_plan(tmp_path, shape, method, sources=3, base=True, parameters=parameters, random=True, threads=1)
+    peak, heavy = measured(tmp_path, plan)
+    assert peak <= plan.peak_memory <= 1.5 * peak
+    assert heavy == "[]"
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_no_output(bench):
