@@ -43,8 +43,8 @@ class Masking(Spec):
             computation (equal and cheaper); ``learned``: a learned vector stands in its place.
         domains: Domains of data whose samples are masked; default: those that have an expert.
         schedule: How the ratio reaches its value: at once, or rising over ``ramp`` in a line or half a cosine.
-        ramp: Below 1 a share of all steps, else a number of steps.
-        whole: At ratio 1, the probability that a sample is hidden whole; else it is seen whole.
+        ramp: Below 1 a share of all steps, else a number of steps; default: 0.1.
+        whole: At ratio 1, the probability that a sample is hidden whole, else it is seen whole; default: 0.8.
         include_thumbnail: Whether tokens of an image's thumbnail may be hidden.
     """
 
@@ -54,8 +54,8 @@ class Masking(Spec):
     mechanism: Annotated[Literal["mask", "drop", "learned"], one_of("mechanism", _MECHANISMS)] = "mask"
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     schedule: Annotated[Literal["constant", "linear", "cosine"], one_of("schedule", _RAMPS)] = "constant"
-    ramp: Annotated[Number, Field(gt=0)] = 0.1
-    whole: Share = 0.8
+    ramp: Annotated[Number, Field(gt=0)] | None = None
+    whole: Share | None = None
     include_thumbnail: bool = True
 
     @model_validator(mode="before")
@@ -65,12 +65,21 @@ class Masking(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Masking:
-        given = self.model_fields_set
-        if "ramp" in given and self.schedule == "constant":
+        if self.ramp is not None and self.schedule == "constant":
             raise FieldError("'{path}' goes with no constant schedule.", at=("ramp",), hint="Write 'schedule: linear'.")
-        if "whole" in given and self.ratio < 1:
+        if self.whole is not None and self.ratio < 1:
             raise FieldError("'{path}' is only for ratio 1.", at=("whole",), hint="Leave it out.")
         return self
+
+    @property
+    def rises_over(self) -> float:
+        """``ramp``, filled in."""
+        return 0.1 if self.ramp is None else self.ramp
+
+    @property
+    def whole_share(self) -> float:
+        """``whole``, filled in."""
+        return 0.8 if self.whole is None else self.whole
 
 
 def _class_weights(raw: Any) -> Any:
@@ -90,23 +99,24 @@ class RouterTraining(Spec):
     Attributes:
         fit: ``joint``: with the rest, by the stage's loss; ``separate``: before it, as a linear probe on pooled
             features of the frozen encoder, which takes seconds.
-        weight: Of the router's loss in a joint fit.
+        weight: Of the router's loss in a joint fit; default: 1.
         class_weights: Weights of classes in its loss: ``balanced``, or class (an expert's name, or ``none``) to
             number; default: all alike.
-        l2: Of a separate fit: half of this times the squared norm of the weights is added to the mean loss.
+        l2: Of a separate fit: half of this times the squared norm of the weights is added to the mean loss; default:
+            1e-4.
         routing: What sends an item to an expert in training: the data's ``label``; what the router ``predicted``;
             the label with ``noise``.
-        noise: With ``routing: noise``, the probability that an item goes to another class.
+        noise: With ``routing: noise``, the probability that an item goes to another class; default: 0.1.
         general: Domains that are class none. Default: every domain that the data name and no expert has. Others are
             unknown, and so is what has no domain: they teach the router nothing.
     """
 
     fit: Annotated[Literal["joint", "separate"], one_of("way to fit", _FITS)] = "joint"
-    weight: Annotated[Number, Field(ge=0)] = 1.0
+    weight: Annotated[Number, Field(ge=0)] | None = None
     class_weights: Annotated[Any, PlainValidator(_class_weights)] = None
-    l2: Annotated[Number, Field(ge=0)] = 1e-4
+    l2: Annotated[Number, Field(ge=0)] | None = None
     routing: Annotated[Literal["label", "predicted", "noise"], one_of("routing", _ROUTINGS)] = "label"
-    noise: Share = 0.1
+    noise: Share | None = None
     general: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
@@ -116,9 +126,24 @@ class RouterTraining(Spec):
             ("l2", self.fit == "separate", "Write 'fit: separate'."),
             ("weight", self.fit == "joint", "A separate fit has no other loss beside it."),
         ):
-            if key in self.model_fields_set and not goes:
+            if getattr(self, key) is not None and not goes:
                 raise FieldError("'{path}' does nothing here.", at=(key,), hint=hint)
         return self
+
+    @property
+    def loss_weight(self) -> float:
+        """``weight``, filled in; none in a separate fit."""
+        return 0.0 if self.fit == "separate" else 1.0 if self.weight is None else self.weight
+
+    @property
+    def penalty(self) -> float:
+        """``l2``, filled in."""
+        return 1e-4 if self.l2 is None else self.l2
+
+    @property
+    def noise_share(self) -> float:
+        """Probability that a label is replaced; none without ``routing: noise``."""
+        return 0.0 if self.routing != "noise" else 0.1 if self.noise is None else self.noise
 
 
 class Tiling(Spec):

@@ -17,7 +17,7 @@ def stage_of(tmp_path, text):
 def test_masking_is_the_papers_unless_said_otherwise(tmp_path):
     spec = stage_of(tmp_path, "      gscm: {}").gscm
     assert (spec.ratio, spec.unit, spec.count, spec.mechanism) == (0.3, "token", "exact", "mask")
-    assert (spec.domains, spec.schedule, spec.whole, spec.include_thumbnail) == (None, "constant", 0.8, True)
+    assert (spec.domains, spec.schedule, spec.whole_share, spec.include_thumbnail) == (None, "constant", 0.8, True)
     assert stage_of(tmp_path, "      gscm: 0.5").gscm.ratio == 0.5
     assert stage_of(tmp_path, "      lr: 1.0e-3").gscm is None
 
@@ -60,9 +60,20 @@ def test_a_preset_fills_in_what_is_left_out_and_is_written_out(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD.replace("output:", "align: {stages: {2: {preset: chimera-stage2, gscm: }}}\noutput:"))
     recipe = load_recipe(path).recipe
-    again = parse_recipe(recipe_text(recipe)).recipe
+    again = parse_recipe(recipe_text(recipe), path=path).recipe
     assert again.align.stages[2] == recipe.align.stages[2]
     assert again.align.stages[2].gscm is None
+
+
+def test_what_a_stage_says_is_read_again_from_its_own_text(tmp_path):
+    text = """
+      gscm: {ratio: 1.0, unit: tile, count: bernoulli, mechanism: drop, schedule: cosine, whole: 0.5}
+      router: {routing: noise, class_weights: {none: 0.5, charts: 2}, general: [photos]}
+      tiles: {limit: 6, inference: 12}"""
+    stage = stage_of(tmp_path, text)
+    again = parse_recipe(recipe_text(load_recipe(tmp_path / "recipe.yaml").recipe), path=tmp_path / "r.yaml").recipe
+    assert again.align.stages[1] == stage
+    assert (stage.router.noise_share, stage.router.loss_weight, stage.gscm.rises_over) == (0.1, 1.0, 0.1)
 
 
 def test_a_stage_may_do_nothing_but_fit_the_router():
