@@ -112,7 +112,15 @@ def swap_in(partial: Path, final: Path, *, durable: bool) -> None:
 
     The kernel exchanges two folders in one step where it can (Linux). Elsewhere the old one is moved aside
     first, so that there is a moment with no folder of this name, but never one with half a folder.
+
+    Args:
+        partial: The finished folder.
+        final: Its name from now on.
+        durable: Whether the disk has the names, too, when this returns.
     """
+    if durable:
+        for folder in (partial, *sorted(path for path in partial.rglob("*") if path.is_dir())):
+            _sync_names(folder)
     if final.is_dir():
         if not _exchange(partial, final):
             aside = final.with_name(final.name + ".replaced")
@@ -123,8 +131,15 @@ def swap_in(partial: Path, final: Path, *, durable: bool) -> None:
     else:
         partial.rename(final)
     if durable:
-        descriptor = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+        _sync_names(final.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Waits until the disk has the names in a folder; the files behind them are another matter."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)
 
 

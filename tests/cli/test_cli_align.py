@@ -2,32 +2,21 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_line import run
 from PIL import Image
 from tiny_sources import write_recipe
 
-from mcompose.cli.app import main
 from mcompose.pipeline.write import MergeOptions, merge
 
 STAGES = {
     1: {"train": ["projectors"], "data": ["data.jsonl"], "steps": 2, "batch_size": 2, "lr": 1e-2, "max_length": 64},
     2: {"train": ["projectors", "head"], "data": ["data.jsonl"], "steps": 2, "batch_size": 2, "max_length": 64},
 }
-
-
-def run(arguments, monkeypatch, folder):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["mcompose", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def write(folder: Path, **changes):

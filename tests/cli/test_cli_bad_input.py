@@ -12,19 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from safetensors.numpy import load_file, save_file
 from tiny_sources import write_recipe
 
-from mcompose.cli.app import main
-
 WEIGHTS = "model.safetensors"
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["mcompose", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

@@ -2,39 +2,9 @@
 
 import json
 import os
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
-from tiny_sources import write_recipe
-
-from mcompose.cli.app import main
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["mcompose", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
-def digest(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def folder(sources: Path, tmp_path: Path) -> Path:
-    for name in ("base", "expert"):
-        shutil.copytree(sources / name, tmp_path / name)
-    return tmp_path
-
-
-def recipe(folder: Path, name: str = "recipe.yaml", **changes: object) -> Path:
-    entries = [{"name": name, "model": f"local:{name}"} for name in ("base-too", "expert")]
-    entries[0]["model"] = "local:base"
-    whole = {"sources": entries, "merge": {"method": "linear"}, "output": {"dir": "out"}}
-    return write_recipe(folder / name, **{**whole, **changes})
+from command_line import digest, linear_recipe, run
 
 
 @pytest.mark.parametrize("place", ["expert", "expert/out", ".", "./base/../expert", "linked"])
@@ -42,7 +12,7 @@ def recipe(folder: Path, name: str = "recipe.yaml", **changes: object) -> Path:
 def test_an_output_never_touches_a_source(folder, monkeypatch, capsys, place, command):
     (folder / "linked").symlink_to("expert")
     before = digest(folder)
-    path = recipe(folder, output={"dir": place})
+    path = linear_recipe(folder, output={"dir": place})
     assert run([command, str(path)], monkeypatch) == 2
     assert "lie inside one another" in capsys.readouterr().err
     path.unlink()
@@ -50,9 +20,9 @@ def test_an_output_never_touches_a_source(folder, monkeypatch, capsys, place, co
 
 
 def test_an_earlier_output_is_not_replaced_by_what_is_made_from_it(folder, monkeypatch, capsys):
-    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 0
+    assert run(["merge", str(linear_recipe(folder)), "--quiet"], monkeypatch) == 0
     before = digest(folder / "out")
-    again = recipe(folder, "again.yaml", sources=[{"name": "a", "model": "local:out"}])
+    again = linear_recipe(folder, "again.yaml", sources=[{"name": "a", "model": "local:out"}])
     assert run(["merge", str(again), "--quiet"], monkeypatch) == 2
     assert "source 'a'" in capsys.readouterr().err
     assert digest(folder / "out") == before
@@ -61,13 +31,13 @@ def test_an_earlier_output_is_not_replaced_by_what_is_made_from_it(folder, monke
 
 @pytest.mark.parametrize(("place", "words"), [("/", "lie inside one another"), ("/proc", "Name a folder in it")])
 def test_an_output_needs_a_folder_that_can_be_replaced(folder, monkeypatch, capsys, place, words):
-    assert run(["merge", str(recipe(folder)), "--quiet", "-o", place], monkeypatch) == 2
+    assert run(["merge", str(linear_recipe(folder)), "--quiet", "-o", place], monkeypatch) == 2
     assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["xyz", "cuda:x", "meta", "cuda:99", ""])
 def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, device):
-    assert run(["merge", str(recipe(folder)), "--quiet", "--device", device], monkeypatch) == 2
+    assert run(["merge", str(linear_recipe(folder)), "--quiet", "--device", device], monkeypatch) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: Device '{device}' cannot be used: ")
     assert len(message.splitlines()[0]) < 300
@@ -88,7 +58,7 @@ def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, 
 def test_a_broken_config_is_named_with_its_source(folder, monkeypatch, capsys, text, words):
     path = folder / "expert/config.json"
     path.unlink() if text is None else path.write_text(text)
-    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 2
+    assert run(["merge", str(linear_recipe(folder)), "--quiet"], monkeypatch) == 2
     message = capsys.readouterr().err
     assert words in message
     assert "Source 'expert'" in message
@@ -103,7 +73,7 @@ def test_odd_settings_end_in_no_traceback(folder, monkeypatch, capsys, damage):
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     assert run(["inspect", str(folder / "expert")], monkeypatch) == 0
     assert "width 32" in capsys.readouterr().out
-    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) in {0, 2}
+    assert run(["merge", str(linear_recipe(folder)), "--quiet"], monkeypatch) in {0, 2}
 
 
 def test_a_source_on_the_command_line_is_named_once(folder, monkeypatch, capsys):
@@ -121,12 +91,12 @@ def test_an_embedding_without_rows_is_no_table(folder, monkeypatch, capsys):
     for name in ("base", "expert"):
         path = folder / name / "model.safetensors"
         save_file({**load_file(path), "model.embed_tokens.weight": np.zeros((), np.float32)}, path)
-    assert run(["merge", str(recipe(folder)), "--quiet"], monkeypatch) == 2
+    assert run(["merge", str(linear_recipe(folder)), "--quiet"], monkeypatch) == 2
     assert "no table of token embeddings" in capsys.readouterr().err
 
 
 def test_every_report_is_json_on_stdout_and_nothing_else(folder, monkeypatch, capsys):
-    path = str(recipe(folder))
+    path = str(linear_recipe(folder))
     out = str(folder / "out")
     for command in (
         ["inspect", str(folder / "base"), str(folder / "expert")],

@@ -10,23 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from tiny_sources import write_language_model, write_recipe
 
-from mcompose.cli.app import main
 from mcompose.recipe import load_recipe
 
 SOURCES = [{"name": "plain", "model": "local:base"}, {"name": "expert", "model": "local:expert"}]
 HEADER = {"task": "letters", "version": 1, "metric": "exact_match", "modalities": ["text"], "max_new_tokens": 2}
-
-
-def run(arguments, monkeypatch, folder):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["mcompose", "search", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +32,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_the_table_starts_with_the_chosen_trial_and_the_recipe_is_written(folder, monkeypatch, capsys):
-    code = run(["recipe.yaml", "--task", "letters.jsonl", "--trials", 4, "-o", "table", "-q"], monkeypatch, folder)
+    code = run(
+        ["search", "recipe.yaml", "--task", "letters.jsonl", "--trials", 4, "-o", "table", "-q"], monkeypatch, folder
+    )
     out, _ = capsys.readouterr()
     assert code == 0
     lines = out.splitlines()
@@ -70,7 +62,7 @@ def test_json_is_all_that_stands_on_stdout(folder, monkeypatch, capsys):
         "--high",
         "0.8",
     ]
-    code = run([*arguments, "--step", "0.2", "--limit", 5, "--json", "-o", "grid"], monkeypatch, folder)
+    code = run(["search", *arguments, "--step", "0.2", "--limit", 5, "--json", "-o", "grid"], monkeypatch, folder)
     told = json.loads(capsys.readouterr().out)
     assert code == 0
     assert told["objective"] == "consistency"
@@ -81,7 +73,7 @@ def test_json_is_all_that_stands_on_stdout(folder, monkeypatch, capsys):
 def test_parameters_and_task_weights_are_read(folder, monkeypatch, capsys):
     write_recipe(folder / "ties.yaml", base="local:base", sources=SOURCES[1:], merge={"method": "ties"})
     arguments = ["ties.yaml", "--task", "letters.jsonl", "--task-weight", "letters:2", "--no-weights", "--trials", 2]
-    assert run([*arguments, "--parameter", "density:0.2:0.8:0.2", "--json"], monkeypatch, folder) == 0
+    assert run(["search", *arguments, "--parameter", "density:0.2:0.8:0.2", "--json"], monkeypatch, folder) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["notes"] == ["The recipe's own settings lie outside the search space and were not tried."]
     assert {trial["parameters"]["density"] for trial in told["trials"]} <= {0.2, 0.4, 0.6, 0.8}
@@ -102,7 +94,7 @@ def test_parameters_and_task_weights_are_read(folder, monkeypatch, capsys):
     ],
 )
 def test_a_request_that_cannot_be_met_ends_with_code_2(folder, monkeypatch, capsys, arguments, message):
-    assert run(["recipe.yaml", *arguments], monkeypatch, folder) == 2
+    assert run(["search", "recipe.yaml", *arguments], monkeypatch, folder) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -137,7 +129,7 @@ def test_a_search_that_is_stopped_from_outside_goes_on(folder, monkeypatch, caps
         assert "error: Interrupted: " in err
         assert "Traceback" not in err
     done = [line for line in journal.read_text().splitlines() if '"outcome"' in line]
-    assert run([*arguments[:4], "12", *arguments[5:], "--json"], monkeypatch, folder) == 0
+    assert run(["search", *arguments[:4], "12", *arguments[5:], "--json"], monkeypatch, folder) == 0
     told = json.loads(capsys.readouterr().out)
     assert [trial["state"] for trial in told["trials"]].count("done") == max(12, len(done))
     assert load_recipe(folder / "recipe-searched.yaml").recipe.merge.weights == told["best"]["weights"]
