@@ -41,13 +41,15 @@ from mcompose.align.plot import plot_losses, read_losses
 from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
-from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible
+from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible, shown
 from mcompose.errors import InterruptedRunError, McomposeError
 from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
 
 _LIBRARIES = ("torch", "transformers", "peft")
+
+_NO_PICTURE = "The loss is not drawn, since matplotlib is not installed: 'pip install matplotlib' brings the picture."
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class _Run:
         if main:
             after = frozen_digests(model, roles)
             check_unchanged(before, after)
-            self._write(trained, values, patch=patch, frozen=after, trainer=trainer)
+            notices = (*notices, *self._write(trained, values, patch=patch, frozen=after))
         processes.together()
         return notices
 
@@ -208,7 +210,12 @@ class _Run:
             return nullcontext(())
         model, batches = cast("Any", trainer.model), cast("Any", trainer.data_collator)
         folder = stages_folder(self.lineage.root.folder) / FEATURES
-        samples = self.data.mixture.samples()
+        samples = shown(
+            self.data.mixture.samples(),
+            label=f"stage {self.request.number}, features",
+            total=len(self.data.mixture),
+            quiet=self.request.quiet or not processes.is_main(),
+        )
         return playing_features(model, batches.collate, samples, folder=folder, precision=self.precision)
 
     def _make_trainable(self, model: Any) -> tuple[Trained, dict[str, Any]]:
@@ -287,12 +294,11 @@ class _Run:
         *,
         patch: Mapping[str, Any],
         frozen: Mapping[str, Any],
-        trainer: AlignTrainer,
-    ) -> None:
+    ) -> tuple[str, ...]:
         folder, request = self.request.folder, self.request
         written = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
         losses = read_losses(folder / LOG)
-        plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
+        drawn = plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
         parent = Path(os.path.relpath(request.parent.resolve(), folder.resolve())).as_posix()
         record = {
             "format": 1,
@@ -312,6 +318,7 @@ class _Run:
             **written,
         }
         finish(folder, record)
+        return () if drawn else (_NO_PICTURE,)
 
 
 def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str, dict[str, int]]:

@@ -13,10 +13,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -24,7 +24,9 @@ from transformers import TrainerCallback
 
 from mcompose.errors import NumericsError
 
-__all__ = ["Divergence", "ProgressLine", "StageWatch", "interruptible", "mark_complete"]
+__all__ = ["Divergence", "ProgressLine", "StageWatch", "interruptible", "mark_complete", "shown"]
+
+T = TypeVar("T")
 
 COMPLETE = "complete"
 """Marks a point that a run can go on from; written after everything else of it."""
@@ -102,6 +104,31 @@ class ProgressLine:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+def shown(items: Iterable[T], *, label: str, total: int, quiet: bool = False, every: float = 15.0) -> Iterator[T]:
+    """Hands samples on and shows how many are done with: a bar on a terminal, else a line now and then.
+
+    Args:
+        items: The samples.
+        label: What is done with them.
+        total: How many there are.
+        quiet: Show nothing.
+        every: Seconds between lines where stderr is no terminal.
+    """
+    if quiet:
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+
+        yield from tqdm(items, total=total, desc=label, unit="sample", file=sys.stderr)
+    else:
+        said = time.monotonic()
+        for number, item in enumerate(items, start=1):
+            yield item
+            if time.monotonic() - said >= every or number == total:
+                said = time.monotonic()
+                sys.stderr.write(f"{label}: {number} of {total} samples\n")
 
 
 class StageWatch(TrainerCallback):

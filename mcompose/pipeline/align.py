@@ -216,9 +216,14 @@ def _check_places(loaded: LoadedRecipe, parent: Path, folder: Path, target: Path
 def _check_reporter(name: str) -> None:
     if name not in REPORTERS:
         raise RequestError(f"'{name}' cannot be reported to.", hint=nearest_name(name, REPORTERS))
-    package = {"tensorboard": "tensorboard"}.get(name, name)
-    if name != "none" and importlib.util.find_spec(package) is None:
-        raise RequestError(f"'--report-to {name}' needs the package {package}.", hint=f"pip install {package}")
+    if name != "none" and not _is_installed(name):
+        raise RequestError(f"'--report-to {name}' needs the package {name}.", hint=f"pip install {name}")
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of its name, as wandb leaves one behind, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _quieten() -> None:

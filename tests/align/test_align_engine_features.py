@@ -1,5 +1,9 @@
 """``feature_cache`` on a stage: the losses and the result of the stage without it, and an encoder that hardly runs."""
 
+import io
+import re
+import sys
+
 import pytest
 import torch
 from align_folders import STAGE, build
@@ -9,6 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from mcompose.align.folder import LOG
 from mcompose.align.plot import read_losses
 from mcompose.align.run import StageRequest, run_stage
+from mcompose.align.watch import shown
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
 
@@ -21,9 +26,9 @@ def home(tmp_path):
     return build(tmp_path).parent
 
 
-def run(home, number, parent="out", **changes):
+def run(home, number, parent="out", *, quiet=True, **changes):
     stage = Stage(**{**STAGE, "steps": STEPS, "lr": 1e-3, **changes})
-    return run_stage(StageRequest(stage, number, home / parent, home / str(number), home, "tiny", quiet=True))
+    return run_stage(StageRequest(stage, number, home / parent, home / str(number), home, "tiny", quiet=quiet))
 
 
 def losses(home, number):
@@ -84,3 +89,28 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_loaded(home):
     with pytest.raises(RequestError, match="features of a stream cannot be kept"):
         run(home, 1, feature_cache=True, data=data)
     assert not (home / "1").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_encoding_shows_how_far_it_is_unless_nobody_wants_to_know(home, monkeypatch, capsys):
+    run(home, 1, quiet=False, feature_cache=True, steps=1)
+    assert "stage 1, features: 12 of 12 samples\n" in capsys.readouterr().err
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        run(home, 2, quiet=False, feature_cache=True, steps=1)
+        drawn = terminal.getvalue()
+        run(home, 3, feature_cache=True, steps=1)
+        assert terminal.getvalue() == drawn
+    assert re.search(r"stage 2, features: 100%\|.*\| 12/12 \[", drawn)
+
+
+def test_lines_come_as_samples_are_done_with(capsys):
+    for item in shown("abc", label="features", total=3, every=0.0):
+        if item == "b":
+            assert capsys.readouterr().err == "features: 1 of 3 samples\n"
+    assert capsys.readouterr().err == "features: 2 of 3 samples\nfeatures: 3 of 3 samples\n"

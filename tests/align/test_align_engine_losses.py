@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -212,3 +213,13 @@ def test_a_plot_and_a_log_lie_beside_the_result(home, tmp_path):
     assert (tmp_path / "1" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "1" / "run").exists()
     shutil.rmtree(tmp_path / "1")
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_with_what_to_install(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = run_stage(request(home, tmp_path / "1", steps=2))
+    assert done.notices == (
+        "The loss is not drawn, since matplotlib is not installed: 'pip install matplotlib' brings the picture.",
+    )
+    assert not (tmp_path / "1" / "loss.png").exists()
+    assert len(losses_of(tmp_path / "1")) == 2

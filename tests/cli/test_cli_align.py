@@ -1,7 +1,9 @@
 """``mcompose align`` as it is typed: stages one after the other, reports, and requests that cannot be met."""
 
+import importlib.util
 import json
 import shutil
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,22 @@ def test_requests_that_cannot_be_met(folder, monkeypatch, capsys, arguments, cha
     for word in words:
         assert word in said, said
     assert "Traceback" not in said
+    assert not (folder / "out.stages").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_reporter_that_is_not_installed_is_named_before_anything_is_trained(folder, monkeypatch, capsys, name):
+    (folder / name).mkdir()  # as earlier runs leave them behind; Python takes such a folder for a package
+    whole = importlib.util.find_spec
+
+    def find_spec(package, *rest):
+        return PathFinder.find_spec(package, [str(folder)]) if package == name else whole(package, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    assert run(["align", "--stage", "1", "--report-to", name], monkeypatch, folder) == 2
+    said = capsys.readouterr().err
+    assert f"'--report-to {name}' needs the package {name}." in said
+    assert f"pip install {name}" in said
     assert not (folder / "out.stages").exists()
 
 
