@@ -23,6 +23,7 @@ from mcompose.modeling.families import TYPE_IDS
 
 __all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]
 
+_EXPERT = TYPE_IDS.get("expert", 5)
 _MEGABATCHES = 50  # batches that are sorted together
 
 
@@ -57,10 +58,13 @@ def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> To
         types = batch["mm_token_type_ids"]
         characters += sample.characters()
         text_tokens += int((types == 0).sum())
-        for modality, items in sample.media().items():
-            tokens.setdefault(modality, []).append(int((types == TYPE_IDS[modality]).sum()) / len(items))
-    media = {modality: sum(tokens[modality]) / len(tokens[modality]) for modality in MODALITIES if modality in tokens}
-    return TokenRates(max(characters, 1) / max(text_tokens, 1), media)
+        media = sample.media()
+        experts = int((types == _EXPERT).sum()) / max(1, sum(map(len, media.values())))
+        for modality, items in media.items():
+            own = int((types == TYPE_IDS[modality]).sum()) / len(items)
+            tokens.setdefault(modality, []).append(own + experts)
+    rates = {modality: sum(tokens[modality]) / len(tokens[modality]) for modality in MODALITIES if modality in tokens}
+    return TokenRates(max(characters, 1) / max(text_tokens, 1), rates)
 
 
 class MixtureSampler(Sampler[int]):

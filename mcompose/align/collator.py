@@ -17,6 +17,7 @@ import torch
 import xxhash
 
 from mcompose.align.conversation import ChatWriter
+from mcompose.align.expert_routes import Routing
 from mcompose.align.marking import mark, marking_processor
 from mcompose.align.samples import Sample
 from mcompose.errors import RequestError
@@ -43,6 +44,7 @@ class Collator:
         positions: Whether batches hold ``position_ids``; see :func:`takes_positions`.
         packing: Whether a batch is one row without padding; see :func:`can_pack`.
         media_keys: Whether batches hold ``media_keys``, by which a :class:`FeatureCache` knows their items.
+        routing: Which experts media go to, for checkpoints with experts; None for none of them.
         chat_template: Template to use instead of the checkpoint's own.
     """
 
@@ -56,6 +58,7 @@ class Collator:
         positions: bool = True,
         packing: bool = False,
         media_keys: bool = False,
+        routing: Routing | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.processor = processor
@@ -65,6 +68,7 @@ class Collator:
         self.positions = positions or packing
         self.packing = packing
         self.media_keys = media_keys
+        self.routing = routing
         self.writer = ChatWriter(processor, chat_template=chat_template)
         self._call, self._marking = marking_processor(processor)
         self._rate = sampling_rate(processor)
@@ -74,26 +78,30 @@ class Collator:
         """The tokenizer behind the processor."""
         return getattr(self.processor, "tokenizer", self.processor)
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
         """Makes a batch.
 
         Args:
             samples: The samples.
+            positions: Their places in the stage, by which noise of the routing is addressed.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``position_ids``, ``mm_token_type_ids``, ``labels`` (-100 where nothing
             is learnt), all (B, L) and padded on the right; ``domains`` (B,); and the media as the processor made them.
+            Where a router is trained: ``router_labels``, one class an item (-100 where it learns nothing).
             Packed: one row (1, L), positions that begin again at 0 with each sample, and no ``attention_mask``, which
             is how transformers tells packed rows.
 
         Raises:
             RequestError: A medium cannot be read, a sample does not fit the checkpoint or is too long.
         """
-        batch = self.encode(samples)
+        batch = self.encode(samples, positions)
         self._check_lengths(samples, batch)
         if self.media_keys:
             batch["media_keys"] = _media_keys(samples)
         batch["domains"] = torch.tensor([self._domain(sample) for sample in samples])
+        if self.routing is not None and self.routing.labelled:
+            batch |= _router_labels(self.routing.labels(samples))
         if self.packing:
             return _packed(batch)
         if self.positions:
@@ -107,17 +115,18 @@ class Collator:
     def media_inputs(self, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
         """The processor's output for media alone, under the names that a model takes."""
         read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
-        encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]})
+        encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]}, experts="none")
         text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         return {name: value for name, value in encoded.items() if name not in text}
 
-    def encode(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def encode(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
         """The batch without limit, domains and positions; see :meth:`__call__`."""
         texts = [self._text(sample) for sample in samples]
         media = {modality: [self._read(sample, modality) for sample in samples] for modality in MODALITIES}
         given = {modality: rows for modality, rows in media.items() if any(rows)}
+        experts = "none" if self.routing is None else self.routing.experts(samples, positions)
         try:
-            encoded = self._processed(texts, given)
+            encoded = self._processed(texts, given, experts=experts)
         except ValueError as error:
             raise RequestError(f"{_places(samples)}: {error}") from error
         batch = {name: value for name, value in encoded.items() if name != "token_type_ids"}
@@ -141,7 +150,7 @@ class Collator:
         except RequestError as error:
             raise RequestError(f"{sample.place}: {error.message}", hint=error.hint) from error
 
-    def _processed(self, texts: list[str], media: Mapping[str, list[list[Any]]]) -> Any:
+    def _processed(self, texts: list[str], media: Mapping[str, list[list[Any]]], *, experts: Any) -> Any:
         bos = self.tokenizer.bos_token
         # A template that writes the first token itself must not get it twice.
         begun = bos is not None and all(text.removeprefix("\ufdd0").startswith(bos) for text in texts)
@@ -153,7 +162,8 @@ class Collator:
         given = {_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row] for m, rows in media.items()}
         if hasattr(self.processor, "sources"):  # composed
             rate = {"sampling_rate": self._rate} if self._rate and "audio" in media else {}
-            return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **given)
+            routed = {"experts": experts} if getattr(self.processor, "experts", None) else {}
+            return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **routed, **given)
         if "image" in given and not all(media["image"]):
             given["images"] = [row for row in media["image"] if row]
         if isinstance(self.processor, FramesProcessor | PointsProcessor):
@@ -217,6 +227,14 @@ def _media_keys(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         for modality, items in sample.media().items():
             found.setdefault(modality, []).extend(media_digest(item) for item in items)
     return {m: torch.from_numpy(np.frombuffer(b"".join(d), np.int64).reshape(-1, 2).copy()) for m, d in found.items()}
+
+
+def _router_labels(labels: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """One tensor where there is one router, else one a modality; nothing where no item came."""
+    if not any(labels.values()):
+        return {}
+    made = {modality: torch.tensor(classes, dtype=torch.long) for modality, classes in labels.items()}
+    return {"router_labels": next(iter(made.values())) if len(made) == 1 else made}
 
 
 def sampling_rate(processor: Any) -> int | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mcompose.align.batching import grouped_places, token_rates
 from mcompose.align.collator import Collator, can_pack, takes_positions
+from mcompose.align.expert_stage import ExpertStage, open_experts
 from mcompose.align.labels import check_labels
 from mcompose.align.masks import Mask, Masked
 from mcompose.align.mixture import open_mixture
 from mcompose.align.schedule import Ordered, OrderedStream
 from mcompose.align.stage import StepPlan
+from mcompose.align.tiles import set_tiles
 from mcompose.checkpoint import digest_file
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
@@ -34,11 +36,13 @@ class StageData:
         mixture: Samples.
         processor: The checkpoint's.
         digest: Of the files that name the samples.
+        experts: What the stage does about the experts of its checkpoint.
     """
 
     mixture: Any
     processor: Any
     digest: str
+    experts: ExpertStage
 
     @property
     def samples(self) -> int | None:
@@ -55,17 +59,19 @@ class StageData:
             return OrderedStream(self.mixture, plan.micro)
         places = None
         if stage.group_by_length:
-            rates = token_rates(self.mixture, Collator(self.processor, max_length=None))
+            collator = Collator(self.processor, max_length=None, routing=self.experts.routing)
+            rates = token_rates(self.mixture, collator)
             places = grouped_places(self.mixture, total=plan.samples, batch_size=plan.batch, rates=rates)
         return Ordered(self.mixture, plan.samples, places=places)
 
-    def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = ()) -> Masked:
+    def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = (), *, plan: StepPlan | None = None) -> Masked:
         """What makes the batches of a stage.
 
         Args:
             stage: The recipe's stage.
             model: Decides which inputs it is given.
-            masks: Applied to every batch.
+            masks: Applied to every batch, before the stage's own.
+            plan: Its steps, for the stage's own masks; None for none of them.
 
         Raises:
             RequestError: The model cannot take what the stage asks for.
@@ -81,24 +87,31 @@ class StageData:
             positions=takes_positions(model),
             packing=stage.packing,
             media_keys=stage.feature_cache,
+            routing=self.experts.routing,
         )
+        own = None if plan is None else self.experts.mask(plan)
         taken = inspect.signature(model.forward).parameters
+        masks = (*masks, *([] if own is None else [own]))
         return Masked(collator, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
 
 
-def open_data(stage: Stage, processor: Any, *, folder: Path) -> StageData:
+def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str, Any] | None = None) -> StageData:
     """Opens the data of a stage and looks at some samples.
 
     Args:
         stage: The recipe's stage.
-        processor: The checkpoint's.
+        processor: The checkpoint's; images are cut as the stage says from now on.
         folder: The recipe's folder.
+        config: Of the checkpoint, which tells of its experts.
 
     Raises:
         RequestError: Data are missing or broken, or labels do not stand where they should.
     """
+    if stage.tiles is not None:
+        set_tiles(processor, stage.tiles)
     mixture: Any = open_mixture(stage.data, folder=folder, seed=stage.seed, temperature=stage.temperature)
-    collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains)
+    experts = open_experts(stage, config or {}, processor=processor, mixture=mixture)
+    collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains, routing=experts.routing)
     mixture = mixture.without_long(collator)
     if not hasattr(mixture, "__len__") and stage.steps is None:
         raise RequestError("A stream has no end to count epochs by.", hint="Give the stage 'steps'.")
@@ -107,7 +120,7 @@ def open_data(stage: Stage, processor: Any, *, folder: Path) -> StageData:
     if not hasattr(mixture, "__len__") and stage.feature_cache:
         raise RequestError("The features of a stream cannot be kept.", hint="Leave 'feature_cache' out.")
     check_labels(mixture, collator)
-    return StageData(mixture, processor, _digest(stage, folder))
+    return StageData(mixture, processor, _digest(stage, folder), experts)
 
 
 def _digest(stage: Stage, folder: Path) -> str:

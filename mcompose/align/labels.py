@@ -16,6 +16,7 @@ import torch
 from mcompose.align.collator import IGNORED, Collator
 from mcompose.align.samples import Sample
 from mcompose.errors import RequestError
+from mcompose.media import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
 __all__ = ["CheckedSample", "check_labels"]
@@ -80,7 +81,7 @@ def _checked(sample: Sample, collator: Collator) -> CheckedSample:
 
 def _check_media(sample: Sample, types_L: torch.Tensor, learnt_L: torch.Tensor) -> dict[str, int]:
     media = sample.media()
-    found = {modality: int((types_L == kind).sum()) for modality, kind in TYPE_IDS.items()}
+    found = {modality: int((types_L == TYPE_IDS[modality]).sum()) for modality in MODALITIES}
     for modality, count in found.items():
         items = len(media.get(modality, []))
         if count < items or (count and not items):

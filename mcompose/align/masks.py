@@ -4,7 +4,7 @@ A mask takes what the collator made (``attention_mask``, ``position_ids``, ``lab
 the ``domains`` of the samples and their ``positions`` in the stage, and returns a batch with tokens hidden. Randomness
 is addressed by seed and position: the same sample at the same place of the same stage gets the same mask, whichever
 process prepares it and however often the run was interrupted. A token is hidden by zeroing its ``attention_mask`` and
-leaving the ``position_ids`` of all others alone, which every attention implementation takes.
+leaving the ``position_ids`` of all others alone, which every attention implementation takes. ``gscm.py`` has one.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Masked:
     """A collator whose batches went through masks.
 
     Args:
-        collate: Samples to batch.
+        collate: Samples, and their positions in the stage, to batch.
         masks: Applied in order.
         keep: What the model takes of ``domains``, ``positions`` and ``mm_token_type_ids``.
     """
 
     def __init__(
         self,
-        collate: Callable[[Sequence[Any]], Mapping[str, Any]],
+        collate: Callable[[Sequence[Any], Sequence[int]], Mapping[str, Any]],
         masks: Sequence[Mask] = (),
         *,
         keep: Sequence[str] = (),
@@ -56,7 +56,7 @@ class Masked:
         self._aside = tuple(name for name in _ASIDE if name not in keep)
 
     @property
-    def collate(self) -> Callable[[Sequence[Any]], Mapping[str, Any]]:
+    def collate(self) -> Callable[[Sequence[Any], Sequence[int]], Mapping[str, Any]]:
         """What makes batches, before any mask."""
         return self._collate
 
@@ -69,8 +69,9 @@ class Masked:
         Returns:
             What the model takes, and ``tokens``: how many of them are real.
         """
-        batch: Batch = dict(self._collate([sample for _, sample in items]))
-        batch["positions"] = [position for position, _ in items]
+        positions = [position for position, _ in items]
+        batch: Batch = dict(self._collate([sample for _, sample in items], positions))
+        batch["positions"] = positions
         tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
         for mask in self._masks:
             batch = mask(batch)

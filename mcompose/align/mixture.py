@@ -77,6 +77,16 @@ class Mixture(Dataset[Sample]):
         """The domains that the datasets name, each once, in order."""
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
+    def items_of_domains(self) -> dict[str, dict[str, float]]:
+        """Domain -> modality -> items of an epoch, as far as the datasets' means tell."""
+        found: dict[str, dict[str, float]] = {}
+        for spec, one, share in zip(self.specs, self._surveys, self.shares, strict=True):
+            if spec.domain is not None:
+                items = found.setdefault(spec.domain, dict.fromkeys(MODALITIES, 0.0))
+                for modality, mean in zip(MODALITIES, one.media.mean(axis=0).tolist(), strict=True):
+                    items[modality] += float(share) * mean
+        return found
+
     def __getitem__(self, index: int) -> Sample:
         """The sample at a place of the current epoch."""
         return self.sample_at(self.epoch, index)
