@@ -7,7 +7,12 @@ The first line is the header, every other line a question::
      "question": "what do all have in common ? ...", "answer": "C"}
 
 ``path`` is relative to the task file; an input of modality ``text`` has none. The prompt is the inputs' texts and the
-question, joined by spaces. ``"also": ["letter_lenient"]`` in the header adds metrics beside the first.
+question, joined by spaces.
+
+Several metrics score the same answers: ``"metrics": ["teds", "edit_distance"]`` instead of ``"metric"``, or
+``"also": ["letter_lenient"]`` beside it. ``extraction.graded`` lists those for tables and pages. Of the first, more is
+better: it is what a search improves. A question may have several right answers: ``"answer": ["7", "seven"]``.
+``"max_new_tokens"`` is 16, and 512 when a metric is about tables or pages.
 """
 
 from __future__ import annotations
@@ -17,12 +22,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcompose.errors import RequestError
+from mcompose.evaluate.extraction.reading_errors import BadReferenceError
 from mcompose.evaluate.letters import choices_in
-from mcompose.evaluate.metrics import rule_for
+from mcompose.evaluate.metrics import expanded, graded, rule_for
 from mcompose.evaluate.task import Item, MediaInput, Task
 
 __all__ = ["load_lines", "read_lines"]
 
+_WORDS: Final = 16
+_PAGE: Final = 512
 _KNOWN: Final = frozenset({"image", "audio", "video", "points", "text"})
 
 
@@ -42,22 +50,22 @@ def load_lines(file: Path, *, limit: int | None = None, check_media: bool = True
     """
     header, *rows = read_lines(file, empty="Its first line is a header with task, version, metric, modalities.")
     place = f"{file}:1"
-    metric, also = _field(header, "metric", str, place=place), tuple(header.get("also", ()))
-    for name in (metric, *also):
-        rule_for(name)
+    metrics = _metrics(header, place=place)
     items = tuple(_item(row, file=file, line=i + 2, check=check_media) for i, row in enumerate(rows[:limit]))
     if not items:
         raise RequestError(f"{file} asks nothing: it has no line after its header.")
+    for line, item in enumerate(items, start=2):
+        _check_answers(item, metrics, place=f"{file}:{line}")
     return Task(
         name=_field(header, "task", str, place=place),
         version=_field(header, "version", int, place=place),
-        metric=metric,
+        metric=metrics[0],
         modalities=tuple(_field(header, "modalities", list, place=place)),
         chance=float(header.get("chance", 0.0)),
         items=items,
-        max_new_tokens=int(header.get("max_new_tokens", 16)),
+        max_new_tokens=int(header.get("max_new_tokens", _longest(metrics))),
         file=file,
-        also=also,
+        also=metrics[1:],
     )
 
 
@@ -90,17 +98,68 @@ def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _metrics(header: dict[str, Any], *, place: str) -> tuple[str, ...]:
+    """Their names; what a metric lacks on this machine is told here, before anything is loaded."""
+    if "metrics" in header and {"metric", "also"} & header.keys():
+        raise RequestError(f"{place}: 'metrics' stands instead of 'metric' and 'also', not beside them.")
+    if "metrics" in header:
+        listed = _field(header, "metrics", list, place=place)
+    else:
+        listed = [_field(header, "metric", str, place=place), *header.get("also", ())]
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise RequestError(f"{place}: 'metrics' is a list of names.")
+    names = expanded(listed)
+    for name in names:
+        rule_for(name)
+        if entry := graded(name):
+            entry.refuse_missing(name)
+    first = graded(names[0])
+    if first is not None and first.less_is_better:
+        raise RequestError(
+            f"{place}: of a task's first metric more is better, and of '{names[0]}' less is.",
+            hint=f'Put another one first, such as edit_similarity: "metrics": ["edit_similarity", "{names[0]}"].',
+        )
+    return names
+
+
+def _longest(metrics: tuple[str, ...]) -> int:
+    entries = [graded(name) for name in metrics]
+    return _PAGE if any(entry is not None and not entry.short for entry in entries) else _WORDS
+
+
+def _check_answers(item: Item, metrics: tuple[str, ...], *, place: str) -> None:
+    for name in metrics:
+        entry = graded(name)
+        if entry is None or entry.check is None:
+            continue
+        for reference in (item.answer, *item.accepted):
+            try:
+                entry.check(reference)
+            except BadReferenceError as error:
+                raise BadReferenceError(f"{place}: question {item.id} cannot be scored by '{name}'. {error}") from error
+
+
 def _item(row: dict[str, Any], *, file: Path, line: int, check: bool) -> Item:
     place = f"{file}:{line}"
     listed = _field(row, "inputs", list, place=place)
     question = _field(row, "question", str, place=place)
+    answer, *accepted = _answers(row, place=place)
     return Item(
         id=str(row.get("id", line - 2)),
         inputs=tuple(_input(entry, file=file, place=place, check=check) for entry in listed),
         question=question,
-        answer=_field(row, "answer", str, place=place),
+        answer=answer,
         choices=choices_in(question),
+        accepted=tuple(accepted),
     )
+
+
+def _answers(row: dict[str, Any], *, place: str) -> list[str]:
+    given = row.get("answer")
+    listed: list[Any] = given if isinstance(given, list) else [given]
+    if not listed or not all(isinstance(one, str) for one in listed):
+        raise RequestError(f"{place}: 'answer' is missing, or neither a text nor a list of texts.")
+    return listed
 
 
 def _input(entry: Any, *, file: Path, place: str, check: bool) -> MediaInput:

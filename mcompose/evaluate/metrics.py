@@ -10,10 +10,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mcompose.errors import UnknownNameError, nearest_name
+from mcompose.evaluate.extraction.graded import GRADED, GROUPS, Graded
+from mcompose.evaluate.extraction.relaxed import relaxed_match
 from mcompose.evaluate.letters import parse_letter
 from mcompose.evaluate.vqa_answers import normalise_answer
 
-__all__ = ["RULES", "accuracy", "exact_match", "first_letter", "label_named", "rule_for", "score", "vqa_match"]
+__all__ = [
+    "RULES",
+    "Verdict",
+    "accuracy",
+    "exact_match",
+    "expanded",
+    "first_letter",
+    "graded",
+    "is_right",
+    "label_named",
+    "rule_for",
+    "score",
+    "vqa_match",
+]
+
+Verdict = bool | float | None
+"""Right or wrong, or a share; None: the output could not be read, which is wrong and counted."""
 
 
 def first_letter(output: str, answer: str) -> bool:
@@ -112,11 +130,12 @@ RULES: Final[dict[str, Callable[..., bool | None]]] = {
     "vqa_match": vqa_match,
     "label": label_named,
     "label_sole": _sole_label,
+    "relaxed_accuracy": relaxed_match,
 }
 _WITH_CHOICES: Final = frozenset({"letter_lenient", "label_sole"})
 
 
-def rule_for(metric: str) -> Callable[..., bool | None]:
+def rule_for(metric: str) -> Callable[..., Verdict]:
     """The rule behind a metric's name.
 
     Args:
@@ -129,24 +148,73 @@ def rule_for(metric: str) -> Callable[..., bool | None]:
         UnknownNameError: No rule has that name.
     """
     name = metric.removeprefix("joint_")
-    if name not in RULES:
-        raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, RULES))
-    return RULES[name]
+    if name in RULES:
+        return RULES[name]
+    if name in GRADED:
+        return GRADED[name].score
+    raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, [*RULES, *GROUPS, *GRADED]))
 
 
-def score(metric: str, output: str, answer: str, *, choices: Mapping[str, str]) -> bool | None:
+def graded(metric: str) -> Graded | None:
+    """What is special about a metric whose values are shares.
+
+    Args:
+        metric: A metric's name, with or without ``joint_``.
+
+    Returns:
+        Its entry; None for a metric of verdicts.
+    """
+    return GRADED.get(metric.removeprefix("joint_"))
+
+
+def expanded(names: Sequence[str]) -> tuple[str, ...]:
+    """Groups of metrics replaced by their members.
+
+    Args:
+        names: Names of metrics and groups; ``joint_`` before a group goes to its members.
+
+    Returns:
+        Names of metrics, each once, in order.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        joint = "joint_" if name.startswith("joint_") else ""
+        for member in GROUPS.get(name.removeprefix("joint_"), (name.removeprefix("joint_"),)):
+            found[joint + member] = None
+    return tuple(found)
+
+
+def score(
+    metric: str, output: str, answer: str, *, choices: Mapping[str, str], accepted: Sequence[str] = ()
+) -> Verdict:
     """One verdict.
 
     Args:
-        metric: A rule's name, with or without ``joint_``.
+        metric: A metric's name, with or without ``joint_``.
         output: What the model wrote.
         answer: What it should be.
         choices: The question's options, letter (or index) to text.
+        accepted: Further right answers; the best verdict counts.
 
     Returns:
-        Right or wrong; None when a lenient rule could not tell what the output means. That is counted, and it is wrong.
+        Right or wrong, or a share; None when the rule could not tell what the output means. That is counted, and wrong.
     """
-    rule = rule_for(metric)
-    if metric.removeprefix("joint_") in _WITH_CHOICES:
-        return rule(output, answer, choices)
-    return rule(output, answer)
+    if entry := graded(metric):
+        return entry.value(output, (answer, *accepted))
+    extra = (choices,) if metric.removeprefix("joint_") in _WITH_CHOICES else ()
+    verdicts = [rule_for(metric)(output, one, *extra) for one in (answer, *accepted)]
+    return True if True in verdicts else verdicts[0]
+
+
+def is_right(metric: str, verdict: Verdict) -> bool:
+    """Whether an answer has nothing wrong with it.
+
+    Args:
+        metric: A metric's name.
+        verdict: What it said.
+
+    Returns:
+        True for right, and for the best share there is.
+    """
+    entry = graded(metric)
+    return verdict is True if entry is None else verdict == entry.best

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcompose.evaluate.metrics import accuracy
+from mcompose.evaluate.metrics import Verdict, accuracy, graded
 from mcompose.evaluate.task import Task
 
 __all__ = ["Prediction", "Report", "Result", "figures"]
@@ -24,10 +24,12 @@ class Prediction:
         right: The first rule's verdict.
         left_out: Modalities of inputs that were dropped.
         seen: Inputs that were kept.
-        verdicts: Every metric's; None where the output, or the judge's reply, could not be parsed.
+        verdicts: Every metric's: right or wrong, or a share; None where the output, or the judge's reply, could not be
+            parsed.
         skipped: Why nothing was asked; empty when it was.
         judge: What the judge replied.
         key: Names the question's words and media.
+        accepted: Further right answers.
     """
 
     id: str
@@ -37,10 +39,11 @@ class Prediction:
     right: bool
     left_out: tuple[str, ...]
     seen: int
-    verdicts: Mapping[str, bool | None] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     skipped: str = ""
     judge: str = ""
     key: str = ""
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ def figures(task: Task, made: Sequence[Prediction]) -> list[Result]:
 def _figure(task: Task, metric: str, asked: Sequence[Prediction], items: int, *, suffix: str = "") -> Result:
     verdicts = [p.verdicts[metric] for p in asked]
     unparsed = 0 if suffix else sum(verdict is None for verdict in verdicts)
-    value = accuracy([verdict is True for verdict in verdicts])
     skipped = 0 if suffix else items - len(asked)
-    return Result(task.name, metric + suffix, value, len(asked), task.chance, unparsed, skipped)
+    entry = graded(metric)
+    if entry is None:
+        value, chance = accuracy([verdict is True for verdict in verdicts]), task.chance
+    elif entry.texts is not None:
+        value, chance = entry.texts([p.output for p in asked], [(p.answer, *p.accepted) for p in asked]), 0.0
+    else:
+        value, chance = entry.together([entry.worst if one is None else float(one) for one in verdicts]), 0.0
+    return Result(task.name, metric + suffix, value, len(asked), chance, unparsed, skipped)

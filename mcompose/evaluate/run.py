@@ -10,7 +10,7 @@ Answers are written as they come. The same evaluation started again asks only wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from mcompose import __version__
 from mcompose.errors import RequestError
 from mcompose.evaluate.endpoint import Endpoint
 from mcompose.evaluate.judge import judge_prompt, parse_verdict
-from mcompose.evaluate.metrics import score
+from mcompose.evaluate.metrics import Verdict, is_right, score
 from mcompose.evaluate.prompts import check_template, in_template
 from mcompose.evaluate.reading import find_tasks, load_task
 from mcompose.evaluate.replies import Replies
@@ -173,6 +173,7 @@ def _asked(subject: Subject, task: Task, item: Item, options: Options) -> Predic
         left_out=dropped,
         seen=len(kept),
         key=item_key(item, prompt),
+        accepted=item.accepted,
     )
 
 
@@ -201,8 +202,13 @@ def _scored(task: Task, index: int, prediction: Prediction) -> Prediction:
     item, verdicts = task.items[index], {}
     for metric in task.metrics:
         wanted = item.label or item.answer if metric.endswith("label") else item.answer
-        verdicts[metric] = score(metric, prediction.output, wanted, choices=item.choices)
-    return replace(prediction, verdicts=verdicts, right=any(v is True for v in list(verdicts.values())[:1]))
+        verdicts[metric] = score(metric, prediction.output, wanted, choices=item.choices, accepted=item.accepted)
+    return replace(prediction, verdicts=verdicts, right=_is_right(verdicts))
+
+
+def _is_right(verdicts: Mapping[str, Verdict]) -> bool:
+    """By the first metric; False without one."""
+    return any(is_right(metric, verdict) for metric, verdict in list(verdicts.items())[:1])
 
 
 def _judged(task: Task, made: list[Prediction], options: Options) -> list[Prediction]:
@@ -216,7 +222,7 @@ def _judged(task: Task, made: list[Prediction], options: Options) -> list[Predic
     for i, reply in zip(asked, told, strict=True):
         verdict = parse_verdict(task, task.items[i], reply)
         verdicts = {**made[i].verdicts, f"judge:{options.judge.model}": verdict}
-        made[i] = replace(made[i], judge=reply, verdicts=verdicts, right=next(iter(verdicts.values())) is True)
+        made[i] = replace(made[i], judge=reply, verdicts=verdicts, right=_is_right(verdicts))
     return made
 
 

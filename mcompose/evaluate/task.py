@@ -37,6 +37,7 @@ class Item:
         choices: Its options, letter to text; empty when it has none.
         turn: The whole prompt with its placeholders, where a file words it so; None: inputs' texts, then the question.
         label: Short name of what is shown, for rules that look for one; empty: the answer.
+        accepted: Further right answers.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Item:
     choices: Mapping[str, str] = field(default_factory=dict)
     turn: str | None = None
     label: str = ""
+    accepted: tuple[str, ...] = ()
 
     def prompt(self, kept: Sequence[MediaInput]) -> str:
         """What is asked when only some inputs are shown.

@@ -64,8 +64,8 @@ def test_evaluate_bad_lines_are_named(folder, row, message) -> None:
 
 
 def test_evaluate_bad_headers_are_named(folder) -> None:
-    with pytest.raises(RequestError, match="No metric is called 'bleu'"):
-        load_task(write_task(folder, item(), header=HEADER | {"metric": "bleu"}))
+    with pytest.raises(RequestError, match=r"No metric is called 'blue'\. Did you mean 'bleu'"):
+        load_task(write_task(folder, item(), header=HEADER | {"metric": "blue"}))
     with pytest.raises(RequestError, match=r"demo.jsonl:1: 'task' is missing"):
         load_task(write_task(folder, item(), header={"version": 1, "metric": "letter", "modalities": []}))
     with pytest.raises(RequestError, match="asks nothing"):
