@@ -219,10 +219,11 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
     rows = {source.name: _embedding_rows(source) for source in sources.everything}
     common = min(rows.values())
     others = [s for s in sources.everything if s.name != owner.name and not _same_tokenizer(s, owner)]
+    models: dict[bytes, dict[int, str]] = {}
+    # Read even where all files are equal: that they are whole is not said by that.
+    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
     if not others:
         return SharedRows(((0, common),), rows[owner.name]), []
-    models: dict[bytes, dict[int, str]] = {}
-    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
     vocabularies = []
     unread = [] if first else [owner.name]
     for source in others:

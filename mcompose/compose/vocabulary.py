@@ -80,7 +80,11 @@ def read_vocabulary(
     try:
         tokens = _tokens(path.read_bytes(), {} if models is None else models)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{source}' has a tokenizer.json that cannot be read: {error}.") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise CheckpointError(
+            f"'{source}' has a tokenizer.json that cannot be read ('{path}'): {reason}.",
+            hint="Fetch the file again; it is copied into the output.",
+        ) from error
     return Vocabulary(source, tokens, rows)
 
 

@@ -95,6 +95,25 @@ def test_an_embedding_without_rows_is_no_table(folder, monkeypatch, capsys):
     assert "no table of token embeddings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text", ['{"version": "1.0", "model": {"vo', "{}", "[]", '{"model": {"vocab": {"a": "b"}}}', "\\udc80"]
+)
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_a_broken_tokenizer_that_all_sources_share_is_named_before_weights_are_read(
+    folder, monkeypatch, capsys, command, text
+):
+    for name in ("base", "expert"):
+        (folder / name / "tokenizer.json").write_text(text)
+        with (folder / name / "model.safetensors").open("r+b") as handle:  # nobody may get as far as the weights
+            handle.seek(-64, os.SEEK_END)
+            handle.write(b"\xff" * 64)
+    assert run([command, str(linear_recipe(folder))], monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert "'base-too' has a tokenizer.json that cannot be read" in message
+    assert f"('{folder / 'base' / 'tokenizer.json'}')" in message
+    assert not (folder / "out").exists()
+
+
 def test_every_report_is_json_on_stdout_and_nothing_else(folder, monkeypatch, capsys):
     path = str(linear_recipe(folder))
     out = str(folder / "out")

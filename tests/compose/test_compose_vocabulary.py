@@ -53,7 +53,9 @@ def test_reads_both_forms_of_a_vocabulary(tmp_path, vocab):
 
 def test_a_broken_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"'sees' has a tokenizer\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"'sees' has a tokenizer\.json that .*/tokenizer\.json'\): it has no 'model'\."
+    ):
         read_vocabulary(tmp_path, source="sees", rows=4)
     assert read_vocabulary(tmp_path / "none", source="sees", rows=4) is None
 
