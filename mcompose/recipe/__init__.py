@@ -6,6 +6,7 @@ them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings 
 """
 
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
+from mcompose.recipe.experts import Expert, Projector, Router
 from mcompose.recipe.later import ComposeSpec, refuse_unbuilt
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
@@ -30,6 +31,7 @@ __all__ = [
     "AlignSpec",
     "Choice",
     "ComposeSpec",
+    "Expert",
     "GroupsSpec",
     "LoadedRecipe",
     "LoraSpec",
@@ -40,8 +42,10 @@ __all__ = [
     "OutputSpec",
     "Override",
     "ParameterLike",
+    "Projector",
     "Recipe",
     "Resolved",
+    "Router",
     "RouterTraining",
     "Setting",
     "Slice",

@@ -1,8 +1,8 @@
 """The sections of a recipe about the network around the language model; what is not built is refused, never ignored.
 
-``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983),
-``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The short fine-tunes
-that they need stand in ``stages.py``.
+``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983; see
+``experts.py``), ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The
+short fine-tunes that they need stand in ``stages.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from mcompose.errors import RecipeError
 from mcompose.recipe.document import Document, KeyPath, spell
+from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
 
 if TYPE_CHECKING:
@@ -21,40 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterMix",
     "ComposeSpec",
-    "Expert",
-    "Router",
     "Tiles",
     "VisionMix",
     "refuse_unbuilt",
 ]
-
-
-class Expert(Spec):
-    """A domain expert behind a router.
-
-    Attributes:
-        encoder: Its encoder's checkpoint.
-        processor: Checkpoint of its processor; default: the encoder's.
-        projector: Checkpoint of a trained projector; default: a new one.
-        domain: What it is the expert of, for the router.
-    """
-
-    encoder: Reference
-    processor: Reference | None = None
-    projector: Reference | None = None
-    domain: str
-
-
-class Router(Spec):
-    """What sends an input to an expert.
-
-    Attributes:
-        model: Checkpoint of a trained router; default: a new one.
-        hidden_size: Width of a new router.
-    """
-
-    model: Reference | None = None
-    hidden_size: Annotated[Count, Field(ge=1)] | None = None
 
 
 class Tiles(Spec):
@@ -112,7 +83,7 @@ class ComposeSpec(Spec):
             group (training-free).
         groups: ``keep``: low-rank groups stay low-rank. ``dense``: each becomes tensors of its own.
         experts: Name to expert.
-        router: What chooses among the experts.
+        router: What chooses among the experts; default: a new one for every modality that has experts.
         vision_mix: Mixed image encoders.
         adapters: Name to adapter mixture.
     """
@@ -122,7 +93,7 @@ class ComposeSpec(Spec):
         Literal["none", "donor", "convert"], one_of("way to decouple", ("none", "donor", "convert"))
     ] = "none"
     groups: Annotated[Literal["keep", "dense"], one_of("form of groups", ("keep", "dense"))] = "keep"
-    experts: dict[str, Expert] = Field(default_factory=dict)
+    experts: dict[ExpertName, Expert] = Field(default_factory=dict)
     router: Router | None = None
     vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
     adapters: dict[str, AdapterMix] = Field(default_factory=dict)
@@ -147,10 +118,6 @@ def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
     """Key path and hint of everything that the recipe asks for too early."""
     compose, found = recipe.compose, []
     leave_out = "Leave it out for now."
-    if compose.experts:
-        found.append((("compose", "experts"), leave_out))
-    if compose.router is not None:
-        found.append((("compose", "router"), leave_out))
     if compose.vision_mix != VisionMix.model_construct():
         found.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:

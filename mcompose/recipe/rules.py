@@ -34,6 +34,7 @@ def check_rules(recipe: Recipe) -> None:
     _check_weight_mix(recipe.merge, names)
     _check_tokenizer(recipe)
     _check_decouple(recipe)
+    _check_experts(recipe)
 
 
 def _check_sources(recipe: Recipe) -> None:
@@ -141,6 +142,22 @@ def _check_decouple(recipe: Recipe) -> None:
     if recipe.compose.towers == "merge":
         hint = "Leave 'towers: merge' out; every source keeps its own."
         raise FieldError("'{path}: merge' goes with no decoupled groups.", at=("compose", "towers"), hint=hint)
+
+
+def _check_experts(recipe: Recipe) -> None:
+    """Experts stand in a composed checkpoint, beside the sources' towers and under names of their own."""
+    if not recipe.compose.experts:
+        return
+    for name in recipe.compose.experts:
+        if name in recipe.source_names:
+            at = ("compose", "experts", name)
+            raise FieldError("'{path}' has the name of a source.", at=at, hint="Give the expert another name.")
+    if recipe.output.format not in {"auto", "composed"}:
+        raise FieldError(
+            f"'{{path}}: {recipe.output.format}' has no room for experts.",
+            at=("output", "format"),
+            hint="Write 'composed', or leave out 'compose.experts'.",
+        )
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

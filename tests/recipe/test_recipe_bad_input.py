@@ -187,14 +187,6 @@ def test_one_mistake(tmp_path, case):
 
 
 UNBUILT = {
-    "experts": (
-        "output:",
-        "compose:\n  experts:\n    charts: {encoder: 'hub:o/c', domain: chart}\noutput:",
-        14,
-        "'compose.experts' is not built yet",
-        "",
-    ),
-    "router": ("output:", "compose:\n  router: {hidden_size: 8}\noutput:", 14, "'compose.router' is not", ""),
     "vision_mix": (
         "output:",
         "compose:\n  vision_mix: {encoders: ['hub:o/c'], concat: sequence, tiles: {count: 4}}\noutput:",

@@ -1,0 +1,89 @@
+"""Domain experts and the router in a recipe: short forms, defaults, and mistakes told with their line."""
+
+import pytest
+from recipe_failures import GOOD, failure, write
+
+from mcompose.recipe import load_recipe, recipe_text
+
+
+def compose_of(tmp_path, text):
+    path = write(tmp_path, GOOD.replace("output:", f"compose:\n{text}\noutput:"))
+    return load_recipe(path).recipe.compose
+
+
+def test_an_expert_is_the_papers_unless_said_otherwise(tmp_path):
+    expert = compose_of(tmp_path, "  experts: {charts: {encoder: 'hub:o/pix'}}").experts["charts"]
+    assert (expert.modality, expert.layer, expert.class_token, expert.padding) == ("image", -1, "drop", "keep")
+    assert (expert.store, expert.domain, expert.processor) == ("inside", None, None)
+    assert expert.projector.settings == {"kind": "mlp", "depth": 2}
+
+
+def test_short_forms(tmp_path):
+    text = (
+        "  experts:\n"
+        "    a: {encoder: 'hub:o/a', projector: linear, class_token: 2}\n"
+        "    b: {encoder: 'hub:o/b', projector: 'local:trained', modality: audio}\n"
+        "    c: {encoder: 'hub:o/c', projector: {kind: pixel_shuffle}}\n"
+        "    d: {encoder: 'hub:o/d', projector: {kind: resampler, queries: 9}}\n"
+        "  router: {rule: top_k}\n"
+    )
+    compose = compose_of(tmp_path, text)
+    a, b, c, d = compose.experts.values()
+    assert list(compose.experts) == ["a", "b", "c", "d"]
+    assert (a.projector.settings, a.class_token) == ({"kind": "linear"}, 2)
+    assert (str(b.projector.model), b.projector.kind) == ("local:trained", "mlp")
+    assert c.projector.settings == {"kind": "pixel_shuffle", "depth": 2, "factor": 2}
+    assert d.projector.settings == {"kind": "resampler", "queries": 9, "heads": 8}
+    assert compose.router.rule.settings == {"kind": "top_k", "k": 2}
+
+
+def test_a_router_can_be_left_out_trained_or_strict(tmp_path):
+    one = "  experts: {a: {encoder: 'hub:o/a'}}\n"
+    assert compose_of(tmp_path, one).router is None
+    assert compose_of(tmp_path, one + "  router: none").router.made is False
+    assert str(compose_of(tmp_path, one + "  router: local:trained").router.model) == "local:trained"
+    rule = compose_of(tmp_path, one + "  router: {rule: {kind: threshold, threshold: 0.7}}").router.rule
+    assert rule.settings == {"kind": "threshold", "threshold": 0.7}
+
+
+def test_the_resolved_recipe_says_the_same(tmp_path):
+    text = "  experts: {a: {encoder: 'hub:o/a', projector: {kind: resampler}}}\n  router: {feature: mean}"
+    path = write(tmp_path, GOOD.replace("output:", f"compose:\n{text}\noutput:"))
+    recipe = load_recipe(path).recipe
+    assert load_recipe(write(tmp_path, recipe_text(recipe))).recipe == recipe
+
+
+EXPERT = "  experts:\n    charts:\n      encoder: hub:o/pix\n      "
+MISTAKES = {
+    f"{EXPERT}domian: x": (17, "'compose.experts.charts.domian' is not a known key", "'domain'"),
+    f"{EXPERT}class_token: drp": (17, "not a known rule for class tokens: 'drp'", "'drop'"),
+    f"{EXPERT}class_token: -1": (17, "'compose.experts.charts.class_token' cannot be less than zero", ""),
+    f"{EXPERT}modality: video": (17, "not a known modality with experts: 'video'", "audio"),
+    f"{EXPERT}padding: droop": (17, "not a known way with padding: 'droop'", "'drop'"),
+    f"{EXPERT}store: refernce": (17, "not a known way to store: 'refernce'", "'reference'"),
+    f"{EXPERT}projector: mpl": (17, "not a known kind of projector: 'mpl'", "'mlp'"),
+    f"{EXPERT}projector: {{kind: linear, depth: 3}}": (17, "projector.depth' does nothing for", "'kind: mlp'"),
+    f"{EXPERT}projector: pixel_shuffle\n      padding: drop": (18, "charts.padding' goes with no pixel_shuffle", ""),
+    "  experts:\n    charts: {encoder: o/pix}": (15, "'compose.experts.charts.encoder'", "'hub:o/pix'"),
+    "  experts:\n    none: {encoder: 'hub:o/pix'}": (15, "cannot be its name", "routed"),
+    "  experts:\n    my charts: {encoder: 'hub:o/pix'}": (15, "cannot be 'my charts'", "letters"),
+    "  experts:\n    sees: {encoder: 'hub:o/pix'}": (15, "'compose.experts.sees' has the name of a source", "another"),
+    "  router: {rule: {kind: argmax, k: 3}}": (14, "'compose.router.rule.k' does nothing", "'kind: top_k'"),
+    "  router: {feature: klass}": (14, "not a known feature: 'klass'", "'class'"),
+    "  router: 3": (14, "'compose.router' must be a mapping", ""),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES, ids=str)
+def test_a_mistake_is_told_with_its_line(tmp_path, text):
+    line, message, hint = MISTAKES[text]
+    found_line, found_message, found_hint = failure(tmp_path, GOOD.replace("output:", f"compose:\n{text}\noutput:"))
+    assert message in found_message
+    assert hint in found_hint
+    assert found_line == line
+
+
+def test_other_formats_have_no_room_for_experts(tmp_path):
+    text = GOOD.replace("output:", "compose: {experts: {a: {encoder: 'hub:o/a'}}}\noutput:\n  format: native")
+    line, message, hint = failure(tmp_path, text)
+    assert (line, "'output.format: native' has no room for experts" in message, "composed" in hint) == (15, True, True)
