@@ -68,10 +68,15 @@ def test_a_failing_command_is_shown_with_its_output():
         run(["sh", "-c", "echo no such source; exit 3"])
 
 
-def test_thread_settings_of_the_caller_are_not_handed_down(monkeypatch: pytest.MonkeyPatch):
+def test_thread_settings_of_the_caller_are_not_handed_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A tool that was told to use one thread would be measured at a fraction of its speed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run(["sh", "-c", 'test -z "$OMP_NUM_THREADS"'])
-    run(["sh", "-c", 'test "$GIVEN" = yes'], env={"GIVEN": "yes"})
+    monkeypatch.setenv("KEPT", "yes")
+    told = tmp_path / "environment"
+    run(["sh", "-c", f"env > '{told}'"], env={"GIVEN": "8"})
+    seen = dict(line.split("=", 1) for line in told.read_text().splitlines() if "=" in line)
+    assert (seen["KEPT"], seen["GIVEN"]) == ("yes", "8")
+    assert "OMP_NUM_THREADS" not in seen
 
 
 def test_ratios_round_by_round_by_hand():

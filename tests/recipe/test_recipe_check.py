@@ -18,7 +18,9 @@ from mcompose.recipe import (
     recipe_text,
     resolve,
     resolve_text,
+    settings_for,
 )
+from mcompose.recipe.select import Setting
 
 REQUIRED = type("Required", (), {"__repr__": lambda self: "required"})()
 
@@ -68,23 +70,42 @@ def parse(merge, *, base="", sources=("a", "b")):
     return parse_recipe("\n".join([*head, *body]), path=Path("r.yaml"))
 
 
-GOOD = [
-    "method: linear",
-    "method: linear\nparameters: {normalize: [true, false]}",
-    "method: slerp\nparameters: {t: [0, 1]}",
-    "method: slerp\nparameters: {t: [{filter: mlp, value: 0.1}, {value: 0.5}]}",
-    "method: karcher\nparameters: {max_iter: 3, tol: 1e-6}",
-    "method: weight-mix\nweights: {a: 0.3, b: 0.7}",
-    "method: mergekit:sce\nparameters: {select_topk: 0.5}",
-    "method: linear\noverrides:\n  - {match: {part: head}, method: slerp, parameters: {t: 0.5}}",
-    "method: passthrough\nslices:\n  - sources: [{source: a, layer_range: [0, 2]}]\n"
-    "  - sources: [{source: b, layer_range: [0, 2]}]",
-]
+SCE = "mergekit:sce"
+GOOD = {
+    "method: linear": Setting("linear"),
+    "method: linear\nparameters: {normalize: [true, false]}": Setting("linear", None, {"normalize": True}),
+    "method: slerp\nparameters: {t: [0, 1]}": Setting("slerp", None, {"t": 0.5}),
+    "method: slerp\nparameters: {t: [{filter: mlp, value: 0.1}, {value: 0.5}]}": Setting("slerp", None, {"t": 0.1}),
+    "method: karcher\nparameters: {max_iter: 3, tol: 1e-6}": Setting("karcher", None, {"max_iter": 3, "tol": 1e-6}),
+    "method: weight-mix\nweights: {a: 0.3, b: 0.7}": Setting("weight-mix", None, {"beta": 0.3}),
+    f"method: {SCE}\nparameters: {{select_topk: 0.5}}": Setting(SCE, None, {"select_topk": 0.5}),
+    "method: linear\noverrides:\n  - {match: {part: language}, method: slerp, parameters: {t: 0.5}}": Setting(
+        "slerp", None, {"t": 0.5}
+    ),
+}
+"""What may be asked for, and what it says of a tensor of the middle layer."""
+
+
+def middle(loaded: LoadedRecipe) -> Setting:
+    merge = loaded.recipe.merge
+    place = {"part": "language", "layer": 1, "num_layers": 3, "name": "layers.1.mlp.up_proj.weight"}
+    return settings_for(merge, sources=("a", "b"), **place)
 
 
 @pytest.mark.parametrize("merge", GOOD)
-def test_what_can_be_run_passes(merge):
-    check_method(parse(merge), CATALOGUE)
+def test_what_can_be_run_passes_and_says_what_is_run(merge):
+    loaded = parse(merge)
+    check_method(loaded, CATALOGUE)
+    assert middle(loaded) == GOOD[merge]
+
+
+def test_slices_of_single_sources_pass_where_the_method_takes_one():
+    slices = "slices:\n" + "".join(f"  - sources: [{{source: {name}, layer_range: [0, 2]}}]\n" for name in "ab")
+    loaded = parse(f"method: passthrough\n{slices}")
+    check_method(loaded, CATALOGUE)
+    assert [piece.names for piece in loaded.recipe.merge.slices] == [("a",), ("b",)]
+    with pytest.raises(RecipeError, match="'passthrough' takes exactly 1 source"):
+        check_method(parse("method: passthrough"), CATALOGUE)
 
 
 def test_methods_with_a_base_pass():
@@ -93,7 +114,10 @@ def test_methods_with_a_base_pass():
         base="hub:o/z",
     )
     check_method(loaded, CATALOGUE)
-    check_method(parse("method: ties\nparameters: {rescale: mergekit}", base="hub:o/z"), CATALOGUE)
+    assert middle(loaded) == Setting("ties", (1.0, 1.0), {"density": (0.2, 0.5), "rescale": True})
+    named = parse("method: ties\nparameters: {rescale: mergekit}", base="hub:o/z")
+    check_method(named, CATALOGUE)
+    assert middle(named) == Setting("ties", None, {"rescale": "mergekit"})
 
 
 BAD = {
