@@ -143,7 +143,8 @@ def _span(text: str) -> tuple[int, str] | None:
     """The number and the text of ``[pos]{number}[struts]{width or columns}[shift]{text}``."""
     found = []
     for _ in range(3):
-        given = _argument(re.sub(r"^\s*\[[^\]]*\]", "", text))
+        bare = re.sub(r"^\s*(?:\[[^\]]*\])?\s*", "", text)
+        given = ("*", bare[1:]) if bare.startswith("*") else _argument(bare)
         if given is None:
             return None
         found.append(given[0])
