@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damc_sources import write_donor, write_natives
 from tiny_sources import write_family, write_language_model, write_recipe
 
 from mcompose.compose import ComposeOptions, compose
@@ -66,23 +67,67 @@ CASES = {
 }
 
 
+def check_trial(loaded, scratch: Path, settings: Settings, *, in_place: bool) -> list[str]:
+    """Holds a trial to what a merge writes; gives the names of the tensors that it changed."""
+    model = TrialModel(loaded, scratch, in_place=in_place)
+    assert model.in_place == in_place
+    before = {name: tensor.clone() for name, tensor in state(model.subject.model).items()}
+    digest = model.merge(settings)
+    written = compose(applied(loaded, settings), output=scratch.parent / "written", options=ComposeOptions())
+    assert digest == digest_of(written.ledger.tensors)
+    wanted = state(load_subject(scratch.parent / "written").model)
+    found = state(model.subject.model)
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert verify(scratch).problems == (), "nobody writes into the composition that all start from"
+    return [name for name in wanted if not torch.equal(found[name], before[name])]
+
+
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "reloaded"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_trial_is_what_a_merge_writes(family, tmp_path, case, in_place):
     changes, settings = CASES[case]
     loaded, scratch = scratch_of(family, tmp_path, **changes)
-    model = TrialModel(loaded, scratch, in_place=in_place)
-    assert model.in_place == in_place
-    before = {name: tensor.clone() for name, tensor in state(model.subject.model).items()}
-    digest = model.merge(settings)
-    written = compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
-    assert digest == digest_of(written.ledger.tensors)
-    wanted = state(load_subject(tmp_path / "written").model)
-    found = state(model.subject.model)
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert not all(torch.equal(found[name], before[name]) for name in wanted)
-    assert verify(scratch).problems == (), "nobody writes into the composition that all start from"
+    assert check_trial(loaded, scratch, settings, in_place=in_place)
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory):
+    """A base, what grew from it, and the same with groups of their own."""
+    torch.set_num_threads(1)
+    folder = write_natives(tmp_path_factory.mktemp("donors"))
+    write_natives(folder / "base-too", change=0.0)
+    for name, kind in (("sees", "low-rank"), ("sees", "dense"), ("hears", "dense")):
+        write_donor(folder, folder, name, kind=kind)
+    return folder
+
+
+GROUPS = {"sees": ".groups.image", "hears": ".groups.audio"}
+DAMC = {
+    "donors": ("donor", {"sees": "sees-dense", "hears": "hears-dense"}, {}),
+    "donors of two kinds": ("donor", {"sees": "sees-low-rank", "hears": "hears-dense"}, {}),
+    "donors, and their groups scaled": ("donor", {"sees": "sees-dense", "hears": "hears-dense"}, {"hears": 0.5}),
+    "ordinary sources": ("convert", {"sees": "sees", "hears": "hears"}, {}),
+}
+"""Where groups come from, the sources, and what a trial sets their groups to."""
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "reloaded"])
+@pytest.mark.parametrize("case", DAMC)
+def test_a_trial_of_decoupled_groups_is_what_a_merge_writes(donors, tmp_path, case, in_place):
+    decouple, folders, scaled = DAMC[case]
+    loaded, scratch = scratch_of(
+        donors,
+        tmp_path,
+        sources=[{"name": name, "model": f"local:{folder}"} for name, folder in folders.items()],
+        merge={"method": "damc"},
+        compose={"decouple": decouple},
+    )
+    parameters = {"modality_weights": {"sees": 1.0, **scaled}} if scaled else {}
+    changed = check_trial(loaded, scratch, Settings({"sees": 0.3, "hears": 0.8}, parameters), in_place=in_place)
+    assert any(".self_attn." in name and ".groups." not in name for name in changed), "the text follows its weights"
+    for name, group in GROUPS.items():
+        assert any(group in one for one in changed) == (name in scaled), "a group follows its own coefficient only"
 
 
 def test_a_trial_does_not_depend_on_those_before_it(family, tmp_path):
