@@ -119,6 +119,14 @@ class Collator:
         text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         return {name: value for name, value in encoded.items() if name not in text}
 
+    def item_inputs(self, modality: str, items: Sequence[Path | bytes]) -> tuple[dict[str, Any], list[int]]:
+        """Like :meth:`media_inputs`, and the placeholder tokens that each item becomes."""
+        rows = [[read_media(item, modality, sampling_rate=self._rate)] for item in items]
+        encoded = self._processed([self.writer.placeholders[modality]] * len(rows), {modality: rows}, experts="none")
+        tokens = (encoded["mm_token_type_ids"] == TYPE_IDS[modality]).sum(-1).tolist()
+        text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        return {name: value for name, value in encoded.items() if name not in text}, tokens
+
     def encode(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
         """The batch without limit, domains and positions; see :meth:`__call__`."""
         texts = [self._text(sample) for sample in samples]

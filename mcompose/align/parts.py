@@ -1,8 +1,9 @@
 """Which tensors a stage trains: parts of a checkpoint by role, from its headers alone.
 
 A part is what the anatomy says (``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``) and what
-lies inside the language model by name: decoupled groups (``groups:audio``). Selection needs no torch, so a misspelt
-part is told before a model is loaded.
+lies inside the language model by name: decoupled groups (``groups:audio``). A domain expert is two parts,
+``expert:charts`` (its encoder) and ``projector:charts``; beside them stand ``router:image``, ``separators`` and
+``mask``. Selection needs no torch, so a misspelt part is told before a model is loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, UNUSED
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, UNUSED
 from mcompose.errors import UnknownNameError, nearest_name
 from mcompose.recipe import LoraSpec, part_role
 
@@ -29,6 +30,16 @@ _INSIDE = (
 )
 """Roles that are told by names, and what qualifies them. An origin (W0 of decoupled groups) is never trained."""
 _TOWER = re.compile(r"(?:^|\.)towers\.([^.]+)\.")
+_EXPERTS = (
+    ("expert", re.compile(r"(?:^|\.)experts\.([^.]+)\.encoder\.")),
+    ("projector", re.compile(r"(?:^|\.)experts\.([^.]+)\.projector\.")),
+    ("router", re.compile(r"^model\.routers\.([^.]+)\.")),
+    ("separators", re.compile(r"^model\.domain_tokens()$")),
+    ("mask", re.compile(r"^model\.mask_token()$")),
+)
+"""Parts of domain experts. An encoder among them is trained only where it is named: not as ``all``."""
+_LLM = (LANGUAGE, EMBEDDING, HEAD)
+_COMPOSED = re.compile(r"^model\.(?:experts|routers|domain_tokens|mask_token)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def part_label(key: str, role: str) -> tuple[str, str]:
         key: Its name in the files or in memory.
         role: What the anatomy says it is.
     """
-    for inner, pattern in _INSIDE:
+    for inner, pattern in (*_INSIDE, *(_EXPERTS if _COMPOSED.match(key) else ())):
         found = pattern.search(key)
         if found:
             return inner, found.group(1) or ""
@@ -130,7 +141,9 @@ def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple
     role, which = part_role(name)
     able = [part for part in parts.values() if part.role != "origin"]
     if role == "all":
-        return tuple(key for part in able for key in part.keys)
+        return tuple(key for part in able if part.role != "expert" for key in part.keys)
+    if role == "llm":
+        return tuple(key for part in able if part.role in _LLM for key in part.keys)
     if role == "key":
         keys = tuple(key for part in able for key in part.keys if fnmatchcase(key, which))
         if not keys:

@@ -87,12 +87,13 @@ class RouterLoss:
     def _items(self, labels: Any) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Modalities, labels (N,) one after the other, and their weights (N,)."""
         rows = _by_modality(labels, self._weights_C)
-        kept = {modality: row.cpu() for modality, row in rows.items()}
+        kept = {modality: row.cpu() for modality, row in rows.items() if len(row)}
         weights = [
             torch.where(row == UNKNOWN, 0.0, self._weights_C[modality][row.clamp(min=0)])
             for modality, row in kept.items()
         ]
-        return list(kept), torch.cat(list(kept.values())), torch.cat(weights)
+        nothing = torch.zeros(0)
+        return list(kept), torch.cat([nothing.long(), *kept.values()]), torch.cat([nothing, *weights])
 
 
 def _by_modality(value: Any, modalities: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 The Trainer brings the loop, mixed precision, accumulation, DDP, FSDP and reporting. Changed here: samples come in the
 order that was laid out; each part has its own learning rate; a saved point holds the trained parameters and not the
-model; frozen modules stay in evaluation mode; nothing counts floating-point operations.
+model; frozen modules stay in evaluation mode; nothing counts floating-point operations. With domain experts, the
+router's loss is that of the whole step, items may be routed by the router itself, and evaluation hides no token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from transformers import Trainer, TrainingArguments
 from mcompose.align import processes
 from mcompose.align.delta import full_values
 from mcompose.align.frozen import FrozenModules
+from mcompose.align.gscm import unhidden
+from mcompose.align.router_loss import RouterLoss
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
 from mcompose.align.tensor_file import read_tensors, write_tensors
@@ -41,6 +44,8 @@ class TrainerParts:
         names: Trained parameters in memory, to the name of their part.
         rates: Part to learning rate.
         frozen: Modules that stay in evaluation mode.
+        router: The routers' loss; None when they are not trained.
+        predicts: Whether the router itself chooses experts in training.
     """
 
     stage: Stage
@@ -48,6 +53,8 @@ class TrainerParts:
     names: Mapping[str, str]
     rates: Mapping[str, float]
     frozen: FrozenModules
+    router: RouterLoss | None = None
+    predicts: bool = False
 
 
 def training_arguments(
@@ -164,11 +171,41 @@ class AlignTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The pieces of a step; what the routers' loss is divided by is known from then on."""
+        pieces, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        router = self.parts.router
+        if router is not None:
+            mine = router.begin_step([piece.get("router_labels") for piece in pieces])
+            total = torch.tensor(mine, dtype=torch.float64).to(device, torch.float32)
+            router.share(float(self.accelerator.reduce(total, "sum")))
+        return pieces, count
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, with frozen modules in evaluation mode."""
+        """The model's own loss and the routers', with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        if not model.training:
+            inputs = unhidden(inputs)
+        labels = inputs.get("router_labels")
+        if self.parts.predicts:
+            with self.accelerator.autocast():
+                inputs = self.accelerator.unwrap_model(model).route(**inputs)
+        asked = kwargs.pop("return_outputs", False)
+        given = {**inputs, "use_cache": False}
+        loss, outputs = super().compute_loss(model, given, *args, return_outputs=True, **kwargs)
+        if self.parts.router is not None and labels is not None:
+            # Gradients are averaged over processes, and the loss is a share of the sum over them.
+            loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
+        return (loss, outputs) if asked else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the routers did to a step's row: their loss, and their share of labelled items that was right."""
+        if self.parts.router is not None and "loss" in logs:
+            said = torch.tensor(self.parts.router.told(), device=self.args.device)
+            loss, right, known = self.accelerator.reduce(said, "sum").tolist()
+            logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
+        super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: it walks over every parameter in every step."""
