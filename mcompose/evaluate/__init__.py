@@ -3,6 +3,8 @@
 Importing this room is free of torch; the checkpoint's loader brings it in.
 """
 
+from mcompose.evaluate.attention_mass import attention_mass
+from mcompose.evaluate.confusion import Confusion, confusion_matrix
 from mcompose.evaluate.endpoint import Endpoint, EndpointError
 from mcompose.evaluate.metrics import accuracy, exact_match, first_letter
 from mcompose.evaluate.reading import find_tasks, load_task
@@ -12,6 +14,7 @@ from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.media import MediaError
 
 __all__ = [
+    "Confusion",
     "Endpoint",
     "EndpointError",
     "Item",
@@ -23,6 +26,8 @@ __all__ = [
     "Result",
     "Task",
     "accuracy",
+    "attention_mass",
+    "confusion_matrix",
     "evaluate",
     "evaluate_task",
     "exact_match",
