@@ -15,6 +15,7 @@
 - ``routed_groups``, ``routed_base``: decoupled parameter groups (``routed_groups.py``), when there are any.
 - ``prefix_tokens``, ``suffix_tokens``: modality -> number of learned vectors before and after each of its items, and
   ``prefix_token_ids``, ``suffix_token_ids``: modality -> id of the tokens that stand for them, when there are any.
+- ``experts``, ``routers`` and their tokens (``configuration_experts.py``), when there are any.
 - ``tie_word_embeddings``: whether ``lm_head.weight`` is the embedding table (then it is not stored).
 
 ``composed_config`` writes all of this from plain values.
@@ -30,6 +31,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_experts import check_experts, set_expert_fields, unused_expert_fields
 from .families import MODALITIES, family_of, refusal
 from .native_configs import native_config, text_config_of
 from .routed_groups import TEXT, group_specs
@@ -67,6 +69,7 @@ class ComposedConfig(PreTrainedConfig):
         suffix_tokens: Modality -> learned vectors after each of its items.
         prefix_token_ids: Modality -> id of the token that stands for them before an item.
         suffix_token_ids: Modality -> id of the token that stands for them after an item.
+        **kwargs: The fields of ``configuration_experts.py``, and those of every configuration.
     """
 
     model_type = "mcompose"
@@ -106,6 +109,7 @@ class ComposedConfig(PreTrainedConfig):
         self.suffix_tokens = dict(suffix_tokens or {})
         self.prefix_token_ids = dict(prefix_token_ids or {})
         self.suffix_token_ids = dict(suffix_token_ids or {})
+        set_expert_fields(self, kwargs)
         if tie_word_embeddings is None:
             tie_word_embeddings = _tied(self.text_config, self.sources)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -113,6 +117,7 @@ class ComposedConfig(PreTrainedConfig):
         _check_sources(self)
         self.check_groups(self.routed_groups)
         self.check_prefixes(**{key: getattr(self, key) for key in _PREFIX_FIELDS})
+        check_experts(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what ``config.json`` holds; what a plain composition does not have is left out."""
@@ -120,6 +125,7 @@ class ComposedConfig(PreTrainedConfig):
         empty = [key for key in ("routed_groups", *_PREFIX_FIELDS) if not whole.get(key)]
         if "routed_groups" in empty:
             empty.append("routed_base")
+        empty += unused_expert_fields(whole)
         return {key: value for key, value in whole.items() if key not in empty}
 
     def check_groups(self, groups: Mapping[str, Mapping[str, Any]]) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 __all__ = ["MODALITIES", "MROPE_TEXT", "TYPE_IDS", "Family", "Mrope", "family_of", "refusal"]
 
 MODALITIES = ("image", "video", "audio", "points")
-# transformers' own numbering of mm_token_type_ids (0 is text), continued.
-TYPE_IDS = {"image": 1, "video": 2, "audio": 3, "points": 4}
+# transformers' own numbering of mm_token_type_ids (0 is text), continued; "expert" is the block of a domain expert.
+TYPE_IDS = {"image": 1, "video": 2, "audio": 3, "points": 4, "expert": 5}
 
 # Language models that take (3 or 4, batch, length) positions.
 MROPE_TEXT = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_5_omni_text")

@@ -8,14 +8,17 @@ prompt has two of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 
+from .expert_places import EXTRA_NAMES, ITEM_TOKENS, expert_input_names, expert_masks, expert_names
+from .expert_routes import has_slots, route_batch, routed_generation
 from .masks_bidirectional import bidirectional_masks
-from .placement import expand_features, type_ids
+from .placement import expand_expert, expand_features, type_ids
 from .towers import SEPARATOR
 
 __all__ = ["ComposedGeneration"]
@@ -27,8 +30,57 @@ class ComposedGeneration(GenerationMixin):
     model: Any
     config: Any
 
+    def route(
+        self, input_ids: torch.Tensor, *, experts: str | Sequence[str | None] = "auto", **batch: Any
+    ) -> dict[str, Any]:
+        """Chooses experts for the items of a batch and writes their blocks in place of the slots.
+
+        Args:
+            input_ids: Token ids (B, L) with one slot after each item; without slots the batch comes back as it is.
+            experts: "auto" asks the router; "none", a name, or a list with a name or None for each item force it.
+            **batch: Everything else that the processor gave, and ``labels`` and ``position_ids`` when there are any.
+
+        Returns:
+            Inputs for ``forward`` and ``generate`` (features that were made are handed on), and ``routes``: the
+            experts of each item, in reading order.
+        """
+        return route_batch(self.model, {"input_ids": input_ids, **batch}, experts=experts)
+
+    @torch.no_grad()
+    def generate(  # pyright: ignore[reportInconsistentOverload]
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        experts: str | Sequence[str | None] = "auto",
+        **kwargs: Any,
+    ) -> Any:
+        """Answers a prompt; slots are resolved first, as by :meth:`route`.
+
+        Args:
+            inputs: Token ids (B, L), or ``input_ids``.
+            *args: As transformers has them.
+            experts: As in :meth:`route`; used where the prompt has slots.
+            **kwargs: Media inputs and what else ``generate`` takes.
+
+        Returns:
+            As transformers; the prompt in it is the one that was given, with its slots.
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if not self.config.experts or prompt is None:
+            return super().generate(inputs, *args, **kwargs)
+        slots = has_slots(self.config, prompt)
+        prepared = routed_generation(
+            self.model,
+            {**kwargs, "input_ids": prompt},
+            experts=experts,
+            positions=self._prepare_position_ids_for_generation,
+        )
+        made = super().generate(None, *args, **prepared)
+        return _with_prompt(made, prompt, prepared["input_ids"].shape[1]) if slots else made
+
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = {name for names in self.model.input_names().values() for name in names}
+        known.update(expert_input_names(self.model))
         super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in known})
 
     def _prepare_position_ids_for_generation(
@@ -61,12 +113,19 @@ class ComposedGeneration(GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        if expand_size > 1 and (media := self.model.media_inputs(model_kwargs)):
+        media = self.model.media_inputs(model_kwargs) if expand_size > 1 else {}
+        ready = model_kwargs.get("mm_features")
+        if expand_size > 1 and (media or ready):
             masks = self.model.get_placeholder_mask(input_ids, model_kwargs.get("mm_token_type_ids"))
-            features = self.model.encode_media(media)
-            model_kwargs = {key: value for key, value in model_kwargs.items() if not self._is_media(key)}
+            features = self.model.encode_media(media) if ready is None else ready
+            model_kwargs = {key: value for key, value in model_kwargs.items() if not self._is_tower_input(key)}
             model_kwargs["mm_features"] = {
                 modality: expand_features(made, masks[modality], expand_size) for modality, made in features.items()
+            }
+        if expand_size > 1 and (made := model_kwargs.get("expert_features")):
+            masks = expert_masks(self.config, input_ids)
+            model_kwargs["expert_features"] = {
+                name: expand_expert(found, masks[name], expand_size) for name, found in made.items()
             }
         if self.model.attention == "prefix" and model_kwargs.get("token_type_ids") is None and input_ids is not None:
             model_kwargs["token_type_ids"] = torch.zeros_like(input_ids)
@@ -111,4 +170,20 @@ class ComposedGeneration(GenerationMixin):
         return bidirectional_masks(kind, token_type_ids, config=config.get_text_config(), **mask_inputs)
 
     def _is_media(self, key: str) -> bool:
+        """Whether an argument is used up in the first step."""
+        expert = key in EXTRA_NAMES or expert_names(self.config, key) is not None or key.endswith(ITEM_TOKENS)
+        return expert or self._is_tower_input(key)
+
+    def _is_tower_input(self, key: str) -> bool:
         return key == "mm_features" or (SEPARATOR in key and key.split(SEPARATOR)[0] in self.config.sources)
+
+
+def _with_prompt(made: Any, prompt: torch.Tensor, length: int) -> Any:
+    """Puts the prompt that was given in place of the longer one that was read."""
+    sequences = made if isinstance(made, torch.Tensor) else made.sequences
+    repeated = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0).to(sequences.device)
+    sequences = torch.cat([repeated, sequences[:, length:]], dim=-1)
+    if isinstance(made, torch.Tensor):
+        return sequences
+    made.sequences = sequences
+    return made

@@ -9,6 +9,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_mcompose import ComposedConfig
+from .expert_router import ItemCounts, pooled_items, watched_encoder
 from .placement import placeholder_masks
 from .towers import SEPARATOR, Features, accepted_names, main_input, own_inputs, tower_features
 
@@ -59,15 +60,35 @@ class MediaFeatures:
                 found[modality] = inputs
         return found
 
-    def encode_media(self, media: Mapping[str, Mapping[str, Any]]) -> dict[str, Features]:
+    def encode_media(
+        self, media: Mapping[str, Mapping[str, Any]], items: Mapping[str, ItemCounts] | None = None
+    ) -> dict[str, Features]:
         """Runs every tower that has something to read.
 
         Args:
             media: As ``media_inputs`` gives it.
+            items: Modality -> what is known of its items, for modalities whose router is to be asked.
         """
-        return {
-            modality: tower_features(self.get_encoder(modality), modality, inputs) for modality, inputs in media.items()
-        }
+        asked = items or {}
+        return {modality: self._encoded(modality, inputs, asked.get(modality)) for modality, inputs in media.items()}
+
+    def _encoded(self, modality: str, inputs: Mapping[str, Any], items: ItemCounts | None) -> Features:
+        tower = self.get_encoder(modality)
+        if items is None:
+            return tower_features(tower, modality, inputs)
+        with watched_encoder(tower) as seen:
+            made = tower_features(tower, modality, inputs)
+        if not seen:
+            raise ValueError(f"The tower of {modality} has no encoder of its own that a router could read.")
+        made.pooled_IW = pooled_items(
+            seen[0],
+            config=tower.config,
+            inputs=inputs,
+            items=items,
+            total=len(made.x_ND),
+            router=self.config.routers[modality],
+        )
+        return made
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Returns image features; ``pooler_output`` is (N, D) over all images, in order."""

@@ -21,23 +21,23 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_mcompose import ComposedConfig
+from .expert_forward import ExpertForward, Reading
+from .expert_places import own_ids, place_blocks, take_extras, unseen
 from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
-from .masks_bidirectional import bidirectional_masks
+from .hidden_tokens import learnable
 from .media_features import MediaFeatures
 from .media_prefixes import place_prefixes, prefix_ids, prefix_masks, prefix_parameters
 from .native_classes import build_language_model, build_tower
+from .outputs_mcompose import ComposedCausalOutput, ComposedOutput
 from .own_code import copy_own_code
 from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
-from .positions_mrope import grids_of, mrope_positions, text_positions
+from .positions_composed import ComposedPositions
 from .routed import check_taken, route_inputs, route_language
 from .routed_groups import group_specs
 from .text_head import scale_logits
@@ -78,7 +78,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
             copy_own_code(save_directory)
 
 
-class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
+class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPreTrainedModel):
     """Towers over a language model, without the head.
 
     Args:
@@ -96,6 +96,7 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
         }
         self.language_model = build_language_model(config.text_config, towers.values())
         self.towers = nn.ModuleDict(towers)
+        self.build_experts(config)
         self._gather_from_towers()
         self.prefix_tokens, self.suffix_tokens = (prefix_parameters(config, side) for side in ("prefix", "suffix"))
         self.specs = group_specs(config.routed_groups, base=config.routed_base)
@@ -114,10 +115,11 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
 
     def _gather_from_towers(self) -> None:
         # post_init looks at direct children only, and a ModuleDict hides the towers from it.
+        models = [*self.towers.values(), *(cast("Any", expert).encoder for expert in self.experts.values())]
         for attribute in _GATHERED:
             found = list(getattr(self, attribute) or [])
-            for tower in self.towers.values():
-                found += sorted(getattr(tower, attribute, None) or [])
+            for model in models:
+                found += sorted(getattr(model, attribute, None) or [])
             setattr(self, attribute, list(dict.fromkeys(found)))
 
     def get_input_embeddings(self) -> Any:
@@ -131,36 +133,6 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         """Returns the language model."""
         return self.language_model
-
-    def rope_positions(
-        self,
-        types_BL: torch.Tensor,
-        media: Mapping[str, Mapping[str, Any]],
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns M-RoPE positions (3, B, L) of new tokens, and the deltas (B, 1) of what follows them.
-
-        Args:
-            types_BL: mm_token_type_ids of the new tokens.
-            media: Their media, as ``media_inputs`` gives them.
-            attention_mask: 2-D mask over earlier and new tokens, or None.
-            past_key_values: Cache of the earlier tokens.
-        """
-        grids = {}
-        for modality, inputs in media.items():
-            config = self.get_encoder(modality).config
-            rule = family_of(config.model_type).mrope
-            if rule is not None and modality in ("image", "video"):
-                grids[modality] = grids_of(config, rule, modality, inputs)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        new = None if attention_mask is None else attention_mask[:, past:]
-        positions_3BL, deltas_B1 = mrope_positions(types_BL, grids, attention_mask=new)
-        if not past:
-            return positions_3BL, deltas_B1
-        before = getattr(past_key_values, "mrope_deltas", 0)
-        seen_B1 = past if attention_mask is None else attention_mask[:, :past].sum(-1, keepdim=True)
-        return positions_3BL + (seen_B1 + before), deltas_B1 + before
 
     def forward(
         self,
@@ -187,41 +159,81 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
             token_type_ids: For languages with a bidirectional part, as the native class takes them.
             mm_features: Features that were made already, instead of media inputs.
             use_cache: Whether to return a cache.
-            **kwargs: ``<source>__<name>`` inputs; everything else goes to the language model.
+            **kwargs: ``<source>__<name>`` and ``<expert>__<name>`` inputs, and what ``expert_places.Extras`` lists
+                (``expert_features``, ``router_labels``, ``hidden``, ``padding_mask``...); everything else goes to the
+                language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds.")
+        extras, kwargs = take_extras(self.config, kwargs)
         media, kwargs = self._split(kwargs)
-        features = self.encode_media(media) if mm_features is None else mm_features
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
+        asked = self.items_asked(extras, masks)
+        features = self.encode_media(media, asked) if mm_features is None else mm_features
+        router_logits, router_loss = self.router_outputs(features, extras)
+        made = self.encode_experts(extras)
         x_BLD = self._embedded(input_ids, inputs_embeds, features, masks, past_key_values)
+        if self.config.experts:
+            x_BLD = place_blocks(x_BLD, input_ids, made, model=self, past_key_values=past_key_values)
         typed = self.mrope or self.attention != "causal"
         types_BL = type_ids(self.ids, input_ids) if typed and input_ids is not None else mm_token_type_ids
         deltas = None
         if position_ids is None:
-            position_ids, deltas = self._positions(x_BLD, types_BL, media, attention_mask, past_key_values)
-        attention_mask = self._two_way(x_BLD, types_BL, token_type_ids, attention_mask, past_key_values, position_ids)
-        route = self._route(masks, features, input_ids)
-        outputs = self.language_model(
-            inputs_embeds=x_BLD,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **deepstack_inputs(features, masks),
-            **route,
-            **kwargs,
+            # Hidden tokens keep their positions, and their places in the grid of an image.
+            counted = attention_mask if extras.padding_mask is None else extras.padding_mask
+            position_ids, deltas = self._positions(x_BLD, types_BL, media, counted, past_key_values)
+        reading, kept = self.hide(
+            Reading(
+                x_BLD,
+                attention_mask,
+                position_ids,
+                types_BL,
+                token_type_ids,
+                self._origin(masks, features, input_ids),
+                deepstack_inputs(features, masks),
+            ),
+            extras,
+            unseen(self.config, input_ids, made),
+            cached=past_key_values is not None and past_key_values.get_seq_length() > 0,
         )
-        check_taken(route, self.language_model)
+        outputs = self._read(reading, past_key_values, use_cache, kwargs)
         if deltas is not None and outputs.past_key_values is not None:
             # The cache carries them: state on the model would leak from one call into the next.
             outputs.past_key_values.mrope_deltas = deltas
-        return BaseModelOutputWithPast(
+        return ComposedOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=router_logits or None,
+            router_loss=router_loss,
+            kept_places=None if kept is None else kept.places_BK,
         )
+
+    def _read(
+        self, reading: Reading, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict[str, Any]
+    ) -> Any:
+        attention_mask = self._two_way(
+            reading.x_BLD,
+            reading.types_BL,
+            reading.token_type_ids,
+            reading.attention_mask,
+            past_key_values,
+            reading.position_ids,
+        )
+        route = route_inputs(self, reading.origin)
+        outputs = self.language_model(
+            inputs_embeds=reading.x_BLD,
+            attention_mask=attention_mask,
+            position_ids=reading.position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **reading.deepstack,
+            **route,
+            **kwargs,
+        )
+        check_taken(route, self.language_model)
+        return outputs
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         prefixes = tuple(f"{name}{SEPARATOR}" for name in self.config.sources)
@@ -239,70 +251,18 @@ class ComposedModel(MediaFeatures, ComposedPreTrainedModel):
     ) -> torch.Tensor:
         if inputs_embeds is None and input_ids is not None:
             own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
-            own += [index for _, _, index in prefix_ids(self.config)]
+            own += [*(index for _, _, index in prefix_ids(self.config)), *own_ids(self.config)]
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
         check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
         x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
         return place(x_BLD, features, masks, input_ids=input_ids)
 
-    def _route(
+    def _origin(
         self, masks: Mapping[str, torch.Tensor], features: Mapping[str, Features], input_ids: torch.Tensor | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, torch.Tensor]:
         # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
         origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
-        return route_inputs(self, prefix_masks(self.config, origin, input_ids))
-
-    def _positions(
-        self,
-        x_BLD: torch.Tensor,
-        types_BL: torch.Tensor | None,
-        media: Mapping[str, Mapping[str, Any]],
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not (self.mrope or self.first_position):
-            return None, None
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        rows, length = x_BLD.shape[:2]
-        if self.first_position:
-            return torch.arange(length, device=x_BLD.device)[None] + past + self.first_position, None
-        if media and types_BL is not None:
-            return self.rope_positions(types_BL, media, attention_mask, past_key_values)
-        deltas = getattr(past_key_values, "mrope_deltas", None)
-        if deltas is None:
-            return None, None
-        plain = text_positions(attention_mask, rows=rows, length=past + length, device=x_BLD.device)[:, -length:]
-        repeated = deltas.repeat_interleave(rows // len(deltas), dim=0)
-        return (plain + repeated).expand(3, -1, -1), deltas
-
-    def _two_way(
-        self,
-        x_BLD: torch.Tensor,
-        types_BL: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | dict | None,
-        past_key_values: Cache | None,
-        position_ids: torch.Tensor | None,
-    ) -> Any:
-        if self.attention == "causal":
-            return attention_mask
-        ready = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
-        started = past_key_values is not None and past_key_values.is_initialized
-        if ready or (self.attention == "prefix" and started):
-            return attention_mask
-        if token_type_ids is None:
-            if types_BL is None:
-                return attention_mask
-            token_type_ids = torch.zeros_like(types_BL) if self.attention == "prefix" else types_BL
-        return bidirectional_masks(
-            self.attention,
-            token_type_ids,
-            config=self.config.text_config,
-            inputs_embeds=x_BLD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        return prefix_masks(self.config, origin, input_ids)
 
 
 class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -377,13 +337,17 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         if labels is not None:
             # Placeholders without a row in the head cannot be learnt.
             labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
+            if kwargs.get("hidden") in ("mask", "drop"):
+                labels = learnable(labels, attention_mask, kwargs.get("padding_mask"), kept=outputs.kept_places)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        found = {"past_key_values": outputs.past_key_values, "hidden_states": outputs.hidden_states}
+        found |= {"logits": logits, "attentions": outputs.attentions}
+        if outputs.router_loss is None and outputs.kept_places is None:
+            return CausalLMOutputWithPast(loss=loss, **found)
+        if outputs.router_loss is not None:
+            asked = self.config.router_loss_weight * outputs.router_loss
+            loss = asked if loss is None else loss + asked.to(loss.device)
+        added = {key: getattr(outputs, key) for key in ("router_logits", "router_loss", "kept_places")}
+        return ComposedCausalOutput(loss=loss, **found, **added)

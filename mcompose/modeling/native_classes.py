@@ -8,6 +8,7 @@ taken out.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -20,7 +21,7 @@ from transformers.utils import logging
 from .configuration_points import PointsConfig
 from .modeling_points import PointsModel
 
-__all__ = ["build_language_model", "build_tower"]
+__all__ = ["build_encoder", "build_language_model", "build_tower"]
 
 # By name: code that travels with a checkpoint may be loaded twice, and its classes are then not the same objects.
 _ISLAND = {PointsConfig.model_type: PointsModel}
@@ -64,6 +65,25 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
     tower.__dict__["language_class"] = _take_out_language_model(tower)
     _set_attention(tower, attn_implementation)
     return tower
+
+
+def build_encoder(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, *, attn_implementation: str | None
+) -> PreTrainedModel:
+    """Builds a lone encoder of a native class, in the default dtype.
+
+    Args:
+        cls: The class.
+        config: Its configuration; left unchanged apart from dtype and attention implementation.
+        attn_implementation: The composition's own; an encoder that lacks it keeps what it has.
+    """
+    dtype = torch.get_default_dtype()
+    _set_dtype(config, dtype)
+    # Nothing reads a pooled output, and classification checkpoints do not even hold its weights.
+    pooling = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    encoder = cls._from_config(config, dtype=dtype, **({"add_pooling_layer": False} if pooling else {}))
+    _set_attention(encoder, attn_implementation)
+    return encoder
 
 
 def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -47,11 +47,13 @@ class Features:
         x_ND: One vector per placeholder, items in order.
         deepstack: For each of the first language layers, vectors (N, D) that are added after it.
         structure: id of a structural token -> its vector (D,), for families that learn them beside the tower.
+        pooled_IW: One vector of the encoder's own width per item, when a router reads them.
     """
 
     x_ND: torch.Tensor  # noqa: N815 - shape suffix
     deepstack: list[torch.Tensor] = field(default_factory=list)
     structure: dict[int, torch.Tensor] = field(default_factory=dict)
+    pooled_IW: torch.Tensor | None = None  # noqa: N815 - shape suffix
 
 
 def tower_features(tower: Tower, modality: str, inputs: Mapping[str, Any]) -> Features:
