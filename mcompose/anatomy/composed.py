@@ -2,7 +2,8 @@
 
 Their keys are the same in files and in memory, so no renaming is needed: the language model lies under
 ``model.language_model``, and what feeds it is told by the configs inside the config. Decoupled groups lie beside their
-linears, and are parts of their own: a language model is merged, a group is copied.
+linears, and are parts of their own: a language model is merged, a group is copied. Domain experts lie under
+``model.experts``, one encoder and one projector each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ from typing import Any
 
 from mcompose.anatomy.cache import ask_transformers
 from mcompose.anatomy.family import Family
-from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, MODALITIES, ORIGIN, PROJECTOR, Slot
+from mcompose.anatomy.part import (
+    EMBEDDING,
+    ENCODER,
+    EXPERT,
+    GROUP,
+    HEAD,
+    LANGUAGE,
+    MASK,
+    MODALITIES,
+    ORIGIN,
+    PROJECTOR,
+    ROUTER,
+    SEPARATORS,
+    Slot,
+)
 from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
@@ -50,6 +65,7 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
             parts.update({head + path: part for path, part in tower_parts.items()})
             layers += tuple(head + path for path in tower_layers)
         parts.update({"model.prefix_tokens": PROJECTOR, "model.suffix_tokens": PROJECTOR})
+        parts.update(_experts(config))
     family = Family(
         model_type=config["model_type"],
         architecture=(config.get("architectures") or [""])[0],
@@ -61,6 +77,16 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
         modalities=modalities,
     )
     return family, _settings(config, text)
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Paths of domain experts and of what belongs to them."""
+    parts: dict[str, str] = {}
+    for name in config.get("experts") or {}:
+        parts |= {f"model.experts.{name}.encoder": EXPERT, f"model.experts.{name}.projector": PROJECTOR}
+    parts |= {f"model.routers.{modality}": ROUTER for modality in config.get("routers") or {}}
+    parts |= {"model.domain_tokens": SEPARATORS} if parts else {}
+    return parts | ({"model.mask_token": MASK} if config.get("mask_token") else {})
 
 
 def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:

@@ -7,7 +7,8 @@ two sources are compared name by name however their files spell them:
   ``embed_tokens.weight``, ``norm.weight``; the head is ``lm_head.weight``;
 * decoupled groups (DAMC) are named beside their linear: ``layers.0.self_attn.q_proj.groups.image.weight``;
 * encoder and projector tensors are named as in memory, relative to transformers' base model:
-  ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``.
+  ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``; so are experts and
+  routers: ``experts.charts.encoder...``, ``routers.image.weight``, ``domain_tokens``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any
 __all__ = [
     "EMBEDDING",
     "ENCODER",
+    "EXPERT",
     "GROUP",
     "HEAD",
     "LANGUAGE",
+    "MASK",
     "MODALITIES",
     "ORIGIN",
     "PARTS",
     "PROJECTOR",
+    "ROUTER",
+    "SEPARATORS",
     "UNUSED",
     "Anatomy",
     "Slot",
@@ -40,6 +45,9 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
     "unused",
 )
 MODALITIES = ("image", "audio", "video", "points")
+EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
+"""Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
+expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""
 GROUP, ORIGIN = "group", "origin"
 """Parts of composed checkpoints with decoupled parameters: ``group:image`` is what image tokens use instead of the
 language model's own linears, ``group:text`` the low-rank part of the text's, ``origin`` what low-rank groups add to."""
@@ -52,9 +60,10 @@ class Slot:
     Args:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
-        part: One of ``PARTS``, ``group:<modality>`` or ``origin``. Everything that is neither language model nor
-            encoder is ``projector``: the connector, a learned newline, query tokens. ``unused`` is what no answer needs
-            and no output gets: a buffer that old files hold, a speech generator; its name is its key.
+        part: One of ``PARTS``, ``group:<modality>``, ``origin``, or one of the experts' parts. Everything that is
+            neither language model nor encoder is ``projector``: the connector, a learned newline, query tokens.
+            ``unused`` is what no answer needs and no output gets: a buffer that old files hold, a speech generator; its
+            name is its key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
         reason: Why the tensor is ``unused``; empty for the other parts.
     """
