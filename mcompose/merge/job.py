@@ -50,8 +50,8 @@ class Segment:
     Args:
         start: First row. A tensor without rows (a scalar) has one segment ``[0, 1)``.
         stop: Row after the last.
-        action: One of ``ACTIONS``. ``created`` rows are zeros; ``copied`` rows with several contributions must hold the
-            same bits in all of them.
+        action: One of ``ACTIONS``. ``created`` rows are zeros, or what their parameters say (``first_values``);
+            ``copied`` rows with several contributions must hold the same bits in all of them.
         contributions: The inputs, in the recipe's order.
         base: The base language model's tensor, where the method uses it.
         method: Name of the merge method; empty unless ``merged``.

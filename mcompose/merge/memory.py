@@ -25,6 +25,9 @@ RUNTIME_MEMORY = 110 * 2**20
 COPY_MEMORY = 2 * 2**20
 """Buffers of a copy."""
 
+DRAW_BYTES = 48
+"""Of an element of a new tensor while its first values are drawn."""
+
 COUNTERS_PER_INPUT = 2 * 2**20
 """Room in which a rank is found: see `methods.select`."""
 
@@ -127,9 +130,9 @@ def peak_memory(jobs: Sequence[TensorJob], *, threads: int) -> int:
 
 
 def _scratch(job: TensorJob, segment: Segment) -> int:
-    if segment.action in ("copied", "created"):
-        return COPY_MEMORY
     total = (segment.stop - segment.start) * job.row_elements
+    if segment.action in ("copied", "created"):
+        return COPY_MEMORY + (min(total, CHUNK) * DRAW_BYTES if segment.parameters else 0)
     raw = sum(DTYPE_BITS[c.entry.dtype] for c in segment.inputs) // 8 + DTYPE_BITS[job.dtype] // 8
     folded = sum(8 for c in segment.inputs if c.low_rank is not None)
     if segment.action == "merged" and _takes_whole_tensors(segment.method):

@@ -22,6 +22,7 @@ from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
 from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.clock import Clock
+from mcompose.merge.first_values import RowMean, first_values
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
@@ -158,9 +159,33 @@ class JobStream:
             self.files.read_into(contribution.entry, target.view(np.uint8).data, start=start)
 
     def _create(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
+        if segment.parameters:
+            total = (segment.stop - segment.start) * job.row_elements
+            row = self._mean_row(segment) if segment.contributions else None
+            for start, count in self._blocks(total, CHUNK):
+                with self.clock.compute:
+                    values = first_values(job, segment, (start, count), row=row)
+                emit(values.view(np.uint8).data)
+            return
         zeros = np.zeros(COPY_BLOCK, np.uint8)
         for _, count in self._blocks(_byte_span(job, segment)[1], COPY_BLOCK):
             emit(zeros[:count].data)
+
+    def _mean_row(self, segment: Segment) -> np.ndarray:
+        """Mean of the first rows of a table, added up in their order; its bytes are an input like any other."""
+        table, digest = segment.contributions[0], TensorDigest()
+        self._inputs.append(digest)
+        width = math.prod(table.entry.shape[1:])
+        whole = RowMean(width)
+        step = max(CHUNK // width, 1) * width
+        for start, count in self._blocks(segment.parameters["rows"] * width, step):
+            raw = self.scratch.array("input-0", raw_dtype(table.entry.dtype), count)
+            self._read(table, raw, start * raw.itemsize)
+            with self.clock.hash:
+                digest.update(raw.view(np.uint8).data)
+            with self.clock.compute:
+                whole.add(decode(raw, table.entry.dtype))
+        return whole.value
 
     def _copy(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
         """Copies rows bit for bit; every further contribution must hold the same bits."""

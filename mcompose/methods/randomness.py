@@ -18,7 +18,7 @@ from mcompose.methods.arrays import is_numpy
 from mcompose.methods.loops.layout import TILE
 from mcompose.methods.method import TensorTask
 
-__all__ = ["address", "addresses", "uniforms"]
+__all__ = ["address", "addresses", "uniforms", "uniforms_from"]
 
 HALF = TILE // 2
 
@@ -63,9 +63,22 @@ def uniforms(key: int, like: Any) -> Any:
     return _torch_uniforms(key, like).reshape(like.shape)
 
 
-def _numpy_uniforms(key: int, count: int) -> np.ndarray:
+def uniforms_from(key: int, start: int, count: int) -> np.ndarray:
+    """Draws a number in [0, 1) for some elements of a tensor, the same in whatever pieces they are drawn.
+
+    Args:
+        key: See `address`.
+        start: First element.
+        count: Elements.
+    """
+    first = start // TILE
+    return _numpy_uniforms(key, start - first * TILE + count, tile=first)[start - first * TILE :]
+
+
+def _numpy_uniforms(key: int, count: int, *, tile: int = 0) -> np.ndarray:
     tiles = -(-count // TILE)
-    z = np.uint64(key) + np.arange(1, tiles * HALF + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    places = np.arange(tile * HALF + 1, (tile + tiles) * HALF + 1, dtype=np.uint64)
+    z = np.uint64(key) + places * np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
     z = (z ^ (z >> np.uint64(31))).reshape(tiles, 1, HALF)
