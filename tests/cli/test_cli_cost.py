@@ -5,105 +5,25 @@ shapes, and two Vicuna-like language models. 70B: five models of the shapes of L
 """
 
 import json
-import math
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sparse_checkpoints import TEXT, language, write_checkpoint, write_llava
 from tiny_sources import write_recipe
 
 HEAVY = ("torch", "transformers", "numba", "mergekit", "accelerate", "peft", "huggingface_hub", "safetensors")
-TEXT = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "torch_dtype": "float16", "tie_word_embeddings": False,
-}  # fmt: skip
 LARGE = {
     **TEXT, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }  # fmt: skip
-VISION = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
-    "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
-}  # fmt: skip
-
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
-
-
-def language(prefix: str, config: dict) -> Shapes:
-    width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    yield f"{prefix}model.embed_tokens.weight", (rows, width)
-    for layer in range(config["num_hidden_layers"]):
-        start = f"{prefix}model.layers.{layer}"
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{start}.{name}.weight", (width,)
-        for name, height in (("k", keys), ("o", width), ("q", width), ("v", keys)):
-            yield f"{start}.self_attn.{name}_proj.weight", (height, width)
-        for name in ("gate", "up"):
-            yield f"{start}.mlp.{name}_proj.weight", (inner, width)
-        yield f"{start}.mlp.down_proj.weight", (width, inner)
-    yield f"{prefix}model.norm.weight", (width,)
-    yield f"{prefix}lm_head.weight", (rows, width)
-
-
-def vision() -> Shapes:
-    start = "vision_tower.vision_model"
-    yield f"{start}.embeddings.class_embedding", (1024,)
-    yield f"{start}.embeddings.patch_embedding.weight", (1024, 3, 14, 14)
-    yield f"{start}.embeddings.position_embedding.weight", (577, 1024)
-    layer = {f"self_attn.{name}_proj": (1024, 1024) for name in ("k", "out", "q", "v")}
-    layer |= {"mlp.fc1": (4096, 1024), "mlp.fc2": (1024, 4096), "layer_norm1": (1024,), "layer_norm2": (1024,)}
-    named = {f"encoder.layers.{k}.{name}": shape for k in range(24) for name, shape in layer.items()}
-    for name, shape in {**named, "pre_layrnorm": (1024,), "post_layernorm": (1024,)}.items():
-        yield f"{start}.{name}.weight", shape
-        yield f"{start}.{name}.bias", shape[:1]
-    for name, width in (("linear_1", 1024), ("linear_2", 4096)):
-        yield f"multi_modal_projector.{name}.weight", (4096, width)
-        yield f"multi_modal_projector.{name}.bias", (4096,)
-
-
-def write_checkpoint(folder: Path, shapes: Shapes, config: dict, *, shards: int, added: dict[int, str]) -> None:
-    folder.mkdir()
-    tensors = list(shapes)
-    weight_map: dict[str, str] = {}
-    for shard in range(shards):
-        name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        header, end = {}, 0
-        for key, shape in tensors[shard::shards]:
-            start, end = end, end + 2 * math.prod(shape)
-            header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
-            weight_map[key] = name
-        text = json.dumps(header).encode()
-        with (folder / name).open("wb") as handle:
-            handle.write(struct.pack("<Q", len(text)) + text)
-            handle.truncate(8 + len(text) + end)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(config))
-    vocabulary = {f"token{index}é": index for index in range(32000)}
-    merges = [["to", f"k{index}"] for index in range(61000)]
-    tokens = [{"id": index, "content": content, "special": True} for index, content in added.items()]
-    tokenizer = {"added_tokens": tokens, "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seven")
-    text = {**TEXT, "vocab_size": 32064}
-    llava = {
-        "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "image_token_index": 32000,
-        "text_config": text, "vision_config": VISION, "torch_dtype": "float16",
-    }  # fmt: skip
-
-    def whole() -> Shapes:
-        yield from language("language_model.", text)
-        yield from vision()
-
-    write_checkpoint(folder / "llava", whole(), llava, shards=3, added={32000: "<image>", 32001: "<pad>"})
+    write_llava(folder / "llava")
     write_checkpoint(folder / "vicuna", language("", TEXT), TEXT, shards=2, added={})
     write_checkpoint(folder / "expert", language("", TEXT), TEXT, shards=2, added={0: "token0é"})
     return write_recipe(
