@@ -97,12 +97,14 @@ class Routing:
         spec: The recipe's.
         seed: The stage's.
         labelled: Whether batches carry ``router_labels``: only a router that is trained needs them.
+        fitted: Whether the router is fitted by itself.
     """
 
     table: ExpertTable
     spec: RouterTraining
     seed: int
     labelled: bool
+    fitted: bool = False
 
     def check(self, domains: Sequence[str]) -> None:
         """Looks at the domains that the data name.
@@ -117,7 +119,12 @@ class Routing:
                     f"'router.general' names the domain '{name}', which no data have.", hint=nearest_name(name, domains)
                 )
         known = [domain for domain in domains if self.table.is_known(domain)]
-        if self.labelled and not known:
+        if not self.table.classes and (self.labelled or self.fitted or self.spec.routing == "predicted"):
+            raise RequestError(
+                "'router' has nothing to train or to ask: this checkpoint has experts and no router.",
+                hint="Leave 'router' out, and compose with a router.",
+            )
+        if (self.labelled or self.fitted) and not known:
             raise RequestError(
                 f"No data of this stage belong to a domain of the experts ({', '.join(self.table.domains)}).",
                 hint="Write 'domain: ...' beside the 'path' of a dataset.",

@@ -57,6 +57,11 @@ class ExpertStage:
         """Whether the stage's loss has a router's in it."""
         return self.routing is not None and self.routing.labelled
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the router itself chooses experts in training."""
+        return self.routing is not None and self.routing.spec.routing == "predicted"
+
     def weights(self) -> dict[str, list[float]]:
         """Modality to the weights of its router's classes; see ``router_loss.class_weights``."""
         if self.table is None or self.routing is None:
@@ -155,7 +160,10 @@ def open_experts(stage: Stage, config: Mapping[str, Any], *, processor: Any, mix
                 "'router' has nothing to train: this checkpoint has no experts.", hint="Leave 'router' out."
             )
         return ExpertStage(stage, None, None, processor, domains)
-    routing = Routing(table, stage.router or RouterTraining(), stage.seed, labelled=trained)
+    spec = stage.router or RouterTraining()
+    routing = Routing(table, spec, stage.seed, labelled=trained, fitted=stage.fits_router)
     routing.check(domains)
+    if stage.fits_router and not hasattr(mixture, "samples"):
+        raise RequestError("A router cannot be fitted on a stream.", hint="Leave 'streaming' out, or 'fit: separate'.")
     counts = mixture.items_of_domains() if hasattr(mixture, "items_of_domains") else {}
     return ExpertStage(stage, table, routing, processor, domains, counts)

@@ -239,8 +239,10 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                 return
             gradients = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
         unused = {where for where, gradient in zip(probes, gradients, strict=True) if gradient is None}
+        # A router reads the last hidden state, an output's first value, without a gradient.
+        read = {0} if modality in (getattr(self.inner.config, "routers", None) or {}) else set()
         for child, point in tower.points.items():
-            point.kept = tuple(index for index in point.kept if (child, index) not in unused)
+            point.kept = tuple(index for index in point.kept if (child, index) not in unused or index in read)
 
     def _played(
         self, tower: _Tower, modality: str, items: list[Any], stored: list[dict[str, torch.Tensor]]

@@ -28,6 +28,14 @@ from mcompose.align import processes
 from mcompose.align.batching import from_worker
 from mcompose.align.data import StageData, open_data
 from mcompose.align.delta import Trained, full_values, write_result
+from mcompose.align.expert_training import (
+    MASK,
+    FittedRouters,
+    add_mask_token,
+    fit_routers,
+    routers_loss,
+    wants_mask_token,
+)
 from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done, stages_folder
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
 from mcompose.align.lineage import Lineage, StageResult, open_lineage, open_result
@@ -116,20 +124,24 @@ def run_stage(request: StageRequest) -> StageOutcome:
     check_cacheable(request.stage, lineage.config)
     anatomy = lineage.anatomy
     stage, groups = apply_strategy(request.stage, lineage.config, anatomy)
+    new_mask = wants_mask_token(stage) and not lineage.config.get("mask_token")
+    if wants_mask_token(stage) and not new_mask:
+        stage = stage.model_copy(update={"train": tuple(dict.fromkeys([*stage.train, MASK]))})
     training = plan_training(
         stage,
         parts_of(anatomy),
         matrices=[key for key, shape in lineage.shapes.items() if len(shape) == 2],
         tied=anatomy.tied,
-        added=groups.parts if groups else (),
+        added=(*(groups.parts if groups else ()), *((MASK,) if new_mask else ())),
     )
-    data = open_data(stage, load_processor(lineage.root.folder), folder=request.data_folder)
+    processor = load_processor(lineage.root.folder)
+    data = open_data(stage, processor, folder=request.data_folder, config=lineage.config)
     plan = plan_steps(
         stage,
         samples=stage.batch_size if data.samples is None else data.samples,
         processes=processes.count(),
     )
-    run = _Run(request, stage, lineage, training, groups, data, plan)
+    run = _Run(request, stage, lineage, training, groups, data, plan, new_mask)
     if is_done(request.folder, run.fingerprint) and request.resume:
         return StageOutcome(open_result(request.folder), again=True)
     if not processes.is_main():
@@ -152,6 +164,7 @@ class _Run:
     groups: NewGroups | None
     data: StageData
     plan: StepPlan
+    new_mask: bool = False
 
     @cached_property
     def precision(self) -> str:
@@ -179,30 +192,56 @@ class _Run:
         Raises:
             McomposeError: See ``run_stage``.
         """
-        folder, main = self.request.folder, processes.is_main()
+        main, notices = processes.is_main(), ()
         with told_when_full(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             roles = self._roles(model)
             trained, patch = self._make_trainable(model)
+            fitted = self._fit_routers(model)
             before = frozen_digests(model, roles) if main else {}
-            trainer, watch = self._trainer(model, trained)
-            processes.together()  # the folder is ready
-            point = last_point(folder / POINTS)
-            with self._features(trainer) as notices, interruptible(watch):
-                try:
-                    trainer.train(resume_from_checkpoint=str(point) if point else None)
-                except McomposeError as error:
-                    raise from_worker(error) from error
-                finally:
-                    watch.close()
-        self._check_finished(trainer, watch)
-        values = full_values(trainer.model, trained.names)  # pyright: ignore[reportArgumentType]
+            wrapped = model
+            if trained.names:
+                wrapped, notices = self._run_steps(model, trained)
+            elif main:
+                fitted.log(self.request.folder / LOG)
+        changed = fitted.written(trained)
+        values = full_values(wrapped, changed.names)
         if main:
             after = frozen_digests(model, roles)
             check_unchanged(before, after)
-            notices = (*notices, *self._write(trained, values, patch=patch, frozen=after))
+            more = fitted.record(alone=not trained.names)
+            kept = fitted.frozen(after)
+            notices = (*notices, *self._write(changed, values, patch=patch, frozen=kept, more=more))
         processes.together()
         return notices
+
+    def _run_steps(self, model: Any, trained: Trained) -> tuple[Any, tuple[str, ...]]:
+        """Trains; returns the model as the trainer wrapped it, and sentences for the user."""
+        trainer, watch = self._trainer(model, trained)
+        processes.together()  # the folder is ready
+        point = last_point(self.request.folder / POINTS)
+        with self._features(trainer) as notices, interruptible(watch):
+            try:
+                trainer.train(resume_from_checkpoint=str(point) if point else None)
+            except McomposeError as error:
+                raise from_worker(error) from error
+            finally:
+                watch.close()
+        self._check_finished(trainer, watch)
+        return trainer.model, notices
+
+    def _fit_routers(self, model: Any) -> FittedRouters:
+        """Fits routers by themselves, where the stage says so; every process comes to the same."""
+        if not self.stage.fits_router:
+            return FittedRouters()
+        samples = shown(
+            self.data.mixture.samples(),
+            label=f"stage {self.request.number}, what the router reads",
+            total=len(self.data.mixture),
+            quiet=self.request.quiet or not processes.is_main(),
+        )
+        folder = stages_folder(self.lineage.root.folder) / FEATURES
+        return fit_routers(model, self.data.experts, samples, folder=folder, precision=self.precision)
 
     def _features(self, trainer: AlignTrainer) -> AbstractContextManager[tuple[str, ...]]:
         """Plays the outputs of frozen encoders back, where the stage says so."""
@@ -226,6 +265,9 @@ class _Run:
         if self.groups is not None:
             patch = add_new_groups(model, self.groups, seed=self.stage.seed)
             added = group_names(model, self.groups)
+        if self.new_mask:
+            patch |= add_mask_token(model)
+            added |= {"model.mask_token": MASK}
         direct = {key: names[key] for key in self.training.direct}
         set_values(model, self.lineage, direct, dtype=dtype)
         factors = add_factors(model, self.training.lora, names, seed=self.stage.seed)
@@ -261,11 +303,19 @@ class _Run:
         )
         frozen = FrozenModules(model, checkpointing=stage.gradient_checkpointing)
         trainer = AlignTrainer(
-            parts=TrainerParts(stage, plan, trained.parts, self.training.rates, frozen),
+            parts=TrainerParts(
+                stage,
+                plan,
+                trained.parts,
+                self.training.rates,
+                frozen,
+                router=routers_loss(model, self.data.experts),
+                predicts=self.data.experts.predicts,
+            ),
             model=model,
             args=arguments,
             train_dataset=self.data.ordered(stage, plan),
-            data_collator=self.data.batches(stage, model, request.masks),
+            data_collator=self.data.batches(stage, model, request.masks, plan=plan),
         )
         main = processes.is_main()
         watch = StageWatch(
@@ -294,6 +344,7 @@ class _Run:
         *,
         patch: Mapping[str, Any],
         frozen: Mapping[str, Any],
+        more: Mapping[str, Any],
     ) -> tuple[str, ...]:
         folder, request = self.request.folder, self.request
         written = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
@@ -315,6 +366,7 @@ class _Run:
             "losses": summary([loss for _, loss in losses]),
             "config": dict(patch),
             "versions": self.versions,
+            **more,
             **written,
         }
         finish(folder, record)

@@ -121,9 +121,6 @@ def recipe(stage):
         ("{train: [head], groups: {rank: 4}}", "no strategy that adds groups"),
         ("{train: [head], schedule: cos}", "'align.stages[1].schedule' is not a known schedule"),
         ("{train: [head], lora: {langage: {}}}", "Did you mean 'language'?"),
-        ("{train: [head, routers]}", "'align.stages[1].train[1]' is not built yet"),
-        ("{lora: {'expert:charts': {}}}", "is not built yet"),
-        ("{train: [head], lr: {head: 1e-4, router: 1e-3}}", "is not built yet"),
         ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for the Hub"),
     ],
 )

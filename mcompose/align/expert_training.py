@@ -1,0 +1,159 @@
+"""What a stage does to a loaded model on account of its experts: the routers' loss or fit, and a mask's vector.
+
+The routers' loss is made by the trainer, over whole steps; the network's own, which is that of one piece, is given no
+weight. A separate fit sets the routers before the first step; then they are written with what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mcompose.align.collator import Collator
+from mcompose.align.delta import Trained
+from mcompose.align.expert_stage import ExpertStage
+from mcompose.align.feature_store import FeatureStore
+from mcompose.align.router_loss import RouterLoss
+from mcompose.align.router_probe import Probe, fit_probe, pooled_items_of
+from mcompose.align.samples import Sample
+from mcompose.errors import RequestError
+from mcompose.recipe import Stage
+
+__all__ = ["MASK", "FittedRouters", "add_mask_token", "fit_routers", "routers_loss", "wants_mask_token"]
+
+MASK = "mask"
+"""The part of the learned vector that stands for hidden tokens."""
+
+
+@dataclass(frozen=True)
+class FittedRouters:
+    """Routers that were fitted by themselves.
+
+    Args:
+        probes: Modality to its router.
+    """
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name of each in memory, and in the files, to its part."""
+        return {f"model.routers.{modality}.weight": f"router:{modality}" for modality in self.probes}
+
+    def written(self, trained: Trained) -> Trained:
+        """What was trained, with these."""
+        direct = {**trained.direct, **{name: name for name in self.names}}
+        return replace(trained, direct=direct, parts={**trained.parts, **self.names})
+
+    def frozen(self, digests: Mapping[str, Any]) -> dict[str, Any]:
+        """The digests of what is frozen, without these."""
+        return {part: digest for part, digest in digests.items() if part not in self.names.values()}
+
+    def record(self, *, alone: bool) -> dict[str, Any]:
+        """What the record of a stage has on account of these.
+
+        Args:
+            alone: Whether the stage trains nothing else.
+        """
+        rows = {
+            modality: {
+                "items": probe.items,
+                "iterations": len(probe.losses),
+                "loss": probe.losses[-1],
+                "accuracy": probe.accuracy,
+            }
+            for modality, probe in self.probes.items()
+        }
+        plan = {"steps": 0, "batch": sum(probe.items for probe in self.probes.values()), "warmup": 0}
+        return {**({"router": rows} if rows else {}), **({"plan": plan} if alone else {})}
+
+    def log(self, path: Path) -> None:
+        """Writes the losses of all iterations, as the log of a stage that trains nothing else."""
+        losses = [loss for probe in self.probes.values() for loss in probe.losses]
+        lines = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses, start=1)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def routers_loss(model: Any, experts: ExpertStage) -> RouterLoss | None:
+    """The routers' loss of a stage; None when it does not train them.
+
+    Args:
+        model: A composed model; its own loss leaves the routers out from now on.
+        experts: Of the stage.
+    """
+    if not experts.trains_router:
+        return None
+    model.config.router_loss_weight = 0.0
+    return RouterLoss(experts.router.loss_weight, experts.weights())
+
+
+def fit_routers(
+    model: Any, experts: ExpertStage, samples: Iterable[Sample], *, folder: Path, precision: str
+) -> FittedRouters:
+    """Fits the routers of a model by themselves, where the stage says so.
+
+    Args:
+        model: A composed model in evaluation mode; its routers are changed in place.
+        experts: Of the stage.
+        samples: Of the stage, each once.
+        folder: Where pooled features are kept; at most half of what is free is taken.
+        precision: Of the stage.
+
+    Returns:
+        The routers; none without ``router.fit: separate``.
+
+    Raises:
+        RequestError: A router has no item to learn from, or a medium cannot be read.
+        NumericsError: A feature is not finite.
+    """
+    if not experts.stage.fits_router:
+        return FittedRouters()
+    store = FeatureStore(folder / f"pooled-{precision}", max_bytes=0)
+    store.max_bytes = store.used_bytes + shutil.disk_usage(store.folder).free // 2
+    collator = Collator(experts.processor, max_length=None, routing=experts.routing)
+    kind = next(model.parameters()).device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "mixed"):
+        found = pooled_items_of(model, collator, samples, store=store)
+    weights, probes = experts.weights(), {}
+    for modality, items in found.items():
+        if items.labels:
+            probes[modality] = fit_probe(
+                torch.stack(items.features),
+                torch.tensor(items.labels),
+                classes=len(weights[modality]),
+                l2=experts.router.penalty,
+                weights=weights[modality],
+            )
+            router = model.model.routers[modality]
+            router.weight.data = probes[modality].weight.to(router.weight.device)
+    if not probes:
+        raise RequestError("The router has no item to be fitted on.", hint="Write 'domain: ...' beside the datasets.")
+    return FittedRouters(probes)
+
+
+def wants_mask_token(stage: Stage) -> bool:
+    """Whether a stage puts a learned vector in the place of hidden tokens."""
+    return stage.gscm is not None and stage.gscm.ratio > 0 and stage.gscm.mechanism == "learned"
+
+
+@torch.no_grad()
+def add_mask_token(model: Any) -> dict[str, Any]:
+    """Gives a composed model the vector that stands for hidden tokens: the mean of its embedding.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        What changed in its config; the parameter is ``model.mask_token``.
+    """
+    table_VD = model.get_input_embeddings().weight
+    model.model.mask_token = nn.Parameter(table_VD.float().mean(0).to(table_VD.dtype))
+    model.config.mask_token = True
+    return {"mask_token": True}
