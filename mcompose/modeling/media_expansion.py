@@ -51,15 +51,21 @@ class Expansion:
     tensors: dict[str, Any]
     fences: tuple[str, str] = ("", "")
 
-    def fill(self, row: str, placeholder: str, items: Iterator[str]) -> str:
-        """Returns a text row with its placeholders replaced by the next items, fenced where they are not yet."""
+    def fill(self, row: str, placeholder: str, items: Iterator[tuple[str, str]]) -> str:
+        """Returns a text row with its placeholders replaced by the next items, fenced where they are not yet.
+
+        Args:
+            row: The row.
+            placeholder: Of the modality.
+            items: What an item becomes, and what stands behind it and its fences.
+        """
         start, end = self.fences
         pieces = row.split(placeholder)
         filled = [pieces[0]]
         for piece in pieces[1:]:
             before = "" if filled[-1].endswith(start) else start
-            after = "" if piece.startswith(end) else end
-            filled += [before + next(items) + after, piece]
+            item, behind = next(items)
+            filled += [before + item + end + behind, piece.removeprefix(end)]
         return "".join(filled)
 
 

@@ -7,9 +7,9 @@ Files that a writer produces beside ``config.json``:
   modalities that are served as special tokens; their ids are the ``*_token_id`` of ``config.json``;
 - ``processor_config.json``: ``processor_class``, ``auto_map`` and ``sources``: source name -> ``{"model_type",
   "modalities"}``, and ``prefix_tokens`` and ``suffix_tokens`` when items have learned vectors around them
-  (``media_prefixes.py``);
-- ``processors/<source>/``: that source's native processor: the files of its own checkpoint, copied, or what its own
-  ``save_pretrained`` writes;
+  (``media_prefixes.py``), and ``experts`` and ``routers`` when there are experts (``processing_experts.py``);
+- ``processors/<source>/``: that source's (or expert's) native processor: the files of its own checkpoint, copied, or
+  what its own ``save_pretrained`` writes;
 - ``chat_template.jinja`` when the base model has one.
 
 ``write_processor`` writes all of it from source folders and loads no processor but the tokenizer; ``build_processor``
@@ -28,11 +28,13 @@ from transformers.processing_utils import ProcessorMixin
 
 from .chat_mcompose import DEFAULT_TEMPLATE, flattened, media_of
 from .configuration_mcompose import AUTO_MAP
-from .families import MODALITIES, TYPE_IDS, family_of
+from .families import MODALITIES, TYPE_IDS
 from .media_expansion import PLACEHOLDERS, expand_media
 from .media_items import media_items
 from .media_prefixes import prefix_counts, prefix_token_types, wrapped
 from .own_code import copy_own_code
+from .processing_experts import ExpertMedia
+from .processing_tokens import add_placeholders, structure_ids
 from .source_processors import (
     PROCESSOR_FOLDER,
     Unavailable,
@@ -55,6 +57,8 @@ class ComposedProcessor(ProcessorMixin):
         chat_template: Template over messages with plain string contents; None takes the tokenizer's own.
         prefix_tokens: Modality -> learned vectors before each of its items, as ``ComposedConfig`` has them.
         suffix_tokens: Modality -> learned vectors after each of its items.
+        experts: Expert -> what ``processing_experts.expert_summary`` says of it.
+        routers: Modalities that have a router.
     """
 
     def __init__(
@@ -64,11 +68,14 @@ class ComposedProcessor(ProcessorMixin):
         chat_template: str | None = None,
         prefix_tokens: Mapping[str, int] | None = None,
         suffix_tokens: Mapping[str, int] | None = None,
+        experts: Mapping[str, Mapping[str, Any]] | None = None,
+        routers: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.sources = {name: dict(entry) for name, entry in (sources or {}).items()}
         self.prefixes = prefix_counts(prefix_tokens, suffix_tokens)
         self.processors: dict[str, Any] = {}
+        self.expert_media = ExpertMedia(experts, routers)
         self.unfinished = False  # a writer that brings the code and the sources' files itself says True
         super().__init__(tokenizer, chat_template=chat_template)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
@@ -80,6 +87,7 @@ class ComposedProcessor(ProcessorMixin):
         self.types = {PLACEHOLDERS[modality]: TYPE_IDS[modality] for modality in self.ids}
         if any(self.prefixes.values()):
             self.types.update(prefix_token_types(self.prefixes, tokenizer))
+        self.types.update(self.expert_media.token_types(tokenizer))
 
     def served_by(self, modality: str) -> str | None:
         """Returns the name of the source that serves a modality, or None."""
@@ -93,6 +101,7 @@ class ComposedProcessor(ProcessorMixin):
         audio: Any = None,
         points: Any = None,
         audios: Any = None,
+        experts: Any = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
@@ -105,21 +114,25 @@ class ComposedProcessor(ProcessorMixin):
             audio: Sounds: 1-D arrays at the source's sampling rate.
             points: Clouds: arrays (points, 3).
             audios: Another name of ``audio``.
+            experts: Which expert sees an item: "auto" (the router is asked; the default where there is one), "none", a
+                name for all items, or a list with a name or None per item in reading order (a mapping of modality to
+                such a list when experts of several modalities are there). A tuple of names gives several blocks.
             return_tensors: "pt", or None for lists of ids (media stay tensors).
             **kwargs: For the tokenizer (``padding``, ``max_length``), and ``sampling_rate`` for the audio source.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image, 2 video, 3 audio, 4 points),
-            and the media as ``<source>__<native name>``.
+            ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image, 2 video, 3 audio, 4 points, 5
+            expert), and the media as ``<source>__<native name>`` and ``<expert>__<native name>``.
 
         Raises:
-            ValueError: When placeholders and media differ in number, or no source serves a modality.
+            ValueError: When placeholders, media and routes differ in number, or no source serves a modality.
         """
         if audio is not None and audios is not None:
             raise ValueError("Pass audio or audios, not both.")
         texts = _texts(text)
         given = {"image": images, "video": videos, "audio": audio if audios is None else audios, "points": points}
         media = {modality: media_items(modality, value) for modality, value in given.items()}
+        routes = self.expert_media.routes(experts, {modality: len(items) for modality, items in media.items()})
         rate = kwargs.pop("sampling_rate", None)
         tensors: dict[str, Any] = {}
         for modality in MODALITIES:
@@ -127,8 +140,10 @@ class ComposedProcessor(ProcessorMixin):
             self._check(modality, counts, media[modality])
             if media[modality]:
                 options = {"sampling_rate": rate} if rate is not None and modality == "audio" else {}
-                texts, made = self._expanded(modality, texts, counts, media[modality], options)
-                tensors.update(made)
+                beside = self.processors[str(self.served_by(modality))]
+                behind, found = self.expert_media.prepare(modality, media[modality], routes, rate=rate, beside=beside)
+                texts, made = self._expanded(modality, texts, counts, media[modality], options, behind)
+                tensors.update(made | found)
         return self._encoded(texts, tensors, return_tensors, kwargs)
 
     def _check(self, modality: str, counts: list[int], items: list[Any]) -> None:
@@ -143,7 +158,13 @@ class ComposedProcessor(ProcessorMixin):
             )
 
     def _expanded(
-        self, modality: str, texts: list[str], counts: list[int], items: list[Any], options: dict[str, Any]
+        self,
+        modality: str,
+        texts: list[str],
+        counts: list[int],
+        items: list[Any],
+        options: dict[str, Any],
+        behind: list[str],
     ) -> tuple[list[str], dict[str, Any]]:
         name = str(self.served_by(modality))
         rest = iter(items)
@@ -157,9 +178,13 @@ class ComposedProcessor(ProcessorMixin):
             known=frozenset(map(str, (*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens))),
             options=options,
         )
-        fill = iter(wrapped(each, modality, self.prefixes) for each in made.texts)
+        fill = iter(zip((wrapped(each, modality, self.prefixes) for each in made.texts), behind, strict=True))
         texts = [made.fill(row, PLACEHOLDERS[modality], fill) for row in texts]
-        return texts, {f"{name}{SEPARATOR}{key}": value for key, value in made.tensors.items()}
+        tensors = {f"{name}{SEPARATOR}{key}": value for key, value in made.tensors.items()}
+        if modality in self.expert_media.routers:
+            lengths = [each.count(PLACEHOLDERS[modality]) for each in made.texts]
+            tensors[f"{modality}_item_tokens"] = torch.tensor(lengths)
+        return texts, tensors
 
     def _encoded(
         self, texts: list[str], tensors: dict[str, Any], return_tensors: str | None, kwargs: dict[str, Any]
@@ -174,7 +199,9 @@ class ComposedProcessor(ProcessorMixin):
         for token, index in zip(self.types, kinds, strict=True):
             wanted = sum(row.count(token) for row in texts)
             if sum(row.count(index) for row in ids) != wanted:
-                raise ValueError(f"Truncation cut {token[1:-1]} placeholders; raise max_length or shorten the text.")
+                raise ValueError(
+                    f"Truncation cut {token.strip('<>')} placeholders; raise max_length or shorten the text."
+                )
         data: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": encoded["attention_mask"],
@@ -208,7 +235,7 @@ class ComposedProcessor(ProcessorMixin):
         one = not conversation or isinstance(conversation[0], Mapping)
         batch = [conversation] if one else list(conversation)
         template = chat_template or self.chat_template or self.tokenizer.chat_template or DEFAULT_TEMPLATE
-        own = {key: kwargs.pop(key) for key in ("return_tensors", "padding") if key in kwargs}
+        own = {key: kwargs.pop(key) for key in ("return_tensors", "padding", "experts") if key in kwargs}
         own.update(kwargs.pop("processor_kwargs", None) or {})
         texts = [
             self.tokenizer.apply_chat_template(flattened(chat), chat_template=template, tokenize=False, **kwargs)
@@ -238,7 +265,7 @@ class ComposedProcessor(ProcessorMixin):
             text = set(processor.tokenizer.model_input_names) if hasattr(processor, "tokenizer") else set()
             own = getattr(processor, "model_input_names", [])
             names += [f"{source}{SEPARATOR}{name}" for name in own if name not in text]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys([*names, *self.expert_media.input_names()]))
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes the tokenizer, ``processor_config.json``, every source's processor, and the code."""
@@ -246,6 +273,7 @@ class ComposedProcessor(ProcessorMixin):
             if isinstance(processor, Unavailable) or getattr(processor, "missing_parts", None):
                 raise ValueError(f"The processor of source {name!r} was not loaded whole; copy its files instead.")
             processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER / name)
+        self.expert_media.save(save_directory)
         write_stubs(Path(save_directory), {name: entry["model_type"] for name, entry in self.sources.items()})
         if not self.unfinished:
             copy_own_code(save_directory)
@@ -254,7 +282,8 @@ class ComposedProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """Returns what ``processor_config.json`` holds; the sources' processors have folders of their own."""
         whole = {"auto_map": self.auto_map, "processor_class": type(self).__name__, "sources": self.sources}
-        return whole | {f"{side}_tokens": counts for side, counts in self.prefixes.items() if counts}
+        around = {f"{side}_tokens": counts for side, counts in self.prefixes.items() if counts}
+        return whole | around | self.expert_media.settings()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ComposedProcessor:
@@ -267,42 +296,8 @@ class ComposedProcessor(ProcessorMixin):
             loaded.processors[name] = load_source_processor(
                 pretrained_model_name_or_path, name, model_type=entry["model_type"], **asked
             )
+        loaded.expert_media.load(pretrained_model_name_or_path, **asked)
         return loaded
-
-
-def add_placeholders(tokenizer: Any, modalities: Sequence[str]) -> dict[str, int]:
-    """Gives a tokenizer the placeholders of some modalities as special tokens; those it has stay as they are.
-
-    Args:
-        tokenizer: The composition's tokenizer; changed in place.
-        modalities: What the composition serves.
-
-    Returns:
-        Modality -> placeholder id, for ``composed_config``.
-    """
-    wanted = [PLACEHOLDERS[modality] for modality in MODALITIES if modality in modalities]
-    missing = [token for token in wanted if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens(missing, special_tokens=True)
-    return {modality: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[modality]) for modality in modalities}
-
-
-def structure_ids(tokenizer: Any, config: Mapping[str, Any], *, source_tokenizer: Any) -> list[int] | None:
-    """Gives a tokenizer the structural tokens of a source (Ovis2's image marks), for :func:`stored_source`.
-
-    Args:
-        tokenizer: The composition's tokenizer; changed in place.
-        config: The source's configuration as a dictionary.
-        source_tokenizer: The source's own tokenizer.
-
-    Returns:
-        The tokens' ids in the composition, in the configuration's order; None for families without such tokens.
-    """
-    field = family_of(config["model_type"]).structure
-    if field is None:
-        return None
-    tokens = source_tokenizer.convert_ids_to_tokens(list(config[field]))
-    tokenizer.add_tokens([token for token in tokens if token not in tokenizer.get_vocab()], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids(tokens)
 
 
 def build_processor(
@@ -313,6 +308,7 @@ def build_processor(
     chat_template: str | None = None,
     prefix_tokens: Mapping[str, int] | None = None,
     suffix_tokens: Mapping[str, int] | None = None,
+    **experts: Any,
 ) -> ComposedProcessor:
     """Makes a composed processor; its ``save_pretrained(dir)`` writes all its files.
 
@@ -323,6 +319,7 @@ def build_processor(
         chat_template: Template over string contents; None takes the tokenizer's own.
         prefix_tokens: Modality -> learned vectors before each of its items; needs :func:`prefix_fields` first.
         suffix_tokens: Modality -> learned vectors after each of its items.
+        **experts: ``experts`` and ``routers``, as :class:`ComposedProcessor` takes them.
     """
     short = {
         name: {"model_type": entry["model_type"], "modalities": list(entry["modalities"])}
@@ -334,6 +331,7 @@ def build_processor(
         chat_template=chat_template,
         prefix_tokens=prefix_tokens,
         suffix_tokens=suffix_tokens,
+        **experts,
     )
     made.processors = {name: processors[name] for name in short if name in processors}
     return made
@@ -348,6 +346,7 @@ def write_processor(
     chat_template: str | None = None,
     prefix_tokens: Mapping[str, int] | None = None,
     suffix_tokens: Mapping[str, int] | None = None,
+    **experts: Any,
 ) -> list[Path]:
     """Writes every processor file of a composed checkpoint; the sources' processors are copied, not loaded.
 
@@ -355,10 +354,11 @@ def write_processor(
         folder: The composed checkpoint.
         tokenizer: The composition's tokenizer, after :func:`add_placeholders`.
         sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
-        folders: Source name -> the source's own checkpoint folder.
+        folders: Source or expert name -> its own checkpoint folder.
         chat_template: Template over string contents; None takes the tokenizer's own.
         prefix_tokens: Modality -> learned vectors before each of its items; needs :func:`prefix_fields` first.
         suffix_tokens: Modality -> learned vectors after each of its items.
+        **experts: ``experts`` and ``routers``, as :class:`ComposedProcessor` takes them.
 
     Returns:
         All files below ``folder`` that belong to the processor, sorted.
@@ -371,11 +371,12 @@ def write_processor(
         chat_template=chat_template,
         prefix_tokens=prefix_tokens,
         suffix_tokens=suffix_tokens,
+        **experts,
     )
     made.unfinished = True
     before = _stamps(folder)
     made.save_pretrained(folder)
-    for name in sources:
+    for name in (*sources, *made.expert_media.entries):
         copy_source_processor(Path(folders[name]), folder, name)
     return sorted(path for path, stamp in _stamps(folder).items() if before.get(path) != stamp)
 
