@@ -117,9 +117,16 @@ class Expert(nn.Module):
             return ExpertFeatures(x_ITD.flatten(0, 1), [x_ITD.shape[1]] * len(x_ITD), valid_N)
         return ExpertFeatures(x_ITD[valid_IT], valid_IT.sum(-1).tolist())
 
-    @torch.no_grad()
     def encode(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the encoder's features (I, T, E) and, unless padding is kept, which are valid (I, T)."""
+        """Returns the encoder's features (I, T, E) and, unless padding is kept, which are valid (I, T).
+
+        There is no gradient in them unless a stage trains the encoder itself or factors inside it.
+        """
+        trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return self._encoded(inputs)
+
+    def _encoded(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = {key: self._moved(key, inputs[key]) for key in self.known if inputs.get(key) is not None}
         if self.main_input not in given:
             raise ValueError(f"The expert {self.name!r} needs {self.name}__{self.main_input}.")

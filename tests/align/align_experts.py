@@ -1,4 +1,4 @@
-"""A composed checkpoint with two domain experts on disk, data of three domains, and a processor that stands in for it."""
+"""A composed checkpoint with two domain experts on disk, data of three domains, and a stand-in for its processor."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def make_processor(tokenizer, sources) -> ExpertProcessor:
     made = build_processor(tokenizer, sources, processors={"sees": llava()})
     made.__class__ = ExpertProcessor
     made.experts = {name: {"modality": "image", "domain": name, "tokens": n} for name, (_, n) in EXPERTS.items()}
-    made.types |= {token: 5 for token in (BEGIN, END, SLOT, *(f"<expert:{name}>" for name in EXPERTS))}
+    made.types |= dict.fromkeys((BEGIN, END, SLOT, *(f"<expert:{name}>" for name in EXPERTS)), 5)
     return made
 
 

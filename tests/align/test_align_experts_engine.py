@@ -1,4 +1,4 @@
-"""Stages of a checkpoint with experts, through the collator and the Trainer: what is hidden, trained, frozen, logged."""
+"""Stages of a checkpoint with experts, through collator and Trainer: what is hidden, trained, frozen, logged."""
 
 from dataclasses import replace
 
@@ -198,9 +198,10 @@ def test_masks_are_the_same_after_an_interruption_and_in_pieces(stage_request, m
     assert whole[0] != whole[3]  # other samples, or the same ones drawn anew
     seen.clear()
     stopped = stage_request("stopped", gscm=0.5, steps=4, save_every=2)
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(run.AlignTrainer, "compute_loss", stop_after(run.AlignTrainer.compute_loss, 3))
-        run_stage(stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(stopped)
     seen.clear()
     run_stage(stopped)
     assert hidden_places(seen) == whole[2:]
@@ -266,6 +267,64 @@ def test_the_language_model_tells_the_router_nothing(stage_request):
     one, two = (values(stage_request(name).folder / "delta.safetensors") for name in ("1", "2"))
     name = "model.routers.image.weight"
     assert not torch.equal(one[name], two[name])
+
+
+def test_an_experts_encoder_learns_only_where_it_is_named(home, stage_request):
+    """By factors, or itself; ``all`` leaves it alone."""
+    lora = {"expert:maths": {"rank": 2, "targets": ["q_proj"]}}
+    record = run_stage(stage_request("lora", train=["projectors"], lora=lora)).result.record
+    assert {"expert:maths", "expert:charts"} <= set(record["frozen"])
+    factors = values(stage_request("lora").folder / "adapter_model.safetensors")
+    ups = [tensor for name, tensor in factors.items() if "lora_B" in name]
+    assert ups
+    assert all(tensor.abs().max() > 0 for tensor in ups[:1])
+    assert all("experts.maths.encoder" in name for name in factors)
+    run_stage(stage_request("named", train=["expert:charts"]))
+    moved, parent = (values(path) for path in (stage_request("named").folder / "delta.safetensors",
+                                               home[0] / "model.safetensors"))  # fmt: skip
+    key = "model.experts.charts.encoder.vision_model.encoder.layers.0.self_attn.q_proj.weight"
+    assert all(name.startswith("model.experts.charts.encoder.") for name in moved)
+    name = key if key in moved else next(n for n in moved if n.endswith("layers.0.self_attn.q_proj.weight"))
+    assert not torch.equal(moved[name], parent[name])
+    record = run_stage(stage_request("all", train=["all"], steps=1)).result.record
+    assert set(record["frozen"]) == {"expert:maths", "expert:charts"}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_hidden_features_are_not_heard_through_the_trainer(stage_request, monkeypatch, attention):
+    """Whole runs, of which one has noise on the features of what is hidden: losses and results are the same."""
+    from mcompose.modeling import ComposedForConditionalGeneration as Network
+
+    forward = Network.forward
+
+    def noisy(self, *args, **kwargs):
+        self.set_attn_implementation(attention)
+        image_BL = kwargs["input_ids"] == self.config.image_token_id
+        hidden_BL = (kwargs.get("padding_mask", kwargs["attention_mask"]) - kwargs["attention_mask"]).bool()
+        rows_N, made = hidden_BL[image_BL], self.model.encode_media
+
+        def disturbed(*given, **named):
+            features = made(*given, **named)
+            if "image" in features:
+                x_ND = features["image"].x_ND
+                features["image"].x_ND = torch.where(rows_N[:, None], x_ND + loud[0] * torch.ones_like(x_ND), x_ND)
+            return features
+
+        self.model.encode_media = disturbed
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            del self.model.encode_media
+
+    loud = [0.0]
+    monkeypatch.setattr(Network, "forward", noisy)
+    for name, loudness in (("quiet", 0.0), ("loud", 50.0)):
+        loud[0] = loudness
+        run_stage(stage_request(name, gscm=0.5, train=["router", "separators", "language"]))
+    logs = [[row["loss"] for row in rows_of(stage_request(name).folder / "log.jsonl")] for name in ("quiet", "loud")]
+    assert logs[0] == logs[1]
+    one, two = (values(stage_request(name).folder / "delta.safetensors") for name in ("quiet", "loud"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_routing_by_prediction_asks_the_router(stage_request, monkeypatch):
