@@ -129,7 +129,9 @@ def test_evaluate_published_scrm_lets_numbers_match_words_and_reads_its_own_sepa
     assert scrm_similarity(LABEL, PUBLISHED, paper=True) == 0.0
     assert scrm_similarity(PUBLISHED, PUBLISHED, paper=True) == 1.0
     titled = "A title\\n" + PUBLISHED
-    assert scrm_similarity(titled, titled, paper=True, title=True) == 1.0
+    assert scrm_similarity(titled, PUBLISHED, paper=True, title=True) == 1.0
+    assert scrm_similarity(titled, PUBLISHED, paper=True) == 0.0
+    assert scrm_similarity(titled, titled) == scrm_similarity(titled, PUBLISHED) == 1.0
     with pytest.raises(BadReferenceError, match="literal"):
         scrm_similarity(PUBLISHED, LABEL, paper=True)
 

@@ -78,6 +78,18 @@ def test_evaluate_scrm_is_an_average_precision_and_no_mean(tmp_path) -> None:
     assert {row.unparsed for row in rows.values()} == {1}
 
 
+def test_evaluate_published_scrm_is_asked_for_by_name(tmp_path) -> None:
+    label, titled = (
+        CHART.replace("\t", "\\t").replace("\n", "\\n"),
+        "Title\\n" + CHART.replace("\t", "\\t").replace("\n", "\\n"),
+    )
+    _, rows = results(
+        tmp_path, [label, label], [label, titled], metrics=["scrm_paper", "scrm_paper_titled_hard", "scrm_em"]
+    )
+    assert [row.value for row in rows.values()] == [0.5] * 8 + [1.0]
+    assert [row.unparsed for row in rows.values()] == [1] * 4 + [0] * 5
+
+
 def test_evaluate_bleu_of_a_task_is_of_all_texts_together(tmp_path) -> None:
     wanted, outputs = ["a b c d e", "f g h i"], ["a b c d x", "f g h i"]
     _, rows = results(

@@ -97,13 +97,13 @@ def test_evaluate_latex_as_it_is_written() -> None:
      \textbf{a} & {\bf b} \& c & $\frac{1}{2}$ \\ \cmidrule(lr){2-3}
      \multicolumn{2}{c}{wide} & 5\% \\[2pt]
      \multirow{2}{*}{two} & 1~km & 2 \\
-     & 3 & \makecell[l]{4 \\ 5} \\ \hline
+     & 3\textsuperscript{2} & \makecell[l]{4 \\ 5} \\ \hline
     \end{tabular} after & that \\ \end{table}"""
     assert texts(read_table(latex)) == [
         [("a", 1, 1), (r"\bf b & c", 1, 1), (r"$\frac{1}{2}$", 1, 1)],
         [("wide", 2, 1), ("5%", 1, 1)],
         [("two", 1, 2), ("1 km", 1, 1), ("2", 1, 1)],
-        [("3", 1, 1), ("4 5", 1, 1)],
+        [("32", 1, 1), ("4 5", 1, 1)],
     ]
 
 
@@ -131,6 +131,8 @@ def test_evaluate_markdown_as_it_is_written() -> None:
     markdown = "Text | with a pipe\n\na | **b**\n:-- | :-:\n`1` | 2\\|3<br>4\n5\nafter | all"
     assert plain(read_table(markdown)) == [["a", "b"], ["1", "2|3 4"]]
     assert plain(read_table("| a |\n| - |\n| 1 |")) == [["a"], ["1"]]
+    marked = "|_a_|__b__|*c* d|\n|-|-|-|\n|a_b_c|2*3*4|* |"
+    assert plain(read_table(marked)) == [["a", "b", "c d"], ["a_b_c", "2*3*4", "*"]]
 
 
 CELLS = st.lists(

@@ -3,7 +3,8 @@
 =============================  ======================================================================================
 scrm_strict, _slight, _high    data table of a chart: AP over similarity 0.50 to 0.95; scrm_em: share without a fault
 scrm                           these four together; with ``_hard`` behind, the tolerances for hard charts;
-                               scrm_paper...: with the published code's peculiarities
+                               scrm_paper...: with the published code's peculiarities; scrm_paper_titled...: its
+                               form for PlotQA, whose outputs begin with a title line
 teds, teds_structure           tables as trees, with and without the cells' texts; teds_paper...: as published
 edit_similarity                1 - normalised edit distance; edit_distance: the distance itself (less is better)
 bleu, bleu_sentence            over all texts together; mean over texts
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, Final
 
 from mcompose.errors import RequestError
@@ -30,6 +32,13 @@ from mcompose.evaluate.extraction import edit_distance, scrm, scrm_published, te
 from mcompose.evaluate.extraction.teds import check_html_table, check_table, has_html_table, has_table, teds
 
 __all__ = ["GRADED", "GROUPS", "Graded", "mean"]
+
+_TOLERANCES: Final = ("strict", "slight", "high", "em")
+_SCRM: Final[dict[str, dict[str, Any]]] = {
+    "scrm": {},
+    "scrm_paper": {"paper": True},
+    "scrm_paper_titled": {"paper": True, "title": True},
+}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -123,18 +132,18 @@ class Graded:
 
 
 def _scrm() -> dict[str, Graded]:
-    """Every tolerance, for easy and hard charts, ours and as published."""
+    """Every tolerance, for easy and hard charts, ours and as published, there with and without a title line."""
     made = {}
-    for paper, prefix in ((False, "scrm_"), (True, "scrm_paper_")):
-        ap = scrm.published_average_precision if paper else scrm.average_precision
-        readable = scrm_published.has_rows if paper else scrm.has_facts
+    for prefix, options in _SCRM.items():
+        paper = bool(options)
+        readable = partial(scrm_published.has_rows, title="title" in options) if paper else scrm.has_facts
         check = scrm.check_published if paper else scrm.check_chart
-        for hard, suffix in ((False, ""), (True, "_hard")):
-            for name in ("strict", "slight", "high", "em"):
-                tolerance = "strict" if name == "em" else name
-                score = partial(scrm.scrm_similarity, tolerance=tolerance, hard=hard, paper=paper)
-                together = scrm.exact_share if name == "em" else ap
-                made[prefix + name + suffix] = Graded(score, together=together, check=check, readable=readable)
+        for suffix, name in product(("", "_hard"), _TOLERANCES):
+            tolerance = "strict" if name == "em" else name
+            score = partial(scrm.scrm_similarity, tolerance=tolerance, hard=bool(suffix), **options)
+            ap = scrm.published_average_precision if paper else scrm.average_precision
+            together = scrm.exact_share if name == "em" else ap
+            made[f"{prefix}_{name}{suffix}"] = Graded(score, together=together, check=check, readable=readable)
     return made
 
 
@@ -174,8 +183,7 @@ GRADED: Final[dict[str, Graded]] = {
     "anls": Graded(edit_distance.anls, short=True),
 }
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    prefix + suffix: tuple(f"{prefix}_{name}{suffix}" for name in ("strict", "slight", "high", "em"))
-    for prefix in ("scrm", "scrm_paper")
-    for suffix in ("", "_hard")
+    prefix + suffix: tuple(f"{prefix}_{name}{suffix}" for name in _TOLERANCES)
+    for prefix, suffix in product(_SCRM, ("", "_hard"))
 }
 """One name in a task file for several metrics."""

@@ -77,7 +77,8 @@ def scrm_similarity(
         tolerance: "strict", "slight" or "high".
         hard: Whether the chart is of a kind that is hard to read values from.
         paper: Compute it as the published code does.
-        title: With ``paper``: the first line is a title (PlotQA). Otherwise titles are recognised.
+        title: With ``paper``: the output begins with a title line (PlotQA), the label does not. Otherwise titles are
+            recognised in both.
 
     Returns:
         0 to 1 (with ``paper``, possibly more); 0 for an output that is no table.

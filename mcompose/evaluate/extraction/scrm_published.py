@@ -24,7 +24,7 @@ def similarity(output: str, reference: str, *, words: int, share: float, title: 
         reference: The chart's table, in the same form.
         words: Edits that names may be apart.
         share: Deviation that numbers may have.
-        title: Whether a title line comes first.
+        title: Whether the output begins with a title line; the label never does.
 
     Returns:
         Not negative; more than 1 when several rows match one of the label.
@@ -32,7 +32,7 @@ def similarity(output: str, reference: str, *, words: int, share: float, title: 
     Raises:
         BadReferenceError: The reference has no values.
     """
-    given, wanted = _rows(output, title=title), _rows(reference, title=title)
+    given, wanted = _rows(output, title=title), _rows(reference, title=False)
     if not wanted:
         raise BadReferenceError(NO_VALUES)
     matched = {one for one in given if any(_agree(one, label, words=words, share=share) for label in wanted)}
@@ -40,16 +40,17 @@ def similarity(output: str, reference: str, *, words: int, share: float, title: 
     return len(matched) / union if union else 0.0
 
 
-def has_rows(output: str) -> bool:
+def has_rows(output: str, *, title: bool = False) -> bool:
     """Whether the published code finds values in an output.
 
     Args:
         output: What the model wrote.
+        title: Whether it begins with a title line.
 
     Returns:
         True when it does.
     """
-    return bool(_rows(output, title=False))
+    return bool(_rows(output, title=title))
 
 
 def _rows(text: str, *, title: bool) -> set[Row]:

@@ -20,13 +20,14 @@ _RULES: Final = re.compile(
     r"|\\(?:cline|cmidrule|specialrule|addlinespace)(?:\[[^\]]*\]|\([^)]*\)|\{[^}]*\})*"
 )
 _EMPHASIS: Final = re.compile(
-    r"\\(?:textbf|textit|texttt|textsc|textrm|textsf|emph|underline|mbox|text|bfseries|itshape|centering|small"
+    r"\\(?:textbf|textit|texttt|textsc|textrm|textsf|emph|underline|mbox|text|textsuperscript|textsubscript|bfseries|itshape|centering|small"
     r"|footnotesize|scriptsize|raggedright)\b\s*"
 )
 _PIECES: Final = re.compile(
     r"\\\\\*?(?:\s*\[[^\]]*\])?|\\tabularnewline\b|\\begin\s*\{[^}]*\}|\\end\s*\{[^}]*\}|\\.|[{}&]", re.DOTALL
 )
 _ESCAPED: Final = re.compile(r"\\([%&#_${}])")
+_MARKED: Final = re.compile(r"(?<!\w)(\*\*|__|\*|_)(?=\S)(.+?)(?<=\S)\1(?!\w)")
 _DASHES: Final = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 
 
@@ -82,7 +83,7 @@ def read_markdown(text: str) -> Table | None:
 def _markdown_row(line: str) -> tuple[Cell, ...]:
     inner = re.sub(r"(?<!\\)\|$", "", line.strip().removeprefix("|"))
     cells = (re.sub(r"<br\s*/?>", " ", cell).replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", inner))
-    return tuple(Cell(" ".join(re.sub(r"\*\*|__|`", "", cell).split())) for cell in cells)
+    return tuple(Cell(" ".join(_MARKED.sub(r"\2", cell).replace("`", "").split())) for cell in cells)
 
 
 def _after_arguments(body: str, count: int) -> str:

@@ -128,6 +128,11 @@ class _Costs:
 
     valuecls = float
 
+    def __init__(self) -> None:
+        from rapidfuzz.distance import Levenshtein  # noqa: PLC0415 - an extra
+
+        self._apart = Levenshtein.normalized_distance
+
     def delete(self, _: _Node) -> float:
         return 1.0
 
@@ -135,11 +140,9 @@ class _Costs:
         return 1.0
 
     def rename(self, left: _Node, right: _Node) -> float:
-        from rapidfuzz.distance import Levenshtein  # noqa: PLC0415 - an extra
-
-        if (left.kind, left.spans) != (right.kind, right.spans):
+        if left.kind != right.kind or left.spans != right.spans:
             return 1.0
-        return Levenshtein.normalized_distance(left.text, right.text) if left.text or right.text else 0.0
+        return self._apart(left.text, right.text) if left.text or right.text else 0.0
 
     def children(self, node: _Node) -> tuple[_Node, ...]:
         return node.children
