@@ -1,23 +1,28 @@
 """A model with decoupled parameter groups beside the same model without, on the same tokens.
 
     python -m examples.bench.routed
-    python -m examples.bench.routed --hidden 1024 --layers 4 --rounds 15 --dtype bfloat16
+    python -m examples.bench.routed --hidden 1024 --layers 4 --rounds 15 --dtype bfloat16 --prompt short
 
-One prompt: text, an image of 576 vectors, text, a point cloud of 512 vectors, text. Features are made beforehand, so
-that what is timed is the language model: the whole prompt once (prefill), and single tokens after it (decode). Both
-models run in turn, in changing order, after unmeasured rounds; the ratio is taken round by round, so that a noisy
-moment of the machine hits both. Text weights are the same tensors in both.
+The long prompt: text, an image of 576 vectors, text, a point cloud of 512 vectors, text. The short one: eight rows with
+an image of 49 and a cloud of 32. Features are made beforehand, so that what is timed is the language model: the whole
+prompt once (prefill), and single tokens after it (decode). All models run in turn, in changing order, after unmeasured
+rounds; ratios are taken round by round, so that a noisy moment of the machine hits all. Text weights are the same
+tensors in all. The floor is the same matrix products on tokens that lie ready in the order of their groups: what a
+model with several sets of weights cannot do without.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig
@@ -28,14 +33,15 @@ from mcompose.modeling import (
     add_groups,
     composed_config,
     fold_text,
+    routed,
     stored_source,
 )
 from mcompose.modeling.configuration_points import PointsConfig
+from mcompose.modeling.routed_routes import Route, Share, make_route
 from mcompose.modeling.towers import Features
 
 IDS = {"image": 900, "points": 901}
-COUNTS = {"image": 576, "points": 512}
-LOW_RANK = {"kind": "low_rank", "rank": 64, "scale": 2.0}
+PROMPTS = {"long": (1, {"image": 576, "points": 512}), "short": (8, {"image": 49, "points": 32})}
 BOTH = ("image", "points")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS = ("dense", "low-rank", "low-rank text", "separate")
@@ -57,27 +63,52 @@ def config_of(hidden: int, layers: int) -> ComposedConfig:
     return composed_config(text, sources, placeholders=IDS)
 
 
-def routed_like(dense: ComposedForConditionalGeneration, variant: str) -> ComposedForConditionalGeneration:
+def routed_like(
+    dense: ComposedForConditionalGeneration, variant: str, *, rank: int
+) -> ComposedForConditionalGeneration:
     """A routed model over the dense one's own tensors."""
     model = ComposedForConditionalGeneration(copy.deepcopy(dense.config)).to(dense.dtype).eval()
     model.load_state_dict(dense.state_dict(), assign=True)
     if variant == "dense":
         add_groups(model, BOTH)
         return model
-    add_groups(model, BOTH if variant == "low-rank" else ("text", *BOTH), **LOW_RANK)
+    names = BOTH if variant == "low-rank" else ("text", *BOTH)
+    add_groups(model, names, kind="low_rank", rank=rank, scale=2.0)
     if variant == "separate":
         fold_text(model)
     return model
 
 
-def prompt(hidden: int, dtype: torch.dtype) -> dict[str, object]:
+def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, object]:
     """Ids and features of one prompt."""
+    rows, counts = PROMPTS[name]
     generator = torch.Generator().manual_seed(0)
     ids = [1, *range(10, 50)]
     for modality, index in IDS.items():
-        ids += [index] * COUNTS[modality] + list(range(60, 90))
-    made = {m: Features(torch.randn(count, hidden, generator=generator).to(dtype)) for m, count in COUNTS.items()}
-    return {"input_ids": torch.tensor([ids]), "mm_features": made}
+        ids += [index] * counts[modality] + list(range(60, 90))
+    made = {
+        m: Features(torch.randn(rows * count, hidden, generator=generator).to(dtype)) for m, count in counts.items()
+    }
+    return {"input_ids": torch.tensor([ids] * rows), "mm_features": made}
+
+
+def ready(route: Route) -> Route:
+    """A route of the same products, over tokens that lie in the order of their groups."""
+    return Route(tokens=route.tokens, shares=in_a_row(route.shares), parts=in_a_row(route.parts))
+
+
+def in_a_row(shares: list[Share]) -> list[Share]:
+    """The same weights on as many tokens each, one after the other."""
+    counts = [len(s.index) if s.index is not None else s.stop - s.start for s in shares]
+    stops = list(itertools.accumulate(counts))
+    return [Share(s.weights, stop - count, stop) for s, count, stop in zip(shares, counts, stops, strict=True)]
+
+
+@contextmanager
+def moving_nothing() -> Iterator[None]:
+    """Lets models compute the floor; what they answer is of no use."""
+    with patch.object(routed, "make_route", lambda *args, **kwargs: ready(make_route(*args, **kwargs))):
+        yield
 
 
 def seconds(run: Callable[[], object], clock: str) -> float:
@@ -104,7 +135,7 @@ def decoding(model: ComposedForConditionalGeneration, inputs: dict[str, object],
     """Some decoding steps after the prompt, always from the same place."""
     cache = DynamicCache(config=model.config.text_config)
     model(**inputs, past_key_values=cache, logits_to_keep=1)
-    step = torch.tensor([[7]])
+    step = torch.full((len(inputs["input_ids"]), 1), 7)
 
     def run() -> None:
         for _ in range(tokens):
@@ -119,29 +150,42 @@ def quiet(times: list[float]) -> float:
     return statistics.mean(sorted(times)[: max(len(times) // 4, 1)])
 
 
-def compared(times: dict[str, list[float]]) -> dict[str, float]:
+def compared(times: dict[str, list[float]], name: str = "routed") -> dict[str, float]:
     """Ratio round by round: median and the middle half; ratio of quiet moments; the medians in milliseconds."""
-    ratios = [routed / plain for routed, plain in zip(times["routed"], times["plain"], strict=True)]
+    ratios = [mine / plain for mine, plain in zip(times[name], times["plain"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
         "ratio": middle, "quarter": low, "three_quarters": high,
-        "quiet_ratio": quiet(times["routed"]) / quiet(times["plain"]),
-        "plain_ms": 1e3 * statistics.median(times["plain"]), "routed_ms": 1e3 * statistics.median(times["routed"]),
+        "quiet_ratio": quiet(times[name]) / quiet(times["plain"]),
+        "plain_ms": 1e3 * statistics.median(times["plain"]), "routed_ms": 1e3 * statistics.median(times[name]),
     }  # fmt: skip
 
 
 @torch.no_grad()
 def measure(dense: ComposedForConditionalGeneration, variant: str, args: argparse.Namespace) -> dict[str, object]:
-    """Both figures of one variant."""
-    routed = routed_like(dense, variant)
-    inputs = prompt(args.hidden, dense.dtype)
-    both = {"plain": dense, "routed": routed}
-    prefill = {name: lambda m=model: m(**inputs, logits_to_keep=1, use_cache=False) for name, model in both.items()}
-    decode = {name: decoding(model, inputs, args.tokens) for name, model in both.items()}
+    """All figures of one variant."""
+    model = routed_like(dense, variant, rank=args.rank)
+    inputs = prompt(args.prompt, hidden=args.hidden, dtype=dense.dtype)
+
+    def whole(one: ComposedForConditionalGeneration) -> object:
+        return one(**inputs, logits_to_keep=1, use_cache=False)
+
+    def floor() -> object:
+        with moving_nothing():
+            return whole(model)
+
+    prefill = interleaved(
+        {"plain": lambda: whole(dense), "routed": lambda: whole(model), "floor": floor},
+        rounds=args.rounds,
+        clock=args.clock,
+    )
+    steps = {name: decoding(one, inputs, args.tokens) for name, one in (("plain", dense), ("routed", model))}
+    decode = interleaved(steps, rounds=args.rounds, clock=args.clock)
     return {
         "variant": variant,
-        "prefill": compared(interleaved(prefill, rounds=args.rounds, clock=args.clock)),
-        "decode": compared(interleaved(decode, rounds=args.rounds, clock=args.clock)),
+        "prefill": compared(prefill),
+        "floor": compared(prefill, "floor"),
+        "decode": compared(decode),
     }
 
 
@@ -151,6 +195,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rank", type=int, default=64, help="of low-rank groups")
+    parser.add_argument("--prompt", default="long", choices=PROMPTS)
     parser.add_argument("--tokens", type=int, default=8, help="decoding steps of one round")
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--dtype", default="float32")
@@ -161,7 +207,7 @@ def main() -> None:
     rows = []
     for variant in args.variants:
         rows.append(row := measure(dense, variant, args))
-        for kind in ("prefill", "decode"):
+        for kind in ("prefill", "floor", "decode"):
             found = row[kind]
             print(
                 f"{variant:14} {kind:8} {found['ratio']:.3f} x ({found['quarter']:.3f} to {found['three_quarters']:.3f}"

@@ -73,6 +73,15 @@ class LowRank(nn.Module):
         """Maps (N, I) to (N, O)."""
         return self.lora_B(self.lora_A(x) * self.scale)
 
+    @property
+    def bare(self) -> bool:
+        """Whether ``add_to`` computes what ``forward`` does."""
+        return _is_bare(self.lora_B)
+
+    def add_to(self, y_NO: torch.Tensor, x_NI: torch.Tensor) -> None:
+        """Adds in place what ``forward`` returns; autograd cannot follow it."""
+        y_NO.addmm_(self.lora_A(x_NI), self.lora_B.weight.t(), alpha=self.scale)
+
     def product(self) -> torch.Tensor:
         """Returns the matrix (O, I) in float32 or wider."""
         wide = torch.promote_types(self.lora_A.weight.dtype, torch.float32)
@@ -80,10 +89,16 @@ class LowRank(nn.Module):
 
 
 class Slot:
-    """What the linears of one layer share: the route of the running forward pass, or None."""
+    """What the linears of one layer share: the route of the running forward pass, or None.
+
+    ``laid_out`` tells that the running module's input is in the order of the route already; ``outer`` is the route
+    that comes back after it.
+    """
 
     def __init__(self) -> None:
         self.route: Route | None = None
+        self.laid_out = False
+        self.outer: Route | None = None
 
 
 class RoutedLinear(nn.Linear):
@@ -113,18 +128,28 @@ class RoutedLinear(nn.Linear):
         route = self.slot.route
         if route is None:
             y = functional.linear(x, self.weight, self.bias)
-            return y if self.plain else y + self.groups[TEXT](x)
+            return y if self.plain else self._with_text(x, y)
         route.met += not route.masks
         x_NI = x.reshape(-1, x.shape[-1])
         if x_NI.shape[0] != route.tokens:
             raise ValueError(f"A routed linear got {x_NI.shape[0]} vectors for {route.tokens} tokens.")
+        moved = route.layout is not None and not self.slot.laid_out
+        x_NI = route.laid_out(x_NI) if moved else x_NI
         if route.masks:
             y_NO = self._selected(x_NI, route)
-        elif torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        elif _followed(x):
             y_NO = self._gathered(x_NI, route)
         else:
             y_NO = self._in_place(x_NI, route)
+        y_NO = route.put_back(y_NO) if moved else y_NO
         return y_NO.view(*x.shape[:-1], self.out_features)
+
+    def _with_text(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        low = cast("LowRank", self.groups[TEXT])
+        if _followed(x) or torch.compiler.is_compiling() or not low.bare:
+            return y + low(x)
+        low.add_to(y.view(-1, self.out_features), x.reshape(-1, self.in_features))
+        return y
 
     def _dense(self, name: str) -> nn.Linear:
         if name == OWN:
@@ -141,8 +166,9 @@ class RoutedLinear(nn.Linear):
         if len(route.shares) == 1:
             y_NO = self._product(route.shares[0].weights, x_NI)
         else:
-            made = [self._product(share.weights, share.of(x_NI)) for share in route.shares]
-            y_NO = torch.cat(made).index_select(0, cast("torch.Tensor", route.order).to(x_NI.device))
+            y_NO = torch.cat([self._product(share.weights, share.of(x_NI)) for share in route.shares])
+            if route.order is not None:
+                y_NO = y_NO.index_select(0, route.order.to(x_NI.device))
         for part in route.parts:
             y_NO.index_add_(0, part.positions(x_NI.device), self.groups[part.weights](part.of(x_NI)))
         return y_NO
@@ -162,8 +188,8 @@ class RoutedLinear(nn.Linear):
                 torch.addmm(dense.bias, share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
         for part in route.parts:
             low = cast("LowRank", self.groups[part.weights])
-            if part.index is None and _is_bare(low.lora_B):
-                part.of(y_NO).addmm_(low.lora_A(part.of(x_NI)), low.lora_B.weight.t(), alpha=low.scale)
+            if part.index is None and low.bare:
+                low.add_to(part.of(y_NO), part.of(x_NI))
             else:
                 y_NO.index_add_(0, part.positions(x_NI.device), low(part.of(x_NI)))
         return y_NO
@@ -179,6 +205,11 @@ class RoutedLinear(nn.Linear):
             own_NO = base_NO + group(x_NI) if isinstance(group, LowRank) else self._product(name, x_NI)
             out_NO = torch.where(mask_N1.to(x_NI.device), own_NO, out_NO)
         return out_NO
+
+
+def _followed(x: torch.Tensor) -> bool:
+    """Whether autograd or mixed precision looks at what is done with x."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
 
 
 def _is_bare(linear: nn.Module) -> bool:
@@ -227,6 +258,10 @@ def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base:
         if not hasattr(attention, "route_slot"):
             attention.route_slot = Slot()
             attention.register_forward_pre_hook(_take_route, with_kwargs=True)
+            for module in _token_wise(layer, attention):
+                module.route_slot = attention.route_slot
+                module.register_forward_pre_hook(_lay_out)
+                module.register_forward_hook(_put_back)
         for name, linear in linears.items():
             routed = linear if isinstance(linear, RoutedLinear) else RoutedLinear(linear, attention.route_slot)
             layer.set_submodule(name, routed)
@@ -286,8 +321,34 @@ def decoder_layers(language: nn.Module) -> list[nn.Module]:
 
 
 def _take_route(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    module.route_slot.route = kwargs.pop(ROUTE, None)
+    module.route_slot.route, module.route_slot.laid_out = kwargs.pop(ROUTE, None), False
     return args, kwargs
+
+
+def _lay_out(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    slot = module.route_slot
+    if slot.route is None or slot.route.within is None:
+        return None
+    slot.outer, slot.route, slot.laid_out = slot.route, slot.route.within, True
+    return slot.route.laid_out(args[0]), *args[1:]
+
+
+def _put_back(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    slot = module.route_slot
+    if not slot.laid_out:
+        return None
+    within, slot.route, slot.laid_out = slot.route, slot.outer, False
+    return within.put_back(output)
+
+
+def _token_wise(layer: nn.Module, attention: nn.Module) -> list[Any]:
+    """The modules of a layer whose answer for a token depends on that token alone: plain feed-forward ones."""
+    found = [m for m in layer.children() if m is not attention and "MLP" in type(m).__name__]
+    return [
+        m
+        for m in found
+        if all(type(held) is nn.Linear or not list(held.parameters(recurse=False)) for held in m.modules())
+    ]
 
 
 def _linears_of(layer: nn.Module, owner: str) -> Iterator[tuple[str, nn.Linear]]:

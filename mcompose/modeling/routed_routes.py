@@ -3,14 +3,16 @@
 Letters: B text rows, L tokens, N = B * L, I width of a linear's input.
 
 Long runs of tokens of one origin, as the features of an image are, are taken as slices; the rest of each group is
-gathered. Whether the tokens of a group are multiplied by a weight of their own or by the base, with a low-rank part
-added, is decided here once and not in every linear.
+gathered. Where many tokens would be gathered, all are sorted by group first and put back afterwards, which costs less
+than writing them row by row. Whether the tokens of a group are multiplied by a weight of their own or by the base, with
+a low-rank part added, is decided here once and not in every linear.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +24,8 @@ __all__ = ["BASE", "OWN", "Route", "Share", "make_route"]
 OWN, BASE = "own", "base"
 # A run of so many tokens is worth a matrix product of its own; shorter ones are gathered first.
 _LONG_RUN = 256
+# From this share of scattered tokens on, sorting all of them is cheaper than writing each group to its places.
+_SCATTERED = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ class Route:
         shares: The dense products; together they are all tokens, once.
         parts: The low-rank products, added to those.
         masks: Group -> bool (N, 1), text included; used instead of shares while compiling.
-        order: Indices (N,) that put the concatenated shares back.
+        order: Indices (N,) that put the concatenated shares in the order of the tokens.
+        layout: Indices (N,) of the tokens sorted by group; shares and parts are then slices of that. None: as they are.
+        back: Indices (N,) that undo ``layout``.
+        within: The route of modules that treat every token by itself; their whole input is laid out once.
         met: How many linears have used it.
     """
 
@@ -69,7 +76,18 @@ class Route:
     parts: list[Share] = field(default_factory=list)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     order: torch.Tensor | None = None
+    layout: torch.Tensor | None = None
+    back: torch.Tensor | None = None
+    within: Route | None = None
     met: int = 0
+
+    def laid_out(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """Returns vectors (N, I), or any shape before I, in the order that shares and parts speak of."""
+        return _reordered(x_NI, self.layout)
+
+    def put_back(self, y_NO: torch.Tensor) -> torch.Tensor:
+        """Returns them in the order of the tokens."""
+        return _reordered(y_NO, self.back)
 
 
 def make_route(
@@ -95,31 +113,62 @@ def make_route(
         return Route(tokens=len(media_N), masks={name: mask[:, None] for name, mask in flat.items()})
     if not bool(media_N.any()):
         return None
-    low_rank = [mask_N for name, mask_N in flat.items() if specs[name].low_rank and name != TEXT]
     names = [OWN, BASE, *flat]
-    weights_N = torch.zeros_like(media_N, dtype=torch.long)
+    weights_N, groups_N = torch.zeros_like(media_N, dtype=torch.long), torch.zeros_like(media_N, dtype=torch.long)
     for name, mask_N in flat.items():
+        groups_N.masked_fill_(mask_N, names.index(name))
         if not specs[name].low_rank:
             weights_N.masked_fill_(mask_N, names.index(name))
-    if base == "separate" and low_rank:
-        weights_N.masked_fill_(torch.stack(low_rank).any(dim=0), names.index(BASE))
-    route = Route(tokens=len(media_N), shares=_shares(weights_N, names))
-    for name, mask_N in flat.items():
-        if specs[name].low_rank:
-            route.parts += [part for part in _shares(mask_N.long(), ["", name]) if part.weights]
-    if len(route.shares) > 1:
-        found = [share.positions(media_N.device) for share in route.shares]
-        route.order = torch.argsort(torch.cat(found))
+        elif base == "separate":
+            weights_N.masked_fill_(mask_N, names.index(BASE))
+    low_rank = {names.index(name) for name in flat if specs[name].low_rank}
+    route = _in_runs(weights_N, groups_N, names, low_rank)
+    ordered = _sorted(weights_N, groups_N, names, low_rank)
+    scattered = sum(len(share.index) for share in route.shares if share.index is not None)
+    if scattered > _SCATTERED * route.tokens:
+        ordered.within = ordered
+        return ordered
+    if len(ordered.shares) + len(ordered.parts) < len(route.shares) + len(route.parts):
+        route.within = ordered
     return route
 
 
-def _shares(kinds_N: torch.Tensor, names: list[str]) -> list[Share]:
-    """Cuts tokens into long runs of one kind, and what is left of each kind."""
+def _reordered(x: torch.Tensor, order_N: torch.Tensor | None) -> torch.Tensor:
+    if order_N is None:
+        return x
+    return x.reshape(-1, x.shape[-1]).index_select(0, order_N.to(x.device)).view(x.shape)
+
+
+def _in_runs(weights_N: torch.Tensor, groups_N: torch.Tensor, names: list[str], low_rank: Collection[int]) -> Route:
+    """Tokens where they are."""
+    route = Route(tokens=len(weights_N), shares=_shares(weights_N, names))
+    route.parts = _shares(groups_N, names, only=low_rank)
+    if len(route.shares) > 1:
+        route.order = torch.argsort(torch.cat([share.positions(weights_N.device) for share in route.shares]))
+    return route
+
+
+def _sorted(weights_N: torch.Tensor, groups_N: torch.Tensor, names: list[str], low_rank: Collection[int]) -> Route:
+    """Tokens by what they use, so that each share and each part is one slice."""
+    layout = torch.argsort(weights_N * len(names) + groups_N, stable=True)
+    return Route(
+        tokens=len(layout),
+        shares=_shares(weights_N[layout], names),
+        parts=_shares(groups_N[layout], names, only=low_rank),
+        layout=layout,
+        back=torch.argsort(layout),
+    )
+
+
+def _shares(kinds_N: torch.Tensor, names: list[str], *, only: Collection[int] | None = None) -> list[Share]:
+    """Cuts tokens (of some kinds only) into long runs of one kind, and what is left of each kind."""
     kinds, counts = (found.tolist() for found in torch.unique_consecutive(kinds_N, return_counts=True))
-    stops = list(itertools.accumulate(counts))
+    stops, runs = list(itertools.accumulate(counts)), Counter(kinds)
     shares, rest = [], []
     for kind, count, stop in zip(kinds, counts, stops, strict=True):
-        if count >= _LONG_RUN or kinds.count(kind) == 1:
+        if only is not None and kind not in only:
+            continue
+        if count >= _LONG_RUN or runs[kind] == 1:
             shares.append(Share(names[kind], stop - count, stop))
         else:
             rest.append((kind, torch.arange(stop - count, stop, device=kinds_N.device)))

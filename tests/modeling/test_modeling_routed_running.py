@@ -9,6 +9,8 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from mcompose.modeling.routed import ROUTE, decoder_layers, routed_linears
+from mcompose.modeling.routed_groups import group_specs
+from mcompose.modeling.routed_routes import make_route
 
 
 def close(ours, theirs, *, tight=True):
@@ -227,13 +229,39 @@ def test_mixed_precision_is_the_masked_sum_too():
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.1)
 
 
-@torch.no_grad()
-def test_long_runs_and_scattered_tokens_agree(monkeypatch):
-    model, inputs = routed("mixed-text")
-    wanted = model(**inputs).logits
-    for length in (1, 3):
-        monkeypatch.setattr("mcompose.modeling.routed_routes._LONG_RUN", length)
-        close(model(**inputs).logits, wanted)
+@pytest.mark.parametrize(("run", "scattered"), [(1, 0.25), (3, 2), (256, 2), (256, 0)])
+@pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate"])
+def test_slices_gathered_and_sorted_tokens_agree(monkeypatch, groups, run, scattered):
+    """Runs of so many tokens are slices; above so large a share of other tokens, all are sorted."""
+    monkeypatch.setattr("mcompose.modeling.routed_routes._LONG_RUN", run)
+    monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
+    model, inputs = routed(groups, prefixes=True)
+    other = reference(model, inputs["input_ids"])
+    with torch.no_grad():
+        close(model(**inputs).logits, other(**inputs).logits)
+    ours, theirs = gradients(model, inputs), gradients(other, inputs)
+    assert ours.keys() <= theirs.keys()
+    for name, grad in theirs.items():
+        close(ours.get(name, torch.zeros_like(grad)), grad)
+
+
+@pytest.mark.parametrize(("scattered", "sorts"), [(2, False), (0, True)])
+def test_a_route_names_every_token_once(monkeypatch, scattered, sorts):
+    monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
+    kinds = torch.tensor([[0, 1, 1, 0, 2, 2], [1, 0, 2, 0, 0, 1]])
+    specs = group_specs({"image": {"kind": "dense"}, "audio": {"kind": "low_rank", "rank": 2}}, base="separate")
+    route = make_route(specs, {"image": kinds == 1, "audio": kinds == 2}, base="separate")
+    assert (route.layout is not None) == sorts
+    tokens = torch.arange(12.0)[:, None]
+    laid = route.laid_out(tokens)
+    found = {share.weights: sorted(share.of(laid)[:, 0].int().tolist()) for share in route.shares}
+    assert found == {"own": [0, 3, 7, 9, 10], "image": [1, 2, 6, 11], "base": [4, 5, 8]}
+    assert [(part.weights, sorted(part.of(laid)[:, 0].int().tolist())) for part in route.parts] == [
+        ("audio", [4, 5, 8])
+    ]
+    assert torch.equal(route.put_back(laid), tokens)
+    if sorts:
+        assert all(share.index is None for share in (*route.shares, *route.parts))
 
 
 @pytest.mark.parametrize("groups", ["dense", "mixed-text"])
