@@ -170,7 +170,7 @@ class Collator:
         given = {_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row] for m, rows in media.items()}
         if hasattr(self.processor, "sources"):  # composed
             rate = {"sampling_rate": self._rate} if self._rate and "audio" in media else {}
-            routed = {"experts": experts} if getattr(self.processor, "experts", None) else {}
+            routed = {"experts": experts} if self.processor.expert_media.entries else {}
             return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **routed, **given)
         if "image" in given and not all(media["image"]):
             given["images"] = [row for row in media["image"] if row]

@@ -1,4 +1,4 @@
-"""A composed checkpoint with two domain experts on disk, data of three domains, and a stand-in for its processor."""
+"""A composed checkpoint with two domain experts on disk, and data of three domains."""
 
 import json
 from pathlib import Path
@@ -12,44 +12,14 @@ from safetensors.torch import save_file
 from tiny_models import fill, tiny_model
 from tiny_processors import clip, llava
 
+from mcompose.align.load import load_processor
 from mcompose.modeling import ComposedForConditionalGeneration
+from mcompose.modeling.processing_experts import add_expert_tokens, expert_summary
 from mcompose.modeling.processing_mcompose import ComposedProcessor, add_placeholders, build_processor
 
 EXPERTS = {"maths": (28, 4), "charts": (42, 9)}
 """Name to the side of its images and its tokens."""
-BEGIN, END, SLOT = "<domain>", "</domain>", "<expert>"
 DOMAINS = ("charts", "maths", "photos")
-
-
-class ExpertProcessor(ComposedProcessor):
-    """Writes the blocks of named experts, or slots, after each image, and gives the experts their pixels."""
-
-    experts: dict = {}  # noqa: RUF012 - set below; one stand-in at a time
-
-    def __call__(self, images=None, text=None, *, experts="auto", **kwargs):
-        texts = [text] if isinstance(text, str) else list(text)
-        flat = [item for row in (images or []) for item in (row if isinstance(row, list) else [row])]
-        routes = iter([experts] * len(flat) if isinstance(experts, str) else experts)
-        taken = []
-        for number, row in enumerate(texts):
-            first, *rest = row.split("<image>")
-            for piece in rest:
-                taken.append(next(routes))
-                first += f"<image>{self.block(taken[-1])}{piece}"
-            texts[number] = first
-        assert next(routes, "no more") == "no more"
-        out = super().__call__(images=images, text=texts, **kwargs)
-        for name, (side, _) in EXPERTS.items():
-            mine = [item for item, route in zip(flat, taken, strict=True) if route in (name, "auto")]
-            if mine:
-                out[f"{name}__pixel_values"] = clip(side)(images=mine, return_tensors="pt")["pixel_values"]
-        return out
-
-    @staticmethod
-    def block(route):
-        if route == "auto":
-            return SLOT
-        return "" if route in (None, "none") else f"{BEGIN}{f'<expert:{route}>' * EXPERTS[route][1]}{END}"
 
 
 def expert_entry(name):
@@ -59,27 +29,25 @@ def expert_entry(name):
     return entry
 
 
-def make_processor(tokenizer, sources) -> ExpertProcessor:
-    made = build_processor(tokenizer, sources, processors={"sees": llava()})
-    made.__class__ = ExpertProcessor
-    made.experts = {name: {"modality": "image", "domain": name, "tokens": n} for name, (_, n) in EXPERTS.items()}
-    made.types |= dict.fromkeys((BEGIN, END, SLOT, *(f"<expert:{name}>" for name in EXPERTS)), 5)
+def make_processor(tokenizer, config) -> ComposedProcessor:
+    summaries = {name: expert_summary(entry, inputs=["pixel_values"], vectors=entry["tokens"] + 1)
+                 for name, entry in config.experts.items()}  # fmt: skip
+    made = build_processor(
+        tokenizer, config.sources, processors={"sees": llava()}, experts=summaries, routers=list(config.routers)
+    )
+    made.expert_media.processors.update({name: clip(side) for name, (side, _) in EXPERTS.items()})
     return made
 
 
-def build_experts(folder: Path, *, mask_token: bool = False) -> tuple[Path, ExpertProcessor]:
+def build_experts(folder: Path, *, mask_token: bool = False) -> tuple[Path, ComposedProcessor]:
     """The checkpoint ``out`` and its processor."""
     torch.set_num_threads(1)
     sees, tokenizer = tiny_model("llava"), tiny_tokenizer(*MARKS)
     placeholders = add_placeholders(tokenizer, ["image"])
-    tokenizer.add_tokens([BEGIN, END, SLOT, *(f"<expert:{name}>" for name in EXPERTS)], special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids
     extra = {
         "experts": {name: expert_entry(name) for name in EXPERTS},
         "routers": {"image": {"classes": ["none", *EXPERTS], "feature": "class", "tile": "first", "width": 32}},
-        "expert_token_ids": {name: ids(f"<expert:{name}>") for name in EXPERTS},
-        "domain_token_ids": [ids(BEGIN), ids(END)],
-        "expert_slot_id": ids(SLOT),
+        **add_expert_tokens(tokenizer, list(EXPERTS)),
         "mask_token": mask_token,
     }
     config = config_for(sees, {"sees": sees}, {"sees": ["image"]}, placeholders, **extra)
@@ -95,7 +63,8 @@ def build_experts(folder: Path, *, mask_token: bool = False) -> tuple[Path, Expe
         state.pop("lm_head.weight", None)
     kept = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
-    return out, make_processor(tokenizer, config.sources)
+    make_processor(tokenizer, config).save_pretrained(out)
+    return out, load_processor(out)
 
 
 def write_domains(folder: Path, *, each: int = 6, text_only: int = 2) -> list:

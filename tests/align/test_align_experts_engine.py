@@ -36,9 +36,8 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def stage_request(home, tmp_path, monkeypatch):
-    out, processor, data = home
-    monkeypatch.setattr(run, "load_processor", lambda _: processor)
+def stage_request(home, tmp_path):
+    out, _, data = home
 
     def make(name="1", **changes):
         stage = Stage(**{**STAGE, "data": data, **changes})
