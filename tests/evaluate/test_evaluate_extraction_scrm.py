@@ -96,6 +96,16 @@ def test_evaluate_scrm_pairs_facts_one_to_one() -> None:
     assert scrm_similarity(output, label, tolerance="slight") == 1.0
 
 
+def test_evaluate_scrm_pairs_tables_longer_than_the_stack() -> None:
+    # Each value is near two labels and takes the further one first; the last fits one label, and all have to move.
+    size = 1100
+    labels = [1.04**i for i in range(size)]
+    values = [label * 1.03 for label in labels]
+    output = "\n".join(["a\tb", *(f"row\t{value!r}" for value in values)])
+    label = "\n".join(["a\tb", *(f"row\t{value!r}" for value in reversed(labels))])
+    assert scrm_similarity(output, label, tolerance="slight") == 1.0
+
+
 def test_evaluate_scrm_swapped_names_are_no_typing_errors() -> None:
     # 'apple' before 'b' becomes 'xpple' after it; sorted, the joined names differ in 2 places of 6
     output, label = "k\tb\nxpple\t1", "k\tb\napple\t1"

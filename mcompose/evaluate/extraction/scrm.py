@@ -181,12 +181,16 @@ def check_published(reference: str) -> None:
 
 
 def _agree(given: Fact, wanted: Fact, *, words: int, share: float) -> bool:
-    if (given.number is None) != (wanted.number is None):
-        return False
-    left = words - min(_apart(given.names, wanted.names), _apart((given.names[1], given.names[0]), wanted.names))
     if given.number is None or wanted.number is None:
-        return left >= levenshtein(given.word, wanted.word)
-    return left >= 0 and abs(given.number - wanted.number) <= share * (abs(wanted.number) + _SMALLEST)
+        return given.number is wanted.number and _edits(given, wanted) + levenshtein(given.word, wanted.word) <= words
+    near = abs(given.number - wanted.number) <= share * (abs(wanted.number) + _SMALLEST)
+    return near and _edits(given, wanted) <= words
+
+
+def _edits(given: Fact, wanted: Fact) -> int:
+    """Between the names, in whichever order is nearer."""
+    turned = given.names[1], given.names[0]
+    return min(_apart(given.names, wanted.names), _apart(turned, wanted.names))
 
 
 def _apart(given: tuple[str, str], wanted: tuple[str, str]) -> int:
@@ -194,16 +198,24 @@ def _apart(given: tuple[str, str], wanted: tuple[str, str]) -> int:
 
 
 def _pairs(near: Sequence[Sequence[int]]) -> int:
-    """Most facts that can be paired one to one: each new one may send the others along a path to a free place."""
-    taken: dict[int, int] = {}
-
-    def place(one: int, tried: set[int]) -> bool:
-        for j in near[one]:
-            if j not in tried:
-                tried.add(j)
-                if j not in taken or place(taken[j], tried):
-                    taken[j] = one
-                    return True
-        return False
-
-    return sum(place(one, set()) for one in range(len(near)))
+    """Most facts that can be paired one to one: each new one may send others along a path that ends at a free label."""
+    label_of: dict[int, int] = {}
+    fact_of: dict[int, int] = {}
+    for start in range(len(near)):
+        reached: dict[int, int] = {}
+        queue = [start]
+        free = None
+        for one in queue:
+            for label in (label for label in near[one] if label not in reached):
+                reached[label] = one
+                if label not in fact_of:
+                    free = label
+                    break
+                queue.append(fact_of[label])
+            if free is not None:
+                break
+        while free is not None:
+            one = reached[free]
+            fact_of[free] = one
+            label_of[one], free = free, label_of.get(one)
+    return len(fact_of)
