@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .configuration_experts import DOMAIN_TOKENS, SLOT_TOKEN, expert_token
     from .configuration_mcompose import AUTO_MAP, ComposedConfig, composed_config, stored_source
+    from .experts import first_values
+    from .hidden_tokens import add_mask_token
     from .media_prefixes import add_prefixes, prefix_fields
     from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
     from .processing_mcompose import (
@@ -29,17 +32,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_MAP",
+    "DOMAIN_TOKENS",
+    "SLOT_TOKEN",
     "ComposedConfig",
     "ComposedForConditionalGeneration",
     "ComposedModel",
     "ComposedProcessor",
     "GroupSpec",
     "add_groups",
+    "add_mask_token",
     "add_placeholders",
     "add_prefixes",
     "base_key",
     "build_processor",
     "composed_config",
+    "expert_token",
+    "first_values",
     "fold_text",
     "group_keys",
     "group_parameters",
@@ -57,6 +65,11 @@ _HOME = {
     "ComposedConfig": "configuration_mcompose",
     "composed_config": "configuration_mcompose",
     "stored_source": "configuration_mcompose",
+    "DOMAIN_TOKENS": "configuration_experts",
+    "SLOT_TOKEN": "configuration_experts",
+    "expert_token": "configuration_experts",
+    "first_values": "experts",
+    "add_mask_token": "hidden_tokens",
     "ComposedForConditionalGeneration": "modeling_mcompose",
     "ComposedModel": "modeling_mcompose",
     "add_prefixes": "media_prefixes",

@@ -123,30 +123,32 @@ class ExpertForward:
             )
         return logits, torch.stack(losses).sum() if losses else None
 
-    def hide(
-        self, reading: Reading, extras: Extras, unseen_BL: torch.Tensor | None, *, cached: bool
-    ) -> tuple[Reading, Kept | None]:
+    def check_hidden(
+        self, extras: Extras, attention_mask: Any, position_ids: torch.Tensor | None, *, cached: bool
+    ) -> None:
+        """Refuses hidden tokens that cannot be hidden rightly; see :func:`check_hiding`."""
+        if extras.hidden is not None:
+            check_hiding(
+                extras.hidden,
+                attention_mask=attention_mask,
+                padding_mask=extras.padding_mask,
+                text_config=self.config.text_config,
+                needs_padding=self.mrope and position_ids is None,
+                cached=cached,
+            )
+
+    def hide(self, reading: Reading, extras: Extras, unseen_BL: torch.Tensor | None) -> tuple[Reading, Kept | None]:
         """Takes hidden tokens, and experts' padding, from what is read.
 
         Args:
             reading: What is about to be read.
             extras: How tokens are hidden.
             unseen_BL: Context tokens that stand for padding.
-            cached: Whether there are earlier tokens.
 
         Returns:
             What is read instead, and the tokens that stayed when others were dropped.
         """
         mask = reading.attention_mask
-        if extras.hidden is not None:
-            check_hiding(
-                extras.hidden,
-                attention_mask=mask,
-                padding_mask=extras.padding_mask,
-                text_config=self.config.text_config,
-                needs_padding=self.mrope and reading.position_ids is None,
-                cached=cached,
-            )
         if extras.hidden == "learned":
             reading = self._covered(reading, mask, extras)
         if unseen_BL is not None and not (isinstance(reading.attention_mask, dict) or _is_ready(reading)):

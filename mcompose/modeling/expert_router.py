@@ -208,7 +208,7 @@ def _tile_shares(rows: int, *, tokens: Sequence[int] | None, total: int, count: 
         return [1] * rows
     each = total // rows
     if tokens is None or total % rows or any(part % each for part in tokens):
-        raise ValueError(f"The {rows} tiles of the encoder cannot be told apart by item; {_SAY}.")
+        raise ValueError(f"The encoder gave {rows} tiles, and how they belong to {count} items is unknown; {_SAY}.")
     return [part // each for part in tokens]
 
 

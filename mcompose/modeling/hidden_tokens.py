@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["HIDING", "Kept", "check_hiding", "kept_tokens", "learnable"]
+__all__ = ["HIDING", "Kept", "add_mask_token", "check_hiding", "kept_tokens", "learnable"]
 
 HIDING = ("mask", "drop", "learned")
 _WINDOWS = ("full_attention", "sliding_attention")
@@ -74,6 +75,22 @@ def kept_tokens(mask_BL: torch.Tensor, *, left: bool) -> Kept:
     index_BK = order_BL[:, -longest:] if left else order_BL[:, :longest]
     real_BK = keep_BL.gather(1, index_BK)
     return Kept(keep_BL, index_BK.masked_fill(~real_BK, 0), real_BK)
+
+
+@torch.no_grad()
+def add_mask_token(model: Any) -> None:
+    """Gives a composed model the learned vector of hidden tokens, in place: the mean of its embedding table.
+
+    Args:
+        model: A ``ComposedModel`` or ``ComposedForConditionalGeneration``; its config is changed too. One that has the
+            vector keeps it.
+    """
+    core = model if hasattr(model, "language_model") else model.model
+    if core.config.mask_token:
+        return
+    core.config.mask_token = True
+    table = core.get_input_embeddings().weight
+    core.mask_token = nn.Parameter(table.float().mean(0).to(table.dtype))
 
 
 def check_hiding(

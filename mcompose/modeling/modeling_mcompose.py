@@ -28,6 +28,7 @@ from transformers.utils import logging
 from .configuration_mcompose import ComposedConfig
 from .expert_forward import ExpertForward, Reading
 from .expert_places import own_ids, place_blocks, take_extras, unseen
+from .expert_references import fetch_encoders, referenced, referenced_keys
 from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
 from .hidden_tokens import learnable
@@ -72,10 +73,22 @@ class ComposedPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the model and the code that its ``auto_map`` names."""
+        """Saves the model and the code that its ``auto_map`` names; encoders that it only refers to stay out."""
+        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *referenced_keys(self, self.config)}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             copy_own_code(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as transformers does, then encoders that it only refers to; experts come back frozen."""
+        made = super().from_pretrained(*args, **kwargs)
+        model = made[0] if isinstance(made, tuple) else made
+        core = model if isinstance(model, ComposedModel) else model.model
+        fetch_encoders(core)
+        for expert in core.experts.values():
+            expert.freeze()
+        return made
 
 
 class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPreTrainedModel):
@@ -97,6 +110,8 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
         self.language_model = build_language_model(config.text_config, towers.values())
         self.towers = nn.ModuleDict(towers)
         self.build_experts(config)
+        fetched = [rf"experts\.{name}\.encoder\." for name in referenced(config)]
+        self._keys_to_ignore_on_load_missing = fetched or None
         self._gather_from_towers()
         self.prefix_tokens, self.suffix_tokens = (prefix_parameters(config, side) for side in ("prefix", "suffix"))
         self.specs = group_specs(config.routed_groups, base=config.routed_base)
@@ -166,6 +181,8 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds.")
         extras, kwargs = take_extras(self.config, kwargs)
+        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+        self.check_hidden(extras, attention_mask, position_ids, cached=cached)
         media, kwargs = self._split(kwargs)
         masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
         asked = self.items_asked(extras, masks)
@@ -194,7 +211,6 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
             ),
             extras,
             unseen(self.config, input_ids, made),
-            cached=past_key_values is not None and past_key_values.get_seq_length() > 0,
         )
         outputs = self._read(reading, past_key_values, use_cache, kwargs)
         if deltas is not None and outputs.past_key_values is not None:
@@ -280,6 +296,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)
         self.model = ComposedModel(config)
+        self._keys_to_ignore_on_load_missing = self.model._keys_to_ignore_on_load_missing
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()

@@ -1,0 +1,84 @@
+"""Encoders of experts that a checkpoint names instead of holding.
+
+An entry with ``reference`` has no encoder tensors in the checkpoint: they are read, after loading, from the files of
+another checkpoint, at one commit and with the digests that were seen when the composition was made. ``reference``:
+
+- ``id``: a Hub id or a folder; ``commit``: the revision, or null for a folder.
+- ``sha256``: file name -> SHA-256 of the file, or the digest of ``model.safetensors`` alone.
+- ``prefix``: what stands before the encoder's own names in these files, "" unless given (``model.encoder.``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.modeling_utils import load_state_dict
+from transformers.utils.hub import cached_file
+
+__all__ = ["fetch_encoders", "referenced", "referenced_keys"]
+
+_CHUNK = 1 << 22
+
+
+def referenced(config: Any) -> Iterator[str]:
+    """Yields the experts whose encoder is not in the checkpoint."""
+    for name, entry in config.experts.items():
+        if entry.get("reference"):
+            yield name
+
+
+def referenced_keys(model: Any, config: Any) -> list[str]:
+    """Returns the names of all tensors of these encoders in a model."""
+    starts = tuple(f"experts.{name}.encoder." for name in referenced(config))
+    if not starts:
+        return []
+    return [key for key in model.state_dict() if key.removeprefix("model.").startswith(starts)]
+
+
+@torch.no_grad()
+def fetch_encoders(core: Any) -> None:
+    """Fills the encoders of a ``ComposedModel`` that are not in its checkpoint.
+
+    Raises:
+        ValueError: A file's digest is another one, or a tensor is missing.
+    """
+    for name in referenced(core.config):
+        reference = core.config.experts[name]["reference"]
+        prefix = reference.get("prefix", "")
+        waiting = dict(core.experts[name].encoder.state_dict())
+        for path in _files(name, reference):
+            for key, tensor in load_state_dict(str(path), map_location="cpu").items():
+                inside = key.removeprefix(prefix)
+                if not key.startswith(prefix) or inside not in waiting:
+                    continue
+                target = waiting.pop(inside)
+                if target.shape != tensor.shape:
+                    raise ValueError(f"{key} of {reference['id']} is {tuple(tensor.shape)}, not {tuple(target.shape)}.")
+                target.copy_(tensor)
+        if waiting:
+            raise ValueError(
+                f"{len(waiting)} tensors of the expert {name!r} are not in {reference['id']}, {prefix}"
+                f"{next(iter(waiting))} for one."
+            )
+
+
+def _files(name: str, reference: Mapping[str, Any]) -> Iterator[Path]:
+    digests = reference["sha256"]
+    if isinstance(digests, str):
+        digests = {"model.safetensors": digests}
+    for file, digest in digests.items():
+        path = Path(str(cached_file(reference["id"], file, revision=reference.get("commit"))))
+        found = hashlib.sha256()
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
+        if found.hexdigest() != digest:
+            raise ValueError(
+                f"{file} of {reference['id']} is not the file that the expert {name!r} was composed with: its SHA-256 "
+                f"is {found.hexdigest()}, not {digest}."
+            )
+        yield path
