@@ -18,6 +18,7 @@ import numpy as np
 from mcompose import __version__
 from mcompose.align.folder import PLOT
 from mcompose.align.parts import part_label
+from mcompose.align.tiles import patched_processor
 from mcompose.anatomy.part import GROUP
 from mcompose.checkpoint import Layout, StagedOutput, TensorDigest, TensorEntry, TensorFiles, plan_layout
 from mcompose.checkpoint.headers import read_json_object
@@ -97,8 +98,21 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
 def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest) -> None:
     """Everything but weights."""
     root = lineage.root
+    tiles, patched = _tiles_afterwards(lineage), 0
     for path in root.sidecars():
-        staged.copy_file(path, path.relative_to(root.folder).as_posix())
+        place = path.relative_to(root.folder)
+        is_experts = len(place.parts) > 1 and place.parts[1] in lineage.config.get("experts", {})
+        text = None if tiles is None or is_experts else patched_processor(path, tiles)
+        if text is None:
+            staged.copy_file(path, place.as_posix())
+        else:
+            staged.write_file(place.as_posix(), text)
+            patched += 1
+    if tiles is not None and not patched:
+        raise CheckpointError(
+            f"'tiles.inference: {tiles}' has no file to be written into: no processor of '{root.folder}' has a limit.",
+            hint="Leave 'inference' out.",
+        )
     own = lineage.config.get("model_type") == "mcompose"
     for path in island_files() if own else root.code():
         staged.copy_file(path, path.name)
@@ -114,6 +128,12 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
         staged.write_file(f"{_FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
         if (result.folder / PLOT).is_file():
             staged.copy_file(result.folder / PLOT, f"{_FOLDER}/stages/{result.number}.png")
+
+
+def _tiles_afterwards(lineage: Lineage) -> int | None:
+    """Most tiles of an image from now on, as the last stage says that says it."""
+    said = [(result.record["settings"].get("tiles") or {}).get("inference") for result in lineage.results]
+    return next((limit for limit in reversed(said) if limit is not None), None)
 
 
 def _write_tensors(staged: StagedOutput, lineage: Lineage, layout: Layout) -> dict[str, str]:

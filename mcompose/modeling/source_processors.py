@@ -88,7 +88,10 @@ def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
         return AutoFeatureExtractor.from_pretrained(path, **where)
     try:
         return AutoProcessor.from_pretrained(path, **where)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        # A video processor that falls back on the image processor's file says it as a ValueError.
+        if isinstance(error, ValueError) and "to be installed" not in str(error):
+            raise
         return _in_parts(path, where, error)
 
 
@@ -152,7 +155,7 @@ def write_stubs(folder: Path, model_types: Mapping[str, str]) -> None:
             path.write_text(json.dumps({"model_type": model_type}) + "\n", encoding="utf-8")
 
 
-def _in_parts(path: Any, where: dict[str, Any], error: ImportError) -> Any:
+def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
     settings = _settings(path, where)
     whole = getattr(transformers, str(settings.get("processor_class")), None)
     if whole is None:

@@ -19,6 +19,12 @@ from mcompose.modeling.processing_mcompose import ComposedProcessor, add_placeho
 
 EXPERTS = {"maths": (28, 4), "charts": (42, 9)}
 """Name to the side of its images and its tokens."""
+INTERNVL = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
 DOMAINS = ("charts", "maths", "photos")
 
 
@@ -39,14 +45,33 @@ def make_processor(tokenizer, config) -> ComposedProcessor:
     return made
 
 
-def build_experts(folder: Path, *, mask_token: bool = False) -> tuple[Path, ComposedProcessor]:
+def write_internvl(folder: Path) -> None:
+    """An InternVL source's processor files: tiles of 56 pixels, 4 tokens each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_tokenizer(*INTERNVL.values())
+    for name, token in INTERNVL.items():
+        tokenizer.init_kwargs[name] = token
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {**INTERNVL, "extra_special_tokens": INTERNVL}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    images = {
+        "image_processor_type": "GotOcr2ImageProcessor", "processor_class": "InternVLProcessor",
+        "size": {"height": 56, "width": 56}, "crop_to_patches": False, "min_patches": 1, "max_patches": 12,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    own = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+    (folder / "processor_config.json").write_text(json.dumps(own), encoding="utf-8")
+
+
+def build_experts(folder: Path, *, mask_token: bool = False, native: str = "llava") -> tuple[Path, ComposedProcessor]:
     """The checkpoint ``out`` and its processor."""
     torch.set_num_threads(1)
-    sees, tokenizer = tiny_model("llava"), tiny_tokenizer(*MARKS)
+    sees, tokenizer = tiny_model(native), tiny_tokenizer(*MARKS, *INTERNVL.values())
     placeholders = add_placeholders(tokenizer, ["image"])
     extra = {
         "experts": {name: expert_entry(name) for name in EXPERTS},
-        "routers": {"image": {"classes": ["none", *EXPERTS], "feature": "class", "tile": "first", "width": 32}},
+        "routers": {"image": {"classes": ["none", *EXPERTS], "feature": "class", "tile": "last", "width": 32}},
         **add_expert_tokens(tokenizer, list(EXPERTS)),
         "mask_token": mask_token,
     }
@@ -63,7 +88,11 @@ def build_experts(folder: Path, *, mask_token: bool = False) -> tuple[Path, Comp
         state.pop("lm_head.weight", None)
     kept = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
-    make_processor(tokenizer, config).save_pretrained(out)
+    processor = make_processor(tokenizer, config)
+    if native == "internvl":
+        processor.processors.clear()
+        write_internvl(out / "processors" / "sees")
+    processor.save_pretrained(out)
     return out, load_processor(out)
 
 
