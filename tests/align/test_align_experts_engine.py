@@ -190,6 +190,26 @@ def test_masks_reach_the_network_with_positions_and_counts(home, stage_request, 
     assert {sample.domain for sample in samples} == {*DOMAINS, None}
 
 
+def test_nothing_is_hidden_where_the_model_evaluates(stage_request, monkeypatch):
+    """The same batch through the trainer, in training and in evaluation mode."""
+    seen = spied(monkeypatch)
+
+    def both_ways(self, **_):
+        batch = next(iter(self.get_train_dataloader()))
+        for mode in (True, False):
+            self.model.train(mode)
+            self.compute_loss(self.model, dict(batch))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.AlignTrainer, "train", both_ways)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_request(gscm=0.5))
+    training, evaluation = seen
+    assert (training["attention_mask"] != training["padding_mask"]).any()
+    assert not {"padding_mask", "hidden"} & set(evaluation)
+    assert torch.equal(evaluation["attention_mask"], training["padding_mask"])
+
+
 def test_masks_are_the_same_after_an_interruption_and_in_pieces(stage_request, monkeypatch):
     seen = spied(monkeypatch)
     run_stage(stage_request("whole", gscm=0.5, steps=4))
