@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
+from mcompose.compose.expert_set import ExpertSet, draw_experts
+from mcompose.compose.experts import is_expert_slot
 from mcompose.compose.towers import (
     LANGUAGE_PARTS,
     OutputTower,
@@ -25,7 +27,7 @@ from mcompose.compose.towers import (
 )
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.errors import CompositionError
-from mcompose.merge import Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
+from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
@@ -50,6 +52,7 @@ class Blueprint:
         plan: What becomes of every tensor.
         towers: The towers of a composed output.
         decoupling: The decoupled groups of the output; None when all tokens use the merged language model.
+        experts: The domain experts of a composed output, and what belongs to them.
         layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
         warnings: Sentences for the user.
     """
@@ -62,6 +65,7 @@ class Blueprint:
     layers: tuple[int, ...]
     towers: tuple[OutputTower, ...] = ()
     decoupling: Decoupling | None = None
+    experts: ExpertSet = field(default_factory=ExpertSet)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -82,7 +86,7 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
         requested: ``auto``, ``native``, ``composed`` or ``text``.
         sources: The opened sources.
         share_towers: True when sources of one class merge their towers.
-        decoupled: True when the output has decoupled groups, which only the composed format can hold.
+        decoupled: True when the output has decoupled groups or experts, which only the composed format can hold.
 
     Returns:
         ``native``, ``composed`` or ``text``.
@@ -109,12 +113,13 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
     return requested
 
 
-def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
+def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = True) -> Blueprint:
     """Decides the output from headers alone.
 
     Args:
         loaded: The recipe.
         sources: Its opened sources.
+        weights: Whether weights will be read afterwards; experts on the Hub are fetched only then.
 
     Returns:
         The blueprint.
@@ -124,7 +129,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
     """
     recipe = loaded.recipe
     share_towers = recipe.compose.towers == "merge"
-    decoupled = recipe.compose.decouple != "none"
+    decoupled = recipe.compose.decouple != "none" or bool(recipe.compose.experts)
     output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, decoupled=decoupled)
     _refuse_sources(sources)
     places = output_towers(sources) if output_format == COMPOSED else ()
@@ -138,9 +143,12 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
     else:
         towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
     decoupling, jobs, groups_dropped = decouple(recipe, sources, jobs)
+    experts = ExpertSet()
+    if output_format == COMPOSED and _has_experts(recipe, sources):
+        experts = draw_experts(loaded, sources, places, table=_table(sources.base or owner), weights=weights)
     plan = build_plan(
-        [*jobs, *towers],
-        [*dropped, *towers_dropped, *groups_dropped],
+        [*jobs, *towers, *experts.jobs],
+        [*dropped, *towers_dropped, *groups_dropped, *experts.dropped],
         max_shard_size=recipe.output.max_shard_size,
         metadata={"format": "pt"},
     )
@@ -154,8 +162,20 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet) -> Blueprint:
         output_layers(recipe.merge, owner.anatomy.num_layers),
         places,
         decoupling,
-        (*anatomy_warnings, *warnings, *_group_warnings(recipe, sources), *plan.warnings),
+        experts,
+        (*anatomy_warnings, *warnings, *experts.warnings, *_group_warnings(recipe, sources), *plan.warnings),
     )
+
+
+def _has_experts(recipe: Recipe, sources: SourceSet) -> bool:
+    own = [slot for source in sources.sources for slot in source.anatomy.slots.values() if is_expert_slot(slot)]
+    return bool(recipe.compose.experts or own)
+
+
+def _table(source: SourceParts) -> Contribution:
+    slot = source.embedding
+    assert slot is not None, "its rows were counted"
+    return Contribution(source.name, source.entry(slot.key))
 
 
 def _group_warnings(recipe: Recipe, sources: SourceSet) -> list[str]:

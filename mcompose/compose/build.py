@@ -11,7 +11,7 @@ from mcompose.checkpoint import StagedOutput, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
 from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
-from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_digests
+from mcompose.compose.provenance import FOLDER, expert_digests, lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
 from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
@@ -112,6 +112,7 @@ def check_output(loaded: LoadedRecipe, folder: Path) -> None:
     named = [(f"source '{source.name}'", source.model) for source in loaded.recipe.sources]
     named += [(f"the adapter of '{s.name}'", s.adapter) for s in loaded.recipe.sources if s.adapter is not None]
     named += [("the base", loaded.recipe.base)] if loaded.recipe.base else []
+    named += [(f"expert '{name}'", expert.encoder) for name, expert in loaded.recipe.compose.experts.items()]
     for what, ref in named:
         if ref.kind != "local":
             continue
@@ -137,7 +138,7 @@ def make_blueprint(loaded: LoadedRecipe, *, weights: bool) -> Blueprint:
         RequestError: Anything that makes the recipe impossible.
     """
     check_method(loaded, CATALOGUE)
-    return draw_blueprint(loaded, open_sources(loaded, weights=weights))
+    return draw_blueprint(loaded, open_sources(loaded, weights=weights), weights=weights)
 
 
 def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOptions) -> ComposeResult:
@@ -206,7 +207,7 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
 def _write_records(
     staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger, *, sha256: bool
 ) -> None:
-    digests = source_digests(blueprint.sources)
+    digests = {**source_digests(blueprint.sources), **expert_digests(blueprint.experts)}
     staged.write_file(f"{FOLDER}/resolved.yaml", _resolved(loaded, blueprint, digests))
     staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
     weights: dict[str, dict[str, Any]] = {s.filename: {"size": s.size} for s in blueprint.plan.layout.shards}
@@ -222,6 +223,9 @@ def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, 
         commits[source.name] = source.checkpoint.commit or ""
         if source.adapter is not None and source.adapter.commit:
             commits[f"{source.name}:adapter"] = source.adapter.commit
+    for expert in blueprint.experts.experts:
+        if expert.new is not None:
+            commits[f"expert:{expert.name}"] = expert.new.checkpoint.commit or ""
     hashes = {
         name: {file: f"sha256:{facts['sha256']}" for file, facts in entry["files"].items() if "sha256" in facts}
         for name, entry in digests.items()

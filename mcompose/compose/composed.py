@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_composed"]
 
+_CHECKED = ("model.language_model.", "model.experts.", "model.routers.", "model.domain_tokens", "model.mask_token")
+
 
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
     """Writes config, processor, tokenizer and the network's own code.
@@ -42,6 +44,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     from transformers import GenerationConfig  # noqa: PLC0415
 
     from mcompose.modeling import composed_config, prefix_fields, register  # noqa: PLC0415
+    from mcompose.modeling.processing_experts import add_expert_tokens  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
 
     register()
@@ -53,6 +56,8 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         if family_of(tower.model_type).structure:
             stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
     placeholders = add_placeholders(tokenizer, list(blueprint.sources.modalities))
+    experts = blueprint.experts
+    tokens = add_expert_tokens(tokenizer, [e.name for e in experts.experts]) if experts.experts else {}
     around = vectors_around(blueprint.towers)
     groups = blueprint.decoupling or Decoupling({})
     try:
@@ -65,15 +70,17 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             routed_groups={name: dict(fields) for name, fields in groups.groups.items()},
             routed_base=groups.base,
             **prefix_fields(tokenizer, **around),
+            **experts.config_fields(),
+            **tokens,
         )
-        if blueprint.decoupling is not None:
+        if blueprint.decoupling is not None or experts.experts:
             _check_network(config, blueprint)
     except ValueError as error:
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
     folders = {tower.name: tower.processor_folder for tower in blueprint.towers}
-    before, after = around["prefix_tokens"], around["suffix_tokens"]
-    write_processor(staged.partial, tokenizer, stored, folders=folders, prefix_tokens=before, suffix_tokens=after)
+    folders |= {expert.name: expert.processor_folder for expert in experts.experts}
+    write_processor(staged.partial, tokenizer, stored, folders=folders, **around, **experts.processor_fields())
     _check_processors(staged.partial, blueprint)
     if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
         with _blaming(blueprint.owner.name, "generation config"):
@@ -120,8 +127,15 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
         held = {name: tuple(t.shape) for name, t in ComposedForConditionalGeneration(config).state_dict().items()}
     if config.tie_word_embeddings:
         held.pop("lm_head.weight", None)
+    apart = tuple(f"model.experts.{e.name}.encoder." for e in blueprint.experts.experts if e.entry.get("reference"))
     made = {job.name: job.shape for job in blueprint.plan.jobs}
-    odd = [name for name in dict.fromkeys([*made, *held]) if made.get(name) != held.get(name) and _inside(name)]
+    odd = [name for name in dict.fromkeys([*made, *held]) if made.get(name) != held.get(name)]
+    odd = [name for name in odd if name.startswith(_CHECKED) and not (apart and name.startswith(apart))]
+    if odd and not odd[0].startswith(_CHECKED[0]):
+        raise CompositionError(
+            f"The experts do not fit the network: '{odd[0]}' is {made.get(odd[0], 'not')} among their tensors, and "
+            f"{held.get(odd[0], 'not')} in it."
+        )
     if odd:
         raise CompositionError(
             f"The layers of this language model cannot be decoupled: '{odd[0]}' is {made.get(odd[0], 'not')} among the "
@@ -130,17 +144,18 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
         )
 
 
-def _inside(name: str) -> bool:
-    return name.startswith("model.language_model.")
-
-
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     """Loads what was written: a source without a processor is told now, not when the model is used."""
-    from mcompose.modeling.source_processors import load_source_processor  # noqa: PLC0415 - as above
+    from mcompose.modeling.processing_experts import ExpertMedia  # noqa: PLC0415 - as above
+    from mcompose.modeling.source_processors import load_source_processor  # noqa: PLC0415
 
     for tower in blueprint.towers:
         with _blaming(tower.source.name, "processor"):
             load_source_processor(folder, tower.name, model_type=tower.model_type)
+    fields = blueprint.experts.processor_fields()
+    if fields:
+        with _blaming(", ".join(fields["experts"]), "processor"):
+            ExpertMedia(**fields).load(folder)
 
 
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:

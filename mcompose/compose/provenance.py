@@ -27,12 +27,14 @@ from mcompose.merge import find_method
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
     from mcompose.compose.blueprint import Blueprint
+    from mcompose.compose.expert_set import ExpertSet
+    from mcompose.compose.experts import OutputExpert
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe
     from mcompose.refs import ModelRef
 
-__all__ = ["FOLDER", "library_versions", "lock_text", "make_ledger", "source_digests"]
+__all__ = ["FOLDER", "expert_digests", "library_versions", "lock_text", "make_ledger", "source_digests"]
 
 FOLDER = "mcompose"
 """Folder of the output that holds all of this."""
@@ -71,7 +73,10 @@ def make_ledger(
         output_format=blueprint.format,
         modalities=tuple(sources.modalities) if blueprint.format != "text" else (),
         versions=library_versions(),
-        sources=tuple(_source_row(source, sources) for source in sources.everything),
+        sources=(
+            *(_source_row(source, sources) for source in sources.everything),
+            *(_expert_row(expert) for expert in blueprint.experts.experts if expert.new),
+        ),
         tensors=tuple(rows),
         steps=(StepRow("merge", f"mcompose merge {loaded.path.name}", details=dict(details)),),
     )
@@ -84,6 +89,20 @@ def _source_row(source: SourceParts, sources: SourceSet) -> SourceRow:
         ref=_portable(source.checkpoint.ref),
         model_type=source.anatomy.model_type,
         modalities=tuple(m for m, name in sources.modalities.items() if name == source.name),
+        licence=checkpoint.licence,
+        base_model=checkpoint.base_model,
+        commit=checkpoint.commit or "",
+    )
+
+
+def _expert_row(expert: OutputExpert) -> SourceRow:
+    assert expert.new is not None, "carried experts belong to their source"
+    checkpoint = expert.new.checkpoint
+    return SourceRow(
+        name=expert.name,
+        ref=_portable(checkpoint.ref),
+        model_type=checkpoint.model_type,
+        modalities=(expert.modality,),
         licence=checkpoint.licence,
         base_model=checkpoint.base_model,
         commit=checkpoint.commit or "",
@@ -109,12 +128,20 @@ def source_digests(sources: SourceSet) -> dict[str, dict[str, Any]]:
     return dict(_source_entry(source) for source in sources.everything)
 
 
-def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
-    checkpoint = source.checkpoint
+def expert_digests(experts: ExpertSet) -> dict[str, dict[str, Any]]:
+    """The same of the checkpoints that new experts came from."""
+    return {expert.name: _checkpoint_entry(expert.new.checkpoint) for expert in experts.experts if expert.new}
+
+
+def _checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     small = [checkpoint.folder / "config.json", *checkpoint.sidecars()]
     files = {name: _weight_file(checkpoint, name) for name in checkpoint.weight_files}
     files |= {path.relative_to(checkpoint.folder).as_posix(): vars(digest_file(path)) for path in small}
-    entry: dict[str, Any] = {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}
+    return {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}
+
+
+def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
+    entry = _checkpoint_entry(source.checkpoint)
     adapter = source.adapter
     if adapter is not None:
         paths = [adapter.folder / "adapter_config.json", *dict.fromkeys(t.file for t in adapter.tensors.values())]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR
+from mcompose.compose.experts import is_expert_slot
 from mcompose.compose.names import TORCH_WORDS
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
@@ -155,6 +156,8 @@ def composed_towers(sources: SourceSet, towers: Sequence[OutputTower]) -> tuple[
     for source in sources.sources:
         own = [tower for tower in towers if tower.source is source]
         for slot in _outside(source):
+            if is_expert_slot(slot):
+                continue  # see `expert_set`
             place = _place(slot, own)
             if place is not None:
                 jobs.append(_tower_job(source, slot, *place))

@@ -73,12 +73,14 @@ class ExpertMedia:
     """The experts' side of a composed processor.
 
     Args:
-        entries: Name -> what ``processor_config.json`` says of it.
+        experts: Name -> what ``processor_config.json`` says of it.
         routers: Modalities that have a router.
     """
 
-    def __init__(self, entries: Mapping[str, Mapping[str, Any]] | None, routers: Sequence[str] | None) -> None:
-        self.entries = {name: dict(entry) for name, entry in (entries or {}).items()}
+    def __init__(
+        self, experts: Mapping[str, Mapping[str, Any]] | None = None, routers: Sequence[str] | None = None
+    ) -> None:
+        self.entries = {name: dict(entry) for name, entry in (experts or {}).items()}
         self.routers = list(routers or ())
         self.processors: dict[str, Any] = {}
 

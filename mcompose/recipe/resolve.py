@@ -53,8 +53,8 @@ def resolve(
 
     Args:
         recipe: The authored recipe.
-        commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter. Local
-            references have none.
+        commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter,
+            ``expert:<name>`` for an expert. Local references have none.
         digests: Source name (or ``base``) to file to ``sha256:...``.
         catalogue: Methods; when given, the merge method's defaults are filled in.
 
@@ -81,7 +81,15 @@ def resolve(
     merge = recipe.merge.model_copy(update={"parameters": {**defaults, **recipe.merge.parameters}})
     plain = {name: dict(files) for name, files in (digests or {}).items()}
     base = _pin(recipe.base, commits.get("base"))
-    update = {"base": base, "sources": sources, "merge": merge, "resolved": Resolved(digests=plain)}
+    compose = recipe.compose
+    if compose.experts:
+        pinned = {
+            name: expert.model_copy(update={"encoder": _pin(expert.encoder, commits.get(f"expert:{name}"))})
+            for name, expert in compose.experts.items()
+        }
+        compose = compose.model_copy(update={"experts": pinned})
+    update = {"base": base, "sources": sources, "merge": merge, "compose": compose}
+    update["resolved"] = Resolved(digests=plain)
     return recipe.model_copy(update=update)
 
 

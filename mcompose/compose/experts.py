@@ -1,0 +1,347 @@
+"""Domain experts of an output: new ones out of their checkpoints, and those that a composed source already has.
+
+An expert is its encoder, copied bit for bit (or named by reference), and a projector of its own, new or trained; what
+else its checkpoint holds is left out, and listed. A source that is a composition keeps its experts where it keeps its
+modality. Paper: Peng et al. 2024, arXiv:2412.05983.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcompose.anatomy.part import EXPERT, MASK, PROJECTOR, ROUTER, SEPARATORS
+from mcompose.checkpoint import digest_file, open_checkpoint, read_json_object
+from mcompose.compose.names import TORCH_WORDS
+from mcompose.errors import CheckpointError, CompositionError, HubError
+from mcompose.merge import Dropped, TensorJob, copy_job, new_job
+
+if TYPE_CHECKING:
+    from mcompose.anatomy import Slot
+    from mcompose.checkpoint import Checkpoint
+    from mcompose.compose.expert_encoders import FoundEncoder
+    from mcompose.compose.towers import OutputTower
+    from mcompose.merge import SourceParts
+    from mcompose.recipe import Expert, LoadedRecipe
+
+__all__ = ["EXPERT_PARTS", "NewExpert", "OutputExpert", "expert_of", "is_expert_slot", "open_expert", "output_experts"]
+
+EXPERT_PARTS = (EXPERT, ROUTER, SEPARATORS, MASK)
+COMPOSED_TYPE = "mcompose"
+
+
+@dataclass(frozen=True)
+class NewExpert:
+    """What only an expert has that this recipe brings.
+
+    Args:
+        spec: What the recipe says.
+        checkpoint: Of its encoder.
+        encoder: The encoder in it.
+    """
+
+    spec: Expert
+    checkpoint: Checkpoint
+    encoder: FoundEncoder
+
+
+@dataclass(frozen=True)
+class OutputExpert:
+    """One expert of a composed output.
+
+    Args:
+        name: Its name.
+        entry: Its entry in the network's config.
+        summary: What the processor's config says of it.
+        processor_folder: Where the files of its processor are.
+        jobs: Its tensors.
+        dropped: What of its checkpoint no output holds.
+        new: For an expert that the recipe brings.
+    """
+
+    name: str
+    entry: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    processor_folder: Path
+    jobs: tuple[TensorJob, ...]
+    dropped: tuple[Dropped, ...] = ()
+    new: NewExpert | None = None
+
+    @property
+    def modality(self) -> str:
+        """Beside whose items it stands."""
+        return self.entry["modality"]
+
+
+def is_expert_slot(slot: Slot) -> bool:
+    """Whether a tensor of a composed source belongs to experts or routers."""
+    return slot.part in EXPERT_PARTS or slot.name.startswith("experts.")
+
+
+def expert_of(slot: Slot) -> str:
+    """Name of the expert that a tensor belongs to; empty for routers and vectors."""
+    return slot.name.split(".")[1] if slot.name.startswith("experts.") else ""
+
+
+def output_experts(
+    loaded: LoadedRecipe, towers: Sequence[OutputTower], *, text_width: int, names: Sequence[str], weights: bool
+) -> tuple[OutputExpert, ...]:
+    """All experts of an output: those of composed sources, then the recipe's.
+
+    Args:
+        loaded: The recipe.
+        towers: The towers of the output.
+        text_width: Width of the language model.
+        names: Names that are taken: sources' and towers'.
+        weights: Whether weights will be read.
+
+    Raises:
+        CompositionError: A clash of names, an expert without items beside it, or one whose parts do not fit.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    served = [modality for tower in towers for modality in tower.modalities]
+    found = [expert for tower in towers if tower.inner for expert in _carried(tower, towers)]
+    found = list({expert.name: expert for expert in found}.values()) if _same_source(found) else found
+    for name, spec in loaded.recipe.compose.experts.items():
+        if spec.modality not in served:
+            raise CompositionError(
+                f"The expert '{name}' stands beside {spec.modality} items, and no source brings {spec.modality}.",
+                hint=f"Add a source with {spec.modality}, or write 'modality:' of one that is there.",
+            )
+        _check_name(name, names, [expert.name for expert in found])
+        found.append(open_expert(name, spec, loaded, text_width=text_width, weights=weights))
+    return tuple(found)
+
+
+def _same_source(found: Sequence[OutputExpert]) -> bool:
+    """A source with several towers tells of its experts once for each; two sources with one name clash."""
+    owners: dict[str, Path] = {}
+    for expert in found:
+        other = owners.setdefault(expert.name, expert.processor_folder)
+        if other != expert.processor_folder:
+            raise CompositionError(
+                f"Two sources have an expert called '{expert.name}'.",
+                hint="Give one of them `modalities:` without what the expert stands beside.",
+            )
+    return True
+
+
+def _check_name(name: str, names: Sequence[str], others: Sequence[str]) -> None:
+    if name in names or name in others:
+        raise CompositionError(
+            f"The expert '{name}' has the name of {'a tower' if name in names else 'an expert'} that a source brings.",
+            hint="Give it another name in the recipe.",
+        )
+    if name in TORCH_WORDS:
+        raise CompositionError(
+            f"An expert cannot be called '{name}': torch uses the word itself.", hint="Give it another name."
+        )
+
+
+def _carried(tower: OutputTower, towers: Sequence[OutputTower]) -> list[OutputExpert]:
+    """Experts of a composed source whose modality it brings."""
+    source = tower.source
+    brought = [m for other in towers if other.source is source for m in other.modalities]
+    summaries = _processor_entries(source)
+    experts = []
+    for name, entry in (source.checkpoint.config.get("experts") or {}).items():
+        if entry["modality"] not in brought:
+            continue
+        slots = [slot for slot in source.anatomy.slots.values() if expert_of(slot) == name]
+        jobs = tuple(_carried_job(source, slot, name) for slot in slots)
+        folder = source.checkpoint.folder / "processors" / name
+        experts.append(OutputExpert(name, entry, summaries.get(name, {}), folder, jobs))
+    return experts
+
+
+def _processor_entries(source: SourceParts) -> Mapping[str, Any]:
+    path = source.checkpoint.folder / "processor_config.json"
+    return read_json_object(path).get("experts") or {} if path.is_file() else {}
+
+
+def _carried_job(source: SourceParts, slot: Slot, name: str) -> TensorJob:
+    job = copy_job(slot.key, source.entry(slot.key), slot.part, source=source.name)
+    return replace(job, name=f"model.{slot.name}", part=f"{slot.part}:{name}")
+
+
+def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: int, weights: bool) -> OutputExpert:
+    """Opens an expert of the recipe: config and headers, no weights.
+
+    Args:
+        name: Its name.
+        spec: What the recipe says.
+        loaded: The recipe.
+        text_width: Width of the language model.
+        weights: Whether its weights will be read.
+
+    Raises:
+        CompositionError: Its checkpoint has no such encoder, or its parts do not fit together.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    # torch and transformers cost seconds to import, and only recipes with experts need them.
+    from mcompose.compose.expert_encoders import find_encoder  # noqa: PLC0415
+    from mcompose.compose.expert_probe import probe_expert  # noqa: PLC0415
+    from mcompose.modeling.processing_experts import expert_summary  # noqa: PLC0415
+
+    checkpoint = _opened(f"expert '{name}'", spec.encoder, loaded, weights=weights)
+    if checkpoint.quantised:
+        raise CompositionError(
+            f"The encoder of expert '{name}' is quantised ({checkpoint.quantised}) and cannot be copied.",
+            hint="Use the checkpoint that it was quantised from.",
+        )
+    encoder = find_encoder(checkpoint, modality=spec.modality, name=name)
+    folder = checkpoint.folder
+    if spec.processor is not None:
+        folder = _opened(f"processor of '{name}'", spec.processor, loaded, weights=False).folder
+    settings, trained = _projector(name, spec, loaded, weights=weights)
+    entry = {
+        "model_type": encoder.model_type,
+        "class_name": encoder.class_name,
+        "config": encoder.config,
+        "modality": spec.modality,
+        "domain": spec.domain or name,
+        "layer": spec.layer,
+        "skip": _skipped(spec, encoder),
+        "padding": spec.padding,
+        "projector": settings,
+    }
+    probed = probe_expert(name, entry, processor=folder, text_width=text_width)
+    if probed.width is not None:
+        entry["projector"] = {**settings, "width": probed.width}
+    counted = spec.padding == "drop" and spec.projector.kind != "resampler"
+    entry["tokens"] = "attention_mask" if counted else probed.tokens
+    inputs = _with_mask(name, spec, probed.inputs, encoder)
+    if spec.store == "reference":
+        entry["reference"] = _reference(name, checkpoint, encoder, weights=weights)
+    jobs = [] if spec.store == "reference" else _encoder_jobs(name, checkpoint, encoder)
+    jobs += _projector_jobs(name, probed.shapes, trained, seed=loaded.recipe.merge.seed)
+    return OutputExpert(
+        name,
+        entry,
+        expert_summary(entry, inputs=inputs, vectors=probed.vectors),
+        folder,
+        tuple(jobs),
+        tuple(_dropped(name, spec, encoder)),
+        NewExpert(spec, checkpoint, encoder),
+    )
+
+
+def _opened(what: str, ref: Any, loaded: LoadedRecipe, *, weights: bool) -> Checkpoint:
+    try:
+        return open_checkpoint(ref, relative_to=loaded.folder, weights=weights)
+    except (CheckpointError, HubError) as error:
+        raise type(error)(f"{what[0].upper()}{what[1:]}: {error.message}", hint=error.hint) from error
+
+
+def _skipped(spec: Expert, encoder: FoundEncoder) -> int:
+    if isinstance(spec.class_token, int):
+        return spec.class_token
+    return encoder.leading if spec.class_token == "drop" else 0  # noqa: S105 - a word of recipes
+
+
+def _with_mask(name: str, spec: Expert, inputs: list[str], encoder: FoundEncoder) -> list[str]:
+    """The inputs, with the mask that padding is told by."""
+    masks = ("attention_mask", "pixel_attention_mask", "flattened_patches")
+    if spec.padding == "keep" or any(mask in inputs for mask in masks):
+        return inputs
+    if spec.modality == "audio" and encoder.model_type == "whisper":
+        return [*inputs, "attention_mask"]
+    raise CompositionError(
+        f"The processor of expert '{name}' tells no padding, so that it cannot be {spec.padding}ped."
+        if spec.padding == "drop"
+        else f"The processor of expert '{name}' tells no padding, so that it cannot be masked.",
+        hint="Leave 'padding' out: its encoder fills all of its vectors.",
+    )
+
+
+def _reference(name: str, checkpoint: Checkpoint, encoder: FoundEncoder, *, weights: bool) -> dict[str, Any]:
+    """What fetches the encoder again, and tells that it is the same."""
+    first, key = next(iter(encoder.keys.items()))
+    prefix = key.removesuffix(first)
+    if any(place != prefix + path for path, place in encoder.keys.items()):
+        raise CompositionError(
+            f"The encoder of expert '{name}' cannot be kept by reference: its files spell its tensors otherwise than "
+            "the network.",
+            hint="Write 'store: inside'.",
+        )
+    files = dict.fromkeys(checkpoint.tensors[key].file for key in encoder.keys.values())
+    is_hub = checkpoint.ref.kind == "hub"
+    digests = {path.name: checkpoint.digests.get(path.name, "") for path in files}
+    if weights:
+        digests |= {path.name: digest_file(path).sha256 for path in files if not digests[path.name]}
+    return {
+        "id": checkpoint.ref.location if is_hub else str(checkpoint.folder.resolve()),
+        "commit": checkpoint.commit,
+        "sha256": digests,
+        "prefix": prefix,
+    }
+
+
+def _encoder_jobs(name: str, checkpoint: Checkpoint, encoder: FoundEncoder) -> list[TensorJob]:
+    return [
+        copy_job(f"model.experts.{name}.encoder.{path}", checkpoint.tensors[key], f"{EXPERT}:{name}", source=name)
+        for path, key in encoder.keys.items()
+    ]
+
+
+def _dropped(name: str, spec: Expert, encoder: FoundEncoder) -> list[Dropped]:
+    rows = [Dropped(name, key, EXPERT, reason) for key, reason in encoder.unused.items()]
+    if spec.store == "reference":
+        rows += [Dropped(name, key, EXPERT, "kept by reference") for key in encoder.keys.values()]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A projector of another checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        keys: Its parameter to the key in the files.
+    """
+
+    checkpoint: Checkpoint
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def _projector(
+    name: str, spec: Expert, loaded: LoadedRecipe, *, weights: bool
+) -> tuple[dict[str, Any], _Trained | None]:
+    """Settings of the projector, and where its trained tensors are."""
+    if spec.projector.model is None:
+        return spec.projector.settings, None
+    checkpoint = _opened(f"projector of '{name}'", spec.projector.model, loaded, weights=weights)
+    kept = (checkpoint.config.get("experts") or {}).get(name)
+    head = f"model.experts.{name}.projector."
+    keys = {key.removeprefix(head): key for key in checkpoint.tensors if key.startswith(head)}
+    if not keys:
+        listed = ", ".join(f"'{one}'" for one in checkpoint.config.get("experts") or {})
+        raise CompositionError(
+            f"'{spec.projector.model}' holds no projector of an expert called '{name}'.",
+            hint=f"Its experts are {listed}." if listed else "It must be a composed checkpoint with this expert.",
+        )
+    settings = dict(kept["projector"]) if kept else spec.projector.settings
+    return settings, _Trained(checkpoint, keys)
+
+
+def _projector_jobs(
+    name: str, shapes: Mapping[str, tuple[int, ...]], trained: _Trained | None, *, seed: int
+) -> list[TensorJob]:
+    head, part = f"model.experts.{name}.projector.", f"{PROJECTOR}:{name}"
+    if trained is None:
+        return [new_job(head + key, shape, part, seed=seed) for key, shape in shapes.items()]
+    held = {key: trained.checkpoint.tensors[place].shape for key, place in trained.keys.items()}
+    for key in dict.fromkeys((*shapes, *held)):
+        if shapes.get(key) != held.get(key):
+            raise CompositionError(
+                f"The trained projector of expert '{name}' does not fit: '{key}' is "
+                f"{list(held[key]) if key in held else 'missing'}, and the network has "
+                f"{list(shapes[key]) if key in shapes else 'none'}.",
+                hint="Was it trained for this encoder and this language model?",
+            )
+    return [
+        replace(copy_job(head + key, trained.checkpoint.tensors[trained.keys[key]], part, source=name), part=part)
+        for key in shapes
+    ]
