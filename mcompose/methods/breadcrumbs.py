@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Annotated, Any
 
@@ -12,13 +13,18 @@ from mcompose.methods.prune import (
     NormRescale,
     add_up,
     band_ranks,
-    elect,
+    elect_weighted,
     keep_ranks,
     match_norm,
 )
 from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
 
 __all__ = ["breadcrumbs", "breadcrumbs_ties"]
+
+_breadcrumbs = partial(
+    method, paper="arXiv:2312.06795", space="deltas", base="required", mergekit_ignored=("int8_mask",)
+)
+"""What both variants are."""
 
 Gamma = Annotated[PerSource, Range(0.0, 1.0)]
 """Share of the elements that is dropped at the top."""
@@ -52,15 +58,7 @@ def _banded(deltas: Any, density: PerSource, gamma: PerSource, rescale: str) -> 
     return values
 
 
-@method(
-    "breadcrumbs",
-    title="Model breadcrumbs",
-    paper="arXiv:2312.06795",
-    space="deltas",
-    base="required",
-    program=_linear_program,
-    mergekit_ignored=("int8_mask",),
-)
+@_breadcrumbs("breadcrumbs", title="Model breadcrumbs", program=_linear_program)
 def breadcrumbs(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,
@@ -92,15 +90,7 @@ def breadcrumbs(  # noqa: PLR0913 - its parameters are the recipe's
     return add_up(_banded(deltas, density, gamma, rescale), weights, normalize=normalize, lambda_=lambda_)
 
 
-@method(
-    "breadcrumbs_ties",
-    title="Model breadcrumbs (TIES)",
-    paper="arXiv:2312.06795",
-    space="deltas",
-    base="required",
-    program=_ties_program,
-    mergekit_ignored=("int8_mask",),
-)
+@_breadcrumbs("breadcrumbs_ties", title="Model breadcrumbs (TIES)", program=_ties_program)
 def breadcrumbs_ties(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,
@@ -129,5 +119,4 @@ def breadcrumbs_ties(  # noqa: PLR0913 - its parameters are the recipe's
         The merged delta.
     """
     values = _banded(deltas, density, gamma, rescale)
-    average = "weights" if normalize else "none"
-    return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
+    return elect_weighted(values, weights, normalize=normalize, lambda_=lambda_)

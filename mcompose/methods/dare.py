@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mcompose.methods.declare import PerSource, Weights, each, method
 from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_random, match_norm
+from mcompose.methods.prune import Density, Rescale, add_up, elect_weighted, keep_random, match_norm
 from mcompose.methods.prune_program import Combination, KeepAll, KeepRandom, PruneProgram
 from mcompose.methods.randomness import addresses
 
 __all__ = ["dare_linear", "dare_ties"]
 
-MERGEKIT_DEFAULTS = {"rescale": "mergekit"}
+_dare = partial(
+    method,
+    paper="arXiv:2311.03099",
+    space="deltas",
+    base="required",
+    mergekit_defaults={"rescale": "mergekit"},
+    mergekit_ignored=("int8_mask",),
+)
+"""What both variants are; a mergekit recipe that is silent means its own way of making up for what is dropped."""
 
 
 def _program(task: TensorTask, combination: Combination, keys: Sequence[int], settings: dict[str, Any]) -> Program:
@@ -45,16 +54,7 @@ def _dropped(deltas: Any, density: PerSource, rescale: str, keys: Sequence[int])
     return values
 
 
-@method(
-    "dare_linear",
-    title="DARE (linear)",
-    paper="arXiv:2311.03099",
-    space="deltas",
-    base="required",
-    program=_linear_program,
-    mergekit_defaults=MERGEKIT_DEFAULTS,
-    mergekit_ignored=("int8_mask",),
-)
+@_dare("dare_linear", title="DARE (linear)", program=_linear_program)
 def dare_linear(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,
@@ -88,16 +88,7 @@ def dare_linear(  # noqa: PLR0913 - its parameters are the recipe's
     return add_up(values, weights, normalize=normalize, lambda_=lambda_)
 
 
-@method(
-    "dare_ties",
-    title="DARE (TIES)",
-    paper="arXiv:2311.03099",
-    space="deltas",
-    base="required",
-    program=_ties_program,
-    mergekit_defaults=MERGEKIT_DEFAULTS,
-    mergekit_ignored=("int8_mask",),
-)
+@_dare("dare_ties", title="DARE (TIES)", program=_ties_program)
 def dare_ties(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,
@@ -126,5 +117,4 @@ def dare_ties(  # noqa: PLR0913 - its parameters are the recipe's
         The merged delta.
     """
     values = _dropped(deltas, density, rescale, keys)
-    average = "weights" if normalize else "none"
-    return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
+    return elect_weighted(values, weights, normalize=normalize, lambda_=lambda_)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from mcompose.errors import RequestError
 from mcompose.methods.declare import PerSource, Range, Weights, each, method
 from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect, keep_ranked, match_norm
+from mcompose.methods.prune import Density, Rescale, add_up, elect_weighted, keep_ranked, match_norm
 from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepNone, KeepRanked, PruneProgram
 from mcompose.methods.randomness import addresses
 
@@ -17,7 +18,15 @@ __all__ = ["della", "della_linear"]
 Epsilon = Annotated[PerSource, Range(0.0, 1.0)]
 """How far the probabilities of the largest and the smallest element of a row lie from the density."""
 
-MERGEKIT_DEFAULTS = {"rescale": "mergekit"}
+_della = partial(
+    method,
+    paper="arXiv:2406.11617",
+    space="deltas",
+    base="required",
+    mergekit_defaults={"rescale": "mergekit"},
+    mergekit_ignored=("int8_mask",),
+)
+"""What both variants are; a mergekit recipe that is silent means its own way of making up for what is dropped."""
 
 
 def _check(density: float, epsilon: float) -> None:
@@ -70,16 +79,7 @@ def _dropped(deltas: Any, density: PerSource, epsilon: PerSource, rescale: str, 
     return values
 
 
-@method(
-    "della",
-    title="DELLA",
-    paper="arXiv:2406.11617",
-    space="deltas",
-    base="required",
-    program=_ties_program,
-    mergekit_defaults=MERGEKIT_DEFAULTS,
-    mergekit_ignored=("int8_mask",),
-)
+@_della("della", title="DELLA", program=_ties_program)
 def della(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,
@@ -117,20 +117,10 @@ def della(  # noqa: PLR0913 - its parameters are the recipe's
         RequestError: Density and epsilon give a probability outside (0, 1).
     """
     values = _dropped(deltas, density, epsilon, rescale, keys)
-    average = "weights" if normalize else "none"
-    return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
+    return elect_weighted(values, weights, normalize=normalize, lambda_=lambda_)
 
 
-@method(
-    "della_linear",
-    title="DELLA (linear)",
-    paper="arXiv:2406.11617",
-    space="deltas",
-    base="required",
-    program=_linear_program,
-    mergekit_defaults=MERGEKIT_DEFAULTS,
-    mergekit_ignored=("int8_mask",),
-)
+@_della("della_linear", title="DELLA (linear)", program=_linear_program)
 def della_linear(  # noqa: PLR0913 - its parameters are the recipe's
     deltas: Any,
     *,

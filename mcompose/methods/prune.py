@@ -25,6 +25,7 @@ __all__ = [
     "add_up",
     "band_ranks",
     "elect",
+    "elect_weighted",
     "keep_at_least",
     "keep_random",
     "keep_ranked",
@@ -176,6 +177,12 @@ def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, 
         share = share + (weight if average == "weights" else 1.0) * (agrees * (values[0] * 0 + 1))
     divisor = share + (share == 0) if average != "none" else 1.0
     return mixed / divisor * np.float32(lambda_).item()
+
+
+def elect_weighted(values: Sequence[Any], weights: Sequence[float], *, normalize: bool, lambda_: float) -> Any:
+    """Elects as mergekit does: on weighted deltas; normalised, it divides by the weights of those that agree."""
+    average: Average = "weights" if normalize else "none"
+    return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
 
 
 def _weighted_sum(values: Sequence[Any], weights: Sequence[float]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mcompose.methods.declare import PerSource, Weights, each, method
 from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, NormRescale, elect, keep_ranks, largest_ranks, match_norm
+from mcompose.methods.prune import Density, NormRescale, elect, elect_weighted, keep_ranks, largest_ranks, match_norm
 from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
 
 __all__ = ["ties", "ties_peft"]
@@ -79,8 +79,7 @@ def ties(
     for delta, share in zip(deltas, each(density, len(deltas)), strict=True):
         trimmed = keep_ranks(delta, largest_ranks(_size(delta), share))
         kept.append(match_norm(trimmed, delta) if rescale == "mergekit" else trimmed)
-    average = "weights" if normalize else "none"
-    return elect(kept, weights, average=average, weighted=True, lambda_=lambda_)
+    return elect_weighted(kept, weights, normalize=normalize, lambda_=lambda_)
 
 
 @method(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,25 +20,13 @@ __all__ = ["MergeOptions", "merge", "push"]
 
 
 @dataclass(frozen=True)
-class MergeOptions:
-    """How to merge; nothing here changes a byte of the result.
+class MergeOptions(ComposeOptions):
+    """How to merge; nothing here changes a byte of the result. Progress and card are the command line's own.
 
     Args:
-        resume: Go on where an interrupted run stopped.
-        threads: Threads; None for one per core.
-        device: ``cpu`` or a torch device.
-        allow_different_base: Merge language models that do not seem to share a base.
-        sync: Wait until the disk has everything.
-        sha256: Hash the output's weight files for the lock.
         quiet: No progress bar.
     """
 
-    resume: bool = True
-    threads: int | None = None
-    device: str = "cpu"
-    allow_different_base: bool = False
-    sync: bool = False
-    sha256: bool = False
     quiet: bool = False
 
 
@@ -62,16 +50,7 @@ def merge(recipe: Path, *, output: Path | None = None, options: MergeOptions | N
     result = compose(
         loaded,
         output=output,
-        options=ComposeOptions(
-            resume=options.resume,
-            threads=options.threads,
-            device=options.device,
-            allow_different_base=options.allow_different_base,
-            sync=options.sync,
-            sha256=options.sha256,
-            progress=Bar(quiet=True if options.quiet else None),
-            card=_card,
-        ),
+        options=replace(options, progress=Bar(quiet=True if options.quiet else None), card=_card),
     )
     return MergeReport(result, time.monotonic() - started)
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damc_sources import language
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_configs import RAW, clip, text
 from tiny_models import fill
-from tiny_sources import perturb, tokenizer, write_recipe
+from tiny_sources import tokenizer, write_recipe
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -17,7 +18,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedModel,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
@@ -30,17 +30,6 @@ from mcompose.pipeline.write import merge
 
 ROWS = {"base": 100, "sees": 120, "hears": 128}
 SIDE = {"height": 28, "width": 28}
-
-
-def language(model: PreTrainedModel, base: Qwen2ForCausalLM, *, change: float, seed: int) -> None:
-    """Gives a model the base's language model, moved a little; rows behind the base's stay its own."""
-    decoder = model.get_decoder()
-    state = decoder.state_dict()
-    for name, tensor in base.model.state_dict().items():
-        state[name][: len(tensor)] = tensor
-    decoder.load_state_dict(state)
-    model.get_output_embeddings().weight.data[: len(base.lm_head.weight)] = base.lm_head.weight.data
-    perturb(decoder, change, seed)
 
 
 @pytest.fixture(scope="module")

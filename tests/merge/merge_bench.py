@@ -10,7 +10,8 @@ import numpy as np
 
 from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
 from mcompose.checkpoint import StagedOutput, encode, open_checkpoint
-from mcompose.merge import SourceParts, build_plan, execute, language_jobs
+from mcompose.errors import StorageError
+from mcompose.merge import Contribution, Segment, SourceParts, build_plan, execute, language_jobs
 from mcompose.recipe.schema import MergeSpec
 
 HIDDEN, ROWS, LAYERS = 24, 40, 2
@@ -108,3 +109,29 @@ class Bench:
 
 def three(bench, dtype="F32", **options):
     return [bench.source(name, llama(seed, dtype=dtype, **options)) for seed, name in enumerate("abc", start=1)]
+
+
+def ten_rows(entry) -> tuple[Segment, ...]:
+    """Rows that come about in every way but folding, from one source's tensor of 36 rows or more."""
+    pair = (Contribution("a", entry), Contribution("a", entry, first_row=6))
+    return (
+        Segment(0, 4, "merged", pair, method="linear", weights=(0.5, 0.5)),
+        Segment(4, 7, "created"),
+        Segment(7, 9, "copied", (Contribution("a", entry, first_row=30),)),
+        Segment(9, 10, "cast", (Contribution("a", entry, first_row=2),)),
+    )
+
+
+def fill_disk(monkeypatch, *, after: int) -> list[int]:
+    """Lets so many writes pass and refuses all others; gives the offsets that are asked for."""
+    written: list[int] = []
+    write = StagedOutput.pwrite_all
+
+    def limited(self, shard, offset, data):
+        written.append(offset)
+        if len(written) > after:
+            raise StorageError("the disk is full")
+        write(self, shard, offset, data)
+
+    monkeypatch.setattr(StagedOutput, "pwrite_all", limited)
+    return written

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from merge_bench import HIDDEN, llama, three
+from merge_bench import HIDDEN, llama, ten_rows, three
 from safetensors.torch import save_file
 
 from mcompose.checkpoint import encode, open_adapter
@@ -144,14 +144,8 @@ def test_copies_casts_and_created_rows_come_out_as_without_a_device(bench):
     source = bench.source("a", llama(1))
     entry = source.entry("lm_head.weight")
     pair = (Contribution("a", entry), Contribution("a", entry, first_row=6))
-    segments = (
-        Segment(0, 4, "merged", pair, method="linear", weights=(0.5, 0.5)),
-        Segment(4, 7, "created"),
-        Segment(7, 9, "copied", (Contribution("a", entry, first_row=30),)),
-        Segment(9, 10, "cast", (Contribution("a", entry, first_row=2),)),
-        Segment(10, 14, "merged", pair, method="ties-peft", base=pair[0], weights=(0.5, 0.5)),
-    )
-    table = TensorJob("table", "embedding", None, "F32", (14, HIDDEN), segments)
+    more = Segment(10, 14, "merged", pair, method="ties-peft", base=pair[0], weights=(0.5, 0.5))
+    table = TensorJob("table", "embedding", None, "F32", (14, HIDDEN), (*ten_rows(entry), more))
     plan = build_plan([table, copy_job("whole", entry, "head", source="a")], max_shard_size=10**6)
     assert bench.run(plan, out="here") == bench.run(plan, out="there", device="torch:cpu")
     assert bench.bytes_of("here") == bench.bytes_of("there")

@@ -14,7 +14,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from merge_bench import llama, three
+from merge_bench import fill_disk, llama, three
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcompose.checkpoint import StagedOutput
@@ -331,15 +331,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(bench):
 
 def test_a_refused_write_stops_all_threads(bench, monkeypatch):
     plan = bench.plan({"method": "linear"}, three(bench, layers=8))
-    written, write = [], StagedOutput.pwrite_all
-
-    def full_after_three(self, shard, offset, data):
-        written.append(offset)
-        if len(written) > 3:
-            raise StorageError("the disk is full")
-        write(self, shard, offset, data)
-
-    monkeypatch.setattr(StagedOutput, "pwrite_all", full_after_three)
+    written = fill_disk(monkeypatch, after=3)
     with pytest.raises(StorageError, match="the disk is full"):
         bench.run(plan, device="torch:cpu")
     assert len(written) <= 3 + device_module.DEVICE_THREADS

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from merge_bench import HIDDEN, llama, three
+from merge_bench import HIDDEN, llama, ten_rows, three
 from safetensors.torch import save_file
 
 from mcompose.checkpoint import digest_tensor, open_adapter, open_checkpoint
 from mcompose.errors import CompositionError, NumericsError, RequestError
-from mcompose.merge import Contribution, Segment, TensorJob, build_plan, copy_job
+from mcompose.merge import TensorJob, build_plan, copy_job
 from mcompose.merge import stream as stream_module
 
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -59,14 +59,7 @@ def test_sources_of_several_dtypes_merge_into_the_first_ones(bench):
 def test_rows_come_from_where_the_segments_say(bench):
     source = bench.source("a", llama(1))
     entry = source.entry("lm_head.weight")
-    merged_rows = (Contribution("a", entry), Contribution("a", entry, first_row=6))
-    segments = (
-        Segment(0, 4, "merged", merged_rows, method="linear", weights=(0.5, 0.5)),
-        Segment(4, 7, "created"),
-        Segment(7, 9, "copied", (Contribution("a", entry, first_row=30),)),
-        Segment(9, 10, "cast", (Contribution("a", entry, first_row=2),)),
-    )
-    job = TensorJob("table", "embedding", None, "F32", (10, HIDDEN), segments, note="rows")
+    job = TensorJob("table", "embedding", None, "F32", (10, HIDDEN), ten_rows(entry), note="rows")
     row = bench.run(build_plan([job], max_shard_size=10**6))[0]
     table, head = bench.read()["table"], loaded(source)["lm_head.weight"]
     assert_same_bits(table[:4], (head[:4] + head[6:10]) / 2)

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from merge_bench import llama
+from merge_bench import fill_disk, llama
 
 from mcompose.checkpoint import encode
 from mcompose.checkpoint.tensor import TensorEntry
@@ -111,19 +111,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_output(bench):
 
 
 def test_a_refused_write_stops_all_threads(bench, monkeypatch):
-    from mcompose.checkpoint import StagedOutput
-
     sources = [bench.source(name, llama(seed)) for seed, name in ((1, "a"), (2, "b"))]
     plan = bench.plan({"method": "linear"}, sources)
-    written, write = [], StagedOutput.pwrite_all
-
-    def full_after_three(self, shard, offset, data):
-        written.append(offset)
-        if len(written) > 4:
-            raise StorageError("the disk is full")
-        write(self, shard, offset, data)
-
-    monkeypatch.setattr(StagedOutput, "pwrite_all", full_after_three)
+    written = fill_disk(monkeypatch, after=4)
     with pytest.raises(StorageError, match="the disk is full"):
         bench.run(plan, threads=2)
     assert len(written) <= 6

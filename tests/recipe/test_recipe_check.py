@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mcompose.errors import RecipeError
+from mcompose.methods.method import REQUIRED, Parameter
 from mcompose.recipe import (
     LoadedRecipe,
     Recipe,
@@ -21,20 +21,6 @@ from mcompose.recipe import (
     settings_for,
 )
 from mcompose.recipe.select import Setting
-
-REQUIRED = type("Required", (), {"__repr__": lambda self: "required"})()
-
-
-@dataclass(frozen=True)
-class Parameter:
-    name: str
-    default: Any
-    per_source: bool = False
-    kind: type = float
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    words: dict[Any, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
