@@ -114,6 +114,7 @@ def test_wrong_types_are_refused_not_converted():
         kernels.convert(np.zeros(8, np.float32)[::2], np.zeros(4, np.float32))
     with pytest.raises(TypeError):
         kernels.convert(np.zeros(3, np.float32), np.zeros(4, np.float32))
-    for weights in (np.ones(1), np.ones(2, np.float32), np.ones(2, np.float32)[::2]):
-        with pytest.raises(TypeError):
-            kernels.pour([np.zeros(4, np.float32)], weights, np.zeros(4, np.float32))
+    sources, out = [np.zeros(4, np.float32)] * 2, np.zeros(4, np.float32)
+    for weights in (np.ones(2), np.ones(3, np.float32), np.ones(4, np.float32)[::2]):
+        with pytest.raises(TypeError, match="2 float32 weights are needed"):
+            kernels.pour(sources, weights, out)
