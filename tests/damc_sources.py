@@ -88,7 +88,9 @@ def write_natives(folder: Path, *, change: float = 0.05) -> Path:
 
 
 @torch.no_grad()
-def write_donor(folder: Path, natives: Path, name: str, *, kind: str, prefixes: bool = False) -> Path:
+def write_donor(
+    folder: Path, natives: Path, name: str, *, kind: str, prefixes: bool = False, rank: int | None = None
+) -> Path:
     """A composed checkpoint of one source with a group of its modality, as training would leave it.
 
     ``dense``: group and text are tensors of their own. ``low-rank``: both are factors over the base. ``group``: only
@@ -104,7 +106,7 @@ def write_donor(folder: Path, natives: Path, name: str, *, kind: str, prefixes: 
         perturb(model.model.language_model, 0.05, len(name))
     else:
         names = [modality] if kind == "group" else [modality, "text"]
-        add_groups(model, names, kind="low_rank", rank=2 + len(name) % 3, scale=2.0)
+        add_groups(model, names, kind="low_rank", rank=rank or 2 + len(name) % 3, scale=2.0)
         generator = torch.Generator().manual_seed(len(name))
         for _, linear in routed_linears(model):
             for group in linear.groups.values():
@@ -158,6 +160,13 @@ def shown(folder: Path, *modalities: str, words: str = "what is this"):
     marks = " ".join(f"<{modality}> a" for modality in modalities)
     text_ = f"USER : {marks} {words} ASSISTANT :"
     return model, processor(text=text_, **dict(media[modality] for modality in modalities))
+
+
+def low_rank_sum(tensors: dict[str, torch.Tensor], linear: str, group: str, scale: float = 2.0) -> torch.Tensor | float:
+    """What factors add to one linear, in float64, worked out from a file: all terms of a sum."""
+    places = [linear, *(f"{linear}.stack.{index}" for index in range(9))]
+    pairs = [[tensors.get(f"{place}.groups.{group}.lora_{x}.weight") for x in "BA"] for place in places]
+    return sum(scale * (b.double() @ a.double()) for b, a in pairs if a is not None and b is not None)
 
 
 @torch.no_grad()

@@ -3,9 +3,8 @@
 The text groups of all sources are the shared language model, and merge like any other. The group of each modality is
 taken whole from the source that brings the modality. Low-rank groups stay low-rank where the recipe lets them: then
 what they add to is stored once, bit for bit, and all of them must add to the same. A composition of one source is that
-source: its text group, too, keeps its factors. Paper: Chen et al. 2024, "Model Composition for Multimodal Large
-Language Models", arXiv:2402.12750, section 3. Differs: several sources' text factors are summed into one tensor here,
-which costs nothing at run time; in the paper's code all of them are kept apart and added in every step.
+source: its text group, too, keeps its factors. So do several, where ``stacked.py`` finds that smaller than one tensor.
+Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv:2402.12750, section 3.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from mcompose.compose.groups import (
     carried_group,
     converted_group,
     dense,
-    low_rank_of,
 )
+from mcompose.compose.stacked import StackedText, stacked_text
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job
 from mcompose.merge.settings import output_dtype
@@ -82,7 +81,7 @@ def decouple(
     _Jobs.check_layers(language)
     groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in sources.modalities.items()}
     jobs = _Jobs(recipe, sources, linears)
-    text = _kept_text(sources, language, linears)
+    text = stacked_text(sources.sources, list(groups.values()), language, linears)
     if text is not None:
         language = jobs.with_factors(language, text)
     for modality, group in groups.items():
@@ -116,19 +115,6 @@ def _group(recipe: Recipe, source: SourceParts, modality: str, linears: Sequence
     return dense(group) if recipe.compose.groups == "dense" and isinstance(group, LowRankGroup) else group
 
 
-def _kept_text(
-    sources: SourceSet, language: Sequence[TensorJob], linears: Sequence[RoutedLinear]
-) -> LowRankGroup | None:
-    """The text factors of a composition of one source, which merges nothing and so keeps them."""
-    group = low_rank_of(sources.sources[0], linears) if len(sources.sources) == 1 else None
-    if group is None:
-        return None
-    matrices = {one.weight for one in linears}
-    mine = [job for job in language if job.address in matrices]
-    whole = all(s.action in {"copied", "folded"} for job in mine for s in job.segments)
-    return group if whole and all(job.dtype == group.origin[job.address].dtype for job in mine) else None
-
-
 class _Jobs:
     """Jobs and config fields of the groups, while they are collected.
 
@@ -156,11 +142,18 @@ class _Jobs:
                     hint="Leave 'compose.decouple' out for this language model.",
                 )
 
-    def with_factors(self, language: Sequence[TensorJob], text: LowRankGroup) -> list[TensorJob]:
+    def with_factors(self, language: Sequence[TensorJob], text: StackedText) -> list[TensorJob]:
         """The language model with its text factors beside it, not folded into it."""
-        self._add_low_rank(TEXT, text, scale=text.scale)
-        kept = {one.weight: text.origin[one.weight] for one in self.linears}
-        return [_unfolded(job, kept[job.address], text) if job.address in kept else job for job in language]
+        for index, (term, shares) in enumerate(zip(text.terms, text.shares, strict=True)):
+            made = self._factor_jobs(TEXT, term, place=f".stack.{index - 1}" if index else "")
+            self.made += [job if shares is None else _scaled(job, shares[one.name]) for one, job in made]
+        if text.terms:
+            ranks, scales = [term.rank for term in text.terms], [term.scale for term in text.terms]
+            several = len(ranks) > 1
+            self.fields[TEXT] = {
+                "kind": "low_rank", "rank": ranks if several else ranks[0], "scale": scales if several else scales[0],
+            }  # fmt: skip
+        return [_unfolded(job, text.origin[job.address]) if job.address in text.origin else job for job in language]
 
     def add(self, modality: str, group: Group) -> None:
         """Adds one modality's group."""
@@ -171,9 +164,11 @@ class _Jobs:
                 self.made += [self._dense_job(modality, group, one, name, share) for name in one.tensors]
             return
         even = len(set(shares)) <= 1
-        self._add_low_rank(modality, group, scale=group.scale * (shares[0] if even and shares else 1.0))
-        if not even:
-            self.made = [self._scaled(job, modality, dict(zip(self.linears, shares, strict=True))) for job in self.made]
+        scale = group.scale * (shares[0] if even and shares else 1.0)
+        self.fields[modality] = {"kind": "low_rank", "rank": group.rank, "scale": scale}
+        by_linear = dict(zip(self.linears, shares, strict=True))
+        made = self._factor_jobs(modality, group)
+        self.made += [job if even else _scaled(job, by_linear[one]) for one, job in made]
         for name, entry in group.origin.items():
             self.origins.setdefault(name, {})[entry.file, entry.offset] = Contribution(group.source.name, entry)
 
@@ -224,45 +219,53 @@ class _Jobs:
             )
         return found
 
-    def _add_low_rank(self, group: str, found: LowRankGroup, *, scale: float) -> None:
-        self.fields[group] = {"kind": "low_rank", "rank": found.rank, "scale": scale}
+    def _factor_jobs(
+        self, group: str, found: LowRankGroup, *, place: str = ""
+    ) -> Iterator[tuple[RoutedLinear, TensorJob]]:
+        """The factors of one low-rank group, or of one term of it, as they are."""
         dtype = next(pair[0].dtype for pair in found.factors.values() if pair is not None)
+        part = f"{GROUP}:{group}"
         for one in self.linears:
             pair = found.factors[one.name]
             rows, columns = found.origin[one.weight].shape
             shapes = ((found.rank, columns), (rows, found.rank))
             for index, factor in enumerate(("lora_A", "lora_B")):
-                key, part = f"{_key(one)}.groups.{group}.{factor}.weight", f"{GROUP}:{group}"
+                key = f"{_key(one)}{place}.groups.{group}.{factor}.weight"
                 if pair is not None:
-                    self.made.append(copy_job(key, pair[index], part, source=found.source.name, layer=one.layer))
+                    yield one, copy_job(key, pair[index], part, source=found.source.name, layer=one.layer)
                     continue
                 segment = Segment(0, shapes[index][0], "created")
                 note = f"zeros: the factors of {found.source.name} leave this linear alone"
-                self.made.append(TensorJob(key, part, one.layer, dtype, shapes[index], (segment,), note))
+                yield one, TensorJob(key, part, one.layer, dtype, shapes[index], (segment,), note)
 
-    def _scaled(self, job: TensorJob, modality: str, shares: Mapping[RoutedLinear, float]) -> TensorJob:
-        """A factor B times its layer's coefficient, which a gradient gives; other jobs as they are."""
-        if job.part != f"{GROUP}:{modality}" or ".lora_B." not in job.name or job.action != "copied":
-            return job
-        share = next(share for one, share in shares.items() if job.name.startswith(f"{_key(one)}."))
-        whole = replace(job.segments[0], action="merged", method="passthrough", parameters={"scale": share})
-        return replace(job, segments=(whole,))
+
+def _scaled(job: TensorJob, share: float) -> TensorJob:
+    """A factor B times a coefficient; other jobs as they are."""
+    if ".lora_B." not in job.name or job.action != "copied":
+        return job
+    whole = replace(job.segments[0], action="merged", method="passthrough", parameters={"scale": share})
+    return replace(job, segments=(whole,))
 
 
 def _key(one: RoutedLinear) -> str:
     return f"model.language_model.{one.name}"
 
 
-def _unfolded(job: TensorJob, entry: TensorEntry, text: LowRankGroup) -> TensorJob:
-    return replace(copy_job(job.name, entry, job.part, source=text.source.name, layer=job.layer), address=job.address)
+def _unfolded(job: TensorJob, origin: Sequence[Contribution]) -> TensorJob:
+    """A text tensor as what the text's factors add to; several sources must hold the same bits."""
+    first = origin[0]
+    part = job.part if len(origin) == 1 else ORIGIN
+    copied = copy_job(job.name, first.entry, part, source=first.source, layer=job.layer)
+    segment = replace(copied.segments[0], contributions=tuple(origin))
+    return replace(copied, segments=(segment,), address=job.address)
 
 
 def _is_copy(job: TensorJob, origins: Sequence[Contribution]) -> bool:
     """Whether a text tensor is the very tensor that low-rank groups add to."""
-    (first, *more) = origins
-    only = job.segments[0]
-    same = only.action == "copied" and only.contributions[0].entry == first.entry
-    return same and not more and len(job.segments) == len(only.contributions) == 1
+    if len(job.segments) != 1 or job.segments[0].action != "copied":
+        return False
+    entries = [contribution.entry for contribution in job.segments[0].contributions]
+    return all(origin.entry in entries for origin in origins)
 
 
 def _origin_job(key: str, one: RoutedLinear, origins: Sequence[Contribution]) -> TensorJob:

@@ -12,25 +12,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mcompose.anatomy.part import GROUP, LANGUAGE
 from mcompose.checkpoint import LowRank
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution
+from mcompose.modeling.routed_groups import GroupSpec, group_keys, group_specs
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mcompose.anatomy import Anatomy
     from mcompose.checkpoint import Checkpoint, TensorEntry
     from mcompose.merge import SourceParts
 
 __all__ = [
     "DenseGroup",
+    "FactorSum",
     "LowRankGroup",
     "RoutedLinear",
     "carried_group",
     "converted_group",
     "dense",
-    "low_rank_of",
     "text_factors",
+    "text_terms",
 ]
 
 TEXT = "text"
@@ -88,6 +94,55 @@ class DenseGroup:
     tensors: Mapping[str, Contribution]
 
 
+class _Terms(tuple[LowRank, ...]):
+    """Products whose text names no folder, since plans that differ only in folders have one fingerprint."""
+
+    def __repr__(self) -> str:
+        entries = [(term.scale, *((e.key, e.dtype, e.shape, e.offset) for e in (term.a, term.b) if e)) for term in self]
+        return repr(entries)
+
+
+@dataclass(frozen=True)
+class FactorSum(LowRank):
+    """Several products that are added to one tensor, as a text group that was composed of several has them.
+
+    Args:
+        terms: The products; ``a``, ``b`` and ``scale`` are those of the first.
+    """
+
+    terms: tuple[LowRank, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Rank of the sum, at most."""
+        return sum(term.rank for term in self.terms)
+
+    @property
+    def note(self) -> str:
+        """What is done, in a few words, for the ledger."""
+        return "; ".join(term.note for term in self.terms)
+
+    def delta(self, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """The sum of the products for some rows of the tensor, float32."""
+        first, *others = (term.delta(rows) for term in self.terms)
+        for other in others:
+            first += other
+        return first
+
+
+def _summed(terms: Sequence[LowRank]) -> LowRank:
+    first = terms[0]
+    if len(terms) == 1:
+        return first
+    return FactorSum(first.key, first.shape, first.a, first.b, scale=first.scale, terms=_Terms(terms))
+
+
+def _terms(part: LowRank | None) -> tuple[LowRank, ...]:
+    if part is None:
+        return ()
+    return part.terms if isinstance(part, FactorSum) else (part,)
+
+
 def text_factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, LowRank]:
     """The low-rank part of a composed checkpoint's text group, which belongs to its language model.
 
@@ -97,16 +152,27 @@ def text_factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, LowRank]
 
     Returns:
         Key of a linear's weight to what is added to it; empty where the text group is dense.
+
+    Raises:
+        CompositionError: Its files do not hold what its config says.
     """
-    spec = _routed(checkpoint.config).get(TEXT) or {}
-    if spec.get("kind") != "low_rank":
+    spec = _spec(checkpoint.config, TEXT)
+    if spec is None or not spec.low_rank:
         return {}
     slots, found = anatomy.by_name(f"{GROUP}:{TEXT}"), {}
     for name, slot in anatomy.by_name(LANGUAGE).items():
-        stem = f"{name.removesuffix('.weight')}.groups.{TEXT}"
-        if f"{stem}.lora_A.weight" in slots:
-            a, b = (checkpoint.tensors[slots[f"{stem}.{factor}.weight"].key] for factor in ("lora_A", "lora_B"))
-            found[slot.key] = LowRank(slot.key, checkpoint.tensors[slot.key].shape, a, b, scale=float(spec["scale"]))
+        names = group_keys(name.removesuffix(".weight"), TEXT, spec)
+        if names[0] not in slots:
+            continue
+        if missing := [one for one in names if one not in slots]:
+            raise CompositionError(
+                f"The text group of '{checkpoint.folder}' holds '{names[0]}', and no '{missing[0]}'.",
+                hint="Is the checkpoint complete?",
+            )
+        shape = checkpoint.tensors[slot.key].shape
+        factors = [checkpoint.tensors[slots[one].key] for one in names]
+        pairs = zip(factors[::2], factors[1::2], spec.terms, strict=True)
+        found[slot.key] = _summed([LowRank(slot.key, shape, a, b, scale=scale) for a, b, (_, scale) in pairs])
     return found
 
 
@@ -124,7 +190,7 @@ def carried_group(source: SourceParts, group: str, linears: Sequence[RoutedLinea
     Raises:
         CompositionError: Its files do not hold what its config says.
     """
-    spec = _routed(source.checkpoint.config).get(group)
+    spec = _spec(source.checkpoint.config, group)
     if spec is None:
         return None
     slots = source.anatomy.by_name(f"{GROUP}:{group}")
@@ -140,9 +206,9 @@ def carried_group(source: SourceParts, group: str, linears: Sequence[RoutedLinea
     def own(linear: RoutedLinear, kind: str) -> TensorEntry:
         return entry(f"{linear.name}.groups.{group}.{kind}")
 
-    if spec["kind"] == "low_rank":
+    if spec.low_rank:
         factors = {one.name: (own(one, "lora_A.weight"), own(one, "lora_B.weight")) for one in linears}
-        return LowRankGroup(source, spec["rank"], float(spec["scale"]), factors, _carried_origin(source, linears))
+        return LowRankGroup(source, spec.rank, spec.scale, factors, _carried_origin(source, linears))
     pairs = ((name, own(one, name.removeprefix(f"{one.name}."))) for one in linears for name in one.tensors)
     return DenseGroup(source, {name: Contribution(source.name, entry) for name, entry in pairs})
 
@@ -154,31 +220,36 @@ def converted_group(source: SourceParts, linears: Sequence[RoutedLinear]) -> Low
         source: The source.
         linears: The linears of the output.
     """
-    return low_rank_of(source, linears) or DenseGroup(source, dict(_own_tensors(source, linears)))
+    terms = text_terms(source, linears)
+    return terms[0] if len(terms) == 1 else DenseGroup(source, dict(_own_tensors(source, linears)))
 
 
-def low_rank_of(source: SourceParts, linears: Sequence[RoutedLinear]) -> LowRankGroup | None:
+def text_terms(source: SourceParts, linears: Sequence[RoutedLinear]) -> tuple[LowRankGroup, ...]:
     """A source's language model as factors over its checkpoint, where it is exactly that.
 
     Args:
-        source: The source; its adapter, or the low-rank part of its text group, gives the factors.
+        source: The source; its adapter, or the low-rank parts of its text group, give the factors.
         linears: The linears of the output.
 
     Returns:
-        The group; None when there are no factors, or they are more than one plain product of one rank and scale.
+        One group a product; none when there are no factors, or they are more than plain products that have one rank
+        and one scale on all linears.
     """
     own = dict(_own_tensors(source, linears))
-    parts = [c.low_rank for c in own.values() if c.low_rank is not None]
-    kinds = {(part.rank, part.scale) for part in parts}
-    plain = all(part.a is not None and part == _product(part) for part in parts)
+    terms = {name: _terms(contribution.low_rank) for name, contribution in own.items()}
+    kinds = {tuple((term.rank, term.scale) for term in found) for found in terms.values() if found}
+    plain = all(term.a is not None and term == _product(term) for found in terms.values() for term in found)
     if len(kinds) != 1 or not plain:
-        return None
-    factors: dict[str, tuple[TensorEntry, TensorEntry] | None] = {}
-    for one in linears:
-        part = own[one.weight].low_rank
-        factors[one.name] = (part.a, part.b) if part is not None and part.a and part.b else None
-    ((rank, scale),) = kinds
-    return LowRankGroup(source, rank, scale, factors, {name: c.entry for name, c in own.items()})
+        return ()
+    origin = {name: contribution.entry for name, contribution in own.items()}
+    groups = []
+    for index, (rank, scale) in enumerate(kinds.pop()):
+        factors: dict[str, tuple[TensorEntry, TensorEntry] | None] = {}
+        for one in linears:
+            part = terms[one.weight][index] if terms[one.weight] else None
+            factors[one.name] = (part.a, part.b) if part is not None and part.a and part.b else None
+        groups.append(LowRankGroup(source, rank, scale, factors, origin))
+    return tuple(groups)
 
 
 def dense(group: LowRankGroup) -> DenseGroup:
@@ -217,5 +288,10 @@ def _carried_origin(source: SourceParts, linears: Sequence[RoutedLinear]) -> dic
     return {name: source.entry(slots[spelt].key) for name, spelt in names.items()}
 
 
-def _routed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("routed_groups") or {} if config.get("model_type") == "mcompose" else {}
+def _spec(config: Mapping[str, Any], group: str) -> GroupSpec | None:
+    """What a config says of a group; None without one, and for a text group that is the linears themselves."""
+    groups = config.get("routed_groups") if config.get("model_type") == "mcompose" else None
+    try:
+        return group_specs(groups or {}, base=config.get("routed_base", "shared") if groups else "shared").get(group)
+    except ValueError as error:
+        raise CompositionError(str(error), hint="Its config.json is broken, or of another version.") from error

@@ -12,9 +12,9 @@ What W0 is. A low-rank group is ``W0 + s * B * A``, and W0 has to be the tensor 
 is stored once per linear, never reconstructed by subtraction, in one of two ways (``ComposedConfig.routed_base``):
 
 - "shared": W0 is the linear's own ``weight``. The text group is that weight too, or, when "text" is named among the
-  groups, itself low-rank: ``W0 + s * B_t * A_t``. A composition stacks its donors' text factors there (A by rows,
-  lambda * B by columns), so the merged text group is exact too. Compact: one dense tensor. The text factors cost a
-  little in every decoding step.
+  groups, itself low-rank: ``W0 + s * B_t * A_t``. A composition keeps its donors' text factors apart there, as a sum
+  ``W0 + sum_i s_i * (lambda_i B_i) * A_i`` of any ranks, so nothing of the merged text group is rounded to a dense
+  tensor. Compact: one dense tensor. The text factors cost a little in every decoding step.
 - "separate": the text group is the ``weight``, merged into one tensor, and W0 is stored beside it as ``base.weight``.
   Decoding costs what the plain model costs. ``fold_text`` turns the first form into this one.
 
@@ -37,6 +37,7 @@ from torch import nn
 from torch.nn import functional
 
 from .routed_groups import TEXT, GroupSpec
+from .routed_low_rank import LowRank, Term, is_bare, linear_like, summed
 from .routed_routes import BASE, OWN, Route, make_route
 
 __all__ = [
@@ -45,47 +46,12 @@ __all__ = [
     "RoutedLinear",
     "check_taken",
     "decoder_layers",
-    "linear_like",
     "route_inputs",
     "route_language",
     "routed_linears",
 ]
 
 ROUTE = "modality_route"
-
-
-class LowRank(nn.Module):
-    """``scale * B * A``.
-
-    Args:
-        linear: The linear that it adds to, for shape, dtype and device.
-        rank: Rows of A.
-        scale: The factor before B * A.
-    """
-
-    def __init__(self, linear: nn.Linear, *, rank: int, scale: float) -> None:
-        super().__init__()
-        self.lora_A = linear_like(linear, rows=rank)
-        self.lora_B = linear_like(linear, columns=rank)
-        self.scale = scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (N, I) to (N, O)."""
-        return self.lora_B(self.lora_A(x) * self.scale)
-
-    @property
-    def bare(self) -> bool:
-        """Whether ``add_to`` computes what ``forward`` does."""
-        return _is_bare(self.lora_B)
-
-    def add_to(self, y_NO: torch.Tensor, x_NI: torch.Tensor) -> None:
-        """Adds in place what ``forward`` returns; autograd cannot follow it."""
-        y_NO.addmm_(self.lora_A(x_NI), self.lora_B.weight.t(), alpha=self.scale)
-
-    def product(self) -> torch.Tensor:
-        """Returns the matrix (O, I) in float32 or wider."""
-        wide = torch.promote_types(self.lora_A.weight.dtype, torch.float32)
-        return self.scale * (self.lora_B.weight.to(wide) @ self.lora_A.weight.to(wide))
 
 
 class Slot:
@@ -115,13 +81,32 @@ class RoutedLinear(nn.Linear):
         self.training = linear.training
         self.slot = slot
         self.groups = nn.ModuleDict()
+        self.stack = nn.ModuleList()
         self.base: nn.Linear | None = None
         self.plain = True
 
     def add(self, name: str, spec: GroupSpec) -> None:
         """Makes a group, with values yet to be given."""
         self.groups[name] = LowRank(self, rank=spec.rank, scale=spec.scale) if spec.low_rank else linear_like(self)
+        self.stack.extend(Term() for _ in range(len(spec.more) - len(self.stack)))
+        for term, (rank, scale) in zip(self.stack, spec.more, strict=False):
+            cast("Term", term).groups[name] = LowRank(self, rank=rank, scale=scale)
         self.plain = TEXT not in self.groups
+
+    def remove(self, name: str) -> None:
+        """Takes a group out, with all its terms."""
+        del self.groups[name]
+        for term in self.stack:
+            groups = cast("Term", term).groups
+            if name in groups:
+                del groups[name]
+        self.stack = nn.ModuleList(term for term in self.stack if len(cast("Term", term).groups))
+        self.plain = TEXT not in self.groups
+
+    def terms(self, name: str) -> list[LowRank]:
+        """Returns the products that a low-rank group adds to its base."""
+        holders: list[Any] = [self, *self.stack]
+        return [holder.groups[name] for holder in holders if name in holder.groups]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Maps (..., I) to (..., O)."""
@@ -145,10 +130,12 @@ class RoutedLinear(nn.Linear):
         return y_NO.view(*x.shape[:-1], self.out_features)
 
     def _with_text(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        low = cast("LowRank", self.groups[TEXT])
-        if _followed(x) or torch.compiler.is_compiling() or not low.bare:
-            return y + low(x)
-        low.add_to(y.view(-1, self.out_features), x.reshape(-1, self.in_features))
+        terms = self.terms(TEXT)
+        if _followed(x) or torch.compiler.is_compiling() or not all(low.bare for low in terms):
+            return y + summed(terms, x)
+        y_NO, x_NI = y.view(-1, self.out_features), x.reshape(-1, self.in_features)
+        for low in terms:
+            low.add_to(y_NO, x_NI)
         return y
 
     def _dense(self, name: str) -> nn.Linear:
@@ -170,7 +157,8 @@ class RoutedLinear(nn.Linear):
             if route.order is not None:
                 y_NO = y_NO.index_select(0, route.order.to(x_NI.device))
         for part in route.parts:
-            y_NO.index_add_(0, part.positions(x_NI.device), self.groups[part.weights](part.of(x_NI)))
+            added = summed(self.terms(part.weights), part.of(x_NI))
+            y_NO.index_add_(0, part.positions(x_NI.device), added)
         return y_NO
 
     def _in_place(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
@@ -180,18 +168,19 @@ class RoutedLinear(nn.Linear):
             dense = self._dense(share.weights)
             if share.index is not None:
                 y_NO.index_copy_(0, share.index.to(x_NI.device), self._product(share.weights, share.of(x_NI)))
-            elif dense is not self and not _is_bare(dense):
+            elif dense is not self and not is_bare(dense):
                 share.of(y_NO).copy_(dense(share.of(x_NI)))
             elif dense.bias is None:
                 torch.mm(share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
             else:
                 torch.addmm(dense.bias, share.of(x_NI), dense.weight.t(), out=share.of(y_NO))
         for part in route.parts:
-            low = cast("LowRank", self.groups[part.weights])
-            if part.index is None and low.bare:
-                low.add_to(part.of(y_NO), part.of(x_NI))
-            else:
-                y_NO.index_add_(0, part.positions(x_NI.device), low(part.of(x_NI)))
+            terms, part_NI = self.terms(part.weights), part.of(x_NI)
+            if part.index is not None or not all(low.bare for low in terms):
+                y_NO.index_add_(0, part.positions(x_NI.device), summed(terms, part_NI))
+                continue
+            for low in terms:
+                low.add_to(part.of(y_NO), part_NI)
         return y_NO
 
     def _selected(self, x_NI: torch.Tensor, route: Route) -> torch.Tensor:
@@ -201,8 +190,10 @@ class RoutedLinear(nn.Linear):
         for name, mask_N1 in route.masks.items():
             if name not in self.groups:
                 continue
-            group = self.groups[name]
-            own_NO = base_NO + group(x_NI) if isinstance(group, LowRank) else self._product(name, x_NI)
+            if isinstance(self.groups[name], LowRank):
+                own_NO = base_NO + summed(self.terms(name), x_NI)
+            else:
+                own_NO = self._product(name, x_NI)
             out_NO = torch.where(mask_N1.to(x_NI.device), own_NO, out_NO)
         return out_NO
 
@@ -210,29 +201,6 @@ class RoutedLinear(nn.Linear):
 def _followed(x: torch.Tensor) -> bool:
     """Whether autograd or mixed precision looks at what is done with x."""
     return torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
-
-
-def _is_bare(linear: nn.Module) -> bool:
-    """Whether a linear's forward is its weight and no more: adapters change the class, offloading the instance."""
-    return type(linear) is nn.Linear and "forward" not in vars(linear)
-
-
-def linear_like(linear: nn.Linear, *, rows: int | None = None, columns: int | None = None) -> nn.Linear:
-    """Returns a plain linear of the same shape, dtype and device, without values.
-
-    Args:
-        linear: The linear to be like.
-        rows: Another number of outputs; then there is no bias.
-        columns: Another number of inputs; then there is no bias.
-    """
-    made = nn.Linear(
-        columns or linear.in_features,
-        rows or linear.out_features,
-        bias=linear.bias is not None and rows is None and columns is None,
-        dtype=linear.weight.dtype,
-        device="meta",  # drawing values that are overwritten would move the global generator
-    )
-    return made.to_empty(device=linear.weight.device)
 
 
 def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base: str = "shared") -> None:

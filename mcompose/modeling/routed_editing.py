@@ -7,13 +7,14 @@ For training a donor with decoupled parameters: ``add_groups`` on an ordinary mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from .routed import LowRank, RoutedLinear, linear_like, route_language, routed_linears
+from .routed import RoutedLinear, route_language, routed_linears
 from .routed_groups import TEXT, group_specs
+from .routed_low_rank import LowRank, linear_like
 
 __all__ = ["add_groups", "fold_text", "group_parameters"]
 
@@ -24,8 +25,8 @@ def add_groups(
     modalities: Sequence[str],
     *,
     kind: str = "dense",
-    rank: int | None = None,
-    scale: float = 1.0,
+    rank: int | Sequence[int] | None = None,
+    scale: float | Sequence[float] = 1.0,
     seed: int = 0,
 ) -> None:
     """Gives a composed model parameter groups in place; an unrouted model answers as before right after it.
@@ -37,8 +38,8 @@ def add_groups(
         model: A ``ComposedModel`` or ``ComposedForConditionalGeneration``; its config is changed too.
         modalities: Which; "text" makes the text group low-rank, and comes before any training of the text weights.
         kind: "dense" or "low_rank".
-        rank: Rows of A, for low-rank groups.
-        scale: The factor before B * A, for low-rank groups.
+        rank: Rows of A, for low-rank groups; several where the group is a sum.
+        scale: The factor before B * A, for low-rank groups; one a rank.
         seed: Of the random A.
 
     Raises:
@@ -83,8 +84,7 @@ def fold_text(model: Any) -> None:
         if kept:
             linear.base = _copied(linear, linear.weight)
         linear.weight.copy_(whole)
-        del linear.groups[TEXT]
-        linear.plain = True
+        linear.remove(TEXT)
     config.routed_groups, config.routed_base = groups, "separate" if kept else "shared"
     core.specs = group_specs(groups, base=config.routed_base)
 
@@ -118,27 +118,28 @@ def effective_text(linear: RoutedLinear) -> torch.Tensor:
     """Returns the weight (O, I) that text tokens use, in float32 or wider when it has a low-rank part."""
     if TEXT not in linear.groups:
         return linear.weight
-    part = cast("LowRank", linear.groups[TEXT]).product()
-    return linear.weight.to(part.dtype) + part
+    first, *others = (low.product() for low in linear.terms(TEXT))
+    return sum(others, linear.weight.to(first.dtype) + first)
 
 
 def _roles(linear: RoutedLinear) -> Iterator[tuple[str, str]]:
     own = "base" if TEXT in linear.groups else TEXT
     for name, _ in linear.named_parameters():
-        first, _, rest = name.partition(".")
-        if first == "groups":
+        *before, rest = f".{name}".rpartition(".groups.")
+        if before[1]:
             yield rest.partition(".")[0], name
         else:
-            yield "base" if first == "base" else own, name
+            yield "base" if name.startswith("base.") else own, name
 
 
 def _begin(linear: RoutedLinear, name: str, generator: torch.Generator) -> None:
     group: Any = linear.groups[name]
     if isinstance(group, LowRank):
-        # Uniform with variance 1 / (3 * in), as PEFT's default draws it.
-        drawn = torch.rand(group.lora_A.weight.shape, generator=generator) * 2 - 1
-        group.lora_A.weight.copy_(drawn / linear.in_features**0.5)
-        group.lora_B.weight.zero_()
+        for low in linear.terms(name):
+            # Uniform with variance 1 / (3 * in), as PEFT's default draws it.
+            drawn = torch.rand(low.lora_A.weight.shape, generator=generator) * 2 - 1
+            low.lora_A.weight.copy_(drawn / linear.in_features**0.5)
+            low.lora_B.weight.zero_()
     else:
         group.weight.copy_(effective_text(linear))
         if linear.bias is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damc_sources import LINEARS, MODALITY, composed, logits, shown, write_donor
+from damc_sources import LINEARS, MODALITY, composed, logits, low_rank_sum, shown, write_donor
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -84,9 +84,7 @@ def effective(donor: dict[str, torch.Tensor], linear: str, group: str, scale: fl
     dense = f"{linear}.groups.{group}.weight"
     if dense in donor:
         return donor[dense].double()
-    a, b = (donor.get(f"{linear}.groups.{group}.lora_{factor}.weight") for factor in "AB")
-    origin = donor[f"{linear}.weight"].double()
-    return origin if a is None or b is None else origin + scale * (b.double() @ a.double())
+    return donor[f"{linear}.weight"].double() + low_rank_sum(donor, linear, group, scale)
 
 
 def test_the_text_group_is_the_base_plus_each_change_times_its_coefficient(both, natives):
@@ -97,11 +95,12 @@ def test_the_text_group_is_the_base_plus_each_change_times_its_coefficient(both,
         origin = base[f"{linear.replace('.language_model', '')}.weight"].double()
         changes = {name: effective(donor, linear, "text") - origin for name, donor in donors.items()}
         wanted = origin + 0.7 * changes["sees"] + 0.4 * changes["hears"]
-        torch.testing.assert_close(ours[f"{linear}.weight"].double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(effective(ours, linear, "text"), wanted, rtol=1e-5, atol=1e-6)
         assert max(change.abs().max() for change in changes.values()) > 1e-3
 
 
-def test_text_alone_is_answered_as_by_the_plainly_merged_language_model_to_the_bit(both, natives, tmp_path):
+def test_text_alone_is_answered_as_by_the_plainly_merged_language_model(both, natives, tmp_path):
+    """To the bit, unless the text group stays a sum of factors."""
     folder, sources = both
     merge_ = {**DAMC, "weights": {"sees": 0.7, "hears": 0.4}}
     plain = composed(tmp_path, natives, sources, merge_, format="text")
@@ -109,7 +108,8 @@ def test_text_alone_is_answered_as_by_the_plainly_merged_language_model_to_the_b
     alone = AutoModelForCausalLM.from_pretrained(plain)
     fields = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
     with torch.no_grad():
-        assert torch.equal(model(**fields).logits, alone(**fields).logits)
+        close = 1e-4 if "text" in model.model.specs else 0
+        torch.testing.assert_close(model(**fields).logits, alone(**fields).logits, rtol=close, atol=close)
         asked = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 3}
         assert torch.equal(model.generate(**fields, **asked), alone.generate(**fields, **asked))
 
@@ -131,7 +131,7 @@ def test_every_token_goes_through_the_weights_of_its_origin(both, role):
     x, y = seen["x"][0].double(), seen["y"][0].double()
     for kind, source in ((0, None), (1, "sees"), (3, "hears")):
         donor = ours if source is None else weights(sources[source])
-        matrix = ours[f"{name}.weight"].double() if source is None else effective(donor, name, MODALITY[source])
+        matrix = effective(donor, name, MODALITY[source] if source else "text")
         stem = f"{name}.groups.{MODALITY[source]}.bias" if source else ""
         bias = donor.get(stem, donor.get(f"{name}.bias"))
         wanted = x[kinds == kind] @ matrix.T + (0 if bias is None else bias.double())
@@ -162,7 +162,7 @@ def test_every_tensor_has_one_row_in_the_ledger_and_is_verified(both):
     low_rank = any("lora_A" in row.name for row in rows)
     assert ("origin" in parts) is low_rank
     for row in rows:
-        if row.part.startswith("group:"):
+        if row.part.startswith("group:") and row.part != "group:text":
             assert row.action == "copied"
             assert row.sources == ({"group:image": "sees", "group:audio": "hears"}[row.part],)
     # Nothing of a donor disappears unsaid: what is not in a row's inputs is listed as dropped.
@@ -200,7 +200,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("both", ["mixed"], indirect=True)
+@pytest.mark.parametrize("both", ["mixed", "low-rank"], indirect=True)
 def test_it_loads_where_mcompose_is_not(both, tmp_path):
     folder, _ = both
     model, inputs = shown(folder, "image", "audio")

@@ -137,5 +137,7 @@ def test_a_plan_counts_the_bytes_of_groups_and_origins(natives, donors, tmp_path
     for modality, rank in ranks.items():
         assert sizes[f"group:{modality}"] == 2 * 4 * rank * sum(a + b for a, b in widths)
     assert plan.bytes_to_write == sum(sizes.values())
-    actions = {job.part: job.action for job in plan.jobs if job.part.startswith(("group", "origin"))}
-    assert set(actions.values()) == {"copied"}
+    assert sizes["group:text"] == sizes["group:image"] + sizes["group:audio"]
+    actions = {job.name: job.action for job in plan.jobs if job.part.startswith(("group", "origin"))}
+    scaled = {name for name, action in actions.items() if action != "copied"}
+    assert scaled == {name for name in actions if name.endswith("groups.text.lora_B.weight")}

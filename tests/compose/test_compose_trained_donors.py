@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from damc_sources import LINEARS, MODALITY, composed, shown
+from damc_sources import LINEARS, MODALITY, composed, low_rank_sum, shown
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -144,7 +144,7 @@ def test_groups_and_towers_are_the_donors_bytes(made, kinds):
             if f".groups.{MODALITY[name]}." in key or ".towers." in key:
                 assert torch.equal(mine[key], tensor), key
                 found.add(key)
-    assert found == {key for key in mine if ".groups." in key or ".towers." in key}
+    assert found == {key for key in mine if (".groups." in key or ".towers." in key) and ".groups.text." not in key}
     assert verify(ours).ok
 
 
@@ -156,7 +156,8 @@ def test_the_shared_weights_are_the_base_plus_each_trained_change(made, natives,
     for linear in LINEARS:
         origin = base[f"{linear.replace('.language_model', '')}.weight"].double()
         changes = sum(SHARES[name] * (effective(donor, linear, "text") - origin) for name, donor in held.items())
-        torch.testing.assert_close(mine[f"{linear}.weight"].double(), origin + changes, rtol=1e-5, atol=1e-6)
+        text = mine[f"{linear}.weight"].double() + low_rank_sum(mine, linear, "text")
+        torch.testing.assert_close(text, origin + changes, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)
@@ -185,12 +186,15 @@ for ours, text in json.loads(sys.argv[1]):
     model, report = AutoModelForMultimodalLM.from_pretrained(ours, trust_remote_code=True, output_loading_info=True)
     assert not any(report.values()), report
     alone = AutoModelForCausalLM.from_pretrained(text)
+    close = 1e-4 if "text" in model.config.routed_groups else 0
     with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, alone(input_ids=ids).logits), ours
+        found, wanted = model(input_ids=ids).logits, alone(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, rtol=close, atol=close)
 """
 
 
-def test_plain_transformers_answers_text_as_the_merged_text_model_to_the_bit(made, tmp_path):
+def test_plain_transformers_answers_text_as_the_merged_text_model(made, tmp_path):
+    """To the bit, unless the text group stays a sum of factors."""
     (tmp_path / "plain.py").write_text(PLAIN)
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

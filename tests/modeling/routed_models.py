@@ -21,10 +21,14 @@ GROUPS = {
     "shared": {"image": LOW_RANK, "audio": {**LOW_RANK, "rank": 5}},
     "shared-text": {"text": {**LOW_RANK, "rank": 4}, "image": LOW_RANK, "audio": {**LOW_RANK, "rank": 5}},
     "separate": {"text": {**LOW_RANK, "rank": 4}, "image": LOW_RANK, "audio": {**LOW_RANK, "rank": 5}},
+    "stacked": {
+        "text": {"kind": "low_rank", "rank": [4, 2, 1], "scale": [2.0, 0.5, 1.0]},
+        "image": LOW_RANK, "audio": {"kind": "dense"},
+    },
     "mixed": {"image": {"kind": "dense"}, "audio": LOW_RANK},
     "mixed-text": {"text": LOW_RANK, "image": {"kind": "dense"}, "audio": LOW_RANK},
     "one": {"image": {"kind": "dense"}},
-}
+}  # fmt: skip
 
 
 def plain(language="llava", dtype=torch.float64):
@@ -53,7 +57,7 @@ def scramble(model, seed=5):
     """Gives every group, base and vector values of its own."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if ".groups." in name or ".base." in name or "fix_tokens." in name:
+        if ".groups." in name or ".stack." in name or ".base." in name or "fix_tokens." in name:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             parameter.copy_(noise / parameter.shape[-1] ** 0.5)
 
@@ -119,15 +123,20 @@ class Reference(nn.Module):
                 group = self.inner.groups[name]
                 made = base + part(group, x) if isinstance(group, LowRank) else group(x)
             else:
-                made = own + part(self.inner.groups["text"], x) if "text" in self.inner.groups else own
+                made = own + text_part(self.inner, x)
             y = y + mask[..., None] * made
-        if "text" in self.inner.groups:
-            own = own + part(self.inner.groups["text"], x)
-        return y + text[..., None] * own
+        return y + text[..., None] * (own + text_part(self.inner, x))
 
 
 def part(group, x):
     return group.scale * (x @ group.lora_A.weight.t() @ group.lora_B.weight.t())
+
+
+def text_part(linear, x):
+    """All low-rank parts of the text group, each written out."""
+    found = [part(linear.groups["text"], x)] if "text" in linear.groups else []
+    found += [part(term.groups["text"], x) for term in linear.stack]
+    return sum(found)
 
 
 def masks_of(ids):

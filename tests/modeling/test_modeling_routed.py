@@ -4,7 +4,7 @@ import pytest
 import torch
 from routed_models import GROUPS, batch, gradients, plain, reference, routed
 
-from mcompose.modeling import add_groups, fold_text
+from mcompose.modeling import add_groups, fold_text, group_parameters, group_specs
 from mcompose.modeling.routed import routed_linears
 
 
@@ -89,3 +89,28 @@ def test_folding_the_text_group_changes_nothing():
     close(state[f"{key}.weight"], before[f"{key}.weight"] + 2.0 * b @ a)
     assert torch.equal(state[f"{key}.groups.image.lora_B.weight"], before[f"{key}.groups.image.lora_B.weight"])
     assert not any(".groups.text." in name for name in state)
+
+
+@torch.no_grad()
+def test_a_text_group_that_is_a_sum_is_told_by_name_and_folds_into_one_tensor():
+    model, inputs = routed("stacked")
+    wanted, state = model(**inputs).logits, model.state_dict()
+    key = "model.language_model.layers.1.mlp.down_proj"
+    stems = [key, f"{key}.stack.0", f"{key}.stack.1"]
+    pairs = [[state[f"{stem}.groups.text.lora_{x}.weight"].clone() for x in "BA"] for stem in stems]
+    assert [a.shape[0] for _, a in pairs] == [4, 2, 1]
+    roles = group_parameters(model)
+    assert f"{stems[2]}.groups.text.lora_A.weight" in roles["text"]
+    assert f"{key}.weight" in roles["base"]
+    origin = state[f"{key}.weight"].clone()
+    fold_text(model)
+    close(model(**inputs).logits, wanted)
+    whole = origin + sum(scale * b @ a for scale, (b, a) in zip((2.0, 0.5, 1.0), pairs, strict=True))
+    close(model.state_dict()[f"{key}.weight"], whole)
+    assert not any(".stack." in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{"rank": [2, 3], "scale": 1.0}, {"rank": [], "scale": []}, {"rank": [2, 0]}])
+def test_a_sum_needs_a_scale_for_each_rank(fields):
+    with pytest.raises(ValueError, match="'text'"):
+        group_specs({"text": {"kind": "low_rank", **fields}})

@@ -51,7 +51,7 @@ def test_a_second_turn_with_media_is_routed(groups, cached, prefixes):
     close(torch.cat(logits, dim=1), wanted)
 
 
-@pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate"])
+@pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate", "stacked"])
 @torch.no_grad()
 def test_generated_tokens_use_the_text_group_with_and_without_a_cache(groups):
     model, inputs = routed(groups, prefixes=True)
@@ -114,7 +114,7 @@ def test_embeddings_with_their_types_are_routed():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("groups", ["dense", "shared-text", "separate"])
+@pytest.mark.parametrize("groups", ["dense", "stacked", "separate"])
 def test_checkpointing_gives_the_same_gradients(groups, reentrant):
     model, inputs = routed(groups, prefixes=True)
     model.train()
@@ -174,7 +174,7 @@ def test_the_test_above_can_fail():
 
 @pytest.mark.parametrize(
     "groups",
-    [pytest.param("dense", marks=pytest.mark.slow), "mixed-text", pytest.param("separate", marks=pytest.mark.slow)],
+    [pytest.param("dense", marks=pytest.mark.slow), "stacked", pytest.param("separate", marks=pytest.mark.slow)],
 )
 @torch.no_grad()
 def test_the_prefill_compiles_into_one_graph_for_all_batches(groups):
