@@ -107,16 +107,17 @@ class ExpertForward:
     def router_outputs(
         self, features: Mapping[str, Features], extras: Extras
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Returns what the routers say of labelled items, and the sum of their losses."""
+        """Returns what the routers say of labelled items (0 rows where there are none), and the sum of their losses."""
         logits, losses = {}, []
         for modality, labels_I in extras.router_labels.items():
-            if modality in features:
-                logits[modality] = self.ask_router(modality, features[modality])
+            router = self.routers[modality]
+            asked = self.ask_router(modality, features[modality]) if modality in features else None
+            logits[modality] = router(router.weight.new_zeros(0, router.in_features)) if asked is None else asked
             losses.append(
                 router_loss(
-                    logits.get(modality),
+                    asked,
                     labels_I,
-                    weight=self.routers[modality].weight,
+                    weight=router.weight,
                     modality=modality,
                     items_in_batch=extras.router_items_in_batch,
                 )

@@ -52,16 +52,15 @@ def has_slots(config: Any, input_ids: torch.Tensor | None) -> bool:
     return bool((input_ids == config.expert_slot_id).any())
 
 
-def route_batch(
-    model: Any, batch: Mapping[str, Any], *, experts: str | Sequence[str | None] = "auto"
-) -> dict[str, Any]:
+def route_batch(model: Any, batch: Mapping[str, Any], *, experts: Any = "auto") -> dict[str, Any]:
     """Chooses experts, and writes their blocks into a batch.
 
     Args:
         model: The ``ComposedModel``.
         batch: What the processor gave with ``experts="auto"``; labels and positions may be there too.
         experts: "auto" asks the router; "none" uses none; a name sends all items of its modality there; a list says
-            it for each item that has a slot, in reading order (None or "none" for none).
+            it for each item that has a slot, in reading order (None or "none" for none, a tuple for several); a
+            mapping holds one of these for each modality.
 
     Returns:
         The batch with blocks, ``mm_features`` and ``expert_features`` that were made on the way, and ``routes``: the
@@ -78,8 +77,8 @@ def route_batch(
     slots, items = _slots(model, input_ids, extras)
     features = rest.get("mm_features")
     if features is None:
-        features = model.encode_media(media, items if experts == "auto" else None)
-    routes = _asked(model, slots, items, features) if experts == "auto" else _told(config, slots, experts)
+        features = model.encode_media(media, items if _asks(experts) else None)
+    routes = _asked(model, slots, items, features) if _asks(experts) else _told(config, slots, experts)
     made = _run(model, slots, routes, extras.inputs)
     blocks = _blocks(config, slots, routes, made)
     kept = {key: value for key, value in batch.items() if _stays(config, key)}
@@ -90,9 +89,7 @@ def route_batch(
     return kept
 
 
-def routed_generation(
-    model: Any, kwargs: dict[str, Any], *, experts: str | Sequence[str | None], positions: Any
-) -> dict[str, Any]:
+def routed_generation(model: Any, kwargs: dict[str, Any], *, experts: Any, positions: Any) -> dict[str, Any]:
     """Returns what ``generate`` goes on with: blocks in place of slots, and padding of experts out of sight for good.
 
     Args:
@@ -117,6 +114,10 @@ def routed_generation(
         mask_BL = torch.ones_like(batch["input_ids"]) if mask_BL is None else mask_BL
         batch["attention_mask"] = mask_BL.masked_fill(unseen_BL.to(mask_BL.device), 0)
     return batch
+
+
+def _asks(experts: Any) -> bool:
+    return isinstance(experts, str) and experts == "auto"
 
 
 def _stays(config: Any, key: str) -> bool:
@@ -164,30 +165,38 @@ def _asked(
     return [chosen[slot.modality][slot.item] for slot in slots]
 
 
-def _told(config: Any, slots: Sequence[_Slot], experts: str | Sequence[str | None]) -> list[list[str]]:
+def _told(config: Any, slots: Sequence[_Slot], experts: Any) -> list[list[str]]:
+    if isinstance(experts, Mapping):
+        told = {
+            modality: _told(config, [slot for slot in slots if slot.modality == modality], asked)
+            for modality, asked in experts.items()
+        }
+        if missing := [slot.modality for slot in slots if slot.modality not in told]:
+            raise ValueError(f"experts= says nothing of {missing[0]} items, and the batch has slots after them.")
+        return [told[slot.modality][slot.item] for slot in slots]
     if isinstance(experts, str):
-        if experts == NONE:
-            return [[] for _ in slots]
-        _check_known(config, experts)
-        wanted = config.experts[experts]["modality"]
-        return [[experts] if slot.modality == wanted else [] for slot in slots]
+        names = _names(config, experts)
+        return [[name for name in names if config.experts[name]["modality"] == slot.modality] for slot in slots]
     if len(experts) != len(slots):
         raise ValueError(f"experts= names {len(experts)} items, and the batch has {len(slots)} slots.")
-    routes: list[list[str]] = []
-    for slot, name in zip(slots, experts, strict=True):
-        if name is None or name == NONE:
-            routes.append([])
-            continue
-        _check_known(config, name)
-        if config.experts[name]["modality"] != slot.modality:
-            raise ValueError(f"The expert {name!r} reads {config.experts[name]['modality']}, not {slot.modality}.")
-        routes.append([name])
+    routes = []
+    for slot, asked in zip(slots, experts, strict=True):
+        names = _names(config, asked)
+        for name in names:
+            if config.experts[name]["modality"] != slot.modality:
+                raise ValueError(f"The expert {name!r} reads {config.experts[name]['modality']}, not {slot.modality}.")
+        routes.append(names)
     return routes
 
 
-def _check_known(config: Any, name: str) -> None:
-    if name not in config.experts:
-        raise ValueError(f"There is no expert {name!r}; this composition has {', '.join(config.experts)}.")
+def _names(config: Any, asked: str | Sequence[str] | None) -> list[str]:
+    if asked is None or asked == NONE:
+        return []
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in config.experts:
+            raise ValueError(f"There is no expert {name!r}; this composition has {', '.join(config.experts)}.")
+    return names
 
 
 def _run(
@@ -244,13 +253,14 @@ def _expanded(
     ids_BL = batch["input_ids"]
     rows, length = ids_BL.shape
     mask_BL = batch.get("attention_mask")
-    left = _pads_left(mask_BL if batch.get("padding_mask") is None else batch["padding_mask"], batch.get("labels"))
+    real_BL = mask_BL if batch.get("padding_mask") is None else batch["padding_mask"]
+    left = _pads_left(real_BL, batch.get("labels"))
     sources, filled = zip(*(_row_places(row, length, blocks) for row in range(rows)), strict=True)
     longest = max(len(places) for places in sources)
     if mask_BL is None and any(len(places) < longest for places in sources):
         mask_BL = torch.ones_like(ids_BL)
     given: dict[str, Any] = {**batch, "attention_mask": mask_BL}
-    padding = {"labels": -100, "input_ids": _pad_id(model)}
+    padding = {"labels": -100, "input_ids": _pad_id(model, ids_BL, real_BL)}
     on_blocks = {"labels": -100, "mm_token_type_ids": TYPE_IDS["expert"]}
     made = {}
     for key in _ROW_TENSORS:
@@ -322,7 +332,11 @@ def _pads_left(mask_BL: torch.Tensor | None, labels: torch.Tensor | None) -> boo
     return labels is None
 
 
-def _pad_id(model: Any) -> int:
+def _pad_id(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor | None) -> int:
+    for edge in (0, -1):
+        if mask_BL is not None and bool((padded_B := mask_BL[:, edge] == 0).any()):
+            # What the batch itself is padded with.
+            return int(ids_BL[padded_B, edge][0])
     for config in (model.config, model.config.text_config):
         index = getattr(config, "pad_token_id", None)
         if index is not None:

@@ -8,7 +8,6 @@ prompt has two of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,14 +29,13 @@ class ComposedGeneration(GenerationMixin):
     model: Any
     config: Any
 
-    def route(
-        self, input_ids: torch.Tensor, *, experts: str | Sequence[str | None] = "auto", **batch: Any
-    ) -> dict[str, Any]:
+    def route(self, input_ids: torch.Tensor, *, experts: Any = "auto", **batch: Any) -> dict[str, Any]:
         """Chooses experts for the items of a batch and writes their blocks in place of the slots.
 
         Args:
             input_ids: Token ids (B, L) with one slot after each item; without slots the batch comes back as it is.
-            experts: "auto" asks the router; "none", a name, or a list with a name or None for each item force it.
+            experts: "auto" asks the router; "none", a name, a list with a name or None for each item, or a mapping
+                from modality to one of these force it.
             **batch: Everything else that the processor gave, and ``labels`` and ``position_ids`` when there are any.
 
         Returns:
@@ -51,7 +49,7 @@ class ComposedGeneration(GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         *args: Any,
-        experts: str | Sequence[str | None] = "auto",
+        experts: Any = "auto",
         **kwargs: Any,
     ) -> Any:
         """Answers a prompt; slots are resolved first, as by :meth:`route`.

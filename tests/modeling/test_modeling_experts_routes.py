@@ -126,6 +126,12 @@ def test_experts_can_be_forced(model):
     assert by("maths")["input_ids"].tolist() == [[1, *IM, *block("maths", 4), 5, *IM, *block("maths", 4), 6]]
     assert by([None, "charts"])["input_ids"].tolist() == [[1, *IM, 5, *IM, *block("charts", 6), 6]]
     assert by(["none", "maths"])["routes"] == [[], ["maths"]]
+    assert by({"image": [None, "maths"]})["routes"] == [[], ["maths"]]
+    assert by({"image": "charts"})["routes"] == [["charts"], ["charts"]]
+    both = by([("charts", "maths"), None])["input_ids"].tolist()
+    assert both == [[1, *IM, *block("charts", 6), *block("maths", 4), 5, *IM, 6]]
+    with pytest.raises(ValueError, match="says nothing of image items"):
+        by({"audio": "maths"})
     with pytest.raises(ValueError, match="names 1 items, and the batch has 2 slots"):
         by(["maths"])
     with pytest.raises(ValueError, match="no expert 'tables'"):
@@ -210,6 +216,7 @@ def test_text_alone_has_a_finite_router_loss(model):
     model.zero_grad()
     out = model(input_ids=ids, labels=ids, router_labels=torch.tensor([-100, -100]))
     assert out.router_loss == 0
+    assert out.router_logits["image"].shape == (0, 3)
     assert torch.equal(out.loss, model(input_ids=ids, labels=ids).loss)
     out.loss.backward()
     assert not model.model.routers["image"].weight.grad.any()
