@@ -178,7 +178,7 @@ class AlignTrainer(Trainer):
         if router is not None:
             mine = router.begin_step([piece.get("router_labels") for piece in pieces])
             total = torch.tensor(mine, dtype=torch.float64).to(device, torch.float32)
-            router.share(float(self.accelerator.reduce(total, "sum")))
+            router.share(float(self._summed(total)))
         return pieces, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +193,8 @@ class AlignTrainer(Trainer):
                 inputs = self.accelerator.unwrap_model(model).route(**inputs)
         asked = kwargs.pop("return_outputs", False)
         given = {**inputs, "use_cache": False}
-        loss, outputs = super().compute_loss(model, given, *args, return_outputs=True, **kwargs)
+        both: Any = super().compute_loss(model, given, *args, return_outputs=True, **kwargs)
+        loss, outputs = both
         if self.parts.router is not None and labels is not None:
             # Gradients are averaged over processes, and the loss is a share of the sum over them.
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
@@ -203,9 +204,14 @@ class AlignTrainer(Trainer):
         """Adds what the routers did to a step's row: their loss, and their share of labelled items that was right."""
         if self.parts.router is not None and "loss" in logs:
             said = torch.tensor(self.parts.router.told(), device=self.args.device)
-            loss, right, known = self.accelerator.reduce(said, "sum").tolist()
+            loss, right, known = self._summed(said).tolist()
             logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
         super().log(logs, start_time)
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Over all processes."""
+        summed: Any = self.accelerator.reduce(values, "sum")
+        return summed
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: it walks over every parameter in every step."""
