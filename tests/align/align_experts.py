@@ -10,7 +10,7 @@ from composed_folders import composed_state, config_for, tiny_tokenizer
 from expert_models import maths
 from safetensors.torch import save_file
 from tiny_models import fill, tiny_model
-from tiny_processors import clip, llava
+from tiny_processors import VISION, clip, llava, write_qwen2_vl
 
 from mcompose.align.load import load_processor
 from mcompose.modeling import ComposedForConditionalGeneration
@@ -64,14 +64,21 @@ def write_internvl(folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps(own), encoding="utf-8")
 
 
-def build_experts(folder: Path, *, mask_token: bool = False, native: str = "llava") -> tuple[Path, ComposedProcessor]:
+WRITERS = {"internvl": write_internvl, "qwen2_vl": write_qwen2_vl}
+
+
+def build_experts(
+    folder: Path, *, mask_token: bool = False, native: str = "llava", **router
+) -> tuple[Path, ComposedProcessor]:
     """The checkpoint ``out`` and its processor."""
     torch.set_num_threads(1)
-    sees, tokenizer = tiny_model(native), tiny_tokenizer(*MARKS, *INTERNVL.values())
+    sees, tokenizer = tiny_model(native), tiny_tokenizer(*MARKS, *INTERNVL.values(), *VISION)
     placeholders = add_placeholders(tokenizer, ["image"])
     extra = {
         "experts": {name: expert_entry(name) for name in EXPERTS},
-        "routers": {"image": {"classes": ["none", *EXPERTS], "feature": "class", "tile": "last", "width": 32}},
+        "routers": {
+            "image": {"classes": ["none", *EXPERTS], "feature": "class", "tile": "last", "width": 32, **router}
+        },
         **add_expert_tokens(tokenizer, list(EXPERTS)),
         "mask_token": mask_token,
     }
@@ -89,9 +96,10 @@ def build_experts(folder: Path, *, mask_token: bool = False, native: str = "llav
     kept = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
     processor = make_processor(tokenizer, config)
-    if native == "internvl":
+    if native in WRITERS:
         processor.processors.clear()
-        write_internvl(out / "processors" / "sees")
+        (out / "processors").mkdir()
+        WRITERS[native](out / "processors" / "sees")
     processor.save_pretrained(out)
     return out, load_processor(out)
 

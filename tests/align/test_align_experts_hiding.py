@@ -3,7 +3,7 @@
 import pytest
 import torch
 from align_expert_stages import batches, hidden_places, make_home, requester, spied
-from align_experts import DOMAINS, EXPERTS, rows_of, values
+from align_experts import DOMAINS, EXPERTS, build_experts, rows_of, values, write_domains
 
 from mcompose.align import run
 from mcompose.align.run import run_stage
@@ -201,3 +201,33 @@ def test_named_domains_are_masked_and_no_others(stage_request, monkeypatch, home
         rows = [ordered[6 * number + inside][1] for inside in range(6)]
         hidden_BL = (batch.get("padding_mask", batch["attention_mask"]) - batch["attention_mask"]).bool()
         assert hidden_BL.sum(-1).tolist() == [2 if row.domain == "photos" else 0 for row in rows]
+
+
+def test_positions_on_a_grid_are_counted_as_if_nothing_were_hidden(tmp_path, monkeypatch):
+    """Qwen2-VL counts positions from the mask; with holes in it the count would be another."""
+    out, processor = build_experts(tmp_path, native="qwen2_vl", feature="mean", tile="mean")
+    make = requester((out, processor, write_domains(tmp_path / "data")), tmp_path)
+    seen, prepare = [], run.AlignTrainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda _module, _args, given: seen.append((given["position_ids"], given["attention_mask"])),
+            with_kwargs=True,
+        )
+        try:
+            return prepare(self, model, inputs, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(run.AlignTrainer, "compute_loss", watched)
+    losses = []
+    for name, gscm in (("plain", None), ("mask", {"ratio": 0.5}), ("drop", {"ratio": 0.5, "mechanism": "drop"})):
+        run_stage(make(name, gscm=gscm, steps=1, max_length=256))
+        losses.append(rows_of(make(name).folder / "log.jsonl")[0]["loss"])
+    (plain, _), (masked, mask_BL), (dropped, _) = seen
+    assert plain.shape[0] == 3
+    assert torch.equal(masked, plain)
+    assert (mask_BL == 0).sum() > 0
+    assert dropped.shape[-1] < plain.shape[-1]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-4)
