@@ -14,7 +14,6 @@ from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
-    AutoModelForCausalLM,
     AutoTokenizer,
     CLIPImageProcessor,
     LlamaForCausalLM,
@@ -24,28 +23,13 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-__all__ = ["export_language", "make_audio_source", "make_image_source", "read_sound"]
+__all__ = ["make_audio_source", "make_image_source", "read_sound"]
 
 IMAGE_SIDE = 112  # 8 x 8 patches: few enough tokens for a processor without an accelerator
 QUESTION = "What do you hear?"
 PLACEHOLDER = "<sound>"
 Batch = Callable[[random.Random], tuple[list[str], list[str], dict[str, Any]]]
 """Draws prompts, answers and media for one step."""
-
-
-def export_language(gguf: Path, folder: Path) -> Path:
-    """Writes a GGUF language model as an ordinary checkpoint in bfloat16, once."""
-    if (folder / "config.json").is_file():
-        return folder
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = type(loaded.config).from_dict(
-        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    return folder
 
 
 def _language(folder: Path, placeholder: str) -> tuple[LlamaForCausalLM, Any, int]:

@@ -17,7 +17,7 @@ app = typer.Typer(help="Train small families of checkpoints and measure composit
 
 @app.command("make")
 def make(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers or numbers-apart")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers, numbers-apart or smol")],
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     as_json: JsonOption = False,
@@ -39,16 +39,20 @@ def make(
 def report(
     name: Annotated[str, typer.Argument(metavar="NAME", help="numbers or composition")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    family: Annotated[str, typer.Option(metavar="FAMILY", help="What it is measured on; else the report's own.")] = "",
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reproduce a table over several seeds, with mean and spread, and its plot.
 
     Example: mcompose lab report composition --seeds 3
+
+    Example, on real pretrained weights: mcompose lab report composition --family smol --seeds 2
     """
     from mcompose.pipeline import laboratory
 
-    result = laboratory.report(name, target or Path("build") / f"{name}-report", seeds=seeds)
+    folder = Path("build") / "-".join(part for part in (name, family, "report") if part)
+    result = laboratory.report(name, target or folder, seeds=seeds, family=family)
     if as_json:
         output.json_data(result.to_dict())
     else:

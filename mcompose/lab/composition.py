@@ -23,7 +23,7 @@ from mcompose.lab.report import Scores
 __all__ = ["COLUMNS", "DIFFERENCE", "Subset", "differences", "pooled", "subsets", "summaries"]
 
 DIFFERENCE = " - "
-PAIRS = ("joint-sum", "joint-same", "joint-larger", "joint-common-2")
+PAIRS = ("joint-sum", "joint-same", "joint-larger", "joint-which", "joint-common-2")
 COMMON = {count: f"joint-common-{count}" for count in (2, 3, 4)}
 COLUMNS = (
     "retention-mean", "retention-text", "joint-2", "joint-3", "joint-4",
@@ -37,7 +37,7 @@ def summaries(found: Mapping[str, Scores], *, donors: Sequence[str]) -> dict[str
 
     ``retention-<modality>`` is the mean share of right answers to single questions, over that of the shared donor;
     ``retention-text`` is the same for text, over the base's. ``joint-2`` is the mean of all tasks about two media,
-    ``joint-3`` and ``joint-4`` are the commonality questions about three and four.
+    ``joint-3`` and ``joint-4`` are the commonality questions about three and four, where a family asks them.
 
     Args:
         found: Variant -> metric -> value, with ``donor:<name>`` and ``text-ceiling``.
@@ -56,8 +56,8 @@ def summaries(found: Mapping[str, Scores], *, donors: Sequence[str]) -> dict[str
             more = {f"retention-{name}": _kept(_single(scores, name), whole[name]) for name in own}
             more["retention-mean"] = statistics.fmean(more.values())
             more["retention-text"] = _kept(scores["text-mean"], text)
-        more["joint-2"] = statistics.fmean(scores[name] for name in PAIRS)
-        more |= {f"joint-{count}": scores[COMMON[count]] for count in (3, 4)}
+        more["joint-2"] = statistics.fmean(scores[name] for name in PAIRS if name in scores)
+        more |= {f"joint-{count}": scores[COMMON[count]] for count in (3, 4) if COMMON[count] in scores}
         made[variant] = {**scores, **more}
     return made
 
@@ -119,7 +119,9 @@ def subsets(family: LabFamily, folder: Path) -> list[Subset]:
     """
     made = []
     for inputs in COMMON:
-        source = family.tasks[COMMON[inputs]]
+        source = family.tasks.get(COMMON[inputs])
+        if source is None:
+            continue
         header, *rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         for names in itertools.combinations(family.donors, inputs):
             mine = [_moved(row, source.parent, folder) for row in rows if _shown(row) == set(names)]

@@ -41,9 +41,10 @@ def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> Non
         raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
     known = {(row.variant, row.metric): row for row in rows}
     lines = [name for name in dict.fromkeys(row.variant for row in rows) if _is_line(name)]
+    drawn = {metric: label for metric, label in _PANELS.items() if any(found == metric for _, found in known)}
     figure = Figure(figsize=(16, 1.8 + 0.33 * len(lines)), layout="constrained")
-    panels = figure.subplots(1, len(_PANELS) + 1, width_ratios=[*[1] * len(_PANELS), 1.6])
-    for axes, (metric, label) in zip(panels, _PANELS.items(), strict=False):
+    panels = figure.subplots(1, len(drawn) + 1, squeeze=False, width_ratios=[*[1] * len(drawn), 1.6])[0]
+    for axes, (metric, label) in zip(panels, drawn.items(), strict=False):
         _draw_panel(axes, metric, lines, known)
         axes.set_title(label, fontsize=10)
         axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
@@ -86,13 +87,12 @@ def _draw_margins(axes: Any, known: dict[tuple[str, str], Row]) -> None:
     pairs = [name for name in dict.fromkeys(variant for variant, _ in known) if DIFFERENCE in name]
     for number, pair in enumerate(pairs):
         for prefix in _MARGIN_OF:
-            own = [known.get((pair, f"{prefix}{count}")) for count in _COUNTS]
-            found = [row for row in own if row is not None]
-            if len(found) == len(_COUNTS):
+            found = {count: row for count in _COUNTS if (row := known.get((pair, f"{prefix}{count}"))) is not None}
+            if len(found) > 1:
                 axes.errorbar(
-                    [count + 0.03 * number for count in _COUNTS],
-                    [row.mean for row in found],
-                    yerr=[row.std for row in found],
+                    [count + 0.03 * number for count in found],
+                    [row.mean for row in found.values()],
+                    yerr=[row.std for row in found.values()],
                     linestyle="-" if prefix == _MARGIN_OF[0] else "--",
                     marker="o",
                     markersize=3,

@@ -58,6 +58,7 @@ def fit(
     *,
     loss: Callable[[], torch.Tensor],
     progress: Callable[[float], None] | None = None,
+    fused: bool = False,
 ) -> float:
     """Minimises a loss.
 
@@ -66,12 +67,13 @@ def fit(
         settings: Steps and learning rate.
         loss: Draws a batch and returns its loss.
         progress: Told the share that is done, 0 to 1, every ten steps.
+        fused: One pass over the weights a step: faster where they are many, and other last bits.
 
     Returns:
         The last loss; 0.0 when there are no steps.
     """
     trained = list(parameters)
-    optimiser = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=fused or None)
     warmup = max(1, settings.steps // 20)
     last = 0.0
     for step in range(settings.steps):

@@ -109,7 +109,7 @@ def _with_means(variant: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def _is_joint(name: str) -> bool:
-    return name.removeprefix("text-").partition("-")[0] in {"sum", "same", "larger", "common"}
+    return name.removeprefix("text-").partition("-")[0] in {"sum", "same", "larger", "which", "common"}
 
 
 def table(runs: Sequence[Mapping[str, Scores]]) -> list[Row]:

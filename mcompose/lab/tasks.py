@@ -29,7 +29,7 @@ from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import DataSettings
 from mcompose.lab.words import MODALITIES, PLACEHOLDERS
 
-__all__ = ["TASK_NAMES", "VALIDATION", "write_data", "write_validation"]
+__all__ = ["TASK_NAMES", "VALIDATION", "question_row", "write_data", "write_lines", "write_validation"]
 
 _JOINT_KINDS: Final = (("sum", 2), ("same", 2), ("larger", 2), ("common", 2), ("common", 3), ("common", 4))
 _CHANCE: Final = {"name": 0.1, "parity": 0.5, "size": 0.5, "choice": 0.25, "common": 0.25}
@@ -76,8 +76,8 @@ def write_data(folder: Path, settings: DataSettings, *, seed: int, digits: Digit
     generator = generator_for(seed, "tasks")
     for modality, task in itertools.product(MODALITIES, SINGLE_TASKS):
         questions = [ask(task, 1, generator=generator) for _ in range(settings.single)]
-        rows = [_row(i, q, [held_out[modality].pick(q.numbers[0], generator)]) for i, q in enumerate(questions)]
-        _write(folder / f"{modality}-{task}.jsonl", _header(task, modality, [modality]), rows)
+        rows = [question_row(i, q, [held_out[modality].pick(q.numbers[0], generator)]) for i, q in enumerate(questions)]
+        write_lines(folder / f"{modality}-{task}.jsonl", _header(task, modality, [modality]), rows)
     for task, inputs in _JOINT_KINDS:
         _write_joint(folder, task, inputs, count=settings.joint, media=held_out, generator=generator)
     for task in SINGLE_TASKS:
@@ -108,20 +108,20 @@ def write_validation(folder: Path, settings: DataSettings, *, seed: int, digits:
         rows = []
         for index in range(settings.single // 2):
             question = ask(SINGLE_TASKS[index % len(SINGLE_TASKS)], 1, generator=generator)
-            rows.append(_row(index, question, [media[modality].pick(question.numbers[0], generator)]))
+            rows.append(question_row(index, question, [media[modality].pick(question.numbers[0], generator)]))
         files.append(_write_mixed(folder, modality, rows))
     kinds = [(task, 1) for task in SINGLE_TASKS] + list(_JOINT_KINDS)
     rows = []
     for index in range(settings.single // 2):
         question = ask(*kinds[index % len(kinds)], generator=generator)
         said = said_as_text(question.numbers, generator=generator)
-        rows.append(_row(index, question, [{"modality": "text", "text": said}]))
+        rows.append(question_row(index, question, [{"modality": "text", "text": said}]))
     return [*files, _write_mixed(folder, "text", rows)]
 
 
 def _write_mixed(folder: Path, modality: str, rows: Sequence[dict[str, Any]]) -> Path:
     path = folder / f"{VALIDATION}-{modality}.jsonl"
-    _write(path, _header("mixed", modality, [modality], name=path.stem), rows)
+    write_lines(path, _header("mixed", modality, [modality], name=path.stem), rows)
     return path
 
 
@@ -155,9 +155,9 @@ def _write_joint(
         group = groups[index % len(groups)]
         order = [group[i] for i in generator.permutation(inputs)]
         shown = [media[m].pick(n, generator) for m, n in zip(order, question.numbers, strict=True)]
-        rows.append(_row(index, question, shown))
+        rows.append(question_row(index, question, shown))
     name = f"joint-{_several(task, inputs)}"
-    _write(folder / f"{name}.jsonl", _header(task, "", list(MODALITIES), name=name, prefix="joint_"), rows)
+    write_lines(folder / f"{name}.jsonl", _header(task, "", list(MODALITIES), name=name, prefix="joint_"), rows)
 
 
 def _write_text(folder: Path, task: str, inputs: int, *, count: int, generator: np.random.Generator) -> None:
@@ -165,9 +165,9 @@ def _write_text(folder: Path, task: str, inputs: int, *, count: int, generator: 
     for index in range(count):
         question = ask(task, inputs, generator=generator)
         said = said_as_text(question.numbers, generator=generator)
-        rows.append(_row(index, question, [{"modality": "text", "text": said}]))
+        rows.append(question_row(index, question, [{"modality": "text", "text": said}]))
     name = f"text-{_several(task, inputs)}"
-    _write(folder / f"{name}.jsonl", _header(task, "text", ["text"], name=name), rows)
+    write_lines(folder / f"{name}.jsonl", _header(task, "text", ["text"], name=name), rows)
 
 
 def _write_train(folder: Path, settings: DataSettings, *, seed: int, digits: DigitImages) -> None:
@@ -177,9 +177,9 @@ def _write_train(folder: Path, settings: DataSettings, *, seed: int, digits: Dig
         rows = []
         for index in range(4 * settings.train_media):
             question = ask(SINGLE_TASKS[index % len(SINGLE_TASKS)], 1, generator=generator)
-            rows.append(_row(index, question, [media[modality].pick(question.numbers[0], generator)]))
+            rows.append(question_row(index, question, [media[modality].pick(question.numbers[0], generator)]))
         header = _header("train", modality, [modality], name=f"{modality}-train") | {"metric": "exact_match"}
-        _write(folder / f"{modality}-train.jsonl", header, rows)
+        write_lines(folder / f"{modality}-train.jsonl", header, rows)
 
 
 def _header(task: str, subject: str, modalities: list[str], *, name: str = "", prefix: str = "") -> dict[str, Any]:
@@ -194,7 +194,8 @@ def _header(task: str, subject: str, modalities: list[str], *, name: str = "", p
     }
 
 
-def _row(index: int, question: Question, inputs: list[dict[str, str]]) -> dict[str, Any]:
+def question_row(index: int, question: Question, inputs: list[dict[str, str]]) -> dict[str, Any]:
+    """One line of a task file."""
     return {
         "id": str(index),
         "inputs": inputs,
@@ -204,7 +205,8 @@ def _row(index: int, question: Question, inputs: list[dict[str, str]]) -> dict[s
     }
 
 
-def _write(path: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def write_lines(path: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a task file: its header, then a line a question."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False) for line in (header, *rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

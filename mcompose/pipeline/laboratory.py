@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ from mcompose.lab import (
     LabFamily,
     NumbersSettings,
     Row,
+    SmolSettings,
     family_scores,
     make_numbers,
+    make_smol,
     plot_rows,
     table,
     table_json,
@@ -35,9 +37,14 @@ APART = NumbersSettings(projector=FitSettings(20, 2e-3), full=FitSettings(400, 1
 """Donors whose language models carry the work. With the plain settings the projectors do: the base, unchanged, answers
 nearly as well behind the donors' towers as they do, and there is little for any method to lose. Here stage 1 is cut
 short, and stage 2 leaves the projector alone. Chosen by what donors and the base answer to single questions."""
-FAMILIES = {"numbers": make_numbers, "numbers-apart": partial(make_numbers, settings=APART)}
-REPORTS = {"numbers": "numbers", "composition": "numbers-apart"}
-"""Report to the family that it is measured on."""
+SMOL = SmolSettings()
+FAMILIES: dict[str, Callable[..., LabFamily]] = {
+    "numbers": make_numbers,
+    "numbers-apart": partial(make_numbers, settings=APART),
+    "smol": partial(make_smol, settings=SMOL),
+}
+REPORTS = {"numbers": ("numbers",), "composition": ("numbers-apart", "smol")}
+"""Report to the families that it can be measured on; the first is the default."""
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
 """What a report compares, with the parameters that differ from the defaults; set before any was measured."""
 
@@ -78,7 +85,7 @@ def make(name: str, folder: Path, *, seed: int = 0) -> MadeFamily:
     """Trains one small family, or opens it when it is there.
 
     Args:
-        name: ``numbers`` or ``numbers-apart``.
+        name: ``numbers``, ``numbers-apart`` or ``smol``.
         folder: Where to.
         seed: Everything random follows from it.
 
@@ -126,7 +133,7 @@ class LabReport:
         return wide_table(self.rows, self.columns)
 
 
-def report(name: str, folder: Path, *, seeds: int) -> LabReport:
+def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabReport:
     """Reproduces a table over several seeds.
 
     Args:
@@ -134,6 +141,7 @@ def report(name: str, folder: Path, *, seeds: int) -> LabReport:
             more methods, and searched coefficients, on families whose language models moved apart.
         folder: Where families, compositions and the plot go; what is finished is used again.
         seeds: How many seeds, from 0 on.
+        family: What it is measured on; empty for the report's own.
 
     Returns:
         The table; the plot lies in ``folder``.
@@ -143,30 +151,40 @@ def report(name: str, folder: Path, *, seeds: int) -> LabReport:
     """
     if name not in REPORTS:
         raise RequestError(f"'{name}' is not a lab report.", hint=nearest_name(name, REPORTS))
+    family = family or REPORTS[name][0]
+    _check(family)
+    if family not in REPORTS[name]:
+        raise RequestError(
+            f"The report {name} is not measured on {family}.", hint=f"It is on: {', '.join(REPORTS[name])}."
+        )
     if name == "composition":
-        return _composition_report(folder, seeds=seeds)
-    runs = [family_table(family) for family in _families(name, folder, seeds=seeds)]
+        return _composition_report(family, folder, seeds=seeds)
+    runs = [family_table(one) for one in _families(family, folder, seeds=seeds)]
     rows = tuple(table(runs))
     plot = folder / f"{name}.png"
     plot_rows(rows, plot, title=f"{name}: zero-shot joint questions, {seeds} seed{'s' * (seeds > 1)}")
     return LabReport(name, rows, plot)
 
 
-def _families(report_name: str, folder: Path, *, seeds: int) -> Iterator[LabFamily]:
-    name = REPORTS[report_name]
+def _families(name: str, folder: Path, *, seeds: int) -> Iterator[LabFamily]:
     for seed in range(seeds):
         yield make(name, folder / f"{name}-{seed}", seed=seed).family
 
 
-def _composition_report(folder: Path, *, seeds: int) -> LabReport:
+def _composition_report(name: str, folder: Path, *, seeds: int) -> LabReport:
     from mcompose.pipeline.laboratory_composition import Plan, composition_run  # noqa: PLC0415 - torch
+    from mcompose.pipeline.laboratory_variants import SMOL_GROWN  # noqa: PLC0415 - beside its neighbour
 
-    plan = Plan(APART)
-    families = _families("composition", folder, seeds=seeds)
-    rows = tuple(table([composition_run(family, plan) for family in families]))
+    plans = {
+        "numbers-apart": Plan(APART),
+        "smol": Plan(SMOL, trials=0, grown=SMOL_GROWN, batch=48, mixed=True, keep=False),
+    }
+    families = _families(name, folder, seeds=seeds)
+    rows = tuple(table([composition_run(family, plans[name]) for family in families]))
     plot = folder / "composition.png"
-    plot_composition(rows, plot, title=f"composition: {seeds} seed{'s' * (seeds > 1)}")
-    return LabReport("composition", rows, plot, COLUMNS)
+    plot_composition(rows, plot, title=f"composition, {name}: {seeds} seed{'s' * (seeds > 1)}")
+    known = {row.metric for row in rows}
+    return LabReport("composition", rows, plot, tuple(metric for metric in COLUMNS if metric in known))
 
 
 def family_table(family: LabFamily, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict[str, float]]:

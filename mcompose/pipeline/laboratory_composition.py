@@ -17,11 +17,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mcompose.lab import LabFamily, NumbersSettings, family_scores
+from mcompose.errors import RequestError
+from mcompose.lab import LabFamily, NumbersSettings, SmolSettings, family_scores
 from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
 from mcompose.lab.media import load_digits
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.tasks import write_validation
+from mcompose.pipeline.laboratory_answers import mixed_results
 from mcompose.pipeline.laboratory_decoupled import DecoupledDonors, decoupled_donors
 from mcompose.pipeline.laboratory_variants import BASE, SEARCHED, VARIANTS, Variant, searched_form, write_recipe
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
@@ -38,7 +40,6 @@ COMPARED = (
     ("damc-convert+search", "naivemc+search"),
 )
 """What the paper claims, and the same with searched coefficients on both sides."""
-_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,18 @@ class Plan:
         variants: What is compared.
         trials: Of each search; 0 for no searches.
         grown: Of what compositions of two and three donors are measured, too.
+        batch: Questions asked at once.
+        mixed: Whether questions are answered with matrix products in bfloat16, as donors were trained.
+        keep: Whether compositions stay on disk after they were measured.
     """
 
-    settings: NumbersSettings = field(default_factory=NumbersSettings)
+    settings: NumbersSettings | SmolSettings = field(default_factory=NumbersSettings)
     variants: tuple[Variant, ...] = VARIANTS
     trials: int = 20
     grown: tuple[Variant, ...] = VARIANTS
+    batch: int = 128
+    mixed: bool = False
+    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,14 @@ class _Bench:
 
     def scores(self, checkpoint: Path, tasks: list[Path], *, leave_out: bool) -> list[Mapping[str, Any]]:
         """Evaluates, or finds what the same weights answered to the same questions."""
-        key = _fingerprint(checkpoint, tasks, leave_out=leave_out)
+        key = _fingerprint(checkpoint, tasks, leave_out=leave_out, mixed=self.plan.mixed)
         known = self.folder / "answers" / f"{key}.json"
         if not known.is_file():
-            options = EvaluateOptions(batch_size=_BATCH, leave_out=leave_out, quiet=True)
-            results = evaluate(checkpoint, tasks, options=options).results
+            if self.plan.mixed:
+                results = mixed_results(checkpoint, tasks, batch=self.plan.batch, leave_out=leave_out)
+            else:
+                options = EvaluateOptions(batch_size=self.plan.batch, leave_out=leave_out, quiet=True)
+                results = evaluate(checkpoint, tasks, options=options).results
             rows = [{"task": row.task, "metric": row.metric, "value": row.value} for row in results]
             known.parent.mkdir(parents=True, exist_ok=True)
             known.write_text(json.dumps(rows), encoding="utf-8")
@@ -98,7 +108,7 @@ def composition_run(family: LabFamily, plan: Plan) -> dict[str, dict[str, float]
     logging.disable_progress_bar()
     decoupled = decoupled_donors(family, plan.settings, progress=lambda m: _say(family, f"training {m}, decoupled"))
     bench = _Bench(family, family.folder / "composition", decoupled, plan)
-    questions = _validation(bench)
+    questions = _validation(bench) if plan.trials else []
     made, costs = {}, {}
     for variant in plan.variants:
         made[variant.name], costs[variant.name] = _merged(bench, variant)
@@ -114,17 +124,22 @@ def composition_run(family: LabFamily, plan: Plan) -> dict[str, dict[str, float]
     for variant in plan.grown:
         _say(family, f"growing {variant.name}")
         found[variant.name] |= _grown(bench, variant)
+    for folder in made.values() if not plan.keep else ():
+        shutil.rmtree(folder)
     return found | differences(found, COMPARED)
 
 
 def _validation(bench: _Bench) -> list[Path]:
+    settings = bench.plan.settings
+    if not isinstance(settings, NumbersSettings):
+        raise RequestError(f"The family {bench.family.name} has no validation questions to search by.")
     folder = bench.folder / "validation"
     if not folder.is_dir():
         partial = folder.with_name("validation.partial")
         shutil.rmtree(partial, ignore_errors=True)
         seed = int(bench.family.figures["seed"])
         digits = load_digits(generator=generator_for(seed, "digits"))
-        write_validation(partial, bench.plan.settings.data, seed=seed, digits=digits)
+        write_validation(partial, settings.data, seed=seed, digits=digits)
         partial.rename(folder)
     return sorted(folder.glob("*.jsonl"))
 
@@ -141,7 +156,7 @@ def _merged(bench: _Bench, variant: Variant) -> tuple[Path, dict[str, float]]:
 def _searched(bench: _Bench, form: Variant, questions: Sequence[Path]) -> tuple[Path, dict[str, float]]:
     _say(bench.family, f"searching {form.name}")
     path = write_recipe(bench.family, form, bench.folder / "searches" / f"{form.name}.yaml", donors=bench.donors(form))
-    asked = Questions("validation", tuple(questions), batch_size=_BATCH)
+    asked = Questions("validation", tuple(questions), batch_size=bench.plan.batch)
     options = SearchOptions(
         space=form.space(), trials=bench.plan.trials, seed=int(bench.family.figures["seed"]), quiet=True
     )
@@ -187,8 +202,8 @@ def _parameters(folder: Path) -> int:
     return sum(prod(entry.shape) for entry in tensors.values())
 
 
-def _fingerprint(checkpoint: Path, tasks: Sequence[Path], *, leave_out: bool) -> str:
-    digest = hashlib.sha256(b"leave out" if leave_out else b"whole")
+def _fingerprint(checkpoint: Path, tasks: Sequence[Path], *, leave_out: bool, mixed: bool = False) -> str:
+    digest = hashlib.sha256((b"leave out" if leave_out else b"whole") + (b", mixed" if mixed else b""))
     for path in [*sorted(checkpoint.glob("*.safetensors")), checkpoint / "config.json", *tasks]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]

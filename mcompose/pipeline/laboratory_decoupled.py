@@ -19,13 +19,14 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from mcompose.errors import OutputError
-from mcompose.lab import LabFamily, NumbersSettings
+from mcompose.lab import LabFamily, NumbersSettings, SmolSettings
 from mcompose.lab.checkpoints import save_points_source, save_source
 from mcompose.lab.decoupled import take_group
 from mcompose.lab.donors import adopt_language_model, single_accuracy, train_donor
 from mcompose.lab.fit import text_config
 from mcompose.lab.media import load_digits
 from mcompose.lab.randomness import deterministic_torch, generator_for
+from mcompose.lab.smol_make import train_smol_decoupled
 from mcompose.lab.towers import build_donor
 from mcompose.modeling import ComposedForConditionalGeneration, add_groups, register
 from mcompose.modeling.routed import routed_linears
@@ -54,7 +55,7 @@ class DecoupledDonors:
 
 
 def decoupled_donors(
-    family: LabFamily, settings: NumbersSettings, *, progress: Callable[[str], None] | None = None
+    family: LabFamily, settings: NumbersSettings | SmolSettings, *, progress: Callable[[str], None] | None = None
 ) -> DecoupledDonors:
     """Trains the decoupled donors of a family, or opens those that are there.
 
@@ -88,11 +89,28 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _make(family: LabFamily, settings: NumbersSettings, modality: str, *, folder: Path) -> None:
-    seed = int(family.figures["seed"])
+def _make(family: LabFamily, settings: NumbersSettings | SmolSettings, modality: str, *, folder: Path) -> None:
     work = folder.with_name(f"{modality}.partial")
     for old in (folder, work):
         shutil.rmtree(old, ignore_errors=True)
+    if isinstance(settings, SmolSettings):
+        donor, figures = train_smol_decoupled(family, settings, modality)
+    else:
+        donor, figures = _train_numbers(family, settings, modality)
+    group = take_group(donor)
+    if modality == "points":
+        save_points_source(work / modality, donor.model, donor.processor)
+    else:
+        save_source(work / modality, donor.model, donor.processor, processor_code=donor.code)
+    _save_with_group(work, modality, group, family=family)
+    marker = {"version": _VERSION, "figures": figures}
+    (work / "composed" / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    (work / "composed").rename(folder)
+    shutil.rmtree(work)
+
+
+def _train_numbers(family: LabFamily, settings: NumbersSettings, modality: str) -> tuple[Donor, dict[str, float]]:
+    seed = int(family.figures["seed"])
     with deterministic_torch(seed, "donor", modality):
         donor = build_donor(modality, text_config(settings))
         _take_encoder(donor, family.donors[modality])
@@ -101,17 +119,7 @@ def _make(family: LabFamily, settings: NumbersSettings, modality: str, *, folder
         started = time.process_time()
         train_donor(donor, settings, seed=seed, digits=digits, decouple=True)
         figures = {"seconds": round(time.process_time() - started, 3)}
-        figures |= single_accuracy(donor, seed=seed, digits=digits, count=settings.checked)
-        group = take_group(donor)
-    if modality == "points":
-        save_points_source(work / modality, donor.model, donor.processor)
-    else:
-        save_source(work / modality, donor.model, donor.processor, processor_code=donor.code)
-    _save_with_group(work, modality, group, base=family.base)
-    marker = {"version": _VERSION, "figures": figures}
-    (work / "composed" / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-    (work / "composed").rename(folder)
-    shutil.rmtree(work)
+        return donor, figures | single_accuracy(donor, seed=seed, digits=digits, count=settings.checked)
 
 
 def _take_encoder(donor: Donor, shared: Path) -> None:
@@ -121,12 +129,12 @@ def _take_encoder(donor: Donor, shared: Path) -> None:
     getattr(own.model, donor.tower).load_state_dict(getattr(trained.model, donor.tower).state_dict())
 
 
-def _save_with_group(work: Path, modality: str, group: dict[str, torch.Tensor], *, base: Path) -> None:
+def _save_with_group(work: Path, modality: str, group: dict[str, torch.Tensor], *, family: LabFamily) -> None:
     """Composes the text side alone, and gives the result the group."""
     recipe = {
         "schema": 1,
-        "name": f"numbers-{modality}-decoupled",
-        "base": f"local:{base.resolve()}",
+        "name": f"{family.name}-{modality}-decoupled",
+        "base": f"local:{family.base.resolve()}",
         "sources": [{"name": modality, "model": f"local:{modality}", "modalities": [modality]}],
         "merge": {"method": "naivemc", "dtype": "float32"},
         "output": {"dir": "composed", "format": "composed"},

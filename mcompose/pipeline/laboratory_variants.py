@@ -19,7 +19,7 @@ import yaml
 from mcompose.lab import LabFamily
 from mcompose.pipeline.search_request import SpaceRequest
 
-__all__ = ["BASE", "SEARCHED", "VARIANTS", "Variant", "searched_form", "write_recipe"]
+__all__ = ["BASE", "SEARCHED", "SMOL_GROWN", "VARIANTS", "Variant", "searched_form", "write_recipe"]
 
 BASE = "base"
 SEARCHED = "+search"
@@ -66,6 +66,9 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("wudi", "wudi", lambdas=True, weighted=False),
 )
 """``base`` is the unchanged language model with the donors' towers; it has nothing to search."""
+
+SMOL_GROWN: tuple[Variant, ...] = tuple(one for one in VARIANTS if one.name in {"naivemc", "damc", "damc-convert"})
+"""What is composed of two donors, too, where merges are large: the claim and what it is compared with."""
 
 
 def searched_form(variant: Variant, *, sources: int) -> Variant | None:

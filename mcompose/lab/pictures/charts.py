@@ -75,16 +75,15 @@ def render_pie(generator: np.random.Generator, source: Source, *, split: str = "
     first, step = (0, 1) if generator.random() < 0.5 else (1, 1)
     if len(names) == 3 and generator.random() < 0.5:
         step = 2
-    marks, begin = [], 0
+    marks: list[Mark] = []
+    begin = 0
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         sheet.pen.pieslice(round_box, 3.6 * begin - 90, 3.6 * (begin + value) - 90, fill=style.palette[place])
         row = first + step * place
         x, y = 5 * CELL, row * CELL
         sheet.pen.rectangle((x + 3, y + 2, x + CELL - 3, y + CELL - 3), fill=style.palette[place])
-        box = sheet.write(name, (6, row))
-        if written:
-            sheet.write(str(value), (8, row))
-        marks.append(Mark((x, box[1], _PIE_CELLS[0] * CELL, box[3]), _said(name, value)))
+        seen = sheet.write(str(value), (8, row)) if written else (x, y, x + CELL, y + CELL)
+        marks += _marks(sheet.write(name, (6, row)), seen, name, value)
         begin += value
     truth = {"names": list(names), "values": list(values)}
     shapes = {"centre": list(centre), "radius": radius, "colours": [list(c) for c in style.palette[: len(names)]]}
@@ -104,12 +103,13 @@ def _with_axes(kind: str, generator: np.random.Generator, source: Source, split:
     half = int(generator.integers(5, 10))
     shapes = _bars(sheet, plot, tips, half=half) if kind == "bar" else _line(sheet, tips)
     place = ("above" if generator.random() < 0.6 else "tip") if generator.random() < _WRITTEN else ""
-    marks = []
+    marks: list[Mark] = []
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
-        box = sheet.write(name, (1 + 2 * i, rows - 1))
+        said = sheet.write(name, (1 + 2 * i, rows - 1))
+        seen = (said[0], CELL, said[2], said[1])  # all above its name
         if place:
-            sheet.write(str(value), (1 + 2 * i, 0 if place == "above" else _row_above(tips[i][1])))
-        marks.append(Mark((box[0], 0, box[0] + 2 * CELL, rows * CELL), _said(name, value)))
+            seen = sheet.write(str(value), (1 + 2 * i, 0 if place == "above" else _row_above(tips[i][1])))
+        marks += _marks(said, seen, name, value)
     truth = {"names": list(names), "values": list(values)}
     return Picture(sheet.image, kind, truth, tuple(marks), shapes | {"plot": list(plot), "top": top})
 
@@ -174,5 +174,6 @@ def _shares(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(_PIE_STEP * (least + share)) for share in whole)
 
 
-def _said(name: str, value: int) -> dict[str, str]:
-    return {"name": name, "tens": str(value // 10), "units": str(value % 10)}
+def _marks(said: Box, seen: Box, name: str, value: int) -> list[Mark]:
+    number = {"tens": str(value // 10), "units": str(value % 10)}
+    return [Mark(said, {"name": name}), Mark(seen, {"name": name} | number)]

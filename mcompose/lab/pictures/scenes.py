@@ -45,7 +45,7 @@ def render_shapes(generator: np.random.Generator, source: Source, *, split: str 
     sheet = blank(SIDE, SIDE, draw_style(generator))
     fill = COLOURS[colour]
     boxes = []
-    cells = [_CELLS[side]] if side else [(i % 3, i // 3) for i in generator.permutation(9)[:count]]
+    cells = [_CELLS[side]] if side else [(i % 3, i // 3) for i in generator.permutation(9)[:count].tolist()]
     for across, down in cells:
         radius = int(generator.integers(11, 15))
         x, y = 16 + 32 * across + int(generator.integers(-2, 3)), 16 + 32 * down + int(generator.integers(-2, 3))

@@ -93,8 +93,8 @@ def dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
     Returns:
         transformers' names of ``Dinov2Model``, in float32.
     """
-    import onnx
-    from onnx import numpy_helper
+    import onnx  # noqa: PLC0415 - an extra
+    from onnx import numpy_helper  # noqa: PLC0415 - an extra
 
     graph = onnx.load(str(path)).graph
     arrays = {initial.name: torch.from_numpy(numpy_helper.to_array(initial).copy()) for initial in graph.initializer}

@@ -1,0 +1,180 @@
+"""The encoders: one that sees everything small, and three experts of different classes.
+
+========  ====================  ======================================================  ========
+general   CLIPVisionModel       32 px, class token                                      16 tokens
+chart     Pix2StructVisionModel patches of 12 px at the picture's own shape, padded     56 to 66 of 70
+table     Dinov2Model           96 px, class token                                      64 tokens
+document  SiglipVisionModel     96 px, no class token                                   64 tokens
+========  ====================  ======================================================  ========
+
+The classes differ on purpose, so that whatever takes an expert meets class tokens, padding, several widths and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedModel
+
+__all__ = ["GENERAL_SIDE", "Encoder", "build_encoder"]
+
+GENERAL_SIDE: Final = 32
+_EXPERT_SIDE: Final = 96
+_EXPERT_PATCH: Final = 12
+_CHART_PATCH: Final = 12
+_CHART_TOKENS: Final = 70  # what charts of 7 x 8, 9 x 7 and 11 x 6 patches need to keep their size
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder under construction.
+
+    Args:
+        name: "general" or the expert's domain.
+        model: A class of transformers.
+        processor: Its image processor.
+        width: Of its tokens.
+        class_token: Whether the first token of its output is a class token.
+        side: It sees pictures with so many pixels a side; 0 for their own shape.
+        patch: Pixels a side of a patch.
+    """
+
+    name: str
+    model: PreTrainedModel
+    processor: Any
+    width: int
+    class_token: bool
+    side: int
+    patch: int
+
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Pictures to the model's inputs.
+
+        Args:
+            images: RGB.
+
+        Returns:
+            By the names of the model's arguments; pictures first.
+        """
+        made = self.processor(images=list(images), return_tensors="pt")
+        return {name: made[name] for name in self.processor.model_input_names if name in made}
+
+    def encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Tokens without the class token.
+
+        Args:
+            inputs: As ``prepare`` makes them.
+
+        Returns:
+            (pictures, tokens, width); padded tokens are there.
+        """
+        tokens = self.model(**inputs).last_hidden_state
+        return tokens[:, 1:] if self.class_token else tokens
+
+    def token_boxes(self, inputs: Mapping[str, torch.Tensor], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Where each token looks.
+
+        Args:
+            inputs: As ``prepare`` makes them.
+            sizes: Width and height of each picture.
+
+        Returns:
+            (pictures, tokens, 4): left, top, right, bottom in the picture's pixels; zeros for padding.
+        """
+        shapes = np.array(sizes, dtype=np.float64)
+        if self.side:
+            count = self.side // self.patch
+            down, across = np.divmod(np.arange(count * count), count)
+            grid = np.stack([across, down, across + 1, down + 1], axis=-1) / count
+            return grid[None] * np.tile(shapes, 2)[:, None]
+        places = inputs["flattened_patches"][..., :2].numpy().astype(np.int64)  # row and column, counted from 1
+        most = np.maximum(places.max(axis=1, keepdims=True), 1)
+        step = shapes[:, None, ::-1] / most
+        corner = (places - 1) * step
+        boxes = np.concatenate([corner[..., ::-1], (corner + step)[..., ::-1]], axis=-1)
+        return np.where(places[..., :1] > 0, boxes, 0.0)
+
+
+def build_encoder(name: str) -> Encoder:
+    """Makes a fresh encoder and its image processor.
+
+    Args:
+        name: "general", "chart", "table" or "document".
+
+    Returns:
+        The encoder. Weights come from torch's global generator: call inside a fork of it.
+    """
+    return _BUILDERS[name]()
+
+
+def _general() -> Encoder:
+    from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: PLC0415 - import cost
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: PLC0415 - as above
+
+    config = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=3, num_attention_heads=4,
+        image_size=GENERAL_SIDE, patch_size=8,
+    )  # fmt: skip
+    side = {"height": GENERAL_SIDE, "width": GENERAL_SIDE}
+    processor = CLIPImageProcessorPil(size=side, crop_size=side, **_PLAIN)
+    return Encoder("general", CLIPVisionModel(config), processor, 64, class_token=True, side=GENERAL_SIDE, patch=8)
+
+
+def _chart() -> Encoder:
+    from transformers import Pix2StructVisionConfig, Pix2StructVisionModel  # noqa: PLC0415 - import cost
+    from transformers.models.pix2struct.image_processing_pil_pix2struct import (  # noqa: PLC0415 - as above
+        Pix2StructImageProcessorPil,
+    )
+
+    config = Pix2StructVisionConfig(
+        hidden_size=96, patch_embed_hidden_size=3 * _CHART_PATCH**2, d_ff=192, d_kv=24, num_hidden_layers=2,
+        num_attention_heads=4, seq_len=_CHART_TOKENS, dropout_rate=0.0, initializer_range=0.08,
+    )  # fmt: skip
+    patch = {"height": _CHART_PATCH, "width": _CHART_PATCH}
+    processor = Pix2StructImageProcessorPil(max_patches=_CHART_TOKENS, patch_size=patch)
+    return Encoder("chart", Pix2StructVisionModel(config), processor, 96, class_token=False, side=0, patch=_CHART_PATCH)
+
+
+def _table() -> Encoder:
+    from transformers import Dinov2Config, Dinov2Model  # noqa: PLC0415 - import cost
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil  # noqa: PLC0415 - as above
+
+    config = Dinov2Config(
+        hidden_size=96, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=_EXPERT_SIDE,
+        patch_size=_EXPERT_PATCH, initializer_range=0.08,
+    )  # fmt: skip
+    side = {"height": _EXPERT_SIDE, "width": _EXPERT_SIDE}
+    processor = BitImageProcessorPil(size=side, crop_size=side, **_PLAIN)
+    return Encoder(
+        "table", Dinov2Model(config), processor, 96, class_token=True, side=_EXPERT_SIDE, patch=_EXPERT_PATCH
+    )
+
+
+def _document() -> Encoder:
+    from transformers import SiglipVisionConfig, SiglipVisionModel  # noqa: PLC0415 - import cost
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil  # noqa: PLC0415
+
+    config = SiglipVisionConfig(
+        hidden_size=80, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4, image_size=_EXPERT_SIDE,
+        patch_size=_EXPERT_PATCH, vision_use_head=False,
+    )  # fmt: skip
+    processor = SiglipImageProcessorPil(size={"height": _EXPERT_SIDE, "width": _EXPERT_SIDE}, **_PLAIN)
+    return Encoder(
+        "document", SiglipVisionModel(config), processor, 80, class_token=False, side=_EXPERT_SIDE, patch=_EXPERT_PATCH
+    )
+
+
+_PLAIN: Final[dict[str, Any]] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True}
+_BUILDERS: Final[dict[str, Callable[[], Encoder]]] = {
+    "general": _general,
+    "chart": _chart,
+    "table": _table,
+    "document": _document,
+}

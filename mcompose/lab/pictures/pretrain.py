@@ -1,0 +1,126 @@
+"""Training of the encoders on their own: experts on what is written, the general one on what can be seen from afar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mcompose.lab.fit import fit
+from mcompose.lab.pictures.encoders import Encoder
+from mcompose.lab.pictures.ink import COLOURS
+from mcompose.lab.pictures.picture import KINDS, Picture
+from mcompose.lab.pictures.reading import FIELDS, Pool
+from mcompose.lab.pictures.scenes import SHAPES, SIDES
+from mcompose.lab.pictures.starts import start
+from mcompose.lab.randomness import generator_for
+from mcompose.lab.settings import FitSettings
+
+__all__ = ["COARSE", "coarse_targets", "train_expert", "train_general"]
+
+COARSE = {"kind": len(KINDS), "colour": len(COLOURS), "shape": len(SHAPES), "side": len(SIDES), "digit": 10, "count": 6,
+          "columns": 4, "largest": 5}  # fmt: skip
+"""What the general encoder is taught, and how many classes each has."""
+
+
+def train_expert(
+    encoder: Encoder,
+    pool: Pool,
+    settings: FitSettings,
+    *,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Teaches an expert to read its domain.
+
+    Args:
+        encoder: Trained in place; left in evaluation mode.
+        pool: Pictures of its domain with targets.
+        settings: Steps and learning rate.
+        seed: The family's seed.
+        progress: Told the share that is done.
+    """
+    generator = generator_for(seed, "expert", encoder.name)
+    heads = nn.ModuleList(nn.Linear(encoder.width, 1 + len(names)) for names in FIELDS[encoder.name].values())
+    start(encoder, pool, generator=generator)
+    encoder.model.train()
+
+    def loss() -> torch.Tensor:
+        index = generator.integers(len(pool.pictures), size=settings.batch)
+        tokens = encoder.encode(pool.rows(index))
+        targets = pool.targets[torch.from_numpy(index)]
+        losses = [
+            F.cross_entropy(head(tokens).flatten(0, 1), targets[..., i].flatten()) for i, head in enumerate(heads)
+        ]
+        return torch.stack(losses).sum()
+
+    fit([*encoder.model.parameters(), *heads.parameters()], settings, loss=loss, progress=progress)
+    encoder.model.eval()
+
+
+def train_general(
+    encoder: Encoder,
+    pool: Pool,
+    settings: FitSettings,
+    *,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Teaches the general encoder what a picture shows on the whole.
+
+    Args:
+        encoder: Trained in place; left in evaluation mode.
+        pool: Pictures of all domains.
+        settings: Steps and learning rate.
+        seed: The family's seed.
+        progress: Told the share that is done.
+    """
+    generator = generator_for(seed, "general encoder")
+    targets = coarse_targets(pool.pictures)
+    # One set of heads for the class token, which a router reads, and one for the patches, which a projector reads.
+    heads = nn.ModuleList(nn.Linear(2 * encoder.width, classes) for classes in COARSE.values())
+    start(encoder, pool, generator=generator)
+    encoder.model.train()
+
+    def loss() -> torch.Tensor:
+        index = generator.integers(len(pool.pictures), size=settings.batch)
+        out = encoder.model(**pool.rows(index)).last_hidden_state
+        seen = torch.cat([out[:, 0], out[:, 1:].mean(dim=1)], dim=-1)
+        wanted = targets[torch.from_numpy(index)]
+        losses = [F.cross_entropy(head(seen), wanted[:, i], ignore_index=-100) for i, head in enumerate(heads)]
+        return torch.stack([value for value in losses if torch.isfinite(value)]).sum()
+
+    fit([*encoder.model.parameters(), *heads.parameters()], settings, loss=loss, progress=progress)
+    encoder.model.eval()
+
+
+def coarse_targets(pictures: Sequence[Picture]) -> torch.Tensor:
+    """The general encoder's labels.
+
+    Args:
+        pictures: Of any kind.
+
+    Returns:
+        (pictures, coarse labels); -100 where a label makes no sense.
+    """
+    return torch.from_numpy(np.array([_coarse(picture) for picture in pictures], dtype=np.int64))
+
+
+def _coarse(picture: Picture) -> list[int]:
+    truth = picture.truth
+    found = dict.fromkeys(COARSE, -100) | {"kind": list(KINDS).index(picture.kind)}
+    if picture.kind == "shapes":
+        found |= {"colour": list(COLOURS).index(truth["colour"]), "shape": SHAPES.index(truth["shape"])}
+        found |= {"count": truth["count"]} | ({"side": SIDES.index(truth["side"])} if truth["side"] else {})
+    elif picture.kind == "digit":
+        found["digit"] = truth["digit"]
+    elif picture.kind == "table":
+        found |= {"count": len(truth["rows"]), "columns": len(truth["columns"])}
+    elif picture.domain == "chart":
+        found |= {"count": len(truth["names"]), "largest": int(np.argmax(truth["values"]))}
+    else:
+        found["count"] = len(truth["lines"] if picture.kind == "page" else truth["terms"])
+    return list(found.values())

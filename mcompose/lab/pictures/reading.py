@@ -1,0 +1,133 @@
+"""What an expert learns: to say, of every patch, what is written there.
+
+The words of a picture are marks with boxes. A patch belongs to the mark that covers most of it, and linear heads, one
+a field, name that mark's words from the patch's token. The heads are thrown away; the encoder stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from mcompose.lab.pictures.documents import MOST_LINES, OPERATORS, ROLES
+from mcompose.lab.pictures.encoders import Encoder
+from mcompose.lab.pictures.picture import Mark, Picture
+from mcompose.lab.pictures.sources import COLUMN_NAMES, ROW_NAMES
+
+__all__ = ["FIELDS", "Pool", "classes", "encoded", "make_pool", "overlaps"]
+
+_DIGITS: Final = tuple(str(n) for n in range(10))
+_NAMES: Final = tuple(dict.fromkeys((*ROW_NAMES, *COLUMN_NAMES)))
+_LINES: Final = tuple(str(1 + n) for n in range(MOST_LINES))
+
+FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "chart": {"name": _NAMES, "tens": _DIGITS, "units": _DIGITS},
+    "table": {"row": ROW_NAMES, "column": COLUMN_NAMES, "tens": _DIGITS, "units": _DIGITS},
+    "document": {
+        "place": ("1", "2", "3", *ROLES),
+        "line": _LINES,
+        "word": (*_NAMES, *OPERATORS),
+        "tens": _DIGITS,
+        "units": _DIGITS,
+    },
+}
+"""Domain -> field -> the words that it may be; class 0 of a head is "nothing", so word i is class i + 1."""
+
+_CHUNK: Final = 250
+_LEAST_SHARE: Final = 0.12
+_IGNORED: Final = -100
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures of one domain, ready for an encoder.
+
+    Args:
+        inputs: The encoder's inputs; floats are kept as halves.
+        targets: Class of every token and field, (pictures, tokens, fields); -100 where nothing is asked.
+        boxes: Where each token looks, (pictures, tokens, 4).
+        pictures: The pictures themselves.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: torch.Tensor
+    boxes: np.ndarray
+    pictures: tuple[Picture, ...]
+
+    def rows(self, index: np.ndarray | slice) -> dict[str, torch.Tensor]:
+        """The encoder's inputs for some pictures."""
+        chosen = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
+        return {name: values[chosen].float() for name, values in self.inputs.items()}
+
+
+def make_pool(encoder: Encoder, pictures: Sequence[Picture], *, domain: str | None = None) -> Pool:
+    """Prepares pictures.
+
+    Args:
+        encoder: What will see them.
+        pictures: Of one domain.
+        domain: Whose fields are asked; None for none.
+
+    Returns:
+        The pool.
+    """
+    parts: list[dict[str, torch.Tensor]] = []
+    boxes, targets = [], []
+    for start in range(0, len(pictures), _CHUNK):
+        some = pictures[start : start + _CHUNK]
+        inputs = encoder.prepare([picture.image for picture in some])
+        own = encoder.token_boxes(inputs, [picture.image.size for picture in some])
+        boxes.append(own)
+        if domain:
+            pairs = zip(some, own, strict=True)
+            targets.append(np.stack([_targets(picture.marks, box, domain) for picture, box in pairs]))
+        parts.append({name: values.half() for name, values in inputs.items()})
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    asked = torch.from_numpy(np.concatenate(targets)) if targets else torch.zeros(0)
+    return Pool(joined, asked, np.concatenate(boxes), tuple(pictures))
+
+
+def overlaps(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
+    """How much of each token's patch lies in each mark.
+
+    Args:
+        marks: The marks.
+        boxes: Of the tokens, (tokens, 4).
+
+    Returns:
+        Shares of the patch, (tokens, marks).
+    """
+    held = np.array([mark.box for mark in marks], dtype=np.float64)
+    low = np.maximum(boxes[:, None, :2], held[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], held[None, :, 2:])
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
+    return np.prod(np.maximum(high - low, 0), axis=-1) / np.maximum(area, 1e-9)[:, None]
+
+
+def _targets(marks: Sequence[Mark], boxes: np.ndarray, domain: str) -> np.ndarray:
+    fields = FIELDS[domain]
+    said = np.array([classes(mark, domain) for mark in marks])
+    shares = overlaps(marks, boxes)
+    best = shares.argmax(axis=1)
+    found = said[best]
+    empty = shares.max(axis=1) < _LEAST_SHARE
+    found[empty] = [0] + [_IGNORED] * (len(fields) - 1)
+    return found
+
+
+def classes(mark: Mark, domain: str) -> list[int]:
+    """Class of a mark in each field of its domain; 0 where it has none."""
+    return [
+        names.index(mark.fields[field]) + 1 if field in mark.fields else 0 for field, names in FIELDS[domain].items()
+    ]
+
+
+@torch.no_grad()
+def encoded(encoder: Encoder, pool: Pool) -> torch.Tensor:
+    """Tokens of all pictures, (pictures, tokens, width)."""
+    count = len(pool.pictures)
+    return torch.cat([encoder.encode(pool.rows(slice(at, at + _CHUNK))) for at in range(0, count, _CHUNK)])

@@ -1,0 +1,81 @@
+"""What the family ``pictures`` is made with. Everything that changes its bytes is here; its digest names the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from mcompose.lab.settings import FitSettings
+
+__all__ = ["PicturesData", "PicturesSettings"]
+
+_GENERAL = FitSettings(400, 2e-3, 128)
+_BASE = FitSettings(800, 2e-3, 32)
+_PROBE = FitSettings(300, 3e-3, 256)
+
+
+@dataclass(frozen=True)
+class PicturesData:
+    """Sizes of the data on disk.
+
+    Args:
+        test: Held-out pictures a domain.
+        questions: Questions a task.
+        train: Pictures a domain that are kept for alignment.
+        asked: Training records a picture, at most.
+    """
+
+    test: int = 240
+    questions: int = 240
+    train: int = 1200
+    asked: int = 3
+
+
+@dataclass(frozen=True)
+class PicturesSettings:
+    """The whole family.
+
+    Args:
+        version: Raised when the code changes what the same settings give.
+        width: Width of the language model.
+        layers: Its decoder layers.
+        pool: Pictures a domain that encoders and the base learn from.
+        checked: Held-out pictures a domain behind each figure.
+        experts: Domain -> training of its expert.
+        general: Training of the general encoder.
+        base: Training of the general model, on text and pictures in turn.
+        probe: Training of the read-outs behind the figures.
+        probed: Training pictures that a read-out learns from.
+        data: Sizes of the data on disk.
+    """
+
+    version: int = 1
+    width: int = 128
+    layers: int = 3
+    pool: int = 4000
+    checked: int = 300
+    experts: dict[str, FitSettings] = field(
+        default_factory=lambda: {
+            "chart": FitSettings(400, 2e-3, 32),
+            "table": FitSettings(400, 2e-3, 32),
+            "document": FitSettings(400, 2e-3, 32),
+        }
+    )
+    general: FitSettings = _GENERAL
+    base: FitSettings = _BASE
+    probe: FitSettings = _PROBE
+    probed: int = 1500
+    data: PicturesData = PicturesData()
+
+    def digest(self, seed: int) -> str:
+        """Names the family that these settings and a seed give.
+
+        Args:
+            seed: The seed.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        text = json.dumps({"family": "pictures", "seed": seed, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""What the family ``smol`` is made with; its digest is what the cache compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from mcompose.lab.settings import FitSettings
+
+__all__ = ["SmolSettings"]
+
+
+@dataclass(frozen=True)
+class SmolSettings:
+    """The whole family ``smol``.
+
+    Args:
+        version: Raised when the code changes what the same settings give.
+        base: Tuning of the language model on text questions; made once for all seeds.
+        points: Training of the point encoder as a classifier of kinds; the other encoders are pretrained.
+        projector: Stage 1 of every donor: the projector over the frozen base.
+        full: Stage 2 of every donor: projector, and the linear layers of the language model.
+        copies: Altered copies of each training object's picture and cloud.
+        spoken: Training utterances of each kind.
+        heard: Held-out utterances of each kind.
+        noise: In sounds, as a share of the loudest sample.
+        held_out: Share of each kind's objects that is never trained on.
+        single: Questions per single task and modality.
+        joint: Questions per joint task.
+        text: Questions per text task.
+        checked: Held-out questions behind each figure of the way.
+    """
+
+    version: int = 1
+    base: FitSettings = field(default_factory=lambda: FitSettings(300, 2e-4, 12))
+    points: FitSettings = field(default_factory=lambda: FitSettings(400, 2e-3, 32))
+    projector: FitSettings = field(default_factory=lambda: FitSettings(80, 2e-3, 8))
+    full: FitSettings = field(default_factory=lambda: FitSettings(80, 2e-4, 8))
+    copies: int = 6
+    spoken: int = 30
+    heard: int = 6
+    noise: float = 0.05
+    held_out: float = 0.3
+    single: int = 40
+    joint: int = 90
+    text: int = 24
+    checked: int = 24
+
+    def digest(self, seed: int) -> str:
+        """Names the family that these settings and a seed give: 16 hexadecimal digits."""
+        return _named({"seed": seed, **asdict(self)})
+
+    def base_digest(self) -> str:
+        """Names the base, which no seed changes."""
+        return _named({"version": self.version, **asdict(self.base)})
+
+
+def _named(told: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
