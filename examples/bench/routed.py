@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -79,7 +80,7 @@ def routed_like(
     return model
 
 
-def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, object]:
+def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, Any]:
     """Ids and features of one prompt."""
     rows, counts = PROMPTS[name]
     generator = torch.Generator().manual_seed(0)
@@ -92,9 +93,9 @@ def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, object]:
     return {"input_ids": torch.tensor([ids] * rows), "mm_features": made}
 
 
-def ready(route: Route) -> Route:
+def ready(route: Route | None) -> Route | None:
     """A route of the same products, over tokens that lie in the order of their groups."""
-    return Route(tokens=route.tokens, shares=in_a_row(route.shares), parts=in_a_row(route.parts))
+    return route and Route(tokens=route.tokens, shares=in_a_row(route.shares), parts=in_a_row(route.parts))
 
 
 def in_a_row(shares: list[Share]) -> list[Share]:
@@ -131,7 +132,7 @@ def interleaved(runs: dict[str, Callable[[], object]], *, rounds: int, clock: st
     return times
 
 
-def decoding(model: ComposedForConditionalGeneration, inputs: dict[str, object], tokens: int) -> Callable[[], object]:
+def decoding(model: ComposedForConditionalGeneration, inputs: dict[str, Any], tokens: int) -> Callable[[], object]:
     """Some decoding steps after the prompt, always from the same place."""
     cache = DynamicCache(config=model.config.text_config)
     model(**inputs, past_key_values=cache, logits_to_keep=1)
@@ -162,7 +163,7 @@ def compared(times: dict[str, list[float]], name: str = "routed") -> dict[str, f
 
 
 @torch.no_grad()
-def measure(dense: ComposedForConditionalGeneration, variant: str, args: argparse.Namespace) -> dict[str, object]:
+def measure(dense: ComposedForConditionalGeneration, variant: str, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one variant."""
     model = routed_like(dense, variant, rank=args.rank)
     inputs = prompt(args.prompt, hidden=args.hidden, dtype=dense.dtype)

@@ -26,6 +26,8 @@ OWN, BASE = "own", "base"
 _LONG_RUN = 256
 # From this share of scattered tokens on, sorting all of them is cheaper than writing each group to its places.
 _SCATTERED = 0.25
+# Fewer tokens are not worth sorting.
+_WORTH_SORTING = 256
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ def make_route(
             weights_N.masked_fill_(mask_N, names.index(BASE))
     low_rank = {names.index(name) for name in flat if specs[name].low_rank}
     route = _in_runs(weights_N, groups_N, names, low_rank)
-    ordered = _sorted(weights_N, groups_N, names, low_rank)
     scattered = sum(len(share.index) for share in route.shares if share.index is not None)
+    if route.tokens < _WORTH_SORTING:
+        return route
+    ordered = _sorted(weights_N, groups_N, names, low_rank)
     if scattered > _SCATTERED * route.tokens:
         ordered.within = ordered
         return ordered

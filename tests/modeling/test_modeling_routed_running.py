@@ -113,9 +113,15 @@ def test_embeddings_with_their_types_are_routed():
     close(out.logits, wanted)
 
 
+@pytest.fixture
+def sorting(monkeypatch):
+    """Tiny batches are laid out as large ones are."""
+    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("groups", ["dense", "stacked", "separate"])
-def test_checkpointing_gives_the_same_gradients(groups, reentrant):
+def test_checkpointing_gives_the_same_gradients(groups, reentrant, sorting):
     model, inputs = routed(groups, prefixes=True)
     model.train()
     wanted = gradients(model, inputs)
@@ -142,7 +148,7 @@ def two_forwards(model, inputs, *, reentrant):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_two_forwards_before_one_backward_keep_their_routes(reentrant):
+def test_two_forwards_before_one_backward_keep_their_routes(reentrant, sorting):
     """A hook on the layer instead of its attention is not replayed, and gives wrong gradients here without a word."""
     model, inputs = routed("dense")
     wanted = two_forwards(copy.deepcopy(model), inputs, reentrant=None)
@@ -233,6 +239,7 @@ def test_mixed_precision_is_the_masked_sum_too():
 @pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate"])
 def test_slices_gathered_and_sorted_tokens_agree(monkeypatch, groups, run, scattered):
     """Runs of so many tokens are slices; above so large a share of other tokens, all are sorted."""
+    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
     monkeypatch.setattr("mcompose.modeling.routed_routes._LONG_RUN", run)
     monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
     model, inputs = routed(groups, prefixes=True)
@@ -247,6 +254,7 @@ def test_slices_gathered_and_sorted_tokens_agree(monkeypatch, groups, run, scatt
 
 @pytest.mark.parametrize(("scattered", "sorts"), [(2, False), (0, True)])
 def test_a_route_names_every_token_once(monkeypatch, scattered, sorts):
+    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
     monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
     kinds = torch.tensor([[0, 1, 1, 0, 2, 2], [1, 0, 2, 0, 0, 1]])
     specs = group_specs({"image": {"kind": "dense"}, "audio": {"kind": "low_rank", "rank": 2}}, base="separate")
