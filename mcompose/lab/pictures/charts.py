@@ -106,9 +106,8 @@ def _with_axes(kind: str, generator: np.random.Generator, source: Source, split:
     marks: list[Mark] = []
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         said = sheet.write(name, (1 + 2 * i, rows - 1))
-        seen = (said[0], CELL, said[2], said[1])  # all above its name
-        if place:
-            seen = sheet.write(str(value), (1 + 2 * i, 0 if place == "above" else _row_above(tips[i][1])))
+        row = 0 if place == "above" else _row_above(tips[i][1])
+        seen = sheet.write(str(value), (1 + 2 * i, row)) if place else (said[0], CELL * row, said[2], CELL * (row + 2))
         marks += _marks(said, seen, name, value)
     truth = {"names": list(names), "values": list(values)}
     return Picture(sheet.image, kind, truth, tuple(marks), shapes | {"plot": list(plot), "top": top})

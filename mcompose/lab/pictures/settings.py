@@ -57,9 +57,9 @@ class PicturesSettings:
     checked: int = 300
     experts: dict[str, FitSettings] = field(
         default_factory=lambda: {
-            "chart": FitSettings(400, 2e-3, 32),
-            "table": FitSettings(400, 2e-3, 32),
-            "document": FitSettings(400, 2e-3, 32),
+            "chart": FitSettings(500, 3e-3, 32),
+            "table": FitSettings(400, 3e-3, 32),
+            "document": FitSettings(350, 3e-3, 32),
         }
     )
     general: FitSettings = _GENERAL
