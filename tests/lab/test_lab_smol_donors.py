@@ -1,0 +1,176 @@
+"""The smol family's donors: trained on just what an evaluation asks, in two stages, and decoupled beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lab_smol_stand_ins as stand_ins
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from mcompose.errors import OutputError
+from mcompose.lab import make_smol, smol_media
+from mcompose.lab.decoupled import give_group, take_group
+from mcompose.lab.donors import adopt_language_model
+from mcompose.lab.randomness import deterministic_torch, generator_for
+from mcompose.lab.smol_donors import _answer, see
+from mcompose.lab.smol_make import train_smol_decoupled
+from mcompose.lab.smol_media import items_of
+from mcompose.lab.smol_questions import MODALITIES, PLACEHOLDERS, ask
+from mcompose.lab.smol_text import batch_of, linears, tune_base
+from mcompose.lab.smol_towers import build_smol_donor
+
+ARGUMENTS = {"image": "images", "audio": "audio", "points": "points"}
+
+
+@pytest.fixture(autouse=True)
+def _no_synthesiser(monkeypatch):
+    monkeypatch.setattr(smol_media, "speak", stand_ins.hummed)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return stand_ins.small_parts(tmp_path_factory.mktemp("parts") / "base")
+
+
+def fresh(parts, modality):
+    language = LlamaForCausalLM.from_pretrained(parts.base)
+    tokenizer = AutoTokenizer.from_pretrained(parts.base)
+    donor = build_smol_donor(modality, language.config.to_dict(), tokenizer, shapes=stand_ins.SHAPES)
+    adopt_language_model(donor, language)
+    donor.model.eval()
+    return donor
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_smol_training_asks_what_the_native_class_is_asked(parts, modality, tmp_path) -> None:
+    with deterministic_torch(0, modality):
+        donor = fresh(parts, modality)
+    items = items_of(modality, parts.things[:3], stand_ins.TINY, seed=0, split="test", library=tmp_path)
+    question = ask("choice", (modality,), generator=generator_for(0, "q"))
+    seen = see(donor, items)
+    assert seen.features.shape[1] == donor.tokens
+    with torch.no_grad():
+        ids, logits = _answer(donor, [question], seen.features[:1])
+        text = f"{modality}: {PLACEHOLDERS[modality]} {question.text}"
+        value = items.values[0] if modality != "audio" else items.values[0].astype("float32") / 32768
+        inputs = donor.processor(text=[text], return_tensors="pt", **{ARGUMENTS[modality]: [value]})
+        allowed = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
+        native = donor.model(**allowed).logits[:, -1]
+    assert torch.equal(inputs["input_ids"], ids[:, :-2])
+    torch.testing.assert_close(logits[:, 0], native, atol=1e-5, rtol=1e-5)
+
+
+def test_smol_answers_stand_in_one_column_and_are_one_token(parts) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(parts.base)
+    batch = batch_of(["image: chair Answer:", "Answer:"], ["yes", "lamp"], tokenizer=tokenizer)
+    words = tokenizer.get_vocab()
+    assert batch.input_ids[:, -2].tolist() == [words["yes"], words["lamp"]]
+    assert batch.input_ids[:, -1].tolist() == [tokenizer.eos_token_id] * 2
+    assert batch.attention_mask.sum(1).tolist() == [7, 4]
+    assert (batch.labels[:, :-2] == -100).all()
+    with pytest.raises(ValueError, match="not one token"):
+        batch_of(["Answer:"], ["yes no"], tokenizer=tokenizer)
+
+
+def test_smol_base_is_tuned_in_its_linears_alone(parts) -> None:
+    model = LlamaForCausalLM.from_pretrained(parts.base)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tune_base(model, AutoTokenizer.from_pretrained(parts.base), stand_ins.TINY.base, seed=0)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(moved) == 7 * stand_ins.LAYERS == len(linears(model.model))
+    assert all("_proj.weight" in name for name in moved)
+
+
+@pytest.fixture(scope="module")
+def families(parts, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smol_media, "speak", stand_ins.hummed)
+        root = tmp_path_factory.mktemp("smol")
+        return [
+            make_smol(root / name, seed=seed, settings=stand_ins.TINY, parts=parts)
+            for name, seed in (("a", 0), ("again", 0), ("b", 1))
+        ]
+
+
+def weights(family, name):
+    return load_file(family.donors[name] / "model.safetensors")
+
+
+def test_smol_family_follows_from_its_seed(families) -> None:
+    one, again, other = families
+    for name in MODALITIES:
+        first, second, third = (weights(family, name) for family in families)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert not all(torch.equal(first[key], third[key]) for key in first)
+    assert {p.name: p.read_bytes() for p in (one.folder / "data").glob("*.jsonl")} == {
+        p.name: p.read_bytes() for p in (again.folder / "data").glob("*.jsonl")
+    }
+    assert one.recipe.read_text() == again.recipe.read_text()
+    assert (one.base / "model.safetensors").read_bytes() == (other.base / "model.safetensors").read_bytes()
+    assert one.figures["digest"] != other.figures["digest"]
+    assert not one.folder.with_name("a.partial").exists()
+
+
+def test_smol_donors_change_linears_and_projector_and_nothing_else(families, parts) -> None:
+    base = LlamaForCausalLM.from_pretrained(parts.base).model.state_dict()
+    for name in MODALITIES:
+        donor = type(fresh(parts, name).model).from_pretrained(families[0].donors[name])
+        for key, values in donor.model.language_model.state_dict().items():
+            changed = not torch.equal(values[: len(base[key])], base[key])
+            assert changed == ("_proj.weight" in key), key
+        stage_one = load_file(families[0].folder / "stage-1" / f"{name}.safetensors")
+        after = donor.model.multi_modal_projector.state_dict()
+        assert stage_one.keys() == after.keys()
+        assert not any(torch.equal(after[key], stage_one[key]) for key in after)
+
+
+def test_smol_family_is_opened_again_and_not_overwritten(families, parts, tmp_path) -> None:
+    one = families[0]
+    assert make_smol(one.folder, settings=stand_ins.TINY, parts=parts).figures == one.figures
+    with pytest.raises(OutputError, match="other settings or another seed"):
+        make_smol(one.folder, settings=replace(stand_ins.TINY, copies=3), parts=parts)
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(OutputError, match="no lab family"):
+        make_smol(tmp_path, settings=stand_ins.TINY, parts=parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_smol_decoupled_donor_starts_from_the_shared_stage_one(families, parts) -> None:
+    family = families[0]
+    unmoved = replace(stand_ins.TINY, full=replace(stand_ins.TINY.full, steps=0))
+    donor, figures = train_smol_decoupled(family, unmoved, "points", parts=parts)
+    assert figures["seconds"] >= 0
+    start = load_file(family.folder / "stage-1" / "points.safetensors")
+    assert all(torch.equal(values, start[name]) for name, values in projector(donor).items())
+    base = LlamaForCausalLM.from_pretrained(parts.base).model.state_dict()
+    assert all(torch.equal(values, base[name]) for name, values in take_group(donor).items())
+    tower = {key: v for key, v in weights(family, "points").items() if "points_tower" in key}
+    own = donor.model.state_dict()
+    assert tower
+    assert all(torch.equal(own[key], values) for key, values in tower.items())
+
+    trained, _ = train_smol_decoupled(family, stand_ins.TINY, "points", parts=parts)
+    group = take_group(trained)
+    assert all(not torch.equal(values, base[name]) for name, values in group.items())
+    language = trained.model.model.language_model.state_dict()
+    assert all(not torch.equal(language[name], base[name]) for name in group)
+    assert not any(torch.equal(values, start[name]) for name, values in projector(trained).items())
+
+
+def projector(donor):
+    return donor.model.model.multi_modal_projector.state_dict()
+
+
+def test_smol_group_serves_media_tokens_alone(parts, tmp_path) -> None:
+    with deterministic_torch(0, "group"):
+        donor = fresh(parts, "image")
+    items = items_of("image", parts.things[:1], stand_ins.TINY, seed=0, split="test", library=tmp_path)
+    question = ask("name", ("image",), generator=generator_for(0, "q"))
+    features = see(donor, items).features
+    with torch.no_grad():
+        before = _answer(donor, [question], features)[1]
+        give_group(donor)
+        assert torch.equal(_answer(donor, [question], features)[1], before)
