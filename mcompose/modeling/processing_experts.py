@@ -133,7 +133,7 @@ class ExpertMedia:
         """Returns modality -> the route of each of its items.
 
         Args:
-            asked: What the caller passed as ``experts``.
+            asked: What the caller passed as ``experts``; a list is for the one modality with experts that has items.
             counts: Modality -> number of items.
 
         Raises:
@@ -149,9 +149,10 @@ class ExpertMedia:
         if isinstance(asked, str):
             return {modality: self._all(asked, modality, counts[modality]) for modality in mine}
         if not isinstance(asked, Mapping):
-            if len(mine) > 1:
-                raise ValueError(f"Experts of several modalities ({', '.join(mine)}): pass experts={{modality: list}}.")
-            asked = {next(iter(mine)): asked}
+            here = [modality for modality in mine if counts[modality]] or list(mine)
+            if len(here) > 1:
+                raise ValueError(f"Items of several modalities ({', '.join(here)}): pass experts={{modality: list}}.")
+            asked = {here[0]: asked}
         if unknown := [modality for modality in asked if modality not in mine]:
             raise ValueError(f"No expert of this composition stands beside {unknown[0]!r} items.")
         return {modality: self._listed(asked.get(modality), modality, counts[modality]) for modality in mine}

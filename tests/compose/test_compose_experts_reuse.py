@@ -147,10 +147,10 @@ def test_the_router_can_be_left_out(place, tmp_path):
 
 MISTAKES = {
     "wrong modality": (
-        {"vit": {"modality": "audio"}},
+        {"whisper": {"modality": "image"}},
         {},
-        "an encoder for image, and none for audio",
-        "modality: image",
+        "an encoder for audio, and none for image",
+        "modality: audio",
     ),
     "nothing beside it": ({"whisper": {"modality": "audio"}}, {}, "no source brings audio", "Add a source"),
     "language model": ({"vit": {"encoder": "base"}}, {}, "no encoder that takes image", "vision or audio"),
