@@ -355,7 +355,9 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             # Placeholders without a row in the head cannot be learnt.
             labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
             if kwargs.get("hidden") in ("mask", "drop"):
-                labels = learnable(labels, attention_mask, kwargs.get("padding_mask"), kept=outputs.kept_places)
+                labels = learnable(
+                    labels, cast("torch.Tensor", attention_mask), kwargs.get("padding_mask"), kept=outputs.kept_places
+                )
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_points import PointsConfig
@@ -31,9 +31,22 @@ def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedCon
     values.pop("model_type", None)
     if model_type in _ISLAND:
         return _ISLAND[model_type].from_dict(values)
+    if (part := _part_config(model_type)) is not None:
+        return part.from_dict(values)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers {transformers.__version__} knows no model type {model_type!r}.")
     return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def _part_config(model_type: str) -> Any:
+    # Some encoders' types are known only inside the model that they come with (got_ocr2_vision of got_ocr2, in 5.19).
+    if model_type in CONFIG_MAPPING:
+        return None
+    for whole in CONFIG_MAPPING:
+        if model_type.startswith(f"{whole}_"):
+            part = CONFIG_MAPPING[whole].sub_configs.get(f"{model_type.removeprefix(f'{whole}_')}_config")
+            return None if part is AutoConfig else part
+    return None
 
 
 def text_config_of(settings: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> PreTrainedConfig:

@@ -149,16 +149,17 @@ def test_gradients_are_those_of_masking_with_checkpointing_too(models, side):
             torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_hidden_tokens_features_get_no_gradient(models):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_hidden_tokens_features_get_no_gradient(models, checkpointing):
     model = models("sdpa")
     given, labels, media = batch("left")
     hidden_N = (given["attention_mask"] == 0)[given["input_ids"] == IMAGE]
+    core = model.model
     for how in ("mask", "drop", "learned"):
-        core = model.model
         features = core.encode_media(core.media_inputs(media))
         leaf = features["image"].x_ND.detach().requires_grad_()
         features["image"].x_ND = leaf
-        model(**given, **media, labels=labels, mm_features=features, hidden=how).loss.backward()
+        gradients(model, checkpointing, **given, **media, labels=labels, mm_features=features, hidden=how)
         assert not leaf.grad[hidden_N].any()
         assert (leaf.grad[~hidden_N].abs().sum(-1) > 0).all()
 
