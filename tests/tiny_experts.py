@@ -179,6 +179,9 @@ EXPERTS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 
+if not t.CONFIG_MAPPING["got_ocr2"].sub_configs["vision_config"].model_type:
+    del EXPERTS["got"]  # older transformers have no type for its encoder alone
+
 
 def write_expert(name: str, folder: Path, *, seed: int = 5, processor: bool = True) -> Path:
     """Writes the whole checkpoint, encoder and all that an expert does not need."""
