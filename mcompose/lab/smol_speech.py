@@ -31,6 +31,7 @@ HELD_OUT_VOICES: Final = tuple(f"{accent}+{timbre}" for accent in ("en-029", "en
 _SYNCHRONOUS: Final = 1
 _RATE, _PITCH = 1, 3
 _UTF8: Final = 1
+_SEED: Final = 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _main(library: Path) -> None:
         espeak.espeak_SetParameter(_RATE, speed, 0)
         espeak.espeak_SetParameter(_PITCH, pitch, 0)
         parts.clear()
+        espeak.espeak_ng_SetRandSeed(_SEED)  # breath in a voice is noise
         text = word.encode() + b"\0"
         espeak.espeak_Synth(text, len(text), 0, 0, 0, _UTF8, None, None)
         espeak.espeak_Synchronize()
