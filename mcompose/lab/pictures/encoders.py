@@ -138,7 +138,8 @@ def _chart() -> Encoder:
         num_attention_heads=4, seq_len=_CHART_TOKENS, dropout_rate=0.0, initializer_range=0.08,
     )  # fmt: skip
     patch = {"height": _CHART_PATCH, "width": _CHART_PATCH}
-    processor = Pix2StructImageProcessorPil(max_patches=_CHART_TOKENS, patch_size=patch)
+    own: dict[str, Any] = {"max_patches": _CHART_TOKENS, "patch_size": patch}
+    processor = Pix2StructImageProcessorPil(**own)
     return Encoder("chart", Pix2StructVisionModel(config), processor, 96, class_token=False, side=0, patch=_CHART_PATCH)
 
 

@@ -100,7 +100,7 @@ def _existing(folder: Path, digest: str, seed: int) -> LabFamily:
 def _build(
     folder: Path, settings: PicturesSettings, *, seed: int, progress: Progress | None, workers: int | None
 ) -> dict[str, Any]:
-    found = dict.fromkeys(_JOBS)
+    found: dict[str, Any] = {}
     count = min(4, os.cpu_count() or 1) if workers is None else workers
     if count:
         context = multiprocessing.get_context("spawn")
