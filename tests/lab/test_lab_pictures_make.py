@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalG
 from mcompose.align.samples import parse_record
 from mcompose.errors import OutputError
 from mcompose.evaluate.jsonl_tasks import load_lines
-from mcompose.lab.pictures.base import make_tokenizer
 from mcompose.lab.pictures.encoders import build_encoder
+from mcompose.lab.pictures.general import make_tokenizer
 from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Mark
 from mcompose.lab.pictures.questions import TASKS

@@ -174,8 +174,8 @@ def _expert_job(name: str, folder: Path, settings: PicturesSettings, seed: int) 
 
 
 def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[str, Any]:
-    from mcompose.lab.pictures.base import answered, build_general_model, train_general_model  # noqa: PLC0415
     from mcompose.lab.pictures.encoders import build_encoder  # noqa: PLC0415 - workers only
+    from mcompose.lab.pictures.general import answered, build_general_model, train_general_model  # noqa: PLC0415
     from mcompose.lab.pictures.pretrain import train_general  # noqa: PLC0415 - workers only
     from mcompose.lab.pictures.probe import readable  # noqa: PLC0415 - workers only
     from mcompose.lab.pictures.reading import encoded, make_pool  # noqa: PLC0415 - workers only
