@@ -17,7 +17,7 @@ app = typer.Typer(help="Train small families of checkpoints and measure composit
 
 @app.command("make")
 def make(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers, numbers-apart or smol")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers, numbers-apart, smol or pictures")],
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     as_json: JsonOption = False,
@@ -37,7 +37,7 @@ def make(
 
 @app.command("report")
 def report(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="numbers or composition")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="numbers, composition or chimera")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     family: Annotated[str, typer.Option(metavar="FAMILY", help="What it is measured on; else the report's own.")] = "",
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,

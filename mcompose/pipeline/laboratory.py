@@ -28,6 +28,7 @@ from mcompose.lab import (
 )
 from mcompose.lab.composition import COLUMNS
 from mcompose.lab.composition_plot import plot_composition
+from mcompose.lab.pictures.make import make_pictures
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
 
@@ -42,8 +43,9 @@ FAMILIES: dict[str, Callable[..., LabFamily]] = {
     "numbers": make_numbers,
     "numbers-apart": partial(make_numbers, settings=APART),
     "smol": partial(make_smol, settings=SMOL),
+    "pictures": make_pictures,
 }
-REPORTS = {"numbers": ("numbers",), "composition": ("numbers-apart", "smol")}
+REPORTS = {"numbers": ("numbers",), "composition": ("numbers-apart", "smol"), "chimera": ("pictures",)}
 """Report to the families that it can be measured on; the first is the default."""
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
 """What a report compares, with the parameters that differ from the defaults; set before any was measured."""
@@ -138,7 +140,8 @@ def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabRepor
 
     Args:
         name: ``numbers``: plain methods on the family of that name. ``composition``: decoupled and converted donors,
-            more methods, and searched coefficients, on families whose language models moved apart.
+            more methods, and searched coefficients, on families whose language models moved apart. ``chimera``: domain
+            experts, with and without masking of the generalist.
         folder: Where families, compositions and the plot go; what is finished is used again.
         seeds: How many seeds, from 0 on.
         family: What it is measured on; empty for the report's own.
@@ -159,6 +162,10 @@ def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabRepor
         )
     if name == "composition":
         return _composition_report(family, folder, seeds=seeds)
+    if name == "chimera":
+        from mcompose.pipeline.laboratory_chimera_report import chimera_report  # noqa: PLC0415 - stands above this file
+
+        return chimera_report(_families(family, folder, seeds=seeds), folder)
     runs = [family_table(one) for one in _families(family, folder, seeds=seeds)]
     rows = tuple(table(runs))
     plot = folder / f"{name}.png"

@@ -1,0 +1,176 @@
+"""What the Chimera report compares, every variant as a recipe that a user could run by hand.
+
+All variants see the same data in the same order, for as many steps, at the same learning rates. Those with the same
+experts share their composition and the first stage, in which nothing is masked; only their second stages differ.
+
+Paper: Peng et al. 2024, arXiv:2412.05983, table 11 (ablation of masking) and table 14 (a single expert).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcompose.lab import LabFamily
+
+__all__ = [
+    "CONCAT",
+    "MASKED",
+    "NAIVE",
+    "PLAIN",
+    "SINGLE",
+    "Stage",
+    "Training",
+    "Variant",
+    "variants_for",
+    "write_recipe",
+]
+
+NAIVE, CONCAT, MASKED, SINGLE = "naive finetune", "naive concat", "gscm 0.3", "single expert"
+PLAIN = "plain"
+"""Name of a composition without experts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+        name: In tables.
+        experts: Which are composed.
+        ratio: Of masking in stage 2; None without experts, where there is nothing to be hidden.
+    """
+
+    name: str
+    experts: tuple[str, ...]
+    ratio: float | None
+
+    @property
+    def group(self) -> str:
+        """Variants of one group share composition and stage 1."""
+        return "-".join(self.experts) or PLAIN
+
+    @property
+    def slug(self) -> str:
+        """In names of files."""
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of all variants.
+
+    Args:
+        lr: Peak learning rate.
+        steps: Optimizer steps.
+        batch: Samples of a step.
+    """
+
+    lr: float
+    steps: int
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Training:
+    """The two stages. The learning rates are those of the lab's other families; nothing was chosen by a result.
+
+    Args:
+        align: Stage 1: projectors, router, separators.
+        instruct: Stage 2: the language model too.
+    """
+
+    align: Stage = Stage(2e-3, 300)
+    instruct: Stage = Stage(1e-3, 600)
+
+
+def variants_for(experts: tuple[str, ...]) -> tuple[Variant, ...]:
+    """All that is trained on a family.
+
+    Args:
+        experts: Its experts; the first is also the single one.
+    """
+    return (
+        Variant(NAIVE, (), None),
+        Variant(CONCAT, experts, 0.0),
+        Variant(MASKED, experts, 0.3),
+        Variant("gscm 0.5", experts, 0.5),
+        Variant("gscm 1.0", experts, 1.0),
+        Variant(SINGLE, experts[:1], 0.3),
+    )
+
+
+def write_recipe(family: LabFamily, variant: Variant, path: Path, *, training: Training) -> Path:
+    """Writes a variant's recipe.
+
+    Args:
+        family: The family ``pictures``.
+        variant: The variant.
+        path: Where to; its group's composition lies beside it.
+        training: The stages.
+
+    Returns:
+        ``path``.
+    """
+    seed = int(family.figures["seed"])
+    recipe: dict[str, Any] = {
+        "schema": 1,
+        "name": f"{family.name}-{variant.slug}",
+        "sources": [{"name": "general", "model": _reference(family.base, path), "modalities": ["image"]}],
+        "merge": {"method": "naivemc", "dtype": "float32", "seed": seed},
+    }
+    if variant.experts:
+        recipe["compose"] = {
+            "experts": {name: _expert(family, name, path) for name in variant.experts},
+            "router": {},
+        }
+    recipe["align"] = {
+        "stages": {
+            1: _stage(family, variant, path, number=1, settings=training.align),
+            2: _stage(family, variant, path, number=2, settings=training.instruct),
+        }
+    }
+    recipe["output"] = {"dir": variant.group, "format": "composed"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _expert(family: LabFamily, name: str, path: Path) -> dict[str, Any]:
+    """As the family's own recipe has it: padding of charts never reaches the language model."""
+    own = yaml.safe_load(family.recipe.read_text(encoding="utf-8"))["compose"]["experts"][name]
+    return {**own, "encoder": _reference(family.donors[name], path)}
+
+
+def _stage(family: LabFamily, variant: Variant, path: Path, *, number: int, settings: Stage) -> dict[str, Any]:
+    made: dict[str, Any] = {"preset": f"chimera-stage{number}"}
+    if not variant.experts:
+        made["train"] = ["projectors", "llm"][:number]
+    if number == 2:
+        made["gscm"] = None if variant.ratio is None else {"ratio": variant.ratio}
+    return {
+        **made,
+        "data": [_data(family, domain, path, number=number) for domain in family.figures["domains"]],
+        "lr": settings.lr,
+        "steps": settings.steps,
+        "batch_size": settings.batch,
+        "warmup": 0.03,
+        "gradient_checkpointing": False,
+        "feature_cache": True,
+        "precision": "float32",
+        "seed": int(family.figures["seed"]),
+    }
+
+
+def _data(family: LabFamily, domain: str, path: Path, *, number: int) -> Mapping[str, str]:
+    place = family.folder / "data" / "train" / f"{domain}-{number}.jsonl"
+    return {"path": os.path.relpath(place.resolve(), path.parent.resolve()), "domain": domain}
+
+
+def _reference(folder: Path, recipe: Path) -> str:
+    return f"local:{os.path.relpath(folder.resolve(), recipe.parent.resolve())}"
