@@ -146,8 +146,8 @@ def _draw_gaps(axes: Any, known: dict[tuple[str, str], Row]) -> None:
         )
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(len(names) - 0.5, -1.4)  # room for the legend
+    axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     _plain(axes, "difference on the same seed, points", grid="x")
 
 
@@ -169,7 +169,8 @@ def _draw_attention(axes: Any, known: dict[tuple[str, str], Row]) -> None:
         )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("%")
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     _plain(axes, "attention of answers", grid="y")
 
 
