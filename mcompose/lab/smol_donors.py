@@ -1,7 +1,8 @@
 """The family ``smol``: training of the donors in LLaVA's two stages, and of decoupled ones beside them.
 
 1. Projector alone, over the frozen base.
-2. Projector and the linear layers of the language model, whole and not low-rank: merging needs deltas.
+2. The linear layers of the language model, whole and not low-rank (merging needs deltas), and the projector where the
+   settings say so.
 
 A decoupled donor starts from the same stage 1 and takes the same steps on the same questions. Encoders are frozen, so
 their features are computed once. A donor is asked about one input of its own modality and never about two.
@@ -119,7 +120,7 @@ def train_language(
     *,
     seed: int,
     decouple: bool = False,
-    progress: Callable[[float], None] | None = None,
+    train_projector: bool = False,
 ) -> None:
     """Stage 2.
 
@@ -129,17 +130,19 @@ def train_language(
         fitting: Steps, rate and batch.
         seed: The family's seed.
         decouple: Tokens of the medium use linears of their own, trained along with those of the text.
-        progress: Told the share that is done.
+        train_projector: Whether the projector goes on learning.
     """
     model: Any = donor.model
     model.requires_grad_(requires_grad=False)
     if decouple:
         give_group(donor)
-    trained = [*model.model.multi_modal_projector.parameters(), *linears(model.model.language_model)]
+    trained = linears(model.model.language_model)
+    if train_projector:
+        trained += model.model.multi_modal_projector.parameters()
     for values in trained:
         values.requires_grad_()
     loss = _loss(donor, seen, fitting, generator=generator_for(seed, "smol donor", donor.modality, "2"))
-    fit(trained, fitting, loss=loss, progress=progress, fused=True)
+    fit(trained, fitting, loss=loss, fused=True)
     model.requires_grad_(requires_grad=False).eval()
 
 

@@ -180,10 +180,10 @@ def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_ou
         else:
             smol_donors.train_points(donor, items, settings.points, seed=seed, progress=lambda s: told(0.2 * s))
         seen = smol_donors.see(donor, items)
-        smol_donors.train_projector(donor, seen, settings.projector, seed=seed, progress=lambda s: told(0.2 + 0.3 * s))
+        smol_donors.train_projector(donor, seen, settings.projector, seed=seed, progress=lambda s: told(0.2 + 0.2 * s))
         (folder / _STAGE_ONE).mkdir(exist_ok=True)
         save_file(_projector(donor).state_dict(), folder / _STAGE_ONE / f"{modality}.safetensors")
-        smol_donors.train_language(donor, seen, settings.full, seed=seed, progress=lambda s: told(0.5 + 0.5 * s))
+        smol_donors.train_language(donor, seen, settings.full, seed=seed, train_projector=settings.train_projector)
         found = smol_donors.single_accuracy(donor, smol_donors.see(donor, held_out), seed=seed, count=settings.checked)
     save = save_points_source if modality == "points" else save_source
     save(folder / modality, donor.model, donor.processor)
@@ -220,7 +220,8 @@ def train_smol_decoupled(
         _projector(donor).load_state_dict(load_file(family.folder / _STAGE_ONE / f"{modality}.safetensors"))
         seen = smol_donors.see(donor, work.items(modality, "train"))
         started = time.process_time()
-        smol_donors.train_language(donor, seen, settings.full, seed=seed, decouple=True)
+        more = {"decouple": True, "train_projector": settings.train_projector}
+        smol_donors.train_language(donor, seen, settings.full, seed=seed, **more)
         figures = {"seconds": round(time.process_time() - started, 3)}
         held_out = smol_donors.see(donor, work.items(modality, "test"))
         return donor, figures | smol_donors.single_accuracy(donor, held_out, seed=seed, count=settings.checked)

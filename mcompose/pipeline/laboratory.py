@@ -180,11 +180,11 @@ def _families(name: str, folder: Path, *, seeds: int) -> Iterator[LabFamily]:
 
 def _composition_report(name: str, folder: Path, *, seeds: int) -> LabReport:
     from mcompose.pipeline.laboratory_composition import Plan, composition_run  # noqa: PLC0415 - torch
-    from mcompose.pipeline.laboratory_variants import SMOL_GROWN  # noqa: PLC0415 - beside its neighbour
+    from mcompose.pipeline.laboratory_variants import SMOL_GROWN, SMOL_VARIANTS  # noqa: PLC0415 - beside its neighbour
 
     plans = {
         "numbers-apart": Plan(APART),
-        "smol": Plan(SMOL, trials=0, grown=SMOL_GROWN, batch=48, mixed=True, keep=False),
+        "smol": Plan(SMOL, SMOL_VARIANTS, trials=0, grown=SMOL_GROWN, batch=48, mixed=True, keep=False),
     }
     families = _families(name, folder, seeds=seeds)
     rows = tuple(table([composition_run(family, plans[name]) for family in families]))

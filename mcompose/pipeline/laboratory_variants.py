@@ -19,7 +19,7 @@ import yaml
 from mcompose.lab import LabFamily
 from mcompose.pipeline.search_request import SpaceRequest
 
-__all__ = ["BASE", "SEARCHED", "SMOL_GROWN", "VARIANTS", "Variant", "searched_form", "write_recipe"]
+__all__ = ["BASE", "SEARCHED", "SMOL_GROWN", "SMOL_VARIANTS", "VARIANTS", "Variant", "searched_form", "write_recipe"]
 
 BASE = "base"
 SEARCHED = "+search"
@@ -67,6 +67,8 @@ VARIANTS: tuple[Variant, ...] = (
 )
 """``base`` is the unchanged language model with the donors' towers; it has nothing to search."""
 
+SMOL_VARIANTS: tuple[Variant, ...] = tuple(one for one in VARIANTS if one.name != "wudi")
+"""All but the one whose merge of a model of this size takes a quarter of an hour."""
 SMOL_GROWN: tuple[Variant, ...] = tuple(one for one in VARIANTS if one.name in {"naivemc", "damc", "damc-convert"})
 """What is composed of two donors, too, where merges are large: the claim and what it is compared with."""
 

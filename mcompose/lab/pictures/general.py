@@ -25,6 +25,7 @@ from transformers import (
 from mcompose.lab.fit import fit
 from mcompose.lab.pictures.encoders import Encoder
 from mcompose.lab.pictures.picture import Picture
+from mcompose.lab.pictures.pretrain import general_shares
 from mcompose.lab.pictures.questions import TASKS, Question, as_text, questions_of
 from mcompose.lab.pictures.settings import PicturesSettings
 from mcompose.lab.pictures.words import CHAT_TEMPLATE, PLACEHOLDER, SPECIAL, VOCABULARY
@@ -32,7 +33,7 @@ from mcompose.lab.randomness import generator_for
 
 __all__ = ["GeneralModel", "answered", "build_general_model", "make_tokenizer", "train_general_model"]
 
-_ASKED = 4  # questions a row
+_ASKED = 8  # questions a row, at most
 _CHUNK = 100
 
 
@@ -126,11 +127,12 @@ def train_general_model(
     model: Any = general.model.train()
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     asked = [questions_of(picture) for picture in pictures]
+    shares = [general_shares(pictures, general=share) for share in (0.1, 0.5)]  # of text rows, of pictures
     turn = [0]
 
     def loss() -> torch.Tensor:
-        index = generator.integers(len(pictures), size=settings.base.batch)
         shown = turn[0] % 2 == 1
+        index = generator.choice(len(pictures), size=settings.base.batch, p=shares[shown])
         turn[0] += 1
         rows = []
         for i in index:

@@ -19,7 +19,7 @@ from mcompose.lab.pictures.starts import start
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 
-__all__ = ["COARSE", "coarse_targets", "train_expert", "train_general"]
+__all__ = ["COARSE", "coarse_targets", "general_shares", "train_expert", "train_general"]
 
 COARSE = {"kind": len(KINDS), "colour": len(COLOURS), "shape": len(SHAPES), "side": len(SIDES), "digit": 10, "count": 6,
           "columns": 4, "largest": 5}  # fmt: skip
@@ -80,13 +80,14 @@ def train_general(
     """
     generator = generator_for(seed, "general encoder")
     targets = coarse_targets(pool.pictures)
+    shares = general_shares(pool.pictures, general=0.6)
     # One set of heads for the class token, which a router reads, and one for the patches, which a projector reads.
     heads = nn.ModuleList(nn.Linear(2 * encoder.width, classes) for classes in COARSE.values())
     start(encoder, pool, generator=generator)
     encoder.model.train()
 
     def loss() -> torch.Tensor:
-        index = generator.integers(len(pool.pictures), size=settings.batch)
+        index = generator.choice(len(shares), size=settings.batch, p=shares)
         out = encoder.model(**pool.rows(index)).last_hidden_state
         seen = torch.cat([out[:, 0], out[:, 1:].mean(dim=1)], dim=-1)
         wanted = targets[torch.from_numpy(index)]
@@ -95,6 +96,20 @@ def train_general(
 
     fit([*encoder.model.parameters(), *heads.parameters()], settings, loss=loss, progress=progress)
     encoder.model.eval()
+
+
+def general_shares(pictures: Sequence[Picture], *, general: float) -> np.ndarray:
+    """How often each picture is drawn, when pictures of no expert's domain are to be a given share.
+
+    Args:
+        pictures: Of all domains.
+        general: That share.
+
+    Returns:
+        Probabilities, (pictures,).
+    """
+    own = np.array([picture.domain == "none" for picture in pictures])
+    return np.where(own, general / max(own.sum(), 1), (1 - general) / max((~own).sum(), 1))
 
 
 def coarse_targets(pictures: Sequence[Picture]) -> torch.Tensor:

@@ -72,7 +72,7 @@ def render_digit(generator: np.random.Generator, source: Source, *, split: str =
     own = np.flatnonzero(test if split == "test" else ~test)
     place = int(own[int(generator.integers(len(own)))])
     style = draw_style(generator)
-    zoom = int(generator.integers(9, 12))
+    zoom = int(generator.integers(10, 12))
     alpha = Image.fromarray(images[place]).resize((8 * zoom, 8 * zoom), Image.Resampling.BILINEAR)
     image = blank(SIDE, SIDE, style).image
     left, top = (int(generator.integers(0, SIDE - 8 * zoom + 1)) for _ in range(2))

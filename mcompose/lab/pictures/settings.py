@@ -10,8 +10,8 @@ from mcompose.lab.settings import FitSettings
 
 __all__ = ["PicturesData", "PicturesSettings"]
 
-_GENERAL = FitSettings(400, 2e-3, 128)
-_BASE = FitSettings(800, 2e-3, 32)
+_GENERAL = FitSettings(800, 2e-3, 96)
+_BASE = FitSettings(700, 3e-3, 32)
 _PROBE = FitSettings(300, 3e-3, 256)
 
 
