@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcompose.compose import Blueprint, ComposeResult
+    from mcompose.compose.experts import OutputExpert
 
 __all__ = ["InspectReport", "MergeReport", "PlanReport", "SourceReport", "human_bytes"]
 
@@ -108,6 +109,21 @@ def _parts(source: SourceReport) -> list[dict[str, Any]]:
     ]
 
 
+def _expert(expert: OutputExpert) -> dict[str, Any]:
+    """What a plan tells of a domain expert; ``tokens`` of one item, None where the item decides."""
+    entry = expert.entry
+    tokens = entry["tokens"] if isinstance(entry["tokens"], int) else None
+    stored = "reference" if entry.get("reference") else "inside"
+    return {"encoder": entry["class_name"], "modality": entry["modality"], "domain": entry["domain"],
+            "tokens": tokens, "store": stored}  # fmt: skip
+
+
+def _expert_lines(blueprint: Blueprint) -> list[str]:
+    told = [(expert.name, _expert(expert)) for expert in blueprint.experts.experts]
+    shown = [f"'{name}' ({one['encoder']}, {one['tokens'] or 'varying'} tokens an item)" for name, one in told]
+    return [f"  experts      {', '.join(shown)}"] if shown else []
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """What a merge would do.
@@ -133,6 +149,7 @@ class PlanReport:
         lines = [
             f"{self.name}: {self.blueprint.format} output, {self.method} over {len(sources.sources)} sources",
             f"  brings       {brings or 'text only'}",
+            *_expert_lines(self.blueprint),
             f"  tensors      {counts}, {len(plan.dropped)} dropped",
             f"  reads        {human_bytes(plan.bytes_to_read)}",
             f"  writes       {human_bytes(plan.bytes_to_write)} in {len(shards)} file{'s' * (len(shards) > 1)}",
@@ -159,6 +176,7 @@ class PlanReport:
             "output": self.output,
             "modalities": self.blueprint.sources.modalities,
             "sources": sources,
+            "experts": {one.name: _expert(one) for one in self.blueprint.experts.experts},
             "files": {shard.filename: shard.size for shard in self.blueprint.plan.layout.shards},
             **self.blueprint.plan.to_dict(),
             "warnings": list(self.blueprint.warnings),
