@@ -18,8 +18,10 @@ from mcompose.errors import OutputError
 from mcompose.evaluate.jsonl_tasks import load_lines
 from mcompose.lab.pictures.encoders import build_encoder
 from mcompose.lab.pictures.general import make_tokenizer
+from mcompose.lab.pictures.ink import COLOURS
 from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Mark
+from mcompose.lab.pictures.pretrain import COARSE, coarse_targets, general_shares
 from mcompose.lab.pictures.questions import TASKS
 from mcompose.lab.pictures.reading import FIELDS, classes, make_pool, overlaps
 from mcompose.lab.pictures.render import render_many
@@ -181,3 +183,26 @@ def test_deterministic_start_of_encoders() -> None:
     with deterministic_torch(0, "x"):
         other = build_encoder("table").model.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_general_pictures_are_drawn_as_often_as_asked() -> None:
+    pictures = render_many("none", 4, seed=0, purpose="shares") + render_many("table", 12, seed=0, purpose="shares")
+    shares = general_shares(pictures, general=0.6)
+    assert shares[:4].tolist() == pytest.approx([0.15] * 4)
+    assert shares[4:].tolist() == pytest.approx([0.4 / 12] * 12)
+
+
+def test_coarse_labels_are_those_of_the_truth() -> None:
+    for picture in render_many("none", 6, seed=0, purpose="coarse") + render_many("chart", 6, seed=0, purpose="coarse"):
+        row = dict(zip(COARSE, coarse_targets([picture])[0].tolist(), strict=True))
+        truth = picture.truth
+        if picture.kind == "digit":
+            assert row["digit"] == truth["digit"]
+            assert row["colour"] == row["count"] == -100
+        elif picture.kind == "shapes":
+            assert list(COLOURS)[row["colour"]] == truth["colour"]
+            assert row["count"] == truth["count"]
+            assert (row["side"] == -100) == (truth["side"] == "")
+        else:
+            assert row["count"] == len(truth["names"])
+            assert truth["values"][row["largest"]] == max(truth["values"])
