@@ -9,7 +9,6 @@ Paper: Peng et al. 2024, arXiv:2412.05983, table 11 (ablation of masking) and ta
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from mcompose.lab import LabFamily
+from mcompose.pipeline.laboratory_chimera_data import write_conversations
 
 __all__ = [
     "CONCAT",
@@ -85,8 +85,8 @@ class Training:
         instruct: Stage 2: the language model too.
     """
 
-    align: Stage = Stage(2e-3, 300)
-    instruct: Stage = Stage(1e-3, 600)
+    align: Stage = Stage(2e-3, 200)
+    instruct: Stage = Stage(1e-3, 400)
 
 
 def variants_for(experts: tuple[str, ...]) -> tuple[Variant, ...]:
@@ -129,10 +129,13 @@ def write_recipe(family: LabFamily, variant: Variant, path: Path, *, training: T
             "experts": {name: _expert(family, name, path) for name in variant.experts},
             "router": {},
         }
+    records = write_conversations(family, family.folder / "chimera" / "records")
+    data = {number: [_data(records[d, number], d, path) for d in family.figures["domains"]] for number in (1, 2)}
+    stages = {1: training.align, 2: training.instruct}
     recipe["align"] = {
         "stages": {
-            1: _stage(family, variant, path, number=1, settings=training.align),
-            2: _stage(family, variant, path, number=2, settings=training.instruct),
+            number: {**_parts(variant, number), "data": data[number], **_steps(settings, family)}
+            for number, settings in stages.items()
         }
     }
     recipe["output"] = {"dir": variant.group, "format": "composed"}
@@ -147,15 +150,18 @@ def _expert(family: LabFamily, name: str, path: Path) -> dict[str, Any]:
     return {**own, "encoder": _reference(family.donors[name], path)}
 
 
-def _stage(family: LabFamily, variant: Variant, path: Path, *, number: int, settings: Stage) -> dict[str, Any]:
+def _parts(variant: Variant, number: int) -> dict[str, Any]:
+    """What a stage trains, and what it hides."""
     made: dict[str, Any] = {"preset": f"chimera-stage{number}"}
     if not variant.experts:
         made["train"] = ["projectors", "llm"][:number]
     if number == 2:
         made["gscm"] = None if variant.ratio is None else {"ratio": variant.ratio}
+    return made
+
+
+def _steps(settings: Stage, family: LabFamily) -> dict[str, Any]:
     return {
-        **made,
-        "data": [_data(family, domain, path, number=number) for domain in family.figures["domains"]],
         "lr": settings.lr,
         "steps": settings.steps,
         "batch_size": settings.batch,
@@ -167,9 +173,8 @@ def _stage(family: LabFamily, variant: Variant, path: Path, *, number: int, sett
     }
 
 
-def _data(family: LabFamily, domain: str, path: Path, *, number: int) -> Mapping[str, str]:
-    place = family.folder / "data" / "train" / f"{domain}-{number}.jsonl"
-    return {"path": os.path.relpath(place.resolve(), path.parent.resolve()), "domain": domain}
+def _data(records: Path, domain: str, path: Path) -> dict[str, str]:
+    return {"path": os.path.relpath(records.resolve(), path.parent.resolve()), "domain": domain}
 
 
 def _reference(folder: Path, recipe: Path) -> str:
