@@ -109,8 +109,9 @@ class Collator:
         return batch
 
     def length(self, sample: Sample) -> int:
-        """Tokens of one sample, its media included, whatever the limit."""
-        return int(self.encode([sample])["attention_mask"].sum())
+        """Tokens of one sample, its media included, whatever the limit; of a pair's longer answer."""
+        rows = [one for one in (sample, sample.other) if one is not None]
+        return int(self.encode(rows)["attention_mask"].sum(-1).max())
 
     def media_inputs(self, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
         """The processor's output for media alone, under the names that a model takes."""

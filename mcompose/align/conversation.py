@@ -37,7 +37,7 @@ class Conversation:
 
     Args:
         text: What the processor is given, a placeholder for each medium.
-        answers: (start, end) of every answer in the text, with the end of its turn.
+        answers: (start, end) of every answer in the text, with the end of its turn; of a pair's, the last only.
     """
 
     text: str
@@ -81,7 +81,8 @@ class ChatWriter:
             RequestError: The template refuses the conversation, or rewrites an earlier part of it before an answer.
         """
         try:
-            return self._written([self._message(message) for message in sample.messages])
+            written = self._written([self._message(message) for message in sample.messages])
+            return written if sample.rejected is None else Conversation(written.text, written.answers[-1:])
         except TemplateError as error:
             raise RequestError(f"{sample.place}: the chat template refuses the conversation: {error}.") from error
         except RequestError as error:

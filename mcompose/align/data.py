@@ -16,6 +16,7 @@ from mcompose.align.expert_stage import ExpertStage, open_experts
 from mcompose.align.labels import check_labels
 from mcompose.align.masks import Mask, Masked
 from mcompose.align.mixture import open_mixture
+from mcompose.align.preference import PairCollator, check_pair
 from mcompose.align.schedule import Ordered, OrderedStream
 from mcompose.align.stage import StepPlan
 from mcompose.align.tiles import set_tiles
@@ -92,7 +93,8 @@ class StageData:
         own = None if plan is None else self.experts.mask(plan)
         taken = inspect.signature(model.forward).parameters
         masks = (*masks, *([] if own is None else [own]))
-        return Masked(collator, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
+        collate = collator if stage.dpo is None else PairCollator(collator)
+        return Masked(collate, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
 
 
 def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str, Any] | None = None) -> StageData:
@@ -119,6 +121,9 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
         raise RequestError("A stream cannot be grouped by length.", hint="Leave 'group_by_length' out.")
     if not hasattr(mixture, "__len__") and stage.feature_cache:
         raise RequestError("The features of a stream cannot be kept.", hint="Leave 'feature_cache' out.")
+    if stage.dpo is not None:
+        for sample in mixture.samples():
+            check_pair(sample)
     check_labels(mixture, collator)
     return StageData(mixture, processor, _digest(stage, folder), experts)
 

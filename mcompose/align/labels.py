@@ -48,12 +48,13 @@ def check_labels(mixture: Any, collator: Collator, *, samples: int = 8) -> tuple
         samples: How many are looked at.
 
     Returns:
-        What was seen.
+        What was seen; of a pair both answers.
 
     Raises:
         RequestError: Labels do not fit the text or the media of a sample; the sentence names it.
     """
-    return tuple(_checked(sample, collator) for sample in _chosen(mixture, samples))
+    chosen = _chosen(mixture, samples)
+    return tuple(_checked(one, collator) for sample in chosen for one in (sample, sample.other) if one is not None)
 
 
 def _chosen(mixture: Any, count: int) -> Iterable[Sample]:

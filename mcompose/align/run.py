@@ -46,6 +46,7 @@ from mcompose.align.memory import told_when_full
 from mcompose.align.parts import Training, parts_of, plan_training
 from mcompose.align.playback import FEATURES, check_cacheable, playing_features
 from mcompose.align.plot import plot_losses, read_losses
+from mcompose.align.preference import PreferenceLoss
 from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
@@ -219,6 +220,9 @@ class _Run:
         """Trains; returns the model as the trainer wrapped it, and sentences for the user."""
         trainer, watch = self._trainer(model, trained)
         processes.together()  # the folder is ready
+        if self.stage.dpo is not None:
+            quiet = self.request.quiet or not processes.is_main()
+            trainer.refer(label=f"stage {self.request.number}, reference", quiet=quiet)
         point = last_point(self.request.folder / POINTS)
         with self._features(trainer) as notices, interruptible(watch):
             try:
@@ -311,6 +315,7 @@ class _Run:
                 frozen,
                 router=routers_loss(model, self.data.experts),
                 predicts=self.data.experts.predicts,
+                preference=None if stage.dpo is None else PreferenceLoss(float(stage.dpo.beta)),
             ),
             model=model,
             args=arguments,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +56,8 @@ class Sample:
         index: Its place in the dataset, counted from 0.
         place: Where it stands, for messages: ``data/a.jsonl:7``.
         on_long: What its dataset wants done when it is too long: "error", "skip" or "cut".
+        rejected: The same conversation with the answer that was not chosen; None where there is one answer only. Then
+            only the last answer is learnt.
     """
 
     messages: tuple[Message, ...]
@@ -64,6 +66,14 @@ class Sample:
     index: int
     place: str = ""
     on_long: str = "error"
+    rejected: tuple[Message, ...] | None = None
+
+    @property
+    def other(self) -> Sample | None:
+        """The sample whose answer was not chosen; None where there is one answer only."""
+        if self.rejected is None:
+            return None
+        return replace(self, messages=self.rejected, rejected=self.messages)
 
     def media(self) -> dict[str, list[Path | bytes]]:
         """Modality -> its items in reading order; modalities without any are left out."""

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from mcompose.align.datasets import Records
+from mcompose.align.preference_records import is_pair, parse_pair
 from mcompose.align.samples import Sample, instructed, parse_record
 from mcompose.errors import RequestError
 from mcompose.media import MODALITIES, read_media
@@ -157,11 +158,15 @@ def make_sample(record: Any, *, spec: DatasetSpec, index: int, place: str, folde
     try:
         if isinstance(record, RequestError):
             raise record
-        messages = parse_record(record, layout=spec.format, folder=folder)
+        if is_pair(record):
+            messages, other = parse_pair(record, folder=folder)
+        else:
+            messages, other = parse_record(record, layout=spec.format, folder=folder), None
     except RequestError as error:
         raise UnusableError(f"{place}: {error.message}", reason="malformed") from error
     messages = instructed(messages, spec.template)
-    return Sample(messages, spec.domain, spec.name, index, place=place, on_long=spec.on_long)
+    rejected = None if other is None else instructed(other, spec.template)
+    return Sample(messages, spec.domain, spec.name, index, place=place, on_long=spec.on_long, rejected=rejected)
 
 
 def read_sample(records: Records, index: int, spec: DatasetSpec) -> Sample:

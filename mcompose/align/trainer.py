@@ -3,7 +3,8 @@
 The Trainer brings the loop, mixed precision, accumulation, DDP, FSDP and reporting. Changed here: samples come in the
 order that was laid out; each part has its own learning rate; a saved point holds the trained parameters and not the
 model; frozen modules stay in evaluation mode; nothing counts floating-point operations. With domain experts, the
-router's loss is that of the whole step, items may be routed by the router itself, and evaluation hides no token.
+router's loss is that of the whole step, items may be routed by the router itself, and evaluation hides no token. A
+stage that learns from pairs has their loss instead of the model's, divided as Trainer divides means.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from mcompose.align import processes
 from mcompose.align.delta import full_values
 from mcompose.align.frozen import FrozenModules
 from mcompose.align.gscm import unhidden
+from mcompose.align.preference import PreferenceLoss, pair_key, reference_of
 from mcompose.align.router_loss import RouterLoss
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
 from mcompose.align.tensor_file import read_tensors, write_tensors
-from mcompose.align.watch import COMPLETE
+from mcompose.align.watch import COMPLETE, shown
 from mcompose.recipe import Stage
 
 __all__ = ["AlignTrainer", "TrainerParts", "last_point", "parameter_groups", "training_arguments"]
@@ -46,6 +48,7 @@ class TrainerParts:
         frozen: Modules that stay in evaluation mode.
         router: The routers' loss; None when they are not trained.
         predicts: Whether the router itself chooses experts in training.
+        preference: The loss of pairs of answers, instead of the model's own; None without.
     """
 
     stage: Stage
@@ -55,6 +58,7 @@ class TrainerParts:
     frozen: FrozenModules
     router: RouterLoss | None = None
     predicts: bool = False
+    preference: PreferenceLoss | None = None
 
 
 def training_arguments(
@@ -185,6 +189,8 @@ class AlignTrainer(Trainer):
         """The model's own loss and the routers', with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
+        if self.parts.preference is not None:
+            return self._preference_loss(model, inputs, asked=bool(kwargs.get("return_outputs")))
         if not model.training:
             inputs = unhidden(inputs)
         labels = inputs.get("router_labels")
@@ -200,8 +206,41 @@ class AlignTrainer(Trainer):
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
         return (loss, outputs) if asked else loss
 
+    def _preference_loss(self, model: Any, inputs: dict[str, Any], *, asked: bool) -> Any:
+        assert self.parts.preference is not None
+        loss, outputs = self.parts.preference(model, inputs)
+        if model.training and not loss.requires_grad:  # only towers are trained, and the batch shows them nothing
+            loss = loss + 0.0 * torch.stack([p.sum().float() for p in model.parameters() if p.requires_grad]).sum()
+        return (loss, outputs) if asked else loss
+
+    def refer(self, *, label: str, quiet: bool) -> None:
+        """Asks the model about every pair of the stage before it is trained, for the loss of pairs.
+
+        Args:
+            label: What the progress is called.
+            quiet: Show none.
+        """
+        data: Any = self.train_dataset
+        batches: Any = self.data_collator
+        items = {pair_key(sample): (position, sample) for position, sample in map(data.__getitem__, range(len(data)))}
+        waiting, size = list(items.values()), self.parts.plan.micro
+        rows = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+        seen = shown(rows, label=label, total=len(rows), quiet=quiet)
+        made = (([sample for _, sample in row], self._prepare_inputs(batches(row))) for row in seen)
+        with self.accelerator.autocast():
+            batches.collate.reference = reference_of(self.model, made)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the routers did to a step's row: their loss, and their share of labelled items that was right."""
+        """Adds what is particular to a stage to a step's row.
+
+        Of routers: their loss, and their share of labelled items that was right. Of pairs: the mean margin of the
+        chosen answers over the rejected ones, and the share of pairs where it is positive.
+        """
+        if self.parts.preference is not None and "loss" in logs:
+            margins, right, pairs = self._summed(
+                torch.tensor(self.parts.preference.told(), device=self.args.device)
+            ).tolist()
+            logs = {**logs, "margin": margins / max(pairs, 1.0), "preference_accuracy": right / max(pairs, 1.0)}
         if self.parts.router is not None and "loss" in logs:
             said = torch.tensor(self.parts.router.told(), device=self.args.device)
             loss, right, known = self._summed(said).tolist()

@@ -24,6 +24,7 @@ from mcompose.recipe.schema import (
 from mcompose.recipe.select import Setting, settings_for
 from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
 from mcompose.recipe.stage_experts import Masking, RouterTraining, Tiling
+from mcompose.recipe.stage_preference import Preference
 from mcompose.recipe.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.values import Choice
 
@@ -42,6 +43,7 @@ __all__ = [
     "OutputSpec",
     "Override",
     "ParameterLike",
+    "Preference",
     "Projector",
     "Recipe",
     "Resolved",

@@ -23,6 +23,7 @@ from mcompose.recipe.datasets import DatasetSpec, Temperature
 from mcompose.recipe.fields import Count, Modality, Number, Spec, one_of
 from mcompose.recipe.presets import fill_in
 from mcompose.recipe.stage_experts import Masking, RouterTraining, Tiling
+from mcompose.recipe.stage_preference import Preference, check_preference
 
 __all__ = [
     "PRECISIONS",
@@ -182,6 +183,7 @@ class Stage(Spec):
         gscm: Masking of the generalist's tokens, in training only.
         router: How the router of a checkpoint with experts is trained.
         tiles: How images are cut in this stage.
+        dpo: Learn from pairs of answers which one is preferred, instead of learning answers.
         seed: Of the order, the dropout and new parameters.
         save_every: Steps between two points that a killed run goes on from.
         workers: Processes that prepare samples.
@@ -214,6 +216,7 @@ class Stage(Spec):
     gscm: Masking | None = None
     router: RouterTraining | None = None
     tiles: Tiling | None = None
+    dpo: Preference | None = None
     seed: Annotated[Count, Field(ge=0, lt=2**32)] = 0
     save_every: Annotated[Count, Field(ge=1)] = 200
     workers: Annotated[Count, Field(ge=0)] = 0
@@ -240,6 +243,7 @@ class Stage(Spec):
                 at=("accumulation",),
                 hint="Choose a divisor of batch_size.",
             )
+        check_preference(self)
         return self._check_experts()
 
     def _check_experts(self) -> Stage:
