@@ -1,5 +1,6 @@
-"""The family ``smol``: training of the donors in LLaVA's two stages, and of decoupled ones beside them.
+"""The family ``smol``: training of the donors in LLaVA's two stages after a start, and of decoupled ones beside them.
 
+0. The projector's first layer learns to tell kinds, without the language model.
 1. Projector alone, over the frozen base.
 2. The linear layers of the language model, whole and not low-rank (merging needs deltas), and the projector where the
    settings say so.
@@ -31,7 +32,9 @@ from mcompose.lab.smol_questions import KINDS, PLACEHOLDERS, SINGLE_TASKS, ask
 from mcompose.lab.smol_text import batch_of, fast, linears
 from mcompose.lab.towers import Donor
 
-__all__ = ["Seen", "see", "single_accuracy", "train_language", "train_points", "train_projector"]
+__all__ = [
+    "Seen", "see", "settle", "single_accuracy", "train_language", "train_points", "train_projector", "train_reader",
+]  # fmt: skip
 
 _CHUNK: Final = 64
 
@@ -111,6 +114,58 @@ def train_projector(
     projector = [values.requires_grad_() for values in model.model.multi_modal_projector.parameters()]
     loss = _loss(donor, seen, fitting, generator=generator_for(seed, "smol donor", donor.modality, "1"))
     fit(projector, fitting, loss=loss, progress=progress)
+
+
+@torch.no_grad()
+def settle(projector: Any, features: torch.Tensor, *, like: torch.Tensor) -> None:
+    """Fits a fresh projector to the scale of what it reads and of what reads it.
+
+    Encoders differ in scale, and some channels of a ViT are a hundred times as large as others; a short stage 1 would
+    go into learning that.
+
+    Args:
+        projector: Two linear layers, changed in place: the first sees features of mean 0 and deviation 1, and tokens
+            come out as large as embeddings.
+        features: (items, tokens, width).
+        like: Embeddings, (words, width).
+    """
+    flat = features.flatten(0, 1)
+    middle, spread = flat.mean(0), flat.std(0).clamp_min(1e-4)
+    first, last = projector.linear_1, projector.linear_2
+    nn.init.normal_(first.weight, std=first.in_features**-0.5)
+    first.weight /= spread
+    first.bias.copy_(-(first.weight @ middle))
+    last.bias.zero_()
+    last.weight *= like.std() / projector(features[:_CHUNK]).std()
+
+
+def train_reader(donor: Donor, seen: Seen, fitting: FitSettings, *, seed: int) -> None:
+    """Teaches the projector's first layer to tell kinds from each token, without the language model, in seconds.
+
+    The classifier behind it is thrown away, as the numbers family does with its encoders' classifiers. What the second
+    layer and the language model make of it is left to the stages.
+
+    Args:
+        donor: Its projector is trained in place.
+        seen: The training items.
+        fitting: Steps, rate and batch.
+        seed: The family's seed.
+    """
+    model: Any = donor.model
+    projector = model.model.multi_modal_projector
+    settle(projector, seen.features, like=model.get_input_embeddings().weight)
+    generator = generator_for(seed, "smol reader", donor.modality)
+    first = projector.linear_1.requires_grad_()
+    classifier = nn.Linear(first.out_features, len(KINDS))
+
+    def loss() -> torch.Tensor:
+        kinds = generator.integers(len(KINDS), size=fitting.batch)
+        index = [int(seen.places[int(k)][int(generator.integers(len(seen.places[int(k)])))]) for k in kinds]
+        hidden = projector.act(first(F.dropout(seen.features[torch.tensor(index)], 0.2)))
+        scores = classifier(F.dropout(hidden, 0.2))
+        return F.cross_entropy(scores.flatten(0, 1), torch.from_numpy(kinds).repeat_interleave(scores.shape[1]))
+
+    fit([*first.parameters(), *classifier.parameters()], fitting, loss=loss)
 
 
 def train_language(

@@ -180,6 +180,7 @@ def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_ou
         else:
             smol_donors.train_points(donor, items, settings.points, seed=seed, progress=lambda s: told(0.2 * s))
         seen = smol_donors.see(donor, items)
+        smol_donors.train_reader(donor, seen, settings.reader, seed=seed)
         smol_donors.train_projector(donor, seen, settings.projector, seed=seed, progress=lambda s: told(0.2 + 0.2 * s))
         (folder / _STAGE_ONE).mkdir(exist_ok=True)
         save_file(_projector(donor).state_dict(), folder / _STAGE_ONE / f"{modality}.safetensors")

@@ -17,7 +17,8 @@ from mcompose.lab.smol_text import text_question
 from mcompose.lab.smol_towers import Shapes
 
 TINY = SmolSettings(
-    base=FitSettings(1, 1e-3, 2), points=FitSettings(2, 1e-3, 4), projector=FitSettings(2, 1e-2, 4),
+    base=FitSettings(1, 1e-3, 2), points=FitSettings(2, 1e-3, 4), reader=FitSettings(2, 1e-3, 4),
+    projector=FitSettings(2, 1e-2, 4),
     full=FitSettings(2, 1e-2, 4), copies=2, spoken=2, heard=1, single=6, joint=6, text=4, checked=4,
 )  # fmt: skip
 WIDTH, LAYERS = 24, 2

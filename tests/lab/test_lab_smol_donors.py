@@ -15,7 +15,7 @@ from mcompose.lab import make_smol, smol_media
 from mcompose.lab.decoupled import give_group, take_group
 from mcompose.lab.donors import adopt_language_model
 from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol_donors import _answer, see
+from mcompose.lab.smol_donors import _answer, see, settle
 from mcompose.lab.smol_make import train_smol_decoupled
 from mcompose.lab.smol_media import items_of
 from mcompose.lab.smol_questions import MODALITIES, PLACEHOLDERS, ask
@@ -176,3 +176,20 @@ def test_smol_group_serves_media_tokens_alone(parts, tmp_path) -> None:
         before = _answer(donor, [question], features)[1]
         give_group(donor)
         assert torch.equal(_answer(donor, [question], features)[1], before)
+
+
+def test_smol_projector_begins_at_the_scale_of_features_and_embeddings(parts) -> None:
+    with deterministic_torch(0, "settle"):
+        donor = fresh(parts, "image")
+        scales = torch.logspace(-2, 3, 16)
+        features = torch.randn(80, 3, 16) * scales + 5 * scales
+        inside = []
+        fresh_projector = donor.model.model.multi_modal_projector
+        fresh_projector.linear_1.register_forward_hook(lambda _, __, out: inside.append(out.detach()))
+        settle(fresh_projector, features, like=torch.full((4, 2), 0.3) * torch.tensor([1.0, -1.0]))
+        inside.clear()
+        out = fresh_projector(features[:64])
+    wanted = (torch.full((4, 2), 0.3) * torch.tensor([1.0, -1.0])).std()
+    torch.testing.assert_close(out.std(), wanted, rtol=1e-4, atol=1e-5)
+    assert inside[0].mean().abs() < 0.3
+    assert inside[0].std() == pytest.approx(1.0, abs=0.3)
