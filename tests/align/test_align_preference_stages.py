@@ -1,6 +1,8 @@
 """Stages that learn from pairs, with domain experts, through collator and Trainer."""
 
 import math
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from mcompose.align.lineage import open_lineage
 from mcompose.align.load import load_model
 from mcompose.align.run import run_stage
 from mcompose.align.survey import make_sample
-from mcompose.errors import RequestError
+from mcompose.errors import InterruptedRunError, RequestError
 from mcompose.recipe import Stage
 from mcompose.recipe.complaints import FieldError
 from mcompose.recipe.datasets import DatasetSpec
@@ -129,6 +131,24 @@ def test_pieces_make_the_step_that_one_makes(stage_request, tmp_path):
     whole, cut = (rows_of(tmp_path / name / "log.jsonl") for name in ("whole", "cut"))
     for key in ("loss", "margin", "grad_norm"):
         assert [row[key] for row in cut] == pytest.approx([row[key] for row in whole], rel=1e-3, abs=1e-5)
+
+
+def test_an_interrupted_stage_ends_as_one_that_is_not(stage_request, tmp_path):
+    """What it goes on from is trained, and the reference is still what the stage began with."""
+
+    def interrupt(batch):
+        if "reference_log_probs" in batch and 8 in batch["positions"]:
+            signal.raise_signal(signal.SIGINT)
+        return batch
+
+    asked = stage_request("stopped", steps=5, save_every=1)
+    with pytest.raises(InterruptedRunError):
+        run_stage(replace(asked, masks=(interrupt,)))
+    run_stage(asked)
+    run_stage(stage_request("straight", steps=5, save_every=1))
+    stopped, straight = (rows_of(tmp_path / name / "log.jsonl") for name in ("stopped", "straight"))
+    assert [(row["loss"], row["margin"]) for row in stopped] == [(row["loss"], row["margin"]) for row in straight]
+    assert len(stopped) == 5
 
 
 def test_a_record_with_one_answer_is_refused_before_the_model_is_loaded(home, stage_request, tmp_path):
