@@ -80,7 +80,7 @@ def _things(cache: Path) -> list[Thing]:
 
 def keep_things(things: list[Thing], path: Path) -> None:
     """Writes objects as one file of arrays; reading meshes anew takes half a minute."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "names": np.array([thing.name for thing in things]),
         "kinds": np.array([thing.kind for thing in things]),
         "icons": np.stack([thing.icon for thing in things]),
@@ -128,10 +128,11 @@ def export_language(gguf: Path, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = type(loaded.config).from_dict(
+    config: Any = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

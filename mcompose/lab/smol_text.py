@@ -86,7 +86,7 @@ def tune_base(
     """
     generator = generator_for(seed, "smol base")
     model.requires_grad_(requires_grad=False)
-    trained = [values.requires_grad_() for values in linears(model.model)]
+    trained: list[Any] = [values.requires_grad_() for values in linears(model.model)]
 
     def loss() -> torch.Tensor:
         inputs = 1 + int(generator.choice(len(_KINDS), p=_SHARES))

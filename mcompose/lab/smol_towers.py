@@ -84,15 +84,15 @@ def _image(text: dict[str, Any], tokenizer: Any, token: int, shapes: Shapes) -> 
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: PLC0415
 
     vision = dict(shapes.vision)
+    own: dict[str, Any] = {"image_token_id": token, "tie_word_embeddings": True}
     patches = (IMAGE_SIDE // vision["patch_size"]) ** 2
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=token,
         image_seq_length=patches + 1,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
+        **own,
     )
     model: Any = LlavaForConditionalGeneration(config)
     side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
@@ -124,11 +124,12 @@ def _audio(text: dict[str, Any], tokenizer: Any, token: int, shapes: Shapes) -> 
     )
 
     frames = SPOKEN_SAMPLES // 160
+    own: dict[str, Any] = {"tie_word_embeddings": False}
     config = AudioFlamingo3Config(
         audio_config=dict(shapes.audio) | {"max_source_positions": frames // 2},
         text_config=text | {"tie_word_embeddings": False},
         audio_token_id=token,
-        tie_word_embeddings=False,
+        **own,
     )
     model: Any = AudioFlamingo3ForConditionalGeneration(config)
     seconds: Any = SPOKEN_SAMPLES / SAMPLE_RATE  # whole seconds are the class's habit and not its need
