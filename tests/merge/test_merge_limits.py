@@ -7,11 +7,14 @@ import json
 import pickle
 import subprocess
 import sys
+from compileall import compile_dir
+from pathlib import Path
 
 import numpy as np
 import pytest
 from merge_bench import fill_disk, llama
 
+import mcompose
 from mcompose.checkpoint import encode
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CheckpointError, StorageError
@@ -50,6 +53,7 @@ def matrix_plan(folder, shape, method, *, sources: int, base: bool, parameters=(
 
 def measured(folder, plan) -> tuple[int, str]:
     """Peak of a process of its own that runs the plan, and the heavy libraries that it loaded."""
+    compile_dir(Path(mcompose.__file__).parent, quiet=1)  # parsing sources would take some 20 MB more, once
     pickled = folder / "plan.pickle"
     pickled.write_bytes(pickle.dumps((plan, folder / "out")))
     shown = subprocess.run(
