@@ -19,7 +19,7 @@ class SmolSettings:
         version: Raised when the code changes what the same settings give.
         base: Tuning of the language model on text questions; made once for all seeds.
         points: Training of the point encoder as a classifier of kinds; the other encoders are pretrained.
-        reader: Start of every donor: the projector's first layer learns to tell kinds.
+        reader: Start of every donor: the projector is brought near the words of the kinds.
         projector: Stage 1 of every donor: the projector over the frozen base. It is cut short, so that language models
             carry the work: with 40 steps and a projector that goes on learning in stage 2, the base behind a donor's
             projector answered as well as the donor, and no merge had anything to lose.
@@ -39,9 +39,9 @@ class SmolSettings:
     version: int = 1
     base: FitSettings = field(default_factory=lambda: FitSettings(300, 2e-4, 12))
     points: FitSettings = field(default_factory=lambda: FitSettings(400, 2e-3, 32))
-    reader: FitSettings = field(default_factory=lambda: FitSettings(200, 1e-3, 48))
-    projector: FitSettings = field(default_factory=lambda: FitSettings(25, 1e-3, 8))
-    full: FitSettings = field(default_factory=lambda: FitSettings(80, 1e-4, 8))
+    reader: FitSettings = field(default_factory=lambda: FitSettings(50, 1e-3, 48))
+    projector: FitSettings = field(default_factory=lambda: FitSettings(10, 1e-3, 8))
+    full: FitSettings = field(default_factory=lambda: FitSettings(100, 1e-4, 8))
     train_projector: bool = False
     copies: int = 6
     spoken: int = 30

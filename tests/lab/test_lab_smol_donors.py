@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mcompose.errors import OutputError
-from mcompose.lab import make_smol, smol_media
+from mcompose.lab import FitSettings, make_smol, smol_media
 from mcompose.lab.decoupled import give_group, take_group
 from mcompose.lab.donors import adopt_language_model
 from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol_donors import _answer, see, settle
+from mcompose.lab.smol_donors import Seen, _answer, see, settle, train_reader
 from mcompose.lab.smol_make import train_smol_decoupled
 from mcompose.lab.smol_media import items_of
-from mcompose.lab.smol_questions import MODALITIES, PLACEHOLDERS, ask
+from mcompose.lab.smol_questions import KINDS, MODALITIES, PLACEHOLDERS, ask
 from mcompose.lab.smol_text import batch_of, linears, tune_base
 from mcompose.lab.smol_towers import build_smol_donor
 
@@ -193,3 +193,24 @@ def test_smol_projector_begins_at_the_scale_of_features_and_embeddings(parts) ->
     torch.testing.assert_close(out.std(), wanted, rtol=1e-4, atol=1e-5)
     assert inside[0].mean().abs() < 0.3
     assert inside[0].std() == pytest.approx(1.0, abs=0.3)
+
+
+def test_smol_reader_brings_tokens_near_the_words_of_their_kinds_and_moves_nothing_else(parts, tmp_path) -> None:
+    with deterministic_torch(0, "reader"):
+        donor = fresh(parts, "image")
+        before = {name: value.clone() for name, value in donor.model.state_dict().items()}
+        items = items_of("image", parts.things, stand_ins.TINY, seed=0, split="test", library=tmp_path)
+        generator = torch.Generator().manual_seed(0)
+        told = torch.randn(12, 1, 16, generator=generator)[torch.from_numpy(items.kinds)]
+        seen = Seen(torch.cat([told, told], dim=1), items.places())
+        train_reader(donor, seen, FitSettings(150, 1e-2, 24), seed=0)
+    words = donor.processor.tokenizer.convert_tokens_to_ids(list(KINDS))
+    embeddings = donor.model.get_input_embeddings().weight[torch.tensor(words)]
+    directions = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=-1)
+    with torch.no_grad():
+        nearest = (donor.model.model.multi_modal_projector(seen.features) @ directions.T).argmax(-1)
+    right = (nearest == torch.from_numpy(items.kinds)[:, None]).float().mean()
+    assert right > 0.9
+    moved = {name for name, value in donor.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("multi_modal_projector" in name for name in moved)
