@@ -25,8 +25,9 @@ from mcompose.media import MODALITIES, read_media
 from mcompose.modeling.families import TYPE_IDS
 from mcompose.modeling.processing_frames import FramesProcessor
 from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.towers import SEPARATOR
 
-__all__ = ["IGNORED", "Collator", "can_pack", "media_digest", "takes_positions"]
+__all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
 
 IGNORED: Final = -100
 _ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
@@ -98,7 +99,7 @@ class Collator:
         batch = self.encode(samples, positions)
         self._check_lengths(samples, batch)
         if self.media_keys:
-            batch["media_keys"] = _media_keys(samples)
+            batch["media_keys"] = self._media_keys(samples, positions)
         batch["domains"] = torch.tensor([self._domain(sample) for sample in samples])
         if self.routing is not None and self.routing.labelled:
             batch |= _router_labels(self.routing.labels(samples))
@@ -119,6 +120,14 @@ class Collator:
         encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]}, experts="none")
         text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         return {name: value for name, value in encoded.items() if name not in text}
+
+    def expert_inputs(self, name: str, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
+        """What the processor makes of media for an expert, by the encoder's own names."""
+        read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
+        text = self.writer.placeholders[modality] * len(read)
+        encoded = self._processed([text], {modality: [read]}, experts=[name] * len(read))
+        begun = f"{name}{SEPARATOR}"
+        return {key.removeprefix(begun): value for key, value in encoded.items() if key.startswith(begun)}
 
     def item_inputs(self, modality: str, items: Sequence[Path | bytes]) -> tuple[dict[str, Any], list[int]]:
         """Like :meth:`media_inputs`, and the placeholder tokens that each item becomes."""
@@ -216,6 +225,35 @@ class Collator:
         if (batch["labels"][row, :limit] == IGNORED).all():
             raise RequestError(f"{sample.place}: cutting the sample to {limit} tokens would leave no answer.")
 
+    def expert_of(self, sample: Sample, modality: str) -> str | None:
+        """The expert that a sample's media go to, noise apart; None where there is none or the router is asked."""
+        if self.routing is None or self.routing.spec.routing == "predicted":
+            return None
+        return self.routing.table.expert_of(sample.domain, modality)
+
+    def _media_keys(self, samples: Sequence[Sample], positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Modality or expert -> digests of its items in reading order of the batch (N, 2), as integers."""
+        found: dict[str, list[bytes]] = {}
+        for sample in samples:
+            for modality, items in sample.media().items():
+                found.setdefault(modality, []).extend(media_digest(item) for item in items)
+        for modality, routes in self._routes(samples, positions).items():
+            for content, route in zip(found.get(modality, []), routes, strict=True):
+                if route is not None:
+                    found.setdefault(expert_key_name(route), []).append(content)
+        return {
+            m: torch.from_numpy(np.frombuffer(b"".join(d), np.int64).reshape(-1, 2).copy()) for m, d in found.items()
+        }
+
+    def _routes(self, samples: Sequence[Sample], positions: Sequence[int]) -> dict[str, list[str | None]]:
+        """Modality -> expert of each of its media; nothing where the router is asked."""
+        if self.routing is None:
+            return {}
+        routes = self.routing.experts(samples, positions)
+        if isinstance(routes, list):
+            return {self.routing.table.modalities[0]: routes}
+        return {} if isinstance(routes, str) else routes
+
     def _domain(self, sample: Sample) -> int:
         if sample.domain is None or not self.domains:
             return -1
@@ -229,13 +267,9 @@ def media_digest(item: Path | bytes) -> bytes:
     return xxhash.xxh3_128(item if isinstance(item, bytes) else item.read_bytes()).digest()
 
 
-def _media_keys(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Modality -> digests of its items in reading order of the batch (N, 2), as integers."""
-    found: dict[str, list[bytes]] = {}
-    for sample in samples:
-        for modality, items in sample.media().items():
-            found.setdefault(modality, []).extend(media_digest(item) for item in items)
-    return {m: torch.from_numpy(np.frombuffer(b"".join(d), np.int64).reshape(-1, 2).copy()) for m, d in found.items()}
+def expert_key_name(name: str) -> str:
+    """Under what name ``media_keys`` holds the items of an expert."""
+    return f"expert:{name}"
 
 
 def _router_labels(labels: Mapping[str, Sequence[int]]) -> dict[str, Any]:

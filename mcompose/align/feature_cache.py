@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mcompose.align.collator import Collator, media_digest
+from mcompose.align.expert_cache import ExpertCache
 from mcompose.align.feature_store import FeatureStore
 from mcompose.align.samples import Sample
 from mcompose.align.tensor_file import raw_bytes
@@ -47,7 +48,7 @@ class CacheReport:
         found: Those that were on disk.
         stored: Those that were encoded and stored.
         refused: Those that there was no room for.
-        uncached: Modality -> why its items are encoded as ever.
+        uncached: Modality or expert -> why its items are encoded as ever.
     """
 
     items: int = 0
@@ -116,12 +117,14 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             if (points := _frozen_children(tower))
             for identity in [_identity(points, tower, collator.processor.processors.get(name))]
         }
+        self._experts = ExpertCache(self.inner, collator, store=store)
         self._hooks: list[Any] = []
 
     def __enter__(self) -> FeatureCache:
         for name, tower in self._towers.items():
             for child, point in tower.points.items():
                 point.module.forward = self._replaced(name, child)
+        self._experts.open()
         self._hooks = [
             self.inner.register_forward_pre_hook(self._before, with_kwargs=True),
             self.inner.register_forward_hook(self._after, always_call=True),
@@ -131,6 +134,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._experts.close()
         for tower in self._towers.values():
             for point in tower.points.values():
                 if point.replaced is None:
@@ -156,9 +160,14 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         self.inner.eval()
         first: dict[str, list[Any]] = {}
         seen: set[str] = set()
-        for modality, item in _items(samples):
+        for modality, item, expert in self._items(samples):
             source = str(self.inner.config.served_by(modality))
             content = media_digest(item).hex()
+            if expert is not None and f"{expert} {content}" not in seen:
+                seen.add(f"{expert} {content}")
+                stored = self._experts.fill(expert, modality, item, mine=int(content, 16) % share[1] == share[0])
+                report.stored += stored is True
+                report.refused += stored is False
             tower = self._towers.get(source)
             if content in seen or tower is None or modality in report.uncached:
                 continue
@@ -170,9 +179,18 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             report.items += 1
             if (report.items - 1) % share[1] == share[0]:
                 self._fill_one(tower, modality, item, report)
+        report.uncached |= self._experts.refused
         for module, training in was.items():
             module.training = training
         return report
+
+    def _items(self, samples: Iterable[Sample]) -> Iterable[tuple[str, Any, str | None]]:
+        """Modality, medium, and the expert that it goes to."""
+        for sample in samples:
+            for modality, items in sample.media().items():
+                expert = self.collator.expert_of(sample, modality)
+                for item in items:
+                    yield modality, item, expert
 
     def _fill_one(self, tower: _Tower, modality: str, item: Any, report: CacheReport) -> None:
         key = _key(tower, media_digest(item))
@@ -283,6 +301,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         keys: Mapping[str, torch.Tensor] = kwargs.pop("media_keys", None) or {}
+        self._experts.expect(keys)
         present = self.inner.media_inputs(kwargs) if keys else {}
         for name, tower in self._towers.items():
             mine = [modality for modality in present if self.inner.config.served_by(modality) == name]
@@ -301,13 +320,6 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
 class _NotCachedError(RequestError):
     """Why a modality's items are not cached."""
-
-
-def _items(samples: Iterable[Sample]) -> Iterable[tuple[str, Any]]:
-    for sample in samples:
-        for modality, items in sample.media().items():
-            for item in items:
-                yield modality, item
 
 
 def _frozen_children(tower: nn.Module) -> dict[str, _Point]:
