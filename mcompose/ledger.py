@@ -1,4 +1,4 @@
-"""What happened, as plain values: one row per output tensor, one row per step.
+"""What happened, as plain values: one row per output tensor, one per file beside them, one row per step.
 
 The ledger is written to ``mcompose/ledger.json`` of every output. The model card, ``mcompose verify`` and
 ``mcompose diff`` are functions of it, so that the rooms that write and the rooms that read meet in a file and never
@@ -15,7 +15,7 @@ from typing import Any
 
 from mcompose.errors import CheckpointError
 
-__all__ = ["FORMAT", "Ledger", "SourceRow", "StepRow", "TensorRow"]
+__all__ = ["FORMAT", "FileRow", "Ledger", "SourceRow", "StepRow", "TensorRow"]
 
 FORMAT = 1
 
@@ -50,6 +50,27 @@ class TensorRow:
     shape: tuple[int, ...] = ()
     digest: str = ""
     inputs: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One file that computes like tensors and is none: the ONNX graph of a domain expert, or its external data.
+
+    Args:
+        name: File of the output; for one that is left where it is, its name there.
+        action: ``copied``, or ``dropped``: in no output.
+        part: ``expert:<name>``.
+        sources: The source or expert that it came from.
+        sha256: Of its content, in hex.
+        note: Reason or remark.
+    """
+
+    name: str
+    action: str
+    part: str = ""
+    sources: tuple[str, ...] = ()
+    sha256: str = ""
     note: str = ""
 
 
@@ -108,6 +129,7 @@ class Ledger:
         sources: One row per source.
         tensors: One row per tensor.
         steps: One row per step.
+        files: One row per file that computes; most outputs have none.
     """
 
     name: str
@@ -120,12 +142,15 @@ class Ledger:
     sources: tuple[SourceRow, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
     steps: tuple[StepRow, ...] = ()
+    files: tuple[FileRow, ...] = ()
 
     def to_json(self) -> str:
         """The ledger as JSON, one tensor a line, so that two ledgers can be compared by eye."""
         head = {key: value for key, value in dataclasses.asdict(self).items() if key not in _ROW_TYPES}
         lines = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in head.items()]
         for key in _ROW_TYPES:
+            if key in _OPTIONAL and not getattr(self, key):
+                continue
             rows = [json.dumps(_compact(row), ensure_ascii=False) for row in getattr(self, key)]
             lines.append(f' "{key}": [' + ",".join(f"\n  {row}" for row in rows) + ("\n ]" if rows else "]"))
         return "{\n" + ",\n".join([f' "format": {FORMAT}', *lines]) + "\n}\n"
@@ -142,6 +167,8 @@ class Ledger:
             if data.pop("format") != FORMAT:
                 raise CheckpointError("The ledger is of another format.", hint="Update mcompose.")
             for key, row_type in _ROW_TYPES.items():
+                if key in _OPTIONAL and key not in data:
+                    continue
                 data[key] = tuple(row_type(**_with_tuples(row)) for row in data[key])
             return cls(**_with_tuples(data))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -162,7 +189,8 @@ class Ledger:
         return cls.from_json(path.read_text(encoding="utf-8"))
 
 
-_ROW_TYPES: dict[str, type[Any]] = {"sources": SourceRow, "steps": StepRow, "tensors": TensorRow}
+_ROW_TYPES: dict[str, type[Any]] = {"sources": SourceRow, "steps": StepRow, "files": FileRow, "tensors": TensorRow}
+_OPTIONAL = ("files",)
 
 
 def _compact(row: Any) -> dict[str, Any]:

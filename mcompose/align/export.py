@@ -113,6 +113,8 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
             f"'tiles.inference: {tiles}' has no file to be written into: no processor of '{root.folder}' has a limit.",
             hint="Leave 'inference' out.",
         )
+    for path in root.graphs():
+        staged.copy_file(path, path.relative_to(root.folder).as_posix())
     own = lineage.config.get("model_type") == "mcompose"
     for path in island_files() if own else root.code():
         staged.copy_file(path, path.name)

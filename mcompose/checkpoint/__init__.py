@@ -12,6 +12,7 @@ from mcompose.checkpoint.digest import TensorDigest, digest_tensor
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.fold import LowRank
 from mcompose.checkpoint.folders import partial_folder
+from mcompose.checkpoint.graphs import ExpertFile, open_files
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
@@ -28,6 +29,7 @@ from mcompose.checkpoint.sidecar import (
 )
 from mcompose.checkpoint.snapshot import HubSnapshot
 from mcompose.checkpoint.staged import StagedOutput
+from mcompose.checkpoint.stored import plain_path, stored_graphs
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "MERGEABLE_DTYPES",
     "Adapter",
     "Checkpoint",
+    "ExpertFile",
     "FileDigest",
     "Header",
     "HubSnapshot",
@@ -57,9 +60,11 @@ __all__ = [
     "is_tied",
     "open_adapter",
     "open_checkpoint",
+    "open_files",
     "parse_header",
     "partial_folder",
     "patch_json",
+    "plain_path",
     "plan_layout",
     "raw_dtype",
     "read_card",
@@ -68,4 +73,5 @@ __all__ = [
     "read_json_object",
     "read_tensor",
     "sidecar_files",
+    "stored_graphs",
 ]

@@ -25,9 +25,10 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.checkpoint.headers import MAX_HEADER_BYTES
+from mcompose.checkpoint.headers import MAX_HEADER_BYTES, read_json_object
 from mcompose.checkpoint.sidecar import SIDECAR_PATTERNS, is_sidecar
 from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.stored import stored_graphs
 from mcompose.checkpoint.weight_files import find_weight_files
 from mcompose.errors import CheckpointError, HubError, McomposeError, StorageError, nearest_name
 from mcompose.refs import ModelRef
@@ -53,13 +54,16 @@ _ATTEMPTS = 3
 _THREADS = 8
 
 
-def fetch(ref: ModelRef, *, weights: bool, token: str | None = None) -> HubSnapshot:
+def fetch(
+    ref: ModelRef, *, weights: bool, files: tuple[str, ...] | None = None, token: str | None = None
+) -> HubSnapshot:
     """Fetches a checkpoint of the Hub at one commit.
 
     Args:
         ref: A Hub reference.
         weights: Whether to fetch the weight files. Without, their headers are read by range requests, or from
             the cache when the files are there already.
+        files: What to fetch instead of weight files, as far as it is there; for folders without any.
         token: Hub token; by default the one of the environment.
 
     Returns:
@@ -76,14 +80,14 @@ def fetch(ref: ModelRef, *, weights: bool, token: str | None = None) -> HubSnaps
     with hub_errors(ref.location, revision=ref.revision, token=token, explain=partial(_explain, api, ref)):
         listing = None if is_offline_mode() else _list(api, ref)
         if listing is None:
-            return _from_cache(ref, weights=weights)
+            return _from_cache(ref, weights=weights, files=files)
         folder = _download(ref, listing.commit, filter(_is_small, listing.files), token=token)
         if ref.revision != listing.commit:
             _remember(ref, token=token)
-        names = _weight_names(folder, listing.files, ref)
+        names = _weight_names(folder, listing.files, ref) if files is None else files
         headers = None
         if weights:
-            _download(ref, listing.commit, names, token=token)
+            _download(ref, listing.commit, (*names, *_graphs(folder)), token=token)
         else:
             headers = _headers(api, ref, listing, folder=folder, names=names)
         return HubSnapshot(folder, listing.commit, headers, listing.files, listing.digests)
@@ -145,6 +149,12 @@ def _weight_names(folder: Path, files: Iterable[str], ref: ModelRef) -> tuple[st
         if not adapter:
             raise
         return adapter
+
+
+def _graphs(folder: Path) -> Iterable[str]:
+    """Graphs of experts, which a composed checkpoint holds beside its weight files."""
+    config = folder / "config.json"
+    return stored_graphs(read_json_object(config)) if config.is_file() else ()
 
 
 # without weights
@@ -224,7 +234,7 @@ def _range_once(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
 # without the network
 
 
-def _from_cache(ref: ModelRef, *, weights: bool) -> HubSnapshot:
+def _from_cache(ref: ModelRef, *, weights: bool, files: tuple[str, ...] | None) -> HubSnapshot:
     """The checkpoint as earlier runs left it in the cache."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 - see fetch
@@ -237,15 +247,15 @@ def _from_cache(ref: ModelRef, *, weights: bool) -> HubSnapshot:
     except LocalEntryNotFoundError:
         raise _not_cached(f"'{ref}' is not in the Hub's cache.") from None
     paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    files = {name: path.stat().st_size for name, path in paths.items()}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
     try:
-        names = _weight_names(folder, files, ref)
+        names = _weight_names(folder, sizes, ref) if files is None else files
     except CheckpointError:
         raise _not_cached(f"The weights of '{ref}' are not in the Hub's cache.") from None
     headers = None if weights else {name: _local_header(folder / name) for name in names}
     digests = {name: path.resolve().name for name, path in paths.items()}
     digests = {name: digest for name, digest in digests.items() if _SHA256.fullmatch(digest)}
-    return HubSnapshot(folder, folder.name, headers, files, digests)
+    return HubSnapshot(folder, folder.name, headers, sizes, digests)
 
 
 def _not_cached(message: str) -> HubError:

@@ -19,6 +19,7 @@ from typing import Any, cast
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.sidecar import code_files, read_card, sidecar_files
 from mcompose.checkpoint.snapshot import HubSnapshot
+from mcompose.checkpoint.stored import stored_graphs
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.checkpoint.weight_files import find_weight_files
 from mcompose.errors import CheckpointError
@@ -96,6 +97,10 @@ class Checkpoint:
     def sidecars(self) -> list[Path]:
         """Tokenizer, processor, templates and generation config, sorted by name."""
         return sidecar_files(self.folder)
+
+    def graphs(self) -> list[Path]:
+        """ONNX graphs of experts that a composed checkpoint holds beside its tensors, sorted by name."""
+        return sorted(self.folder / name for name in stored_graphs(self.config))
 
     def code(self) -> list[Path]:
         """The checkpoint's own Python files, sorted by name; they are never run by mcompose."""

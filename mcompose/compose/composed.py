@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from mcompose.compose.decoupled import Decoupling
 from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower, vectors_around
-from mcompose.errors import CompositionError
+from mcompose.errors import CheckpointError, CompositionError
 from mcompose.modeling import island_files
 from mcompose.modeling.families import MROPE_TEXT, family_of
 
 if TYPE_CHECKING:
-    from mcompose.checkpoint import StagedOutput
+    from mcompose.checkpoint import ExpertFile, StagedOutput
     from mcompose.compose.blueprint import Blueprint
     from mcompose.merge import SourceParts
 
@@ -88,6 +88,17 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         generation.save_pretrained(staged.partial)
     for path in island_files():
         staged.copy_file(path, path.name)
+    for expert in experts.experts:
+        for file in expert.files:
+            _copy_graph(staged, expert.name, file)
+
+
+def _copy_graph(staged: StagedOutput, expert: str, file: ExpertFile) -> None:
+    if staged.copy_file(file.path, file.name).sha256 != file.sha256:
+        raise CheckpointError(
+            f"'{file.path}' of expert '{expert}' is not the file that it was: its sha256 should be {file.sha256}.",
+            hint="It is damaged, or was changed meanwhile; fetch it again.",
+        )
 
 
 def _tokenizer(source: SourceParts) -> Any:

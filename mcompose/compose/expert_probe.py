@@ -24,7 +24,15 @@ from mcompose.modeling.native_classes import build_tower
 from mcompose.modeling.native_configs import native_config
 from mcompose.modeling.processing_experts import native_inputs, whole_items
 
-__all__ = ["GeneralEncoder", "Probed", "look_at_general", "probe_expert"]
+__all__ = [
+    "GeneralEncoder",
+    "Probed",
+    "check_same_count",
+    "look_at_general",
+    "no_memory",
+    "prepared_items",
+    "probe_expert",
+]
 
 _LOADERS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 _SIZES = ((320, 200), (200, 320))
@@ -84,15 +92,11 @@ def probe_expert(name: str, entry: Mapping[str, Any], *, processor: Path, text_w
         CompositionError: Its processor does not load, the two do not fit together, or the number of vectors depends on
             the item.
     """
-    native = _processor(name, entry["modality"], processor)
-    with _no_memory():
+    with no_memory():
         entry, expert = _built(name, {**entry, "padding": "keep", "tokens": 1}, text_width=text_width)
-    found = [_measure(expert, made, name=name) for made in _dummies(native, entry, expert.known, name=name)]
-    if found[0][1] != found[1][1]:
-        raise CompositionError(
-            f"The expert '{name}' makes {found[0][1]} vectors of one {entry['modality']} and {found[1][1]} of another.",
-            hint="Give it 'projector: resampler', which makes the same number of all.",
-        )
+    items = prepared_items(name, entry["modality"], processor, known=expert.known)
+    found = [_measure(expert, made, name=name) for made in items]
+    check_same_count(name, entry["modality"], found[0][1], found[1][1])
     (vectors, tokens, width, inputs), _ = found
     shapes = {key: tuple(tensor.shape) for key, tensor in expert.projector.state_dict().items()}
     if width != expert.width:
@@ -126,10 +130,40 @@ def _processor(name: str, modality: str, folder: Path) -> Any:
         ) from error
 
 
-def _dummies(native: Any, entry: Mapping[str, Any], known: list[str], *, name: str) -> list[dict[str, torch.Tensor]]:
-    """Two items of different shapes, each through the processor."""
-    what = {"modality": entry["modality"], "inputs": known}
-    if entry["modality"] == "image":
+def check_same_count(name: str, modality: str, one: int, other: int) -> None:
+    """Refuses an expert whose number of vectors depends on the item.
+
+    Args:
+        name: The expert.
+        modality: Of its items.
+        one: Vectors that it makes of one item.
+        other: Vectors that it makes of another.
+
+    Raises:
+        CompositionError: They differ.
+    """
+    if one != other:
+        raise CompositionError(
+            f"The expert '{name}' makes {one} vectors of one {modality} and {other} of another.",
+            hint="Give it 'projector: resampler', which makes the same number of all.",
+        )
+
+
+def prepared_items(name: str, modality: str, folder: Path, *, known: list[str]) -> list[dict[str, torch.Tensor]]:
+    """Two items of different shapes, each through an expert's processor.
+
+    Args:
+        name: The expert.
+        modality: Of the items.
+        folder: Of its processor.
+        known: Names of the tensors that are kept.
+
+    Raises:
+        CompositionError: The processor does not load, or cannot prepare an item.
+    """
+    native = _processor(name, modality, folder)
+    what = {"modality": modality, "inputs": known}
+    if modality == "image":
         items: list[Any] = [Image.new("RGB", size, (120, 160, 200)) for size in _SIZES]
     else:
         items = [np.zeros(int(seconds * native.sampling_rate), np.float32) for seconds in _SECONDS]
@@ -146,7 +180,7 @@ def _measure(expert: Expert, made: Mapping[str, torch.Tensor], *, name: str) -> 
             f"The processor of expert '{name}' makes no '{expert.main_input}', which its encoder reads.",
             hint="'processor:' names another checkpoint.",
         )
-    with _no_memory():
+    with no_memory():
         try:
             state = _state(expert, {key: _without_numbers(key, value) for key, value in made.items()})
         except (RuntimeError, NotImplementedError) as error:
@@ -211,7 +245,7 @@ def _sequence(state: torch.Tensor, width: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _no_memory() -> Iterator[None]:
+def no_memory() -> Iterator[None]:
     """Everything that is built or computed inside has a shape and no numbers."""
     with torch.device("meta"), torch.no_grad():
         yield
@@ -228,7 +262,7 @@ def look_at_general(config: Mapping[str, Any], model_type: str, modality: str) -
     Raises:
         CompositionError: Its width cannot be told.
     """
-    with _no_memory():
+    with no_memory():
         tower = build_tower(native_config(model_type, config), attn_implementation=None)
     found = _encoders(tower)
     encoder = next((one for one in found if modality in _takes(one)), found[0] if found else None)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import MASK, MODALITIES, ROUTER, SEPARATORS
 from mcompose.checkpoint import open_checkpoint
-from mcompose.compose.experts import OutputExpert, expert_of, is_expert_slot, output_experts
+from mcompose.compose.experts import expert_of, is_expert_slot, output_experts
+from mcompose.compose.output_expert import OutputExpert
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
 from mcompose.recipe import Router
@@ -52,11 +53,12 @@ class ExpertSet:
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the user."""
         references = {expert.name: expert.entry.get("reference") for expert in self.experts if expert.new}
-        return tuple(
+        local = tuple(
             f"The encoder of expert '{name}' is kept as a path of this machine: the output works here only."
             for name, reference in references.items()
             if reference and not reference["commit"]
         )
+        return (*local, *(expert.note for expert in self.experts if expert.note))
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the network's config, but for the tokens' ids; nothing without experts."""

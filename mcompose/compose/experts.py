@@ -8,15 +8,17 @@ modality. Paper: Peng et al. 2024, arXiv:2412.05983.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EXPERT, MASK, PROJECTOR, ROUTER, SEPARATORS
-from mcompose.checkpoint import digest_file, open_checkpoint, read_json_object
+from mcompose.anatomy.part import EXPERT, MASK, ROUTER, SEPARATORS
+from mcompose.checkpoint import ExpertFile, digest_file, read_json_object, stored_graphs
+from mcompose.compose.expert_projectors import opened, projector_jobs, projector_of
 from mcompose.compose.names import TORCH_WORDS
-from mcompose.errors import CheckpointError, CompositionError, HubError
-from mcompose.merge import Dropped, TensorJob, copy_job, new_job
+from mcompose.compose.output_expert import NewExpert, OutputExpert
+from mcompose.errors import CompositionError
+from mcompose.merge import Dropped, TensorJob, copy_job
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -26,53 +28,10 @@ if TYPE_CHECKING:
     from mcompose.merge import SourceParts
     from mcompose.recipe import Expert, LoadedRecipe
 
-__all__ = ["EXPERT_PARTS", "NewExpert", "OutputExpert", "expert_of", "is_expert_slot", "open_expert", "output_experts"]
+__all__ = ["EXPERT_PARTS", "expert_of", "is_expert_slot", "open_expert", "output_experts"]
 
 EXPERT_PARTS = (EXPERT, ROUTER, SEPARATORS, MASK)
 COMPOSED_TYPE = "mcompose"
-
-
-@dataclass(frozen=True)
-class NewExpert:
-    """What only an expert has that this recipe brings.
-
-    Args:
-        spec: What the recipe says.
-        checkpoint: Of its encoder.
-        encoder: The encoder in it.
-    """
-
-    spec: Expert
-    checkpoint: Checkpoint
-    encoder: FoundEncoder
-
-
-@dataclass(frozen=True)
-class OutputExpert:
-    """One expert of a composed output.
-
-    Args:
-        name: Its name.
-        entry: Its entry in the network's config.
-        summary: What the processor's config says of it.
-        processor_folder: Where the files of its processor are.
-        jobs: Its tensors.
-        dropped: What of its checkpoint no output holds.
-        new: For an expert that the recipe brings.
-    """
-
-    name: str
-    entry: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    processor_folder: Path
-    jobs: tuple[TensorJob, ...]
-    dropped: tuple[Dropped, ...] = ()
-    new: NewExpert | None = None
-
-    @property
-    def modality(self) -> str:
-        """Beside whose items it stands."""
-        return self.entry["modality"]
 
 
 def is_expert_slot(slot: Slot) -> bool:
@@ -111,7 +70,13 @@ def output_experts(
                 hint=f"Add a source with {spec.modality}, or write 'modality:' of one that is there.",
             )
         _check_name(name, names, [expert.name for expert in found])
-        found.append(open_expert(name, spec, loaded, text_width=text_width, weights=weights))
+        if spec.onnx is None:
+            found.append(open_expert(name, spec, loaded, text_width=text_width, weights=weights))
+        else:
+            # torch and transformers, as in open_expert
+            from mcompose.compose.expert_graphs import open_graph_expert  # noqa: PLC0415
+
+            found.append(open_graph_expert(name, spec, loaded, text_width=text_width, weights=weights))
     return tuple(found)
 
 
@@ -152,7 +117,11 @@ def _carried(tower: OutputTower, towers: Sequence[OutputTower]) -> list[OutputEx
         slots = [slot for slot in source.anatomy.slots.values() if expert_of(slot) == name]
         jobs = tuple(_carried_job(source, slot, name) for slot in slots)
         folder = source.checkpoint.folder / "processors" / name
-        experts.append(OutputExpert(name, entry, summaries.get(name, {}), folder, jobs))
+        held = stored_graphs(source.checkpoint.config, expert=name)
+        files = tuple(ExpertFile(source.checkpoint.folder / file, file, sha256) for file, sha256 in held.items())
+        experts.append(
+            OutputExpert(name, entry, summaries.get(name, {}), folder, jobs, files=files, source=source.name)
+        )
     return experts
 
 
@@ -185,7 +154,7 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     from mcompose.compose.expert_probe import probe_expert  # noqa: PLC0415
     from mcompose.modeling.processing_experts import expert_summary  # noqa: PLC0415
 
-    checkpoint = _opened(f"expert '{name}'", spec.encoder, loaded, weights=weights)
+    checkpoint = opened(f"expert '{name}'", spec.encoder, loaded, weights=weights)
     if checkpoint.quantised:
         raise CompositionError(
             f"The encoder of expert '{name}' is quantised ({checkpoint.quantised}) and cannot be copied.",
@@ -194,8 +163,8 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     encoder = find_encoder(checkpoint, modality=spec.modality, name=name)
     folder = checkpoint.folder
     if spec.processor is not None:
-        folder = _opened(f"processor of '{name}'", spec.processor, loaded, weights=False).folder
-    settings, trained = _projector(name, spec, loaded, weights=weights)
+        folder = opened(f"processor of '{name}'", spec.processor, loaded, weights=False).folder
+    settings, trained = projector_of(name, spec, loaded, weights=weights)
     entry = {
         "model_type": encoder.model_type,
         "class_name": encoder.class_name,
@@ -216,23 +185,16 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     if spec.store == "reference":
         entry["reference"] = _reference(name, checkpoint, encoder, weights=weights)
     jobs = [] if spec.store == "reference" else _encoder_jobs(name, checkpoint, encoder)
-    jobs += _projector_jobs(name, probed.shapes, trained, seed=loaded.recipe.merge.seed)
+    jobs += projector_jobs(name, probed.shapes, trained, seed=loaded.recipe.merge.seed)
     return OutputExpert(
         name,
         entry,
         expert_summary(entry, inputs=inputs, vectors=probed.vectors),
         folder,
         tuple(jobs),
-        tuple(_dropped(name, spec, encoder)),
-        NewExpert(spec, checkpoint, encoder),
+        dropped=tuple(_dropped(name, spec, encoder)),
+        new=NewExpert(spec, checkpoint),
     )
-
-
-def _opened(what: str, ref: Any, loaded: LoadedRecipe, *, weights: bool) -> Checkpoint:
-    try:
-        return open_checkpoint(ref, relative_to=loaded.folder, weights=weights)
-    except (CheckpointError, HubError) as error:
-        raise type(error)(f"{what[0].upper()}{what[1:]}: {error.message}", hint=error.hint) from error
 
 
 def _skipped(spec: Expert, encoder: FoundEncoder) -> int:
@@ -291,57 +253,3 @@ def _dropped(name: str, spec: Expert, encoder: FoundEncoder) -> list[Dropped]:
     if spec.store == "reference":
         rows += [Dropped(name, key, EXPERT, "kept by reference") for key in encoder.keys.values()]
     return rows
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A projector of another checkpoint.
-
-    Args:
-        checkpoint: The checkpoint.
-        keys: Its parameter to the key in the files.
-    """
-
-    checkpoint: Checkpoint
-    keys: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-def _projector(
-    name: str, spec: Expert, loaded: LoadedRecipe, *, weights: bool
-) -> tuple[dict[str, Any], _Trained | None]:
-    """Settings of the projector, and where its trained tensors are."""
-    if spec.projector.model is None:
-        return spec.projector.settings, None
-    checkpoint = _opened(f"projector of '{name}'", spec.projector.model, loaded, weights=weights)
-    kept = (checkpoint.config.get("experts") or {}).get(name)
-    head = f"model.experts.{name}.projector."
-    keys = {key.removeprefix(head): key for key in checkpoint.tensors if key.startswith(head)}
-    if not keys:
-        listed = ", ".join(f"'{one}'" for one in checkpoint.config.get("experts") or {})
-        raise CompositionError(
-            f"'{spec.projector.model}' holds no projector of an expert called '{name}'.",
-            hint=f"Its experts are {listed}." if listed else "It must be a composed checkpoint with this expert.",
-        )
-    settings = dict(kept["projector"]) if kept else spec.projector.settings
-    return settings, _Trained(checkpoint, keys)
-
-
-def _projector_jobs(
-    name: str, shapes: Mapping[str, tuple[int, ...]], trained: _Trained | None, *, seed: int
-) -> list[TensorJob]:
-    head, part = f"model.experts.{name}.projector.", f"{PROJECTOR}:{name}"
-    if trained is None:
-        return [new_job(head + key, shape, part, seed=seed) for key, shape in shapes.items()]
-    held = {key: trained.checkpoint.tensors[place].shape for key, place in trained.keys.items()}
-    for key in dict.fromkeys((*shapes, *held)):
-        if shapes.get(key) != held.get(key):
-            raise CompositionError(
-                f"The trained projector of expert '{name}' does not fit: '{key}' is "
-                f"{list(held[key]) if key in held else 'missing'}, and the network has "
-                f"{list(shapes[key]) if key in shapes else 'none'}.",
-                hint="Was it trained for this encoder and this language model?",
-            )
-    return [
-        replace(copy_job(head + key, trained.checkpoint.tensors[trained.keys[key]], part, source=name), part=part)
-        for key in shapes
-    ]

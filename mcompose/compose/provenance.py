@@ -14,21 +14,22 @@ what for:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose import __version__
+from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import digest_file
-from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
+from mcompose.ledger import FileRow, Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
     from mcompose.compose.blueprint import Blueprint
     from mcompose.compose.expert_set import ExpertSet
-    from mcompose.compose.experts import OutputExpert
+    from mcompose.compose.output_expert import OutputExpert
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe
@@ -78,6 +79,7 @@ def make_ledger(
             *(_expert_row(expert) for expert in blueprint.experts.experts if expert.new),
         ),
         tensors=tuple(rows),
+        files=tuple(row for expert in blueprint.experts.experts for row in _file_rows(expert)),
         steps=(StepRow("merge", f"mcompose merge {loaded.path.name}", details=dict(details)),),
     )
 
@@ -101,12 +103,22 @@ def _expert_row(expert: OutputExpert) -> SourceRow:
     return SourceRow(
         name=expert.name,
         ref=_portable(checkpoint.ref),
-        model_type=checkpoint.model_type,
+        model_type=checkpoint.model_type or ("onnx" if "onnx" in expert.entry else ""),
         modalities=(expert.modality,),
         licence=checkpoint.licence,
         base_model=checkpoint.base_model,
         commit=checkpoint.commit or "",
     )
+
+
+def _file_rows(expert: OutputExpert) -> Iterator[FileRow]:
+    """The files of an ONNX expert: those in the output, and those that are left where they are."""
+    part, sources = f"{EXPERT}:{expert.name}", (expert.source or expert.name,)
+    for file in expert.files:
+        note = f"was '{file.path.relative_to(expert.new.checkpoint.folder).as_posix()}'" if expert.new else ""
+        yield FileRow(file.name, "copied", part, sources, file.sha256, note)
+    for file in expert.left:
+        yield FileRow(file.name, "dropped", part, sources, file.sha256, "kept by reference")
 
 
 def _portable(ref: ModelRef) -> str:
@@ -134,7 +146,8 @@ def expert_digests(experts: ExpertSet) -> dict[str, dict[str, Any]]:
 
 
 def _checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
-    small = [checkpoint.folder / "config.json", *checkpoint.sidecars()]
+    config = checkpoint.folder / "config.json"
+    small = [*([config] if config.is_file() else []), *checkpoint.sidecars()]  # a folder of a graph may have none
     files = {name: _weight_file(checkpoint, name) for name in checkpoint.weight_files}
     files |= {path.relative_to(checkpoint.folder).as_posix(): vars(digest_file(path)) for path in small}
     return {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}

@@ -2,7 +2,8 @@
 
 The distance of a tensor is ``||a - b|| / ||a||`` over its elements, in the Euclidean norm; that of a part is the same
 over all its tensors together. Differences are formed in float32 and summed in float64, in pieces, so memory does not
-depend on the tensors' size. Tensors that cannot be computed with (integers, 8-bit floats) are compared bit by bit.
+depend on the tensors' size. Tensors that cannot be computed with (integers, 8-bit floats) are compared bit by bit, and
+ONNX graphs of experts by their hashes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcompose.checkpoint import MERGEABLE_DTYPES, Checkpoint, TensorEntry, TensorFiles, decode, raw_dtype
+from mcompose.anatomy.part import EXPERT
+from mcompose.checkpoint import (
+    MERGEABLE_DTYPES,
+    Checkpoint,
+    TensorEntry,
+    TensorFiles,
+    decode,
+    raw_dtype,
+    stored_graphs,
+)
 from mcompose.merge.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -178,9 +188,21 @@ def diff(
         if name not in first:
             tensors.append(TensorDiff(name, "only_b", place.part, place.layer, b=_shown(place.entry)))
     progress.finish()
+    tensors += _graphs(stored_graphs(a.config), stored_graphs(b.config))
     return DiffReport(
         str(a.ref), str(b.ref), tuple(tensors), _groups(tensors, layers=False), _groups(tensors, layers=True)
     )
+
+
+def _graphs(first: Mapping[str, str], second: Mapping[str, str]) -> list[TensorDiff]:
+    """ONNX graphs of experts, by the hash that each config states: they are files, which no tensor stands for."""
+    made = []
+    for name in dict.fromkeys((*first, *second)):
+        one, other = first.get(name), second.get(name)
+        state = "only_b" if one is None else "only_a" if other is None else "equal" if one == other else "differs"
+        shown = {key: f"sha256 {digest[:12]}" for key, digest in (("a", one), ("b", other)) if digest is not None}
+        made.append(TensorDiff(name, state, EXPERT, **shown))
+    return made
 
 
 @dataclass(frozen=True)

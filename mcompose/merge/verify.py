@@ -1,9 +1,9 @@
 """Whether an output is still what was written: every file against the lock, every tensor against the ledger.
 
 ``mcompose/lock.json`` holds the size of every file and the sha256 of the small ones; ``mcompose/ledger.json`` holds the
-digest of every tensor. Together they cover every byte but the headers, which are checked by their own rules. The model
-card is made from the ledger and may be made anew, so it is not held to the lock; neither are hidden files, nor what
-later steps add under ``mcompose/``.
+digest of every tensor, and of files that compute without being tensors (ONNX graphs). Together they cover every byte
+but the headers, which are checked by their own rules. The model card is made from the ledger and may be made anew, so
+it is not held to the lock; neither are hidden files, nor what later steps add under ``mcompose/``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_header, read_json_object
 from mcompose.errors import CheckpointError
-from mcompose.ledger import Ledger, TensorRow
+from mcompose.ledger import FileRow, Ledger, TensorRow
 from mcompose.merge.progress import Progress, Silent
 
 __all__ = ["Problem", "VerifyReport", "verify"]
@@ -113,10 +113,11 @@ class _Check:
         self.file_count = self.tensor_count = self.nbytes = 0
         self._progress = progress
         self._weights: list[str] = []
+        self._locked: dict[str, Any] = {}
 
     def files(self) -> None:
         """The files against the lock."""
-        locked = self._read_lock()
+        locked = self._locked = self._read_lock()
         for name, expected in locked.items():
             if not _is_inside(name):
                 self._say(LOCK, f"names '{name}', which is not a file of this folder")
@@ -133,7 +134,11 @@ class _Check:
 
     def tensors(self) -> None:
         """The tensors against the ledger."""
-        rows = self._read_ledger()
+        ledger = self._read_ledger()
+        rows = {row.name: row for row in ledger.tensors if row.action != "dropped"} if ledger else {}
+        for row in ledger.files if ledger else ():
+            if row.action != "dropped":
+                self._graph(row)
         entries = dict(self._entries())
         self._index(entries)
         self._progress.start(sum(entry.nbytes for entry in entries.values()), 0)
@@ -160,6 +165,14 @@ class _Check:
             self._say(name, f"has {size} bytes, was written with {expected.get('size')}")
         elif "sha256" in expected and self._hash(path) != expected["sha256"]:
             self._say(name, "was changed: its content has another hash")
+
+    def _graph(self, row: FileRow) -> None:
+        """A file of the ledger; that it is what the lock says was seen before."""
+        locked = self._locked.get(row.name)
+        if not isinstance(locked, dict):
+            self._say(row.name, "is in the ledger, but not in the lock")
+        elif cast("dict[str, Any]", locked).get("sha256") != row.sha256:
+            self._say(row.name, "has another hash in the ledger than in the lock")
 
     def _hash(self, path: Path) -> str:
         try:
@@ -222,13 +235,12 @@ class _Check:
             return {}
         return cast("dict[str, Any]", files)
 
-    def _read_ledger(self) -> dict[str, TensorRow]:
+    def _read_ledger(self) -> Ledger | None:
         try:
-            rows = Ledger.read(self.folder).tensors
+            return Ledger.read(self.folder)
         except (CheckpointError, UnicodeDecodeError) as error:
             self._say(LEDGER, getattr(error, "message", "") or "is not text")
-            return {}
-        return {row.name: row for row in rows if row.action != "dropped"}
+            return None
 
     def _say(self, where: str, sentence: str) -> None:
         self.problems.append(Problem(where, sentence))

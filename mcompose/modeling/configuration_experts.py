@@ -5,7 +5,8 @@
   (beside whose items its tokens stand), ``domain``, ``layer`` (hidden state that is read, -1 for the last), ``skip``
   (leading tokens left out), ``padding`` ("keep", "mask" or "drop": what happens to rows that the encoder's mask calls
   padding), ``projector`` (``{"kind": ...}``, see ``expert_projectors.py``), ``tokens`` (vectors of one item, or
-  "attention_mask": as many as the mask says), and ``reference`` when the encoder is fetched at load.
+  "attention_mask": as many as the mask says), and ``reference`` when the encoder is fetched at load. An ONNX encoder
+  has ``onnx`` (see ``onnx_encoder.py``) instead of ``model_type``, ``config`` and ``class_name``.
 - ``routers``: modality -> ``classes`` (the names in the order of the router's rows, "none" first), ``feature``
   ("class" or "mean"), ``tile`` ("first", "last" or "mean"), ``rule`` (``{"kind": "argmax" | "threshold" | "top_k"}``)
   and ``width``.
@@ -21,6 +22,8 @@ import copy
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from .onnx_graph import is_plain_path
 
 __all__ = [
     "DOMAIN_TOKENS",
@@ -110,6 +113,8 @@ def _check_expert(config: Any, name: str, entry: Mapping[str, Any]) -> None:
     _choose(where, "padding", entry.get("padding", "keep"))
     projector = entry["projector"]
     _choose(where, "kind", projector["kind"])
+    if "onnx" in entry:
+        _check_graph(where, entry)
     if config.served_by(entry["modality"]) is None:
         raise ValueError(f"{where} stands beside {entry['modality']} items, and no source serves them.")
     padded = entry.get("padding", "keep") != "keep"
@@ -121,6 +126,18 @@ def _check_expert(config: Any, name: str, entry: Mapping[str, Any]) -> None:
         raise ValueError(f"{where} has {tokens!r} tokens; it needs a number, or 'attention_mask'.")
     if counted != (entry.get("padding") == "drop" and projector["kind"] != "resampler"):
         raise ValueError(f"{where}: tokens are 'attention_mask' exactly when padding is dropped.")
+
+
+def _check_graph(where: str, entry: Mapping[str, Any]) -> None:
+    graph = entry["onnx"]
+    data = graph.get("data", {})
+    for file in (graph["file"], *data, *data.values()):
+        if not is_plain_path(file):
+            raise ValueError(f"{where} names the file {file!r}, which is none of its own folder.")
+    if not graph["inputs"] or not graph["output"] or "width" not in entry["projector"]:
+        raise ValueError(f"{where} is an ONNX graph: it needs inputs, an output, and the width of its projector.")
+    if entry.get("layer", -1) != -1:
+        raise ValueError(f"{where} is an ONNX graph, which has no layers to choose from; name another output.")
 
 
 def _check_router(config: Any, modality: str, router: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Encoders of experts that a checkpoint names instead of holding.
+"""Encoders of experts that do not lie among a checkpoint's tensors: those it only names, and ONNX graphs.
 
 An entry with ``reference`` has no encoder tensors in the checkpoint: they are read, after loading, from the files of
 another checkpoint, at one commit and with the digests that were seen when the composition was made. ``reference``:
@@ -6,11 +6,12 @@ another checkpoint, at one commit and with the digests that were seen when the c
 - ``id``: a Hub id or a folder; ``commit``: the revision, or null for a folder.
 - ``sha256``: file name -> SHA-256 of the file, or the digest of ``model.safetensors`` alone.
 - ``prefix``: what stands before the encoder's own names in these files, "" unless given (``model.encoder.``).
+
+An ONNX graph is a file: of the checkpoint itself (``experts/<name>.onnx``), or of what ``reference`` names.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ import torch
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
-__all__ = ["fetch_encoders", "referenced", "referenced_keys"]
+from .onnx_encoder import file_digest
 
-_CHUNK = 1 << 22
+__all__ = ["attach_graphs", "fetch_encoders", "referenced", "referenced_keys", "save_graphs"]
+
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def referenced(config: Any) -> Iterator[str]:
-    """Yields the experts whose encoder is not in the checkpoint."""
+    """Yields the experts whose encoder's tensors are not in the checkpoint."""
     for name, entry in config.experts.items():
-        if entry.get("reference"):
+        if entry.get("reference") and "onnx" not in entry:
             yield name
 
 
@@ -72,13 +75,49 @@ def _files(name: str, reference: Mapping[str, Any]) -> Iterator[Path]:
         digests = {"model.safetensors": digests}
     for file, digest in digests.items():
         path = Path(str(cached_file(reference["id"], file, revision=reference.get("commit"))))
-        found = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
-        if found.hexdigest() != digest:
+        found = file_digest(path)
+        if found != digest:
             raise ValueError(
                 f"{file} of {reference['id']} is not the file that the expert {name!r} was composed with: its SHA-256 "
-                f"is {found.hexdigest()}, not {digest}."
+                f"is {found}, not {digest}."
             )
         yield path
+
+
+def attach_graphs(core: Any, where: Any, **kwargs: Any) -> None:
+    """Gives the ONNX encoders of a ``ComposedModel`` their files.
+
+    Args:
+        core: The model.
+        where: Its checkpoint: a folder or a Hub id.
+        **kwargs: What ``from_pretrained`` was given; what tells it where to look counts here too.
+
+    Raises:
+        OSError: A file is not there.
+        ValueError: A file is not the one that was composed.
+    """
+    for name, entry in core.config.experts.items():
+        if "onnx" not in entry:
+            continue
+        hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
+        reference = entry.get("reference")
+        if reference:
+            hub.pop("subfolder", None)
+            hub["revision"] = reference.get("commit")
+        elif core.config._commit_hash:
+            hub["revision"] = core.config._commit_hash
+        source = reference["id"] if reference else where
+        encoder = core.experts[name].encoder
+        paths = {file: Path(str(cached_file(source, file, **hub))) for file in encoder.files}
+        encoder.attach(paths, (reference or entry["onnx"])["sha256"])
+
+
+def save_graphs(core: Any, folder: Any) -> None:
+    """Writes the files of ONNX encoders beside a ``ComposedModel`` that is saved.
+
+    Raises:
+        ValueError: An encoder was never given its files.
+    """
+    for name, entry in core.config.experts.items():
+        if "onnx" in entry and not entry.get("reference"):
+            core.experts[name].encoder.save(Path(folder))

@@ -2,11 +2,11 @@
 
 Letters: I items, T vectors of one item, E width of the encoder, N vectors of all items, D width of the language model.
 
-The encoder is the native class of transformers, run on the native processor's tensors, always in eval mode and without
-gradients; only the projector behind it learns. Which vectors of an item count is decided here once: leading tokens
-that are skipped (class token, registers), and rows that the encoder's own attention mask calls padding (Pix2Struct
-fills up to 2048 rows), which may be kept, as in the paper's code, hidden from the language model's attention, or left
-out. Nothing is ever cut to fit. Paper: Peng et al. 2024, arXiv 2412.05983, section 3.1.
+The encoder is the native class of transformers, or an ONNX graph, run on the native processor's tensors, always in eval
+mode and without gradients; only the projector behind it learns. Which vectors of an item count is decided here once:
+leading tokens that are skipped (class token, registers), and rows that the encoder's own attention mask calls padding
+(Pix2Struct fills up to 2048 rows), which may be kept, as in the paper's code, hidden from the language model's
+attention, or left out. Nothing is ever cut to fit. Paper: Peng et al. 2024, arXiv 2412.05983, section 3.1.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .expert_projectors import build_projector, draw_parameters
 from .native_classes import build_encoder
 from .native_configs import native_config
+from .onnx_encoder import OnnxEncoder
 
 __all__ = [
     "Expert",
@@ -32,6 +33,7 @@ __all__ = [
     "encoder_class",
     "encoder_inputs",
     "encoder_width",
+    "entry_width",
     "first_values",
 ]
 
@@ -71,12 +73,17 @@ class Expert(nn.Module):
         super().__init__()
         self.name = name
         self.entry = dict(entry)
-        config = native_config(entry["model_type"], entry["config"])
-        self.width = encoder_width(config, entry)
-        self.encoder = build_encoder(encoder_class(entry, config), config, attn_implementation=attn_implementation)
+        self.width = entry_width(entry)
+        self.encoder: Any
+        if "onnx" in entry:
+            self.encoder = OnnxEncoder(name, entry["onnx"])
+            self.known = self.encoder.known
+        else:
+            config = native_config(entry["model_type"], entry["config"])
+            self.encoder = build_encoder(encoder_class(entry, config), config, attn_implementation=attn_implementation)
+            self.known = encoder_inputs(type(self.encoder))
         self.projector = build_projector(entry["projector"], width=self.width, text_width=text_width)
-        self.known = encoder_inputs(type(self.encoder))
-        if self.main_input == _NUMBERED:
+        if self.main_input == _NUMBERED and "onnx" not in entry:
             self.encoder.get_input_embeddings().register_forward_pre_hook(_match_dtype)
         self.freeze()
 
@@ -108,7 +115,7 @@ class Expert(nn.Module):
         x_ITE, valid_IT = self.encode(inputs)
         kind, padding = self.entry["projector"]["kind"], self.entry.get("padding", "keep")
         weight = next(self.projector.parameters())
-        x_ITD = self.projector(x_ITE.to(weight.dtype), valid_IT)
+        x_ITD = self.projector(x_ITE.to(weight.device, weight.dtype), valid_IT)
         if kind == "resampler":
             valid_IT = None
         self._check_count(x_ITD, valid_IT)
@@ -145,7 +152,7 @@ class Expert(nn.Module):
         return x_ITE[:, skip:], valid_IT
 
     def _moved(self, key: str, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or isinstance(self.encoder, OnnxEncoder):
             return value
         weight = next(self.encoder.parameters())
         wanted = weight.dtype if value.is_floating_point() and key != _NUMBERED else None
@@ -216,6 +223,13 @@ def encoder_width(config: PreTrainedConfig, entry: Mapping[str, Any]) -> int:
     return int(config.hidden_size)
 
 
+def entry_width(entry: Mapping[str, Any]) -> int:
+    """Returns the width E of what an expert's encoder gives, native or ONNX."""
+    if "onnx" in entry:
+        return int(entry["projector"]["width"])
+    return encoder_width(native_config(entry["model_type"], entry["config"]), entry)
+
+
 def first_values(config: Any, *, seed: int) -> dict[str, torch.Tensor]:
     """Returns float32 values of all projectors and routers of a configuration, by their names in the checkpoint.
 
@@ -225,10 +239,9 @@ def first_values(config: Any, *, seed: int) -> dict[str, torch.Tensor]:
     """
     values = {}
     for name, entry in config.experts.items():
-        native = native_config(entry["model_type"], entry["config"])
         with torch.device("meta"):
             projector = build_projector(
-                entry["projector"], width=encoder_width(native, entry), text_width=config.text_config.hidden_size
+                entry["projector"], width=entry_width(entry), text_width=config.text_config.hidden_size
             )
         values.update(draw_parameters(projector, seed=seed, name=f"model.experts.{name}.projector"))
     for modality, router in config.routers.items():

@@ -28,7 +28,7 @@ from transformers.utils import logging
 from .configuration_mcompose import ComposedConfig
 from .expert_forward import ExpertForward, Reading
 from .expert_places import own_ids, place_blocks, take_extras, unseen
-from .expert_references import fetch_encoders, referenced, referenced_keys
+from .expert_references import attach_graphs, fetch_encoders, referenced, referenced_keys, save_graphs
 from .families import MROPE_TEXT, family_of
 from .generation_mcompose import ComposedGeneration
 from .hidden_tokens import learnable
@@ -73,7 +73,9 @@ class ComposedPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the model and the code that its ``auto_map`` names; encoders that it only refers to stay out."""
+        """Saves the model, ONNX encoders, and the code that ``auto_map`` names; encoders by reference stay out."""
+        if is_main_process:
+            save_graphs(self if isinstance(self, ComposedModel) else self.model, save_directory)
         self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *referenced_keys(self, self.config)}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -86,6 +88,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
         model = made[0] if isinstance(made, tuple) else made
         core = model if isinstance(model, ComposedModel) else model.model
         fetch_encoders(core)
+        attach_graphs(core, args[0] if args else kwargs.get("pretrained_model_name_or_path"), **kwargs)
         for expert in core.experts.values():
             expert.freeze()
         return made

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcompose.compose import Blueprint, ComposeResult
-    from mcompose.compose.experts import OutputExpert
+    from mcompose.compose.output_expert import OutputExpert
 
 __all__ = ["InspectReport", "MergeReport", "PlanReport", "SourceReport", "human_bytes"]
 
@@ -114,7 +114,8 @@ def _expert(expert: OutputExpert) -> dict[str, Any]:
     entry = expert.entry
     tokens = entry["tokens"] if isinstance(entry["tokens"], int) else None
     stored = "reference" if entry.get("reference") else "inside"
-    return {"encoder": entry["class_name"], "modality": entry["modality"], "domain": entry["domain"],
+    encoder = f"ONNX {entry['onnx']['output']}" if "onnx" in entry else entry["class_name"]
+    return {"encoder": encoder, "modality": entry["modality"], "domain": entry["domain"],
             "tokens": tokens, "store": stored}  # fmt: skip
 
 

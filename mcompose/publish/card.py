@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mcompose.ledger import Ledger, SourceRow, TensorRow
+from mcompose.ledger import FileRow, Ledger, SourceRow, TensorRow
 from mcompose.publish.licences import licence_fields, licence_remarks
 from mcompose.publish.snippet import usage_snippet
 from mcompose.publish.traces import without_machine_paths
@@ -166,8 +166,19 @@ def _method(ledger: Ledger) -> str:
     rows = [_part_row(part, [row for row in kept if (row.part or "other") == part], actions) for part in parts]
     total = _part_row("**all**", kept, actions)
     blocks = [text, _table(("part", "parameters", "tensors", *actions), [*rows, total])]
+    blocks += _graphs(ledger.files)
     dropped = _dropped([row for row in ledger.tensors if row.action == "dropped"])
     return "\n\n".join([*blocks, dropped] if dropped else blocks)
+
+
+def _graphs(rows: Sequence[FileRow]) -> list[str]:
+    """Files that compute beside the tensors."""
+    if not rows:
+        return []
+    lines = [
+        f"- `{row.name}` ({row.part}): " + ("copied as it was" if row.action == "copied" else row.note) for row in rows
+    ]
+    return ["Encoders that are ONNX graphs, run by onnxruntime:\n\n" + "\n".join(lines)]
 
 
 def _common_weights(rows: Iterable[TensorRow]) -> str:

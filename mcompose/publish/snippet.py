@@ -64,6 +64,7 @@ def usage_snippet(ledger: Ledger, folder: Path, *, path: str) -> str:
     trust = ", trust_remote_code=True" if own_code else ""
     names = ", ".join(sorted([loader, "AutoProcessor"]))
     lines = [
+        *(["# pip install onnxruntime"] if ledger.files else []),  # a graph of an expert, here or by reference
         *sorted(imports, key=lambda line: line.split()[1].lower()),
         f"from transformers import {names}",
         "",

@@ -6,7 +6,7 @@ them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings 
 """
 
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
-from mcompose.recipe.experts import Expert, Projector, Router
+from mcompose.recipe.experts import Expert, Onnx, Projector, Router
 from mcompose.recipe.later import ComposeSpec, refuse_unbuilt
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
@@ -40,6 +40,7 @@ __all__ = [
     "Match",
     "MergeSpec",
     "MethodLike",
+    "Onnx",
     "OutputSpec",
     "Override",
     "ParameterLike",

@@ -12,6 +12,7 @@ are the paper's::
           padding: drop                           # the encoder's own padding never reaches the language model
         math: {encoder: local:math-clip, projector: {kind: pixel_shuffle, factor: 2}}
         sounds: {encoder: hub:openai/whisper-base, modality: audio}
+        tables: {encoder: local:table-model, onnx: {file: model.onnx, output: backbone}}   # run by onnxruntime
       router: {feature: class, rule: {kind: threshold, threshold: 0.5}}
 """
 
@@ -25,7 +26,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mcompose.recipe.complaints import FieldError
 from mcompose.recipe.fields import Count, Number, Reference, SourceName, Spec, one_of
 
-__all__ = ["Expert", "ExpertName", "Projector", "Router", "Rule"]
+__all__ = ["Expert", "ExpertName", "Onnx", "Projector", "Router", "Rule"]
 
 _KINDS = ("mlp", "linear", "pixel_shuffle", "resampler")
 _RULES = ("argmax", "threshold", "top_k")
@@ -107,17 +108,52 @@ class Projector(Spec):
         return {"kind": self.kind, **own, **given}
 
 
+def _graph_file(raw: Any) -> Any:
+    parts = raw.split("/") if isinstance(raw, str) else [""]
+    if any(part in ("", ".", "..") for part in parts) or "\\" in raw or raw[1:2] == ":":
+        hint = "Write it as it is called inside the encoder's folder: 'model.onnx', 'onnx/model.onnx'."
+        raise FieldError("'{path}' must be a file of the encoder's folder.", hint=hint)
+    return raw
+
+
+class Onnx(Spec):
+    """An encoder that is an ONNX graph, run by onnxruntime (extra ``onnx``).
+
+    Written as a word it is the file. The output is vectors (n, tokens, width) or a map (n, channels, rows, columns),
+    whose places are read row by row. What comes behind it in the graph, a detector's head, is not computed.
+
+    Attributes:
+        file: In the encoder's folder, which needs no other weights and no ``config.json`` then; files of external data
+            are found from it.
+        output: The value that is read: an output of the graph, or any value inside it. Default: the output called
+            ``last_hidden_state``, else the only one of floats with three or four dimensions.
+        input: What takes the pictures or sounds. Default: ``pixel_values``, ``input_features`` or ``input_values``,
+            else the only input.
+    """
+
+    file: Annotated[str, BeforeValidator(_graph_file)]
+    output: Annotated[str, Field(min_length=1)] | None = None
+    input: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, raw: Any) -> Any:
+        return {"file": raw} if isinstance(raw, str) else raw
+
+
 class Expert(Spec):
     """A frozen encoder that sees some items beside the general one.
 
     Attributes:
         encoder: Its checkpoint; of an encoder-decoder or a two-tower model the encoder of the modality is taken.
+        onnx: File in the encoder's folder, when it is an ONNX graph; see ``Onnx``.
         processor: Checkpoint whose processor prepares its inputs; default: the encoder's.
         domain: What it is the expert of, as data name it; default: the expert's own name.
         modality: Beside whose items it stands.
-        layer: Hidden state that is read; -1 is the last.
+        layer: Hidden state that is read; -1 is the last. A graph has none to choose from: its ``output`` says it.
         class_token: ``drop`` leaves out what the encoder puts before its patches (class token, registers); ``keep``
-            keeps it; a number leaves out that many vectors.
+            keeps it; a number leaves out that many vectors. A graph does not tell what its vectors are, so there it is
+            ``keep``, or the number.
         padding: Rows that the encoder's own mask calls padding: ``keep`` them as the paper's code does, ``mask`` them
             from attention, or ``drop`` them.
         projector: What leads to the language model.
@@ -125,6 +161,7 @@ class Expert(Spec):
     """
 
     encoder: Reference
+    onnx: Onnx | None = None
     processor: Reference | None = None
     domain: Annotated[str, Field(min_length=1)] | None = None
     modality: Annotated[Literal["image", "audio"], one_of("modality with experts", ("image", "audio"))] = "image"
@@ -134,8 +171,24 @@ class Expert(Spec):
     projector: Projector = Field(default_factory=Projector.model_construct)
     store: Annotated[Literal["inside", "reference"], one_of("way to store", ("inside", "reference"))] = "inside"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_of_a_graph(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("onnx") is not None:
+            return {"class_token": "keep", **raw}
+        return raw
+
     @model_validator(mode="after")
     def _check(self) -> Expert:
+        if self.onnx is not None and self.layer != -1:
+            hint = "Name another value of the graph: 'onnx: {file: ..., output: ...}'."
+            raise FieldError("'{path}' goes with no ONNX graph.", at=("layer",), hint=hint)
+        if self.onnx is not None and self.class_token == "drop":  # noqa: S105 - a word of recipes
+            hint = "Write how many leading vectors to leave out: 'class_token: 1'."
+            raise FieldError("'{path}: drop' goes with no ONNX graph.", at=("class_token",), hint=hint)
+        if self.onnx is not None and self.padding != "keep":
+            hint = "Leave it out: which vectors are padding, a graph does not say."
+            raise FieldError("'{path}' goes with no ONNX graph.", at=("padding",), hint=hint)
         if self.projector.kind == "pixel_shuffle" and self.padding != "keep":
             hint = "Leave it out: neighbours are folded on a whole grid."
             raise FieldError("'{path}' goes with no pixel_shuffle.", at=("padding",), hint=hint)

@@ -53,6 +53,22 @@ def test_the_resolved_recipe_says_the_same(tmp_path):
     assert load_recipe(write(tmp_path, recipe_text(recipe))).recipe == recipe
 
 
+def test_a_graph_as_a_word_or_with_its_output(tmp_path):
+    text = (
+        "  experts:\n"
+        "    a: {encoder: 'hub:o/a', onnx: onnx/model.onnx}\n"
+        "    b: {encoder: 'local:b', onnx: {file: b.onnx, output: conv.12, input: x}, class_token: 1}\n"
+        "    c: {encoder: 'hub:o/c'}\n"
+    )
+    path = write(tmp_path, GOOD.replace("output:", f"compose:\n{text}output:"))
+    recipe = load_recipe(path).recipe
+    a, b, c = recipe.compose.experts.values()
+    assert (a.onnx.file, a.onnx.output, a.onnx.input, a.class_token) == ("onnx/model.onnx", None, None, "keep")
+    assert (b.onnx.file, b.onnx.output, b.onnx.input, b.class_token) == ("b.onnx", "conv.12", "x", 1)
+    assert c.onnx is None
+    assert load_recipe(write(tmp_path, recipe_text(recipe))).recipe == recipe
+
+
 EXPERT = "  experts:\n    charts:\n      encoder: hub:o/pix\n      "
 MISTAKES = {
     f"{EXPERT}domian: x": (17, "'compose.experts.charts.domian' is not a known key", "'domain'"),
@@ -68,6 +84,11 @@ MISTAKES = {
     "  experts:\n    none: {encoder: 'hub:o/pix'}": (15, "cannot be its name", "routed"),
     "  experts:\n    my charts: {encoder: 'hub:o/pix'}": (15, "cannot be 'my charts'", "letters"),
     "  experts:\n    sees: {encoder: 'hub:o/pix'}": (15, "'compose.experts.sees' has the name of a source", "another"),
+    f"{EXPERT}onnx: ../model.onnx": (17, "charts.onnx' must be a file of the encoder's folder", "'model.onnx'"),
+    f"{EXPERT}onnx: /a/model.onnx": (17, "charts.onnx' must be a file of the encoder's folder", "'model.onnx'"),
+    f"{EXPERT}onnx: {{output: y}}": (17, "charts.onnx' lacks the key 'file'", ""),
+    f"{EXPERT}onnx: m.onnx\n      layer: 2": (18, "charts.layer' goes with no ONNX graph", "output"),
+    f"{EXPERT}onnx: m.onnx\n      class_token: drop": (18, "class_token: drop' goes with no ONNX", "'class_token: 1'"),
     "  router: {rule: {kind: argmax, k: 3}}": (14, "'compose.router.rule.k' does nothing", "'kind: top_k'"),
     "  router: {feature: klass}": (14, "not a known feature: 'klass'", "'class'"),
     "  router: 3": (14, "'compose.router' must be a mapping", ""),

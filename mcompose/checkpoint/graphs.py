@@ -1,0 +1,77 @@
+"""ONNX graphs: single files of a folder that may hold no other weights, and those that a composed checkpoint names.
+
+Domain experts may be ONNX graphs. Such a folder needs no ``config.json`` and no safetensors, so it is opened by the
+names of its files; a composed checkpoint says in its config which files it holds beside its tensors. Names lead into
+the folder, never out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mcompose.checkpoint.headers import read_json_object
+from mcompose.checkpoint.reader import Checkpoint
+from mcompose.checkpoint.sidecar import digest_file
+from mcompose.checkpoint.stored import plain_path
+from mcompose.errors import CheckpointError
+from mcompose.refs import ModelRef
+
+__all__ = ["ExpertFile", "open_files"]
+
+
+@dataclass(frozen=True)
+class ExpertFile:
+    """A file of an expert that is copied as it is.
+
+    Args:
+        path: Where it lies.
+        name: In the output, with ``/``.
+        sha256: Of its content.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+
+def open_files(ref: ModelRef, names: Iterable[str] = (), *, relative_to: Path = Path()) -> Checkpoint:
+    """Opens a folder by some of its files, whatever else it holds or lacks.
+
+    Args:
+        ref: The folder, here or on the Hub.
+        names: Files that must be there; they are fetched, with the small files of the folder.
+        relative_to: Folder that relative paths start from.
+
+    Returns:
+        A checkpoint without tensors, whose weight files are these, with their digests.
+
+    Raises:
+        CheckpointError: The folder or a file is not there.
+        HubError: The Hub refused, or could not be reached.
+    """
+    wanted = tuple(dict.fromkeys(names))
+    for name in wanted:
+        if not plain_path(name):
+            raise CheckpointError(f"'{name}' is no file of '{ref}': it leads out of the folder.")
+    if ref.kind == "hub":
+        from mcompose.checkpoint import hub  # noqa: PLC0415 - a network library, for Hub references only
+
+        snapshot = hub.fetch(ref, weights=True, files=wanted)
+        folder, commit, present = snapshot.folder, snapshot.commit, sorted(snapshot.files)
+    else:
+        folder, commit = ref.path(relative_to), None
+        if not folder.is_dir():
+            raise CheckpointError(f"'{ref}' is not there: no folder '{folder}'.", hint="Check the path.")
+        present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in wanted:
+        if not (folder / name).is_file():
+            alike = [repr(other) for other in present if other.endswith(Path(name).suffix or name)][:5]
+            hint = f"It holds {', '.join(alike)}." if alike else "Check its spelling."
+            raise CheckpointError(f"'{ref}' holds no file '{name}'.", hint=hint)
+    config = folder / "config.json"
+    table = read_json_object(config) if config.is_file() else {}
+    digests = {name: digest_file(folder / name).sha256 for name in wanted}
+    return Checkpoint(ref, folder, commit, cast("dict[str, Any]", table), {}, wanted, digests=digests)
