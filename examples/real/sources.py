@@ -53,14 +53,14 @@ def make_image_source(folder: Path, *, language: Path, vision: dict[str, torch.T
     if (folder / "config.json").is_file():
         return folder
     text, tokenizer, placeholder = _language(language, "<image>")
+    own: dict[str, Any] = {"image_token_id": placeholder, "tie_word_embeddings": True}
     config = LlavaConfig(
         vision_config={
             "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
             "image_size": 518, "patch_size": 14,
         },
         text_config=text.config,
-        image_token_id=placeholder,
-        tie_word_embeddings=True,
+        **own,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision)
@@ -107,6 +107,7 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
         return folder
     text, tokenizer, placeholder = _language(language, PLACEHOLDER)
     text.config.tie_word_embeddings = False
+    own: dict[str, Any] = {"tie_word_embeddings": False}
     config = AudioFlamingo3Config(
         audio_config={
             "num_mel_bins": 80, "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 2048,
@@ -114,7 +115,7 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
         },
         text_config=text.config,
         audio_token_id=placeholder,
-        tie_word_embeddings=False,
+        **own,
     )  # fmt: skip
     model = AudioFlamingo3ForConditionalGeneration(config)
     model.model.audio_tower.load_state_dict(speech)

@@ -1,0 +1,157 @@
+"""What is measured: answers by route, and what a linear read-out finds in each encoder's features.
+
+The read-out tells whether a wrong answer is the fault of the features or of the language model behind them: ridge
+regression from the vectors that lie over a cell to the cell's two digits. It sees where the cell is, which the language
+model must find out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from examples.real.expert_nets import LINE, SIDE
+from examples.real.expert_tables import CELL, SPECIAL, draw_tables, render
+from mcompose.evaluate import load_task
+from mcompose.evaluate.results import figures
+from mcompose.evaluate.run import Options, evaluate_task
+from mcompose.evaluate.subject import Subject, load_subject
+from mcompose.pipeline.laboratory_chimera_measures import expert_for, routed
+
+__all__ = ["Scores", "answered", "cell_features", "features_of", "read_out", "tokens_of"]
+
+Scores = dict[str, float]
+"""``<task> <metric>`` to value."""
+_RIDGE: Final = 10.0
+_CHUNK: Final = 20
+
+
+def answered(checkpoint: Path, tasks: Sequence[Path], *, route: str, batch: int) -> Scores:
+    """Asks all tasks with every picture sent where the route says.
+
+    Args:
+        checkpoint: With experts.
+        tasks: Task files; the first word of a name is the domain.
+        route: ``told`` (the picture's own expert), ``none`` or ``wrong``.
+        batch: Questions at once.
+    """
+    subject = load_subject(checkpoint)
+    experts = list(subject.model.config.experts)
+    found: Scores = {}
+    for path in tasks:
+        task = load_task(path)
+        domain = path.stem.partition("-")[0]
+        asked = routed(subject, expert_for(domain, experts, route=route))
+        made = evaluate_task(asked, task, batch_size=batch, options=Options(template="chat"))
+        found |= {f"{row.task} {row.metric}": row.value for row in figures(task, made)}
+    return found
+
+
+@torch.inference_mode()
+def features_of(subject: Subject, images: Sequence[Image.Image], expert: str) -> np.ndarray:
+    """Features of pictures as a checkpoint holds them, before any projector.
+
+    Args:
+        subject: A checkpoint with experts.
+        images: Pictures.
+        expert: Name of an expert, or "general".
+
+    Returns:
+        (pictures, rows, columns, width).
+    """
+    made = []
+    for start in range(0, len(images), _CHUNK):
+        some = list(images[start : start + _CHUNK])
+        made.append(_general(subject, some) if expert == "general" else _expert(subject, some, expert))
+    return np.concatenate(made)
+
+
+def _general(subject: Subject, images: list[Image.Image]) -> np.ndarray:
+    inputs = _prepared(subject, images, "none")
+    tower = subject.model.model.towers["general"]
+    pixels = inputs["general__pixel_values"].to(subject.model.dtype)
+    hidden = tower.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    side = round(hidden.shape[1] ** 0.5)
+    return hidden.float().numpy().reshape(len(images), side, side, -1)
+
+
+def _expert(subject: Subject, images: list[Image.Image], name: str) -> np.ndarray:
+    inputs = _prepared(subject, images, name)
+    own = {key.removeprefix(f"{name}__"): value for key, value in inputs.items() if key.startswith(f"{name}__")}
+    seen = subject.model.model.experts[name].encode(own)[0].float().numpy()
+    rows = SIDE // LINE if name == SPECIAL[0] else round(seen.shape[1] ** 0.5)
+    return seen.reshape(len(images), rows, -1, seen.shape[-1])
+
+
+def _prepared(subject: Subject, images: list[Image.Image], expert: str) -> Any:
+    nested = [[image] for image in images]
+    return subject.processor(text=["<image>"] * len(images), images=nested, return_tensors="pt", experts=expert)
+
+
+def tokens_of(subject: Subject, image: Image.Image, expert: str) -> int:
+    """Tokens of a prompt that is one picture and nothing else.
+
+    Args:
+        subject: A checkpoint with experts.
+        image: The picture.
+        expert: Name of an expert, or "none".
+    """
+    return int(_prepared(subject, [image], expert)["input_ids"].shape[1])
+
+
+def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The vectors over a cell of one picture, joined.
+
+    Args:
+        grid: (rows, columns, width), over the whole picture.
+        row: Of the cell; 0 is that of the columns' names.
+        column: Of the cell; 0 is that of the rows' names.
+    """
+    height, across = grid.shape[0] / SIDE, grid.shape[1] / SIDE
+    top, count_down = int(row * LINE * height), max(1, int(np.ceil(LINE * height)))
+    left, count_right = int(column * CELL * across), max(1, int(np.ceil(CELL * across)))
+    return grid[top : top + count_down, left : left + count_right].reshape(-1)
+
+
+def read_out(subject: Subject, *, encoder: str, domain: str, counts: tuple[int, int], seed: int) -> tuple[float, int]:
+    """Share of test cells whose number a linear read-out finds.
+
+    Args:
+        subject: A checkpoint with experts.
+        encoder: Name of an expert, or "general".
+        domain: How tables are drawn.
+        counts: Training and test pictures.
+        seed: Of the tables.
+
+    Returns:
+        The share, and how many cells it is of.
+    """
+    sides = []
+    for split, count in zip(("train", "test"), counts, strict=True):
+        tables = draw_tables(count, split=split, seed=seed, domain=domain)
+        grids = features_of(subject, [render(table, ruled=domain == SPECIAL[1]) for table in tables], encoder)
+        rows, numbers = [], []
+        for table, grid in zip(tables, grids, strict=True):
+            for i, values in enumerate(table.values):
+                for j, value in enumerate(values):
+                    rows.append(cell_features(grid, i + 1, j + 1))
+                    numbers.append(value)
+        sides.append((np.stack(rows), np.array(numbers)))
+    (x, y), (tested, truth) = sides
+    read = _ridge(x, y // 10, tested) * 10 + _ridge(x, y % 10, tested)
+    return float((read == truth).mean()), len(truth)
+
+
+def _ridge(x: np.ndarray, digits: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """The likeliest digit of each test row: regression on one column a digit, in the space of the samples."""
+    middle, spread = x.mean(0), x.std(0) + 1e-3
+    x, tested = (x - middle) / spread, (tested - middle) / spread
+    targets = np.eye(10)[digits] - np.eye(10)[digits].mean(0)
+    gram = x @ x.T / x.shape[1]
+    weights = np.linalg.solve(gram + _RIDGE / len(x) * np.eye(len(x)), targets)
+    return (tested @ x.T / x.shape[1] @ weights + np.eye(10)[digits].mean(0)).argmax(-1)

@@ -1,0 +1,155 @@
+"""Chimera with real document networks: PP-OCRv6 and SLANet beside a general model of SmolLM2 and a ViT.
+
+    python -m examples.real.experts             # 20 to 30 minutes of one core's time, most of it training
+    python -m examples.real.experts --quick     # whether everything fits together; its figures mean nothing
+
+What it does, each step by the command that a user would type: fetches the pinned packages, makes the encoders' folders
+(``expert_nets``), draws tables (``expert_tables``), composes, trains both of Chimera's stages, exports, and asks the
+result with its experts routed, forced away and forced wrong, beside a baseline without experts that is trained on the
+same records for as many steps. The general model is ``run``'s: a LLaVA over both, briefly tuned on drawn shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from examples.real.assets import fetch
+from examples.real.expert_measures import Scores, answered, read_out
+from examples.real.expert_nets import NETS, make_encoders
+from examples.real.expert_runs import EXPERTS, PLAIN, Plan, Run, command, run, write_recipe
+from examples.real.expert_tables import SPECIAL, write_data
+from examples.real.sources import make_image_source
+from mcompose.evaluate.subject import load_subject
+from mcompose.lab.smol_encoders import dinov2_weights
+from mcompose.lab.smol_parts import export_language
+from mcompose.pipeline.laboratory_chimera_measures import cost, router
+
+__all__ = ["QUICK", "main", "make_general", "measure"]
+
+FOLDER: Final = Path("build/real")
+QUICK: Final = Plan(steps=2, batch=2, tables=8, asked=2)
+_BATCH: Final = 24
+
+
+def make_general(folder: Path) -> Path:
+    """The general model, made once: SmolLM2-135M-Instruct, the ViT, a projector tuned on drawn shapes.
+
+    Args:
+        folder: Cache of this example and of ``run``.
+    """
+    made = folder / "sees"
+    if not (made / "config.json").is_file():
+        language = export_language(fetch("language", folder / "assets"), folder / "base")
+        vision = dinov2_weights(fetch("vision", folder / "assets"))
+        make_image_source(made, language=language, vision=vision, shapes=fetch("shapes", folder / "assets"))
+    return made
+
+
+def measure(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Runs everything for one seed.
+
+    Args:
+        folder: Cache; the seed's own files lie in ``experts/<seed>-<steps>`` below it.
+        plan: Sizes.
+
+    Returns:
+        "plan", "runs" (what the commands said), "scores" (route to task and metric to value), "router", "cost", and
+        "read-out" (domain and encoder to the share of cells found, and of how many).
+    """
+    own = folder / "experts" / f"{plan.seed}-{plan.steps}"
+    encoders = make_encoders(folder / "experts" / "encoders", folder / "assets")
+    data = write_data(
+        own / "data", fetch("shapes", folder / "assets"), tables=plan.tables, asked=plan.asked, seed=plan.seed
+    )
+    general = make_general(folder)
+    parts = {"plan": plan, "general": general, "encoders": encoders, "data": data}
+    runs = {name: run(write_recipe(own, name, **parts)) for name in (EXPERTS, PLAIN)}
+    tasks = data["tasks"]
+    scores = {name: asked(one, tasks, own / f"answers-{name}") for name, one in runs.items()}
+    trained = runs[EXPERTS].trained
+    for route in ("told", "none", "wrong"):
+        print(f"asking {trained.name}, route {route}", flush=True)
+        scores[route] = answered(trained, tasks, route=route, batch=_BATCH)
+    limit = min(20, plan.asked)
+    found = {
+        "plan": asdict(plan),
+        "runs": {name: {"minutes": one.minutes, **one.reports} for name, one in runs.items()},
+        "scores": scores,
+        "router": router(trained, own / "data/test", limit=limit),
+        "cost": cost(trained, own / "data/test", limit=limit),
+        "read-out": read_outs(trained, plan),
+    }
+    (own / "report.json").write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    return found
+
+
+def asked(one: Run, tasks: Sequence[Path], save: Path) -> Scores:
+    """Answers of a checkpoint as ``mcompose eval`` has them; its router decides, where it has one."""
+    words = ("--template", "chat", "--batch-size", _BATCH, "--save", save, "--no-resume", "--json")
+    report = command("eval", one.trained, *tasks, *words)
+    return {f"{row['task']} {row['metric']}": row["value"] for row in report["results"]}
+
+
+def read_outs(trained: Path, plan: Plan) -> dict[str, tuple[float, int]]:
+    """What a linear read-out finds of the numbers in each encoder's features, for both ways of drawing."""
+    subject = load_subject(trained)
+    counts = (min(plan.tables, 160), max(plan.asked, 8))
+    pairs = [(domain, encoder) for domain in SPECIAL for encoder in ("general", domain)] + [(SPECIAL[1], SPECIAL[0])]
+    return {
+        f"{domain} by {encoder}": read_out(subject, encoder=encoder, domain=domain, counts=counts, seed=plan.seed)
+        for domain, encoder in pairs
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """What a run prints at its end."""
+    scores: Mapping[str, Scores] = found["scores"]
+    columns = {"no experts": PLAIN, "routed": EXPERTS, "told": "told", "none": "none", "wrong": "wrong"}
+    lines = ["| task | n | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for name in scores[PLAIN]:
+        values = " | ".join(f"{scores[route][name]:.3f}" for route in columns.values())
+        lines.append(f"| {name} | {found['plan']['asked']} | {values} |")
+    spent = found["cost"]
+    lines.append("")
+    lines.append(f"router: right of {found['router']['accuracy']:.3f} of test pictures")
+    for name in NETS:
+        with_it, without = spent[f"ms-{name}"], spent[f"ms-{name}-none"]
+        lines.append(f"cost of {name}: {spent[f'tokens-{name}']:.0f} tokens, {with_it:.0f} ms instead of {without:.0f}")
+    for name, (share, count) in found["read-out"].items():
+        lines.append(f"numbers of {name}, linear read-out: {share:.3f} of {count} cells")
+    for name, one in found["runs"].items():
+        losses = [f"{one[stage]['losses']['mean_of_last_tenth']:.3f}" for stage in ("1", "2")]
+        lines.append(f"{name}: {one['minutes']:.1f} minutes, losses at the end of both stages {' and '.join(losses)}")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the example and prints its table."""
+    parser = argparse.ArgumentParser(prog="python -m examples.real.experts", description=__doc__)
+    default = Plan()
+    for name, what in (
+        ("steps", "steps of each stage"),
+        ("batch", "samples of a step"),
+        ("tables", "training pictures of each domain with an expert"),
+        ("asked", "test pictures of each domain"),
+        ("seed", "of data, order and new weights"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=f"{what}; %(default)s")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where all files go; %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; %(default)s")
+    parser.add_argument("--quick", action="store_true", help="the smallest run")
+    given = parser.parse_args(words)
+    plan = Plan(given.steps, given.batch, given.tables, given.asked, given.seed)
+    torch.set_num_threads(given.threads)
+    print(table(measure(given.folder, replace(QUICK, seed=given.seed) if given.quick else plan)))
+
+
+if __name__ == "__main__":
+    main()
