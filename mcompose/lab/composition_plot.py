@@ -49,7 +49,8 @@ def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> Non
         axes.set_title(label, fontsize=10)
         axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
         axes.set_ylim(len(lines) - 0.5, -0.5)  # the same in all panels, whatever they hold; first line on top
-    panels[0].legend(loc="lower left", fontsize=8, frameon=False)
+    if any(variant.endswith(_SEARCHED) for variant, _ in known):
+        panels[0].legend(loc="lower left", fontsize=8, frameon=False)
     _draw_margins(panels[-1], known)
     if title:
         figure.suptitle(title)
@@ -68,6 +69,8 @@ def _draw_panel(axes: Any, metric: str, lines: Sequence[str], known: dict[tuple[
             for place, name in enumerate(lines)
             if (name + suffix, metric) in known
         ]
+        if not own:
+            continue
         axes.errorbar(
             [row.mean for _, row in own],
             [place + shift for place, _ in own],
@@ -101,7 +104,7 @@ def _draw_margins(axes: Any, known: dict[tuple[str, str], Row]) -> None:
                     label=pair + (" (own donors)" if prefix == _MARGIN_OF[1] else ""),
                 )
     axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set_xticks(_COUNTS)
+    axes.set_xticks([n for n in _COUNTS if any(metric == f"{_MARGIN_OF[0]}{n}" for _, metric in known)])
     axes.set_xlabel("media in a commonality question")
     axes.set_title("margin", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

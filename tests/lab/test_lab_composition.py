@@ -129,3 +129,14 @@ def test_lab_composition_plot_draws_both_forms_and_the_margin(tmp_path) -> None:
     with Image.open(tmp_path / "plot.png") as opened:
         colours = {colour for _, colour in opened.convert("RGB").getcolors(maxcolors=1_000_000)}
     assert {(0x1B, 0x6C, 0xA8), (0xD9, 0x5F, 0x02), (0x1F, 0x77, 0xB4)} <= colours
+
+
+def test_lab_composition_plot_tells_of_nothing_that_was_not_measured(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *_, **__: drawn.append(self))
+    rows = [Row("naivemc", "joint-2", 0.5, 0.1, 2)]
+    rows += [Row("damc - naivemc", f"joint-common-{k}", 0.1, 0.02, 2) for k in (2, 3)]
+    plot_composition(rows, tmp_path / "plot.png")
+    panel, margin = drawn[0].axes
+    assert panel.get_legend() is None
+    assert margin.get_xticks().tolist() == [2, 3]
