@@ -159,8 +159,8 @@ def test_answers_follow_from_the_truth() -> None:
     answers = {question.text: question.answer for question in questions_of(picture)}
     names, values = picture.truth["names"], picture.truth["values"]
     for name, value in zip(names, values, strict=True):
-        assert answers[f"value of {name} ? answer"].replace(" ", "") == str(value)
-    assert answers["which is largest ? answer"] == names[int(np.argmax(values))]
+        assert answers[f"value of {name}"].replace(" ", "") == f"{value:02d}"
+    assert answers["which is largest ?"] == names[int(np.argmax(values))]
     formula = Picture(picture.image, "formula", {
         "terms": [{"form": "fraction", "numbers": [12, 5]}, {"form": "power", "numbers": [30, 2]}], "operator": "-",
     })  # fmt: skip
@@ -186,3 +186,19 @@ def test_test_side_shows_other_records_and_other_pictures() -> None:
     train = {p.image.tobytes() for p in render_many("table", 300, seed=0, purpose="pool")}
     test = [p.image.tobytes() for p in render_many("table", 300, seed=0, purpose="tasks", split="test")]
     assert not train.intersection(test)
+
+
+@pytest.mark.parametrize("kind", ["bar", "line", "pie", "table", "page", "formula"])
+def test_every_word_of_an_answer_stands_in_the_mark_that_it_is_read_from(kind: str) -> None:
+    for picture in many(kind, 30):
+        for question in questions_of(picture):
+            if question.task == "general-kind":
+                assert question.sources == ()
+                continue
+            words = question.answer.split()
+            assert len(question.sources) == len(words)
+            for word, source in zip(words, question.sources, strict=True):
+                if source >= 0:
+                    assert word in picture.marks[source].fields.values()
+                else:
+                    assert not word.isdigit()

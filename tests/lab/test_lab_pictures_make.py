@@ -17,12 +17,12 @@ from mcompose.align.samples import parse_record
 from mcompose.errors import OutputError
 from mcompose.evaluate.jsonl_tasks import load_lines
 from mcompose.lab.pictures.encoders import build_encoder
-from mcompose.lab.pictures.general import make_tokenizer
+from mcompose.lab.pictures.general import _looks, _row, make_tokenizer
 from mcompose.lab.pictures.ink import COLOURS
 from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Mark
 from mcompose.lab.pictures.pretrain import COARSE, coarse_targets, general_shares
-from mcompose.lab.pictures.questions import TASKS
+from mcompose.lab.pictures.questions import TASKS, questions_of
 from mcompose.lab.pictures.reading import FIELDS, classes, make_pool, overlaps
 from mcompose.lab.pictures.render import render_many
 from mcompose.lab.pictures.settings import PicturesData, PicturesSettings
@@ -66,14 +66,13 @@ def test_every_task_can_be_read_and_scored(family: Path) -> None:
 def test_records_are_conversations_about_training_pictures(family: Path) -> None:
     held_out = {path.read_bytes() for path in (family / "data/media").rglob("*.png")}
     for domain in DOMAINS:
-        for stage in (1, 2):
-            file = family / "data/train" / f"{domain}-{stage}.jsonl"
-            for record in map(json.loads, file.read_text().splitlines()):
-                messages = parse_record(record, layout="llava", folder=file.parent)
-                assert record["domain"] == domain
-                medium, said = messages[0]["content"]
-                assert said["text"].endswith("answer")
-                assert Path(medium["path"]).read_bytes() not in held_out
+        file = family / "data/train" / f"{domain}.jsonl"
+        for record in map(json.loads, file.read_text().splitlines()):
+            messages = parse_record(record, layout="llava", folder=file.parent)
+            assert record["domain"] == domain
+            medium, said = messages[0]["content"]
+            assert said["text"].startswith(" ")
+            assert Path(medium["path"]).read_bytes() not in held_out
 
 
 def test_experts_are_plain_checkpoints_of_their_classes(family: Path) -> None:
@@ -96,7 +95,7 @@ def test_base_is_an_ordinary_llava(family: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(family / "base")
     processor = AutoProcessor.from_pretrained(family / "base", backend="pil")
     image = Image.open(next(iter(sorted((family / "data/media/none").glob("*.png"))))).convert("RGB")
-    batch = processor(text="<image> what is shown ? answer", images=image, return_tensors="pt")
+    batch = processor(text="<image> what is shown ?", images=image, return_tensors="pt")
     assert int((batch["input_ids"] == model.config.image_token_id).sum()) == 16
     assert batch["pixel_values"].shape[-2:] == (32, 32)
     assert model.generate(**batch, max_new_tokens=2, do_sample=False).shape[0] == 1
@@ -167,13 +166,13 @@ def test_a_patch_is_asked_for_the_mark_that_covers_it() -> None:
 
 def test_words_are_tokens() -> None:
     tokenizer = make_tokenizer()
-    said = "write row Jan answer 1 2 ; 3"
+    said = "write row Jan 1 2 ; 0 3"
     ids = tokenizer(said)["input_ids"]
     assert len(ids) == 1 + len(said.split())
     assert tokenizer.decode(ids[1:]) == said
-    turns = [{"role": "user", "content": "<image> what is shown ? answer"}, {"role": "assistant", "content": "bar"}]
+    turns = [{"role": "user", "content": "<image> what is shown ?"}, {"role": "assistant", "content": "bar"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert text == "<image> what is shown ? answer bar<eos>"
+    assert text == "<image> what is shown ? bar<eos>"
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
 
 
@@ -206,3 +205,15 @@ def test_coarse_labels_are_those_of_the_truth() -> None:
         else:
             assert row["count"] == len(truth["names"])
             assert truth["values"][row["largest"]] == max(truth["values"])
+
+
+def test_rows_told_in_marks_point_at_the_mark_of_each_next_word() -> None:
+    words = make_tokenizer().get_vocab()
+    said = {place: word for word, place in words.items()}
+    for picture in render_many("table", 5, seed=0, purpose="looks"):
+        questions = [question for question in questions_of(picture) if question.sources][:3]
+        ids, labels = _row(["<image>"] * len(picture.marks), questions, words)
+        for place, source in _looks(questions, start=1 + len(picture.marks)):
+            assert said[ids[source]] == "<image>"
+            assert labels[place + 1] == ids[place + 1]
+            assert said[ids[place + 1]] in picture.marks[source - 1].fields.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +13,6 @@ from mcompose.errors import RequestError
 from mcompose.lab import FitSettings, LabFamily, Row
 from mcompose.pipeline import laboratory, laboratory_chimera
 from mcompose.pipeline.laboratory_chimera import COMPARED, MEANS, Plan, chimera_run, domain_means, gaps
-from mcompose.pipeline.laboratory_chimera_data import together, write_conversations
 from mcompose.pipeline.laboratory_chimera_measures import expert_for
 from mcompose.pipeline.laboratory_chimera_recipes import (
     CONCAT,
@@ -33,22 +31,12 @@ EXPERTS = ("chart", "table", "document")
 TRAINING = Training(Stage(1e-3, 1, 4), Stage(1e-3, 2, 4))
 
 
-def record(image, question, answer):
-    turns = [{"from": "human", "value": f"<image> {question}"}, {"from": "gpt", "value": answer}]
-    return {"id": question, "image": image, "domain": "chart", "conversations": turns}
-
-
 @pytest.fixture
 def family(tmp_path):
     """The paths of a family, without weights: recipes are only read."""
     lines = ["compose: {experts: {chart: {encoder: local:chart, domain: chart, padding: drop},"]
     lines += ["  table: {encoder: local:table}, document: {encoder: local:document}}}"]
     (tmp_path / "recipe.yaml").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "data" / "train").mkdir(parents=True)
-    for domain, stage in itertools.product(("none", *EXPERTS), (1, 2)):
-        rows = [record("media/0.png", f"{domain} {stage} ?", "a"), record("media/0.png", "and ?", "b")]
-        lines = [json.dumps(row) for row in rows]
-        (tmp_path / "data" / "train" / f"{domain}-{stage}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return LabFamily(
         "pictures", tmp_path, tmp_path / "base", {name: tmp_path / name for name in EXPERTS}, {},
         tmp_path / "recipe.yaml", {"seed": 3, "domains": ["none", *EXPERTS]},
@@ -112,20 +100,6 @@ def test_variants_with_equal_experts_differ_in_stage_two_only(family) -> None:
 )
 def test_pictures_are_forced_to_the_right_the_wrong_or_no_expert(route, expected) -> None:
     assert {domain: expert_for(domain, EXPERTS, route=route) for domain in expected} == expected
-
-
-def test_all_questions_about_a_picture_become_one_conversation() -> None:
-    found = together([record("a.png", "one ?", "1"), record("b.png", "two ?", "2"), record("a.png", "three ?", "3")])
-    assert [row["image"] for row in found] == ["a.png", "b.png"]
-    assert [turn["value"] for turn in found[0]["conversations"]] == ["<image> one ?", "1", "three ?", "3"]
-    assert [turn["value"] for turn in found[1]["conversations"]] == ["<image> two ?", "2"]
-
-
-def test_pictures_are_found_from_where_conversations_stand(family) -> None:
-    path = write_conversations(family, family.folder / "chimera" / "records")["table", 2]
-    (row,) = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert (path.parent / row["image"]).resolve() == family.folder.resolve() / "data" / "train" / "media" / "0.png"
-    assert [turn["value"] for turn in row["conversations"]] == ["<image> table 2 ?", "a", "and ?", "b"]
 
 
 def test_means_are_over_domains_and_not_over_tasks() -> None:

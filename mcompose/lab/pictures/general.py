@@ -1,18 +1,28 @@
 """The general model: a language model that can look things up, behind an encoder that sees everything small.
 
-It is trained on two kinds of rows in turn: labels as text with questions, from which it learns to find and to write
-what a question asks for; and pictures at the general resolution with the same questions. So it answers general
-questions, and of the others knows the form but cannot see the answer: what an expert has to bring.
+It is trained on three kinds of rows, all with the same questions:
+
+- pictures as the general encoder sees them;
+- labels told in marks: one vector for each thing that can be read, the sum of its words, as an ideal encoder would
+  give it. From these it learns to find and to write what a question asks for. In these rows one head of the second
+  layer is also told which mark the next word is read from: without it, looking up takes a tiny model far longer than a
+  family may take. The digits' vectors of the marks are thrown away.
+- labels told in words.
+
+So it answers general questions, and of the others knows the form but cannot see the answer: what an expert has to
+bring. No expert's token is ever shown to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     LlamaConfig,
@@ -24,17 +34,24 @@ from transformers import (
 
 from mcompose.lab.fit import fit
 from mcompose.lab.pictures.encoders import Encoder
-from mcompose.lab.pictures.picture import Picture
+from mcompose.lab.pictures.picture import Mark, Picture
 from mcompose.lab.pictures.pretrain import general_shares
-from mcompose.lab.pictures.questions import TASKS, Question, as_text, questions_of
+from mcompose.lab.pictures.questions import LISTS, TASKS, Question, as_text, questions_of
 from mcompose.lab.pictures.settings import PicturesSettings
 from mcompose.lab.pictures.words import CHAT_TEMPLATE, PLACEHOLDER, SPECIAL, VOCABULARY
 from mcompose.lab.randomness import generator_for
 
-__all__ = ["GeneralModel", "answered", "build_general_model", "make_tokenizer", "train_general_model"]
+__all__ = ["GeneralModel", "MarkTable", "answered", "build_general_model", "make_tokenizer", "train_general_model"]
 
-_ASKED = 8  # questions a row, at most
+_ASKED = 1  # questions a row: several would have the model learn first which of them is asked
+_FIRST = ("marks", "marks", "marks", "words")  # of the rows of one step, in turn: it learns to look things up before
+_THEN = ("picture", "marks", "picture", "picture")  # it sees pictures, as large language models do
+_GENERAL_SHARE = {"picture": 0.65, "marks": 0.0, "words": 0.3}
 _CHUNK = 100
+_LOOKING_LAYER = 1
+_SPREAD = 0.09  # of fresh weights: about one over the root of the width
+_SHORT_SHARE = 0.4  # of the steps ask for single things only, before any list: lists come from look-ups
+_FIRST_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,13 @@ class GeneralModel:
         model: An ordinary LLaVA.
         processor: Its processor.
         tokens: Placeholder tokens a picture.
+        marks: Stands for an ideal encoder while the language model is trained; not part of the checkpoint.
     """
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     tokens: int
+    marks: MarkTable
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,7 +104,7 @@ def build_general_model(settings: PicturesSettings, encoder: Encoder) -> General
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=settings.width, intermediate_size=3 * settings.width,
         num_hidden_layers=settings.layers, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
-        initializer_range=0.05, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+        initializer_range=_SPREAD, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
     tokens = (encoder.side // encoder.patch) ** 2
     vision: Any = encoder.model.config
@@ -94,13 +113,48 @@ def build_general_model(settings: PicturesSettings, encoder: Encoder) -> General
         image_seq_length=tokens, vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
     model: Any = LlavaForConditionalGeneration(config)
+    looking: Any = model.model.language_model.layers[min(_LOOKING_LAYER, settings.layers - 1)].self_attn
+    with torch.no_grad():  # it starts by looking at what is like itself
+        looking.k_proj.weight.copy_(looking.q_proj.weight)
     model.model.vision_tower.load_state_dict(encoder.model.state_dict())
     model.model.vision_tower.requires_grad_(requires_grad=False)
     processor = LlavaProcessor(
         image_processor=encoder.processor, tokenizer=tokenizer, patch_size=encoder.patch,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
-    return GeneralModel(model, processor, tokens)
+    return GeneralModel(model, processor, tokens, MarkTable(model.get_input_embeddings(), tokenizer.get_vocab()))
+
+
+class MarkTable(nn.Module):
+    """Marks as vectors: what an ideal encoder would bring.
+
+    A mark is the sum of its words as the language model knows them, but for digits, whose place matters and which have
+    vectors of their own.
+
+    Args:
+        embeddings: The language model's, of all words.
+        words: Word to id.
+    """
+
+    def __init__(self, embeddings: nn.Embedding, words: Mapping[str, int]) -> None:
+        super().__init__()
+        self._embeddings = [embeddings]  # in a list: not a part of this module
+        self._words = words
+        self.digits = nn.Embedding(20, embeddings.embedding_dim)
+        nn.init.normal_(self.digits.weight, std=_SPREAD)
+
+    def forward(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """Vectors of all marks of all pictures, one after the other, (marks, width)."""
+        places = [self._places(mark) for picture in pictures for mark in picture.marks]
+        starts = np.cumsum([0, *(len(own) for own in places[:-1])])
+        table = torch.cat([self._embeddings[0].weight, self.digits.weight])
+        flat = torch.tensor([place for own in places for place in own])
+        return F.embedding_bag(flat, table, torch.from_numpy(starts), mode="sum")
+
+    def _places(self, mark: Mark) -> list[int]:
+        behind = self._embeddings[0].num_embeddings
+        own = {"tens": behind, "units": behind + 10}
+        return [own[field] + int(word) if field in own else self._words[word] for field, word in mark.fields.items()]
 
 
 def train_general_model(
@@ -127,56 +181,83 @@ def train_general_model(
     model: Any = general.model.train()
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     asked = [questions_of(picture) for picture in pictures]
-    shares = [general_shares(pictures, general=share) for share in (0.1, 0.5)]  # of text rows, of pictures
-    turn = [0]
+    short = [tuple(q for q in own if q.task not in LISTS) for own in asked]
+    steps = itertools.count()
+    shares = {way: general_shares(pictures, general=share) for way, share in _GENERAL_SHARE.items()}
 
     def loss() -> torch.Tensor:
-        shown = turn[0] % 2 == 1
-        index = generator.choice(len(pictures), size=settings.base.batch, p=shares[shown])
-        turn[0] += 1
-        rows = []
+        step = next(steps)
+        way = (_FIRST if step < _FIRST_SHARE * settings.base.steps else _THEN)[step % 4]
+        index = generator.choice(len(pictures), size=settings.base.batch, p=shares[way])
+        held = short if step < _SHORT_SHARE * settings.base.steps else asked
+        rows, looks = [], []
         for i in index:
-            chosen = generator.permutation(len(asked[i]))[:_ASKED]
-            rows.append(_row(pictures[i], [asked[i][j] for j in chosen], words, general.tokens if shown else 0))
+            chosen = [held[i][j] for j in generator.permutation(len(held[i]))[:_ASKED]]
+            rows.append(_row(_opening(general, pictures[i], way), chosen, words))
+            looks.append(_looks(chosen, start=1 + len(pictures[i].marks)))
         ids, labels = _collated(rows)
-        logits = _logits(general, ids, seen[torch.from_numpy(index)] if shown else None)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        features = None
+        if way == "picture":
+            features = model.model.multi_modal_projector(seen[torch.from_numpy(index)]).flatten(0, 1)
+        elif way == "marks":
+            features = general.marks([pictures[i] for i in index])
+        logits, attentions = _forward(general, ids, features)
+        value = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return value + _looked(attentions, looks) if way == "marks" else value
 
-    fit(trained, settings.base, loss=loss, progress=progress)
+    model.set_attn_implementation("eager")  # only that tells where it looks
+    fit([*trained, *general.marks.parameters()], settings.base, loss=loss, progress=progress)
+    model.set_attn_implementation("sdpa")
     general.model.requires_grad_().eval()
 
 
 @torch.no_grad()
 def answered(
-    general: GeneralModel, pictures: Sequence[Picture], seen: torch.Tensor | None, *, seed: int
+    general: GeneralModel, pictures: Sequence[Picture], *, way: str, seed: int, seen: torch.Tensor | None = None
 ) -> dict[str, float]:
     """What the model makes of held-out pictures.
 
     Args:
         general: The trained model.
         pictures: The pictures.
-        seen: Their patches; None to tell them as text.
+        way: ``picture``; ``words`` or ``marks``: the label is told instead, which is the ceiling of any encoder.
         seed: Chooses the questions.
+        seen: The pictures' patches, for ``picture``.
 
     Returns:
         Task -> share of questions whose whole answer is right, word for word.
     """
     generator = generator_for(seed, "answered")
+    model: Any = general.model
     words = general.processor.tokenizer.get_vocab()
     pairs = [
-        (i, picture, question) for i, picture in enumerate(pictures) for question in _one_a_task(picture, generator)
+        (i, question)
+        for i, picture in enumerate(pictures)
+        for question in _one_a_task(picture, generator)
+        if way != "marks" or picture.marks
     ]
     right: dict[str, list[bool]] = {task: [] for task in TASKS}
     for start in range(0, len(pairs), _CHUNK):
         some = pairs[start : start + _CHUNK]
-        tokens = general.tokens if seen is not None else 0
-        ids, labels = _collated([_row(picture, [question], words, tokens) for _, picture, question in some])
-        logits = _logits(general, ids, None if seen is None else seen[[i for i, _, _ in some]])
+        ids, labels = _collated([_row(_opening(general, pictures[i], way), [question], words) for i, question in some])
+        features = None
+        if seen is not None:
+            features = model.model.multi_modal_projector(seen[[i for i, _ in some]]).flatten(0, 1)
+        elif way == "marks":
+            features = general.marks([pictures[i] for i, _ in some])
         wanted = labels[:, 1:]
-        fine = ((logits[:, :-1].argmax(-1) == wanted) | (wanted == -100)).all(dim=1).tolist()
-        for (_, _, question), verdict in zip(some, fine, strict=True):
+        best = _forward(general, ids, features)[0][:, :-1].argmax(-1)
+        fine = ((best == wanted) | (wanted == -100)).all(dim=1).tolist()
+        for (_, question), verdict in zip(some, fine, strict=True):
             right[question.task].append(verdict)
     return {task: round(float(np.mean(found)), 3) for task, found in right.items() if found}
+
+
+def _opening(general: GeneralModel, picture: Picture, way: str) -> list[str]:
+    """The words that a row begins with."""
+    if way == "words":
+        return as_text(picture).split()
+    return [PLACEHOLDER] * (general.tokens if way == "picture" else len(picture.marks))
 
 
 def _one_a_task(picture: Picture, generator: np.random.Generator) -> list[Question]:
@@ -186,12 +267,9 @@ def _one_a_task(picture: Picture, generator: np.random.Generator) -> list[Questi
     return [found[int(generator.integers(len(found)))] for found in held.values()]
 
 
-def _row(
-    picture: Picture, questions: Sequence[Question], words: dict[str, int], tokens: int
-) -> tuple[list[int], list[int]]:
-    """Ids and labels: picture or its text, then questions and answers in turn."""
-    start = [PLACEHOLDER] * tokens if tokens else as_text(picture).split()
-    ids = [words["<bos>"], *(words[word] for word in start)]
+def _row(opening: Sequence[str], questions: Sequence[Question], words: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Ids and labels: the opening, then questions and answers in turn."""
+    ids = [words["<bos>"], *(words[word] for word in opening)]
     labels = [-100] * len(ids)
     for question in questions:
         prompt = [words[word] for word in question.text.split()]
@@ -209,13 +287,32 @@ def _collated(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor
     return ids, labels
 
 
-def _logits(general: GeneralModel, ids: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-    """The model's forward from its encoder's tokens on."""
+def _looks(questions: Sequence[Question], *, start: int) -> list[tuple[int, int]]:
+    """Places of a row told in marks, each with the place that its next word is read from."""
+    found = []
+    for question in questions:
+        answer = start + len(question.text.split())
+        found += [(answer + i - 1, 1 + mark) for i, mark in enumerate(question.sources) if mark >= 0]
+        start = answer + len(question.answer.split()) + 1
+    return found
+
+
+def _looked(attentions: torch.Tensor, looks: Sequence[Sequence[tuple[int, int]]]) -> torch.Tensor:
+    """Minus the logarithm of how much one head looks where the next word stands, mean over places."""
+    places = torch.tensor([(row, *pair) for row, pairs in enumerate(looks) for pair in pairs])
+    return -torch.log(attentions[places[:, 0], places[:, 1], places[:, 2]] + 1e-6).mean()
+
+
+def _forward(
+    general: GeneralModel, ids: torch.Tensor, features: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, and where the first head of the looking layer looks; the features stand where the placeholders are."""
     model: Any = general.model
     embeds = model.get_input_embeddings()(ids)
-    if seen is not None:
+    if features is not None:
         shown = ids == model.config.image_token_id
-        features = model.model.multi_modal_projector(seen)
         embeds = embeds.masked_scatter(shown.unsqueeze(-1).expand_as(embeds), features)
-    hidden = model.model.language_model(inputs_embeds=embeds)
-    return model.lm_head(hidden.last_hidden_state)
+    told = model.training
+    hidden = model.model.language_model(inputs_embeds=embeds, output_attentions=told)
+    attentions = hidden.attentions[min(_LOOKING_LAYER, len(hidden.attentions) - 1)][:, 0] if told else embeds[:0]
+    return model.lm_head(hidden.last_hidden_state), attentions

@@ -195,10 +195,12 @@ def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[st
         }
         general = build_general_model(settings, encoder)
         train_general_model(general, train, encoded(encoder, pool), settings, seed=seed)
+        shown = encoded(encoder, make_pool(encoder, test))
         general.model.save_pretrained(folder / "base")
         general.processor.save_pretrained(folder / "base")
         return {
             "readable": read,
-            "answered": answered(general, test, encoded(encoder, make_pool(encoder, test)), seed=seed),
-            "answered_as_text": answered(general, test, None, seed=seed),
+            "answered": answered(general, test, way="picture", seed=seed, seen=shown),
+            "answered_as_words": answered(general, test, way="words", seed=seed),
+            "answered_as_marks": answered(general, test, way="marks", seed=seed),
         }

@@ -82,19 +82,27 @@ def train_general(
     targets = coarse_targets(pool.pictures)
     shares = general_shares(pool.pictures, general=0.6)
     # One set of heads for the class token, which a router reads, and one for the patches, which a projector reads.
-    heads = nn.ModuleList(nn.Linear(2 * encoder.width, classes) for classes in COARSE.values())
+    heads = [nn.ModuleList(nn.Linear(encoder.width, classes) for classes in COARSE.values()) for _ in range(2)]
     start(encoder, pool, generator=generator)
     encoder.model.train()
 
     def loss() -> torch.Tensor:
         index = generator.choice(len(shares), size=settings.batch, p=shares)
         out = encoder.model(**pool.rows(index)).last_hidden_state
-        seen = torch.cat([out[:, 0], out[:, 1:].mean(dim=1)], dim=-1)
         wanted = targets[torch.from_numpy(index)]
-        losses = [F.cross_entropy(head(seen), wanted[:, i], ignore_index=-100) for i, head in enumerate(heads)]
+        losses = [
+            F.cross_entropy(head(seen), wanted[:, i], ignore_index=-100)
+            for own, seen in zip(heads, (out[:, 0], out[:, 1:].mean(dim=1)), strict=True)
+            for i, head in enumerate(own)
+        ]
         return torch.stack([value for value in losses if torch.isfinite(value)]).sum()
 
-    fit([*encoder.model.parameters(), *heads.parameters()], settings, loss=loss, progress=progress)
+    fit(
+        [*encoder.model.parameters(), *heads[0].parameters(), *heads[1].parameters()],
+        settings,
+        loss=loss,
+        progress=progress,
+    )
     encoder.model.eval()
 
 

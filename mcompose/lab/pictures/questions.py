@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcompose.lab.pictures.picture import KINDS, Picture
-from mcompose.lab.pictures.words import digits
+from mcompose.lab.pictures.words import digits, two_digits
 
-__all__ = ["TASKS", "Question", "as_text", "questions_of"]
+__all__ = ["LISTS", "TASKS", "Question", "as_text", "questions_of"]
 
 Truth = Mapping[str, Any]
 
@@ -21,6 +21,8 @@ TASKS: Final = {
     "general-side": "none", "general-digit": "none",
 }  # fmt: skip
 """Task -> the domain that it tests. ``general-kind`` is asked of the pictures of every domain."""
+LISTS: Final = ("chart-table", "table-row", "document-line", "document-formula")
+"""Tasks whose answers write several things down."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,15 @@ class Question:
 
     Args:
         task: A key of ``TASKS``.
-        text: Words that end in ``answer``.
+        text: Words; what is looked up comes last.
         answer: Words.
+        sources: Which of the picture's marks each word of the answer is read from; -1 for none. Empty: not known.
     """
 
     task: str
     text: str
     answer: str
+    sources: tuple[int, ...] = ()
 
 
 def questions_of(picture: Picture) -> tuple[Question, ...]:
@@ -47,7 +51,7 @@ def questions_of(picture: Picture) -> tuple[Question, ...]:
     Returns:
         The questions in a fixed order; none has two right answers.
     """
-    return (*_ASKERS[picture.kind](picture.truth), Question("general-kind", "what is shown ? answer", picture.kind))
+    return (*_ASKERS[picture.kind](picture.truth), Question("general-kind", "what is shown ?", picture.kind))
 
 
 def as_text(picture: Picture) -> str:
@@ -57,7 +61,7 @@ def as_text(picture: Picture) -> str:
         picture: The picture.
 
     Returns:
-        Such as ``bar Jan 1 2 ; Feb 7``.
+        Such as ``bar Jan 1 2 ; Feb 0 7``.
     """
     return f"{picture.kind} {_TELLERS[picture.kind](picture.truth)}"
 
@@ -78,56 +82,94 @@ def _term_words(form: str, numbers: list[int]) -> str:
 
 
 def _chart(truth: Truth) -> list[Question]:
+    # Marks: of each item its name, then its value.
     names, values = truth["names"], truth["values"]
-    found = [Question("chart-value", f"value of {n} ? answer", digits(v)) for n, v in zip(names, values, strict=True)]
+    found = [
+        Question("chart-value", f"value of {name}", two_digits(value), (2 * i + 1,) * 2)
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    ]
     if values.count(max(values)) == 1:
-        found.append(Question("chart-largest", "which is largest ? answer", names[values.index(max(values))]))
-    return [*found, Question("chart-table", "write the table answer", _pairs(truth))]
+        place = values.index(max(values))
+        found.append(Question("chart-largest", "which is largest ?", names[place], (2 * place + 1,)))
+    sources = [place for i in range(len(names)) for place in (-1, 2 * i, 2 * i + 1, 2 * i + 1)][1:]
+    return [*found, Question("chart-table", "write the table", _pairs(truth), tuple(sources))]
 
 
 def _pairs(truth: Truth) -> str:
-    return " ; ".join(f"{n} {digits(v)}" for n, v in zip(truth["names"], truth["values"], strict=True))
+    return " ; ".join(f"{n} {two_digits(v)}" for n, v in zip(truth["names"], truth["values"], strict=True))
 
 
 def _table(truth: Truth) -> list[Question]:
+    # Marks: the head row, then of each row its name and its cells.
     found = []
-    for row, values in zip(truth["rows"], truth["values"], strict=True):
-        for column, value in zip(truth["columns"], values, strict=True):
-            found.append(Question("table-cell", f"row {row} column {column} ? answer", digits(value)))
-        found.append(Question("table-row", f"write row {row} answer", " ; ".join(map(digits, values))))
+    wide = len(truth["columns"])
+    for i, (row, values) in enumerate(zip(truth["rows"], truth["values"], strict=True)):
+        first = wide + i * (wide + 1) + 1
+        for j, (column, value) in enumerate(zip(truth["columns"], values, strict=True)):
+            text = f"row {row} column {column}"
+            found.append(Question("table-cell", text, two_digits(value), (first + j,) * 2))
+        sources = [place for j in range(wide) for place in (-1, first + j, first + j)][1:]
+        text = f"write row {row}"
+        found.append(Question("table-row", text, " ; ".join(map(two_digits, values)), tuple(sources)))
     return found
 
 
 def _page(truth: Truth) -> list[Question]:
+    # Marks: three words a line.
     found = []
     for number, (first, second, value) in enumerate(truth["lines"], start=1):
-        words = (first, second, digits(int(value)))
+        words = (first, second, two_digits(int(value)))
+        begin = 3 * (number - 1)
         for place, word in enumerate(words, start=1):
-            found.append(Question("document-word", f"line {number} word {place} ? answer", word))
-        found.append(Question("document-line", f"write line {number} answer", " ".join(words)))
+            sources = (begin + place - 1,) * len(word.split())
+            found.append(Question("document-word", f"line {number} word {place}", word, sources))
+        sources = (begin, begin + 1, begin + 2, begin + 2)
+        found.append(Question("document-line", f"write line {number}", " ".join(words), sources))
     return found
 
 
 def _formula(truth: Truth) -> list[Question]:
-    return [Question("document-formula", "write the formula answer", formula_words(truth))]
+    # Marks: the first term's numbers, the operator, the second term's numbers.
+    words, sources, place = [], [], 0
+    for term in truth["terms"]:
+        said = [digits(number) for number in term["numbers"]]
+        pieces = _term_words(term["form"], term["numbers"]).split()
+        words += pieces
+        sources += _number_sources(pieces, place)
+        place += len(said)
+        if place == len(said) and len(words) == len(pieces):
+            words.append(truth["operator"])
+            sources.append(place)
+            place += 1
+    return [Question("document-formula", "write the formula", " ".join(words), tuple(sources))]
+
+
+def _number_sources(pieces: list[str], place: int) -> list[int]:
+    """Digits come from the number that they stand in; a number ends where another word begins."""
+    found = []
+    for i, piece in enumerate(pieces):
+        if not piece.isdigit() and i and pieces[i - 1].isdigit():
+            place += 1
+        found.append(place if piece.isdigit() else -1)
+    return found
 
 
 def _shapes(truth: Truth) -> list[Question]:
     found = [
-        Question("general-colour", "what colour ? answer", truth["colour"]),
-        Question("general-shape", "what shapes ? answer", truth["shape"]),
-        Question("general-count", "how many ? answer", digits(truth["count"])),
+        Question("general-colour", "what colour ?", truth["colour"]),
+        Question("general-shape", "what shapes ?", truth["shape"]),
+        Question("general-count", "how many ?", digits(truth["count"])),
     ]
-    return found + ([Question("general-side", "where ? answer", truth["side"])] if truth["side"] else [])
+    return found + ([Question("general-side", "where ?", truth["side"])] if truth["side"] else [])
 
 
 def _digit(truth: Truth) -> list[Question]:
-    return [Question("general-digit", "which number ? answer", digits(truth["digit"]))]
+    return [Question("general-digit", "which number ?", digits(truth["digit"]))]
 
 
 def _told_table(truth: Truth) -> str:
     return " ; ".join(
-        f"{row} {column} {digits(value)}"
+        f"{row} {column} {two_digits(value)}"
         for row, values in zip(truth["rows"], truth["values"], strict=True)
         for column, value in zip(truth["columns"], values, strict=True)
     )
@@ -135,7 +177,7 @@ def _told_table(truth: Truth) -> str:
 
 def _told_page(truth: Truth) -> str:
     lines = ((number, *line) for number, line in enumerate(truth["lines"], start=1))
-    return " ; ".join(f"line {n} {first} {second} {digits(int(value))}" for n, first, second, value in lines)
+    return " ; ".join(f"line {n} {first} {second} {two_digits(int(value))}" for n, first, second, value in lines)
 
 
 def _told_shapes(truth: Truth) -> str:

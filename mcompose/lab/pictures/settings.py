@@ -10,8 +10,8 @@ from mcompose.lab.settings import FitSettings
 
 __all__ = ["PicturesData", "PicturesSettings"]
 
-_GENERAL = FitSettings(800, 2e-3, 96)
-_BASE = FitSettings(700, 3e-3, 32)
+_GENERAL = FitSettings(700, 2e-3, 96)
+_BASE = FitSettings(1500, 2e-3, 64)
 _PROBE = FitSettings(300, 3e-3, 256)
 
 
@@ -28,8 +28,8 @@ class PicturesData:
 
     test: int = 240
     questions: int = 240
-    train: int = 1200
-    asked: int = 3
+    train: int = 1500
+    asked: int = 4
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class PicturesSettings:
         data: Sizes of the data on disk.
     """
 
-    version: int = 1
+    version: int = 2
     width: int = 128
-    layers: int = 3
-    pool: int = 4000
+    layers: int = 2
+    pool: int = 3500
     checked: int = 300
     experts: dict[str, FitSettings] = field(
         default_factory=lambda: {
-            "chart": FitSettings(500, 3e-3, 32),
+            "chart": FitSettings(450, 3e-3, 32),
             "table": FitSettings(400, 3e-3, 32),
             "document": FitSettings(350, 3e-3, 32),
         }

@@ -1,8 +1,8 @@
 """The pictures on disk: held-out tasks, and records for the two stages of alignment.
 
 ``data/<task>.jsonl`` are tasks as ``mcompose eval`` reads them; ``data/labels.jsonl`` says everything that is true of
-the held-out pictures. ``data/train/<domain>-1.jsonl`` (perception: write down what is there) and ``<domain>-2.jsonl``
-(every question) are conversations as ``mcompose align`` reads them; both show the same training pictures.
+the held-out pictures. ``data/train/<domain>.jsonl`` are conversations of one question as ``mcompose align`` reads them,
+for both stages.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from mcompose.lab.pictures.settings import PicturesData
 from mcompose.lab.pictures.words import PLACEHOLDER
 from mcompose.lab.randomness import generator_for
 
-__all__ = ["PERCEPTION", "recipe_text", "write_pictures"]
+__all__ = ["recipe_text", "write_pictures"]
 
-PERCEPTION: Final = ("chart-table", "table-row", "document-line", "document-formula", "general-kind")
-"""Tasks that stage 1 trains."""
 _VERSION: Final = 1
 _LONGEST: Final = 32
 _CHANCE: Final = {
@@ -64,7 +62,7 @@ def recipe_text() -> str:
     lines += ["  router: {}", "align:", "  stages:"]
     for stage in (1, 2):
         lines += [f"    {stage}:", f"      preset: chimera-stage{stage}", "      batch_size: 32", "      data:"]
-        lines += [f"        - {{path: data/train/{d}-{stage}.jsonl, domain: {d}}}" for d in DOMAINS]
+        lines += [f"        - {{path: data/train/{d}.jsonl, domain: {d}}}" for d in DOMAINS]
     lines += ["output:", "  dir: build/chimera"]
     return "\n".join(lines) + "\n"
 
@@ -115,13 +113,12 @@ def _write_records(
 ) -> None:
     generator = generator_for(seed, "picture records", domain)
     saved = _saved(folder, "media", domain, pictures)
-    for stage in (1, 2):
-        rows = []
-        for path, picture in saved:
-            asked = [q for q in questions_of(picture) if stage == 2 or q.task in PERCEPTION]
-            for place in generator.permutation(len(asked))[: settings.asked if stage == 2 else 1]:
-                rows.append(_record(f"{domain}-{stage}-{len(rows)}", path, domain, asked[place]))
-        _lines(folder / f"{domain}-{stage}.jsonl", rows)
+    rows: list[dict[str, Any]] = []
+    for path, picture in saved:
+        asked = questions_of(picture)
+        for place in generator.permutation(len(asked))[: settings.asked]:
+            rows.append(_record(f"{domain}-{len(rows)}", path, domain, asked[place]))
+    _lines(folder / f"{domain}.jsonl", rows)
 
 
 def _record(name: str, path: str, domain: str, question: Question) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from mcompose.lab.pictures.picture import KINDS
 from mcompose.lab.pictures.scenes import SHAPES, SIDES
 from mcompose.lab.pictures.sources import COLUMN_NAMES, ROW_NAMES
 
-__all__ = ["CHAT_TEMPLATE", "PLACEHOLDER", "VOCABULARY", "digits"]
+__all__ = ["CHAT_TEMPLATE", "PLACEHOLDER", "VOCABULARY", "digits", "two_digits"]
 
 PLACEHOLDER: Final = "<image>"
 SPECIAL: Final = ("<pad>", "<bos>", "<eos>", "<unk>")
 _DIGITS: Final = tuple(str(n) for n in range(10))
 _FRAME: Final = (
-    "value", "of", "?", "answer", "which", "is", "largest", "write", "the", "row", "column", "word", "what", "shown",
+    "value", "of", "?", "which", "is", "largest", "write", "the", "row", "column", "word", "what", "shown",
     "colour", "how", "many", "where", "number", "term", ";", "\\frac", "\\sqrt", "^", "{", "}",
 )  # fmt: skip
 
@@ -37,3 +37,8 @@ CHAT_TEMPLATE: Final = (
 def digits(number: int) -> str:
     """A number as words, ``"1 2"``."""
     return " ".join(str(number))
+
+
+def two_digits(number: int) -> str:
+    """A number up to 99 as two words, ``"0 7"``: so that a tiny model need not look twice before it begins."""
+    return " ".join(f"{number:02d}")
