@@ -2,7 +2,7 @@
 
 ``patches``: a convolution over 28 x 28 pixels into a map (n, 8, 2, 2), and a head behind it that ends in logits.
 ``tokens``: the same patches as vectors behind a class token, multiplied, (n, 5, 8): a ViT without its middle.
-``frames``: a convolution over (n, 80, 100) features of a sound, into 50 vectors of width 8.
+``frames``: a convolution over (n, 4, 100) features of a sound, into 50 vectors of width 8.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHTS = {
     "mix": _numbers(WIDTH, WIDTH, seed=2),
     "class": _numbers(1, 1, WIDTH, seed=3),
     "head": _numbers(WIDTH, 5, seed=4),
-    "ear": _numbers(WIDTH, 80, 2, seed=5),
+    "ear": _numbers(WIDTH, 4, 2, seed=5),
 }
 
 
@@ -73,7 +73,7 @@ def _graph(kind: str, rows: Any, pixels: str, dtype: int) -> tuple[list[Any], An
         h.make_node("Conv", [pixels, "ear"], ["heard"], kernel_shape=[2], strides=[2]),
         h.make_node("Transpose", ["heard"], ["frames"], perm=[0, 2, 1]),
     ]
-    side = h.make_tensor_value_info(pixels, dtype, [rows, 80, "time"])
+    side = h.make_tensor_value_info(pixels, dtype, [rows, 4, "time"])
     return nodes, side, [h.make_tensor_value_info("frames", dtype, [rows, "count", WIDTH])], ["ear"]
 
 
@@ -109,7 +109,7 @@ def write_graph_expert(folder: Path, kind: str, *, file: str = "model.onnx", **c
     """Writes a folder with a graph and the processor for it, and nothing else."""
     write_graph(folder / file, kind, **changes)
     if kind == "frames":
-        t.WhisperFeatureExtractor(feature_size=80, sampling_rate=8000, hop_length=80, chunk_length=1).save_pretrained(
+        t.WhisperFeatureExtractor(feature_size=4, sampling_rate=8000, hop_length=80, chunk_length=1).save_pretrained(
             folder
         )
     else:

@@ -232,7 +232,7 @@ def _main_input(name: str, onnx: Onnx, needed: Mapping[str, Value]) -> Value:
     wanted = onnx.input or next((known for known in MAIN_INPUTS if known in needed), None)
     if wanted is None and len(needed) == 1:
         wanted = next(iter(needed))
-    if wanted not in needed:
+    if wanted is None or wanted not in needed:
         said = f"has no input '{wanted}'" if wanted else "does not tell which input takes the items"
         raise CompositionError(
             f"The graph of expert '{name}' {said}; the inputs that its output needs: {listed}.",

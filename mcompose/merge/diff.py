@@ -200,8 +200,8 @@ def _graphs(first: Mapping[str, str], second: Mapping[str, str]) -> list[TensorD
     for name in dict.fromkeys((*first, *second)):
         one, other = first.get(name), second.get(name)
         state = "only_b" if one is None else "only_a" if other is None else "equal" if one == other else "differs"
-        shown = {key: f"sha256 {digest[:12]}" for key, digest in (("a", one), ("b", other)) if digest is not None}
-        made.append(TensorDiff(name, state, EXPERT, **shown))
+        a, b = ("" if digest is None else f"sha256 {digest[:12]}" for digest in (one, other))
+        made.append(TensorDiff(name, state, EXPERT, a=a, b=b))
     return made
 
 

@@ -100,12 +100,13 @@ def attach_graphs(core: Any, where: Any, **kwargs: Any) -> None:
         if "onnx" not in entry:
             continue
         hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
+        commit = kwargs.get("_commit_hash") or getattr(core.config, "_commit_hash", None)
         reference = entry.get("reference")
         if reference:
             hub.pop("subfolder", None)
             hub["revision"] = reference.get("commit")
-        elif core.config._commit_hash:
-            hub["revision"] = core.config._commit_hash
+        elif commit:
+            hub["revision"] = commit  # that of the weights, should the branch have moved meanwhile
         source = reference["id"] if reference else where
         encoder = core.experts[name].encoder
         paths = {file: Path(str(cached_file(source, file, **hub))) for file in encoder.files}

@@ -152,9 +152,9 @@ class Expert(nn.Module):
         return x_ITE[:, skip:], valid_IT
 
     def _moved(self, key: str, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or isinstance(self.encoder, OnnxEncoder):
+        weight = next(self.encoder.parameters(), None)
+        if not isinstance(value, torch.Tensor) or weight is None:
             return value
-        weight = next(self.encoder.parameters())
         wanted = weight.dtype if value.is_floating_point() and key != _NUMBERED else None
         return value.to(weight.device, wanted)
 

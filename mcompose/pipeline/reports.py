@@ -114,14 +114,19 @@ def _expert(expert: OutputExpert) -> dict[str, Any]:
     entry = expert.entry
     tokens = entry["tokens"] if isinstance(entry["tokens"], int) else None
     stored = "reference" if entry.get("reference") else "inside"
-    encoder = f"ONNX {entry['onnx']['output']}" if "onnx" in entry else entry["class_name"]
-    return {"encoder": encoder, "modality": entry["modality"], "domain": entry["domain"],
+    encoder = f"ONNX value '{entry['onnx']['output']}'" if "onnx" in entry else entry["class_name"]
+    told = {"encoder": encoder, "modality": entry["modality"], "domain": entry["domain"],
             "tokens": tokens, "store": stored}  # fmt: skip
+    return told | ({"files": {file.name: file.path.stat().st_size for file in expert.files}} if expert.files else {})
 
 
 def _expert_lines(blueprint: Blueprint) -> list[str]:
     told = [(expert.name, _expert(expert)) for expert in blueprint.experts.experts]
-    shown = [f"'{name}' ({one['encoder']}, {one['tokens'] or 'varying'} tokens an item)" for name, one in told]
+    shown = [
+        f"'{name}' ({one['encoder']}, {one['tokens'] or 'varying'} tokens an item"
+        + (f", copies {human_bytes(sum(one['files'].values()))})" if "files" in one else ")")
+        for name, one in told
+    ]
     return [f"  experts      {', '.join(shown)}"] if shown else []
 
 
