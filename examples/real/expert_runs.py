@@ -21,7 +21,7 @@ __all__ = ["EXPERTS", "PLAIN", "Plan", "Run", "run", "write_recipe"]
 
 EXPERTS, PLAIN = "experts", "plain"
 """The composition with experts; the general model alone, trained on the same records for as many steps."""
-_RATES: Final = {1: 1e-3, 2: 3e-4}
+_RATES: Final = {1: 2e-3, 2: 5e-4}
 _RATIO: Final = 0.3
 
 
@@ -79,7 +79,7 @@ def write_recipe(
         "schema": 1,
         "name": f"real-{name}",
         "sources": [{"name": "general", "model": f"local:{_from(folder, general)}", "modalities": ["image"]}],
-        "merge": {"method": "naivemc", "dtype": "float32", "seed": plan.seed},
+        "merge": {"method": "naivemc", "dtype": "bfloat16", "seed": plan.seed},
     }
     if with_experts:
         experts = {expert: _expert(expert, _from(folder, path)) for expert, path in encoders.items()}

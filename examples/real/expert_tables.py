@@ -185,9 +185,14 @@ def _tables(folder: Path, domain: str, *, split: str, count: int, seed: int) -> 
         path = f"{domain}/{number}.png"
         render(figures, ruled=domain == "tables").save(folder / split / path)
         turns = turns_of(figures, generator=generator)
-        order = generator.permutation(len(turns)) if split == "train" else range(len(turns))
-        made.append((path, [turns[int(i)] for i in order]))
+        made.append((path, _taught(turns, generator) if split == "train" else turns))
     return made
+
+
+def _taught(turns: Sequence[Turn], generator: np.random.Generator) -> list[Turn]:
+    """What one training sample asks: two questions of any kind and the whole table, in any order."""
+    places = [*generator.permutation(len(turns) - 1)[:2], len(turns) - 1]
+    return [turns[int(place)] for place in generator.permutation(places)]
 
 
 def _shapes(shapes: Path, folder: Path, *, split: str, count: int, seed: int) -> list[_Shown]:

@@ -3,8 +3,10 @@
 What needs the packages' networks takes them from `build/real/assets`, or fetches them (slow tests alone).
 """
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def test_a_table_is_written_and_asked_about_as_it_stands():
 
 
 def test_what_is_written_is_a_table_with_these_cells():
-    read = read_table(markdown(KNOWN))
+    read = read_table(markdown(KNOWN)) or ()
     assert [[cell.text for cell in row] for row in read] == rows_of(KNOWN)
 
 
@@ -184,3 +186,100 @@ def test_a_cut_graph_gives_the_whole_graphs_values_line_by_line(tmp_path):
     made = onnx.load(str(tmp_path / "cut.onnx")).graph
     assert [node.op_type for node in made.node].count("MatMul") == 0  # the classifier is gone, and its weights with it
     assert "letters" not in {tensor.name for tensor in made.initializer}
+
+
+SLOW = (pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.filterwarnings("default"))
+
+
+def slow(what: Any) -> Any:
+    for mark in SLOW:
+        what = mark(what)
+    return what
+
+
+@slow
+def test_the_recognisers_cut_is_the_recogniser_and_reads_what_is_drawn(tmp_path):
+    from examples.real.assets import fetch
+    from examples.real.expert_nets import read_lines
+    from examples.real.experts import FOLDER
+
+    source = fetch("ocr", FOLDER / "assets")
+    _check_cut(source, tmp_path / "cut.onnx", atol=1e-3)
+    assert (tmp_path / "cut.onnx").stat().st_size < 0.6 * source.stat().st_size  # 18,710 letters' weights are gone
+    for figures in [KNOWN, *draw_tables(5, split="test", seed=0, domain="lines")]:
+        read = read_lines(source, np.asarray(render(figures, ruled=False)))
+        assert read[: 1 + len(figures.rows)] == [" ".join(filter(None, line)) for line in rows_of(figures)]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """A smallest run; what training costs is kept in `build/real` for the next one."""
+    from examples.real.experts import FOLDER, QUICK, measure
+
+    return measure(FOLDER, QUICK)
+
+
+@pytest.fixture(scope="module")
+def trained(found: dict[str, Any]) -> Path:
+    return Path(found["runs"]["experts"]["2"]["checkpoint"])
+
+
+@slow
+def test_experts_keep_the_packages_bytes(trained):
+    from examples.real.assets import fetch
+    from examples.real.experts import FOLDER
+
+    config = json.loads((trained / "config.json").read_text())
+    network = fetch("table", FOLDER / "assets").read_bytes()
+    assert (trained / "experts/tables.onnx").read_bytes() == network
+    digest = hashlib.sha256(network).hexdigest()
+    assert config["experts"]["tables"]["onnx"]["sha256"] == {"experts/tables.onnx": digest}
+    cut = (FOLDER / "experts/encoders/lines/model.onnx").read_bytes()
+    assert (trained / "experts/lines.onnx").read_bytes() == cut
+    rows = {row["name"]: row for row in json.loads((trained / "mcompose/ledger.json").read_text())["files"]}
+    assert {name: (row["action"], row["part"]) for name, row in rows.items()} == {
+        "experts/lines.onnx": ("copied", "expert:lines"),
+        "experts/tables.onnx": ("copied", "expert:tables"),
+    }
+    assert rows["experts/tables.onnx"]["sha256"] == digest
+
+
+@slow
+def test_training_leaves_the_general_encoder_and_changes_the_language_model(found, trained):
+    from safetensors.torch import load_file
+
+    from examples.real.experts import FOLDER
+
+    old, new = load_file(FOLDER / "sees/model.safetensors"), load_file(trained / "model.safetensors")
+    kept = [key for key in old if key.startswith("vision_tower.")]
+    assert len(kept) == 223
+    assert all(new[f"model.towers.general.{key}"].equal(old[key]) for key in kept)
+    language = "layers.0.mlp.up_proj.weight"
+    assert not new[f"model.language_model.{language}"].equal(old[f"language_model.model.{language}"])
+    ledger = json.loads((trained / "mcompose/ledger.json").read_text())
+    actions = {row["name"]: row["action"] for row in ledger["tensors"]}
+    assert actions["model.language_model.layers.0.mlp.up_proj.weight"] == "trained"
+    assert actions["model.experts.lines.projector.layers.0.weight"] == "trained"
+    encoder = [action for name, action in actions.items() if ".vision_tower." in name]
+    assert set(encoder) == {"copied"}
+    assert found["runs"]["experts"]["2"]["frozen"]["encoder:general"]["tensors"] == len(encoder)
+
+
+@slow
+def test_an_item_costs_its_experts_tokens_and_two_marks(found, trained):
+    entries = json.loads((trained / "config.json").read_text())["experts"]
+    assert {name: entry["tokens"] for name, entry in entries.items()} == {"lines": 24, "tables": 16}
+    assert entries["tables"]["projector"]["grid"] == [16, 16]
+    assert found["cost"]["tokens-lines"] == 24 + 2
+    assert found["cost"]["tokens-tables"] == 16 + 2
+
+
+@slow
+def test_every_route_answers_every_task(found):
+    routes = {"plain", "experts", "told", "none", "wrong"}
+    assert set(found["scores"]) == routes
+    names = {name for scores in found["scores"].values() for name in scores}
+    assert {"lines-table teds", "tables-table teds_structure", "lines-value anls", "general-shape exact_match"} <= names
+    for route in routes:
+        assert set(found["scores"][route]) == names
+        assert all(0 <= value <= 1 for value in found["scores"][route].values())
