@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcompose.cli import output
-from mcompose.cli.options import CheckpointArgument, JsonOption, TrustOption
+from mcompose.cli.options import CheckpointArgument, ExpertsOption, JsonOption, TrustOption
+from mcompose.errors import RequestError
 
 if TYPE_CHECKING:
     from mcompose.evaluate import Report
@@ -43,6 +44,7 @@ def evaluate(
     template: Annotated[
         str | None, typer.Option(metavar="NAME", help="chat, plain, vicuna, or a text with {prompt}.")
     ] = None,
+    experts: ExpertsOption = "auto",
     endpoint: EndpointOption = None,
     endpoint_model: EndpointModelOption = None,
     save: Annotated[
@@ -71,7 +73,8 @@ def evaluate(
     from mcompose.evaluate.endpoint import endpoint_from
     from mcompose.pipeline import measure
 
-    save = save or measure.predictions_folder(checkpoint)
+    _refuse_forced_record(record=record, experts=experts)
+    save = save or measure.predictions_folder(checkpoint, experts=experts)
     options = measure.EvaluateOptions(
         limit=limit,
         batch_size=batch_size,
@@ -82,6 +85,7 @@ def evaluate(
         skip_broken=skip_broken,
         template=template,
         judge=endpoint_from(endpoint, endpoint_model),
+        experts=experts,
     )
     report = measure.evaluate(checkpoint, tasks, options=options)
     if record:
@@ -93,6 +97,14 @@ def evaluate(
         output.json_data(report.to_json())
     else:
         output.data(_table(report))
+
+
+def _refuse_forced_record(*, record: bool, experts: str) -> None:
+    if record and experts != "auto":
+        raise RequestError(
+            "--record writes down how a checkpoint answers by itself, and --experts forces it.",
+            hint="Leave one of them out.",
+        )
 
 
 def _table(report: Report) -> str:

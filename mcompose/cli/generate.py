@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mcompose.cli import output
-from mcompose.cli.options import CheckpointArgument, JsonOption, TrustOption
+from mcompose.cli.options import CheckpointArgument, ExpertsOption, JsonOption, TrustOption
 
 __all__ = ["generate"]
 
@@ -24,6 +24,7 @@ def generate(
     audio: Annotated[list[Path] | None, _files("A sound")] = None,
     video: Annotated[list[Path] | None, _files("A video")] = None,
     points: Annotated[list[Path] | None, _files("A point cloud (.npy, N x 3 or more)")] = None,
+    experts: ExpertsOption = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
     plain: Annotated[bool, typer.Option("--plain", help="Use the prompt as it is, without a chat template.")] = False,
     trust_remote_code: TrustOption = False,
@@ -41,7 +42,7 @@ def generate(
         prompt,
         media={modality: files for modality, files in media.items() if files},
         options=measure.GenerateOptions(
-            max_new_tokens=max_new_tokens, plain=plain, trust_remote_code=trust_remote_code
+            max_new_tokens=max_new_tokens, plain=plain, trust_remote_code=trust_remote_code, experts=experts
         ),
     )
     if as_json:

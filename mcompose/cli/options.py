@@ -13,6 +13,7 @@ from mcompose.refs import ModelRef
 __all__ = [
     "AllowOption",
     "CheckpointArgument",
+    "ExpertsOption",
     "JsonOption",
     "OutputOption",
     "QuietOption",
@@ -31,6 +32,9 @@ OutputOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 AllowOption = Annotated[
     bool, typer.Option("--allow-different-base", help="Merge language models that do not seem to share a base.")
+]
+ExpertsOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Where media go: auto (the router decides), none, or an expert's name.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads for merging; default: one per core.")]

@@ -76,10 +76,12 @@ class Report:
     Args:
         checkpoint: Its folder.
         results: In the order of the tasks.
+        experts: Where items went in a checkpoint with experts.
     """
 
     checkpoint: str
     results: tuple[Result, ...]
+    experts: str = "auto"
 
     def to_json(self) -> dict[str, Any]:
         """What ``mcompose eval --json`` prints; what is 0 and need not be said is left out."""
@@ -89,7 +91,8 @@ class Report:
             rows.append(
                 {"task": r.task, "metric": r.metric, "value": r.value, "n": r.n} | {k: v for k, v in told.items() if v}
             )
-        return {"checkpoint": self.checkpoint, "results": rows}
+        forced = {} if self.experts == "auto" else {"experts": self.experts}
+        return {"checkpoint": self.checkpoint, **forced, "results": rows}
 
 
 def figures(task: Task, made: Sequence[Prediction]) -> list[Result]:

@@ -53,6 +53,7 @@ class Options:
         skip_broken: Count questions whose media are missing or broken and go on, instead of stopping.
         template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
         judge: Who judges answers about objects; None: the local rule alone.
+        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none" or an expert's name.
         say: Told what a person should know.
     """
 
@@ -63,6 +64,7 @@ class Options:
     skip_broken: bool = False
     template: str | None = None
     judge: Endpoint | None = None
+    experts: str = "auto"
     say: Callable[[str], None] = _silent
 
 
@@ -90,6 +92,7 @@ def evaluate(
 
     Raises:
         RequestError: A task or medium is missing or broken, or the checkpoint lacks a modality.
+        UnknownNameError: It has no such expert.
         CheckpointError: The checkpoint cannot be loaded.
         EndpointError: The judge refused or could not be reached.
     """
@@ -100,7 +103,7 @@ def evaluate(
     _refuse_what_cannot_be_told(loaded, options)
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - tasks are checked before torch is loaded
 
-    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code)
+    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
     if not options.leave_out:
         for task in loaded:
             _refuse_lacking(task, subject)
@@ -108,7 +111,7 @@ def evaluate(
     for task in loaded:
         made = evaluate_task(subject, task, batch_size=batch_size, progress=progress, options=options)
         results += figures(task, made)
-    return Report(str(checkpoint), tuple(results))
+    return Report(str(checkpoint), tuple(results), experts=options.experts)
 
 
 def evaluate_task(
@@ -233,6 +236,8 @@ def _sheet(subject: Subject, task: Task, options: Options) -> Sheet:
         "max_new_tokens": task.max_new_tokens,
         "versions": [__version__, version("transformers")],
     }
+    if options.experts != "auto":
+        settings["experts"] = options.experts
     run = fingerprint(Path(subject.folder), settings)
     header = {"task": task.name, "version": task.version, "metric": task.metric, "run": run}
     path = options.predictions / f"{task.name}.jsonl" if options.predictions else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +18,16 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 
-from mcompose.errors import CheckpointError
+from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
 from mcompose.modeling import register
 from mcompose.modeling.processing_frames import FramesProcessor
 from mcompose.modeling.processing_points import PointsProcessor
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["AUTO", "Subject", "load_subject"]
 
+AUTO: Final = "auto"
+"""The router chooses experts."""
+_NONE: Final = "none"
 _ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
 _OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
 _PARTS: Final = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
@@ -39,12 +42,34 @@ class Subject:
         model: With a head, in evaluation mode.
         processor: Its processor, or its tokenizer when it takes text only.
         modalities: Media that it takes.
+        experts: Where items go in a checkpoint with experts: "auto", "none" or an expert's name.
     """
 
     folder: Path
     model: Any
     processor: Any
     modalities: tuple[str, ...]
+    experts: str = AUTO
+
+    def sending_to(self, experts: str) -> Subject:
+        """The same checkpoint with its items sent elsewhere.
+
+        Args:
+            experts: "auto", "none" or the name of an expert.
+
+        Raises:
+            UnknownNameError: It has no such expert.
+            RequestError: It has no experts at all.
+        """
+        names = list(getattr(self.model.config, "experts", None) or ())
+        if experts != AUTO and not names:
+            raise RequestError(f"'{self.folder}' has no experts that '{experts}' could choose from.")
+        if experts not in (AUTO, _NONE, *names):
+            raise UnknownNameError(
+                f"'{self.folder}' has no expert '{experts}'; it has {', '.join(names)}.",
+                hint=nearest_name(experts, [AUTO, _NONE, *names]),
+            )
+        return replace(self, experts=experts)
 
     @property
     def tokenizer(self) -> Any:
@@ -79,6 +104,8 @@ class Subject:
         else:
             inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
         allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+        if self.experts != AUTO:
+            allowed["experts"] = self.experts
         with torch.inference_mode():
             written = self.model.generate(
                 **allowed,

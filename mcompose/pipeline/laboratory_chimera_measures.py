@@ -21,29 +21,11 @@ from mcompose.evaluate.run import evaluate_task
 from mcompose.evaluate.subject import Subject, load_subject
 from mcompose.media import read_media
 
-__all__ = ["answered", "attention", "cost", "expert_for", "routed", "router"]
+__all__ = ["answered", "attention", "cost", "expert_for", "router"]
 
 NONE: Final = "none"
 _ROUNDS: Final = 3
 _CHUNK: Final = 60
-
-
-class _Forced:
-    """A model whose items all go where they are told to.
-
-    Args:
-        model: A composed model.
-        expert: Name of an expert, or "none".
-    """
-
-    def __init__(self, model: Any, expert: str) -> None:
-        self._model, self._expert = model, expert
-
-    def generate(self, **inputs: Any) -> torch.Tensor:
-        return self._model.generate(**inputs, experts=self._expert)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
@@ -63,11 +45,6 @@ def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
     if route == "told":
         return domain if domain in experts else NONE
     return experts[(experts.index(domain) + 1) % len(experts)] if domain in experts else experts[0]
-
-
-def routed(subject: Subject, expert: str) -> Subject:
-    """The same checkpoint with every item sent to one expert, or to none."""
-    return replace(subject, model=_Forced(subject.model, expert))
 
 
 def answered(
@@ -91,7 +68,7 @@ def answered(
         task = load_task(path, limit=limit)
         made = []
         for name, items in _by_expert(subject, task.items, route).items():
-            asked = subject if name is None else routed(subject, name)
+            asked = subject if name is None else subject.sending_to(name)
             made += evaluate_task(asked, replace(task, items=tuple(items)), batch_size=batch)
         found[task.name] = figures(task, made)[0].value
     return found

@@ -36,6 +36,7 @@ class EvaluateOptions:
         skip_broken: Count questions whose media are missing or broken and go on.
         template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
         judge: Who judges answers about objects.
+        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none" or an expert's name.
     """
 
     limit: int | None = None
@@ -48,6 +49,7 @@ class EvaluateOptions:
     skip_broken: bool = False
     template: str | None = None
     judge: Endpoint | None = None
+    experts: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class GenerateOptions:
         max_new_tokens: Longest answer.
         plain: Use the prompt as it is, without a chat template.
         trust_remote_code: Run Python code that the checkpoint ships.
+        experts: As in :class:`EvaluateOptions`.
     """
 
     max_new_tokens: int = 128
     plain: bool = False
     trust_remote_code: bool = False
+    experts: str = "auto"
 
 
 def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: EvaluateOptions | None = None) -> Report:
@@ -78,6 +82,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
 
     Raises:
         RequestError: A task cannot be used, or shows what the checkpoint does not take.
+        UnknownNameError: It has no such expert.
         CheckpointError: The checkpoint cannot be loaded.
         EndpointError: The judge refused or could not be reached.
     """
@@ -98,6 +103,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
                 skip_broken=options.skip_broken,
                 template=options.template,
                 judge=options.judge,
+                experts=options.experts,
                 say=_silent if options.quiet else _say,
             ),
         )
@@ -107,17 +113,19 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
     return report
 
 
-def predictions_folder(checkpoint: Path) -> Path:
+def predictions_folder(checkpoint: Path, *, experts: str = "auto") -> Path:
     """Where predictions of a checkpoint go when the user does not say.
 
     Args:
         checkpoint: Its folder.
+        experts: Where its items are sent.
 
     Returns:
-        A folder under ``build/eval``; two checkpoints never share one.
+        A folder under ``build/eval``; two checkpoints, or two ways of sending, never share one.
     """
     place = checkpoint.resolve()
-    return Path("build/eval") / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    sent = "" if experts == "auto" else f"-{experts}"
+    return Path("build/eval") / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}{sent}"
 
 
 def _say(text: str) -> None:
@@ -186,7 +194,7 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - torch and transformers
 
     _quieten_loading()
-    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code)
+    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
     items: dict[str, list[list[Any]]] = {}
     for modality, files in given.items():
         if files and modality not in subject.modalities:

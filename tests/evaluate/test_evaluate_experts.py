@@ -1,0 +1,106 @@
+"""Checkpoints with experts under evaluation: by the router, by one expert, by none; against plain transformers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
+
+from align_experts import build_experts, write_domains
+
+from mcompose.cli.app import app
+from mcompose.errors import RequestError, UnknownNameError
+from mcompose.evaluate import Options, evaluate
+from mcompose.evaluate.subject import load_subject
+from mcompose.pipeline.measure import GenerateOptions, generate
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    out, _ = build_experts(folder)
+    write_domains(folder / "data", each=2)
+    rows = [{"task": "seen", "version": 1, "metric": "exact_match", "modalities": ["image"], "max_new_tokens": 3}]
+    for name in ("charts0", "maths1", "photos0"):
+        media = [{"modality": "image", "path": f"{name}.png", "text": "<image>"}]
+        rows.append({"id": name, "inputs": media, "question": "what is it ?", "answer": "a"})
+    task = folder / "data" / "seen.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return out, task
+
+
+def expected(out, task, experts):
+    """Answers one by one; the expert is named to the processor, so that no router is asked."""
+    subject = load_subject(out)
+    answers = []
+    for name in ("charts0", "maths1", "photos0"):
+        image = Image.open(task.parent / f"{name}.png").convert("RGB")
+        inputs = subject.processor(text="<image> what is it ?", images=image, experts=experts, return_tensors="pt")
+        with torch.no_grad():
+            written = subject.model.generate(**inputs, do_sample=False, max_new_tokens=3, min_new_tokens=0)
+        answers.append(
+            subject.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        )
+    return answers
+
+
+@pytest.mark.parametrize("experts", ["none", "maths", "charts"])
+def test_evaluate_forced_experts_answer_as_if_the_processor_had_been_told(home, tmp_path, experts) -> None:
+    out, task = home
+    options = Options(predictions=tmp_path, template="plain", experts=experts)
+    report = evaluate(out, [task], batch_size=2, options=options)
+    assert report.to_json()["experts"] == experts
+    _, *rows = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
+    assert [row["output"] for row in rows] == expected(out, task, experts)
+
+
+def test_evaluate_experts_tell_answers_apart_and_never_share_them(home, tmp_path) -> None:
+    out, task = home
+    said: list[str] = []
+    found = {}
+    for experts in ("auto", "none", "charts"):
+        options = Options(predictions=tmp_path, template="plain", experts=experts, say=said.append)
+        report = evaluate(out, [task], options=options)
+        assert ("experts" in report.to_json()) == (experts != "auto")
+        _, *rows = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
+        found[experts] = [row["output"] for row in rows]
+    assert found["none"] != found["charts"]
+    assert sum("asked anew" in one for one in said) == 2
+
+
+def test_evaluate_unknown_experts_are_named(home) -> None:
+    out, task = home
+    with pytest.raises(UnknownNameError, match="no expert 'chart'; it has charts, maths") as caught:
+        evaluate(out, [task], options=Options(experts="chart"))
+    assert "charts" in str(caught.value.hint)
+
+
+def test_evaluate_a_checkpoint_without_experts_is_sent_nowhere(family) -> None:
+    task = next(path for name, path in family.tasks.items() if name.startswith("text"))
+    with pytest.raises(RequestError, match="has no experts"):
+        evaluate(family.base, [task], options=Options(experts="none"))
+
+
+def test_generate_sends_media_to_the_expert_that_is_named(home) -> None:
+    out, task = home
+    picture = task.parent / "charts0.png"
+    for experts in ("none", "charts"):
+        answer = generate(
+            out, "<image> what is it ?", media={"image": [picture]},
+            options=GenerateOptions(max_new_tokens=3, plain=True, experts=experts),
+        )  # fmt: skip
+        assert answer == expected(out, task, experts)[0].strip()
+
+
+def test_eval_does_not_record_what_was_forced(home) -> None:
+    out, task = home
+    done = CliRunner().invoke(app, ["eval", str(out), str(task), "--experts", "none", "--record"])
+    assert isinstance(done.exception, RequestError)
+    assert "--experts forces it" in done.exception.message
