@@ -1,4 +1,4 @@
-"""What is measured: answers by route, and what a linear read-out finds in each encoder's features.
+"""What a linear read-out finds in each encoder's features.
 
 The read-out tells whether a wrong answer is the fault of the features or of the language model behind them: ridge
 regression from the vectors that lie over a cell to the cell's two digits. It sees where the cell is, which the language
@@ -8,7 +8,6 @@ model must find out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,39 +16,12 @@ from PIL import Image
 
 from examples.real.expert_nets import LINE, SIDE
 from examples.real.expert_tables import CELL, SPECIAL, draw_tables, render
-from mcompose.evaluate import load_task
-from mcompose.evaluate.results import figures
-from mcompose.evaluate.run import Options, evaluate_task
-from mcompose.evaluate.subject import Subject, load_subject
-from mcompose.pipeline.laboratory_chimera_measures import expert_for, routed
+from mcompose.evaluate.subject import Subject
 
-__all__ = ["Scores", "answered", "cell_features", "features_of", "read_out", "tokens_of"]
+__all__ = ["cell_features", "features_of", "read_out", "ridge"]
 
-Scores = dict[str, float]
-"""``<task> <metric>`` to value."""
 _RIDGE: Final = 10.0
 _CHUNK: Final = 20
-
-
-def answered(checkpoint: Path, tasks: Sequence[Path], *, route: str, batch: int) -> Scores:
-    """Asks all tasks with every picture sent where the route says.
-
-    Args:
-        checkpoint: With experts.
-        tasks: Task files; the first word of a name is the domain.
-        route: ``told`` (the picture's own expert), ``none`` or ``wrong``.
-        batch: Questions at once.
-    """
-    subject = load_subject(checkpoint)
-    experts = list(subject.model.config.experts)
-    found: Scores = {}
-    for path in tasks:
-        task = load_task(path)
-        domain = path.stem.partition("-")[0]
-        asked = routed(subject, expert_for(domain, experts, route=route))
-        made = evaluate_task(asked, task, batch_size=batch, options=Options(template="chat"))
-        found |= {f"{row.task} {row.metric}": row.value for row in figures(task, made)}
-    return found
 
 
 @torch.inference_mode()
@@ -93,17 +65,6 @@ def _prepared(subject: Subject, images: list[Image.Image], expert: str) -> Any:
     return subject.processor(text=["<image>"] * len(images), images=nested, return_tensors="pt", experts=expert)
 
 
-def tokens_of(subject: Subject, image: Image.Image, expert: str) -> int:
-    """Tokens of a prompt that is one picture and nothing else.
-
-    Args:
-        subject: A checkpoint with experts.
-        image: The picture.
-        expert: Name of an expert, or "none".
-    """
-    return int(_prepared(subject, [image], expert)["input_ids"].shape[1])
-
-
 def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
     """The vectors over a cell of one picture, joined.
 
@@ -112,10 +73,10 @@ def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
         row: Of the cell; 0 is that of the columns' names.
         column: Of the cell; 0 is that of the rows' names.
     """
-    height, across = grid.shape[0] / SIDE, grid.shape[1] / SIDE
-    top, count_down = int(row * LINE * height), max(1, int(np.ceil(LINE * height)))
-    left, count_right = int(column * CELL * across), max(1, int(np.ceil(CELL * across)))
-    return grid[top : top + count_down, left : left + count_right].reshape(-1)
+    rows, columns = grid.shape[:2]
+    top, left = row * LINE * rows // SIDE, column * CELL * columns // SIDE
+    height, width = -(-LINE * rows // SIDE), -(-CELL * columns // SIDE)
+    return grid[top : top + height, left : left + width].reshape(-1)
 
 
 def read_out(subject: Subject, *, encoder: str, domain: str, counts: tuple[int, int], seed: int) -> tuple[float, int]:
@@ -143,15 +104,24 @@ def read_out(subject: Subject, *, encoder: str, domain: str, counts: tuple[int, 
                     numbers.append(value)
         sides.append((np.stack(rows), np.array(numbers)))
     (x, y), (tested, truth) = sides
-    read = _ridge(x, y // 10, tested) * 10 + _ridge(x, y % 10, tested)
+    read = ridge(x, y // 10, tested) * 10 + ridge(x, y % 10, tested)
     return float((read == truth).mean()), len(truth)
 
 
-def _ridge(x: np.ndarray, digits: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """The likeliest digit of each test row: regression on one column a digit, in the space of the samples."""
+def ridge(x: np.ndarray, digits: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """The likeliest digit of each test row: regression on one column a digit, in the space of the samples.
+
+    Args:
+        x: (samples, features), for training.
+        digits: (samples), 0 to 9.
+        tested: (rows, features).
+
+    Returns:
+        (rows), 0 to 9.
+    """
     middle, spread = x.mean(0), x.std(0) + 1e-3
     x, tested = (x - middle) / spread, (tested - middle) / spread
-    targets = np.eye(10)[digits] - np.eye(10)[digits].mean(0)
+    shares = np.eye(10)[digits].mean(0)
     gram = x @ x.T / x.shape[1]
-    weights = np.linalg.solve(gram + _RIDGE / len(x) * np.eye(len(x)), targets)
-    return (tested @ x.T / x.shape[1] @ weights + np.eye(10)[digits].mean(0)).argmax(-1)
+    weights = np.linalg.solve(gram + _RIDGE / len(x) * np.eye(len(x)), np.eye(10)[digits] - shares)
+    return (tested @ x.T / x.shape[1] @ weights + shares).argmax(-1)

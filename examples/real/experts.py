@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 
 from examples.real.assets import fetch
-from examples.real.expert_measures import Scores, answered, read_out
+from examples.real.expert_measures import read_out
 from examples.real.expert_nets import NETS, make_encoders
 from examples.real.expert_runs import EXPERTS, PLAIN, Plan, Run, command, run, write_recipe
 from examples.real.expert_tables import SPECIAL, write_data
@@ -29,13 +29,18 @@ from examples.real.sources import make_image_source
 from mcompose.evaluate.subject import load_subject
 from mcompose.lab.smol_encoders import dinov2_weights
 from mcompose.lab.smol_parts import export_language
-from mcompose.pipeline.laboratory_chimera_measures import cost, router
+from mcompose.pipeline.laboratory_chimera_measures import cost, expert_for, router
 
 __all__ = ["QUICK", "main", "make_general", "measure"]
 
 FOLDER: Final = Path("build/real")
 QUICK: Final = Plan(steps=2, batch=2, tables=8, asked=2)
+ROUTES: Final = ("told", "none", "wrong")
+"""Each picture to its own expert, to none, and to another domain's: what is forced, beside what the router does."""
 _BATCH: Final = 24
+
+Scores = dict[str, float]
+"""``<task> <metric>`` to value."""
 
 
 def make_general(folder: Path) -> Path:
@@ -60,8 +65,9 @@ def measure(folder: Path, plan: Plan) -> dict[str, Any]:
         plan: Sizes.
 
     Returns:
-        "plan", "runs" (what the commands said), "scores" (route to task and metric to value), "router", "cost", and
-        "read-out" (domain and encoder to the share of cells found, and of how many).
+        "plan", "runs" (what the commands said), "scores" (the baseline, the router, and each expert forced on all, to
+        task and metric to value), "router", "cost", and "read-out" (domain and encoder to the share of cells found, and
+        of how many).
     """
     own = folder / "experts" / f"{plan.seed}-{plan.steps}"
     encoders = make_encoders(folder / "experts" / "encoders", folder / "assets")
@@ -73,10 +79,9 @@ def measure(folder: Path, plan: Plan) -> dict[str, Any]:
     runs = {name: run(write_recipe(own, name, **parts)) for name in (EXPERTS, PLAIN)}
     tasks = data["tasks"]
     scores = {name: asked(one, tasks, own / f"answers-{name}") for name, one in runs.items()}
+    for expert in ("none", *NETS):
+        scores[expert] = asked(runs[EXPERTS], tasks, own / f"answers-{expert}", expert=expert)
     trained = runs[EXPERTS].trained
-    for route in ("told", "none", "wrong"):
-        print(f"asking {trained.name}, route {route}", flush=True)
-        scores[route] = answered(trained, tasks, route=route, batch=_BATCH)
     limit = min(20, plan.asked)
     found = {
         "plan": asdict(plan),
@@ -90,9 +95,10 @@ def measure(folder: Path, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def asked(one: Run, tasks: Sequence[Path], save: Path) -> Scores:
-    """Answers of a checkpoint as ``mcompose eval`` has them; its router decides, where it has one."""
+def asked(one: Run, tasks: Sequence[Path], save: Path, *, expert: str = "auto") -> Scores:
+    """Answers of a checkpoint as ``mcompose eval`` has them; its router decides, where it has one and may."""
     words = ("--template", "chat", "--batch-size", _BATCH, "--save", save, "--no-resume", "--json")
+    words += ("--experts", expert) if expert != "auto" else ()
     report = command("eval", one.trained, *tasks, *words)
     return {f"{row['task']} {row['metric']}": row["value"] for row in report["results"]}
 
@@ -111,10 +117,11 @@ def read_outs(trained: Path, plan: Plan) -> dict[str, tuple[float, int]]:
 def table(found: Mapping[str, Any]) -> str:
     """What a run prints at its end."""
     scores: Mapping[str, Scores] = found["scores"]
-    columns = {"no experts": PLAIN, "routed": EXPERTS, "told": "told", "none": "none", "wrong": "wrong"}
+    columns = ("no experts", "routed", *ROUTES)
     lines = ["| task | n | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for name in scores[PLAIN]:
-        values = " | ".join(f"{scores[route][name]:.3f}" for route in columns.values())
+        forced = [expert_for(name.partition("-")[0], list(NETS), route=route) for route in ROUTES]
+        values = " | ".join(f"{scores[one][name]:.3f}" for one in (PLAIN, EXPERTS, *forced))
         lines.append(f"| {name} | {found['plan']['asked']} | {values} |")
     spent = found["cost"]
     lines.append("")

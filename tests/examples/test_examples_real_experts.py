@@ -188,6 +188,33 @@ def test_a_cut_graph_gives_the_whole_graphs_values_line_by_line(tmp_path):
     assert "letters" not in {tensor.name for tensor in made.initializer}
 
 
+def test_a_cells_vectors_are_those_over_it():
+    from examples.real.expert_measures import cell_features
+
+    def places(rows: int, columns: int, row: int, column: int) -> list[list[int]]:
+        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
+        return cell_features(grid, row, column).reshape(-1, 2).tolist()
+
+    assert places(4, 6, 2, 1) == [[2, 2], [2, 3]]  # the recogniser: two vectors a cell, in its line
+    assert places(4, 6, 3, 2) == [[3, 4], [3, 5]]
+    wide = places(16, 16, 1, 1)  # SLANet: 12 pixels a vector
+    assert (wide[0], wide[-1], len(wide)) == ([4, 5], [7, 10], 4 * 6)
+    coarse = places(8, 8, 1, 2)  # the ViT: 24 pixels a vector
+    assert (coarse[0], coarse[-1], len(coarse)) == ([2, 5], [3, 7], 2 * 3)
+
+
+def test_ridge_regression_finds_digits_that_are_linear_in_the_features():
+    from examples.real.expert_measures import ridge
+
+    draws = np.random.default_rng(0)
+    digits, tested = draws.integers(10, size=300), draws.integers(10, size=50)
+    ways = draws.normal(size=(10, 64))
+    seen, held = (ways[own] + 0.1 * draws.normal(size=(len(own), 64)) for own in (digits, tested))
+    assert (ridge(seen, digits, held) == tested).all()
+    chance = (ridge(draws.normal(size=(300, 64)), digits, draws.normal(size=(50, 64))) == tested).mean()
+    assert chance < 0.35
+
+
 SLOW = (pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.filterwarnings("default"))
 
 
@@ -276,7 +303,7 @@ def test_an_item_costs_its_experts_tokens_and_two_marks(found, trained):
 
 @slow
 def test_every_route_answers_every_task(found):
-    routes = {"plain", "experts", "told", "none", "wrong"}
+    routes = {"plain", "experts", "none", "lines", "tables"}
     assert set(found["scores"]) == routes
     names = {name for scores in found["scores"].values() for name in scores}
     assert {"lines-table teds", "tables-table teds_structure", "lines-value anls", "general-shape exact_match"} <= names
