@@ -168,7 +168,7 @@ def write_data(folder: Path, shapes: Path, *, tables: int, asked: int, seed: int
         made["1"].append(_records(folder / f"train/{domain}-1.jsonl", [_first(shown) for shown in train]))
         made["2"].append(_records(folder / f"train/{domain}-2.jsonl", train))
         made["tasks"] += _tasks(folder / "test", domain, test)
-        labels += [{"path": path, "domain": domain} for path, _ in test]
+        labels += [{"path": path, "domain": domain if domain in SPECIAL else "none"} for path, _ in test]
     _lines(folder / "test/labels.jsonl", labels)
     return made
 

@@ -100,6 +100,10 @@ def test_tasks_ask_about_the_pictures_that_they_name(tmp_path, shapes):
     kinds = ["value", "line", "count", "table"]
     named = ["general-shape", *(f"{domain}-{kind}" for domain in SPECIAL for kind in kinds)]
     assert [path.stem for path in made["tasks"]] == named
+    labels = [json.loads(line) for line in (tmp_path / "data/test/labels.jsonl").read_text().splitlines()]
+    # easy-vqa's stand-in has one picture; it belongs to the router's class "none"
+    assert [row["domain"] for row in labels] == ["none", *["lines"] * 3, *["tables"] * 3]
+    assert all((tmp_path / "data/test" / row["path"]).is_file() for row in labels)
     drawn = draw_tables(3, split="test", seed=0, domain="tables")
     task = load_task(tmp_path / "data/test/tables-table.jsonl")
     assert task.metrics == ("teds", "teds_structure", "edit_similarity")
@@ -215,7 +219,12 @@ def test_ridge_regression_finds_digits_that_are_linear_in_the_features():
     assert chance < 0.35
 
 
-SLOW = (pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.filterwarnings("default"))
+SLOW = (
+    pytest.mark.slow,
+    pytest.mark.enable_socket,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.timeout(3600),  # the first of them runs the example
+)
 
 
 def slow(what: Any) -> Any:
