@@ -17,7 +17,6 @@ from mcompose.modeling.families import MROPE_TEXT, family_of
 if TYPE_CHECKING:
     from mcompose.checkpoint import ExpertFile, StagedOutput
     from mcompose.compose.blueprint import Blueprint
-    from mcompose.merge import SourceParts
 
 __all__ = ["write_composed"]
 
@@ -28,7 +27,8 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     """Writes config, processor, tokenizer and the network's own code.
 
     The tokenizer is the owner's with one placeholder token per modality added. The chat template is that of the base
-    language model; without a base it is the plain one of ``modeling/chat_mcompose.py``, never a multimodal source's.
+    language model; without a base it is the plain one of ``modeling/chat_mcompose.py``. A multimodal source's is kept
+    where that source is the only one (as the general model of domain experts is) and its template takes plain strings.
     The language config is the owner's too, unless a source brings a class that only adds to it (multimodal rotary
     positions), whose tensors are the same.
 
@@ -49,9 +49,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
-    tokenizer = _tokenizer(blueprint.owner)
-    if blueprint.owner.anatomy.modalities and blueprint.owner.anatomy.model_type != "mcompose":
-        tokenizer.chat_template = None  # written for that source's own placeholders and message lists
+    tokenizer = _tokenizer(blueprint)
     for tower in blueprint.towers:
         if family_of(tower.model_type).structure:
             stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
@@ -93,19 +91,41 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             _copy_graph(staged, expert.name, file)
 
 
+def _tokenizer(blueprint: Blueprint) -> Any:
+    """The owner's, with the chat template that the composition is to have."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - as above
+
+    owner = blueprint.owner
+    with _blaming(owner.name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(owner.checkpoint.folder, trust_remote_code=False)
+    native = owner.anatomy.modalities and owner.anatomy.model_type != "mcompose"
+    if native and (len(blueprint.sources.everything) > 1 or not _takes_strings(tokenizer)):
+        tokenizer.chat_template = None  # written for that source's own placeholders and message lists
+    return tokenizer
+
+
+def _takes_strings(tokenizer: Any) -> bool:
+    """Whether a template writes down plain strings, of both speakers, as they are: a composition's messages."""
+    from jinja2 import TemplateError  # noqa: PLC0415 - comes with transformers' templates
+
+    if not isinstance(tokenizer.chat_template, str):
+        return False
+    said = {"user": "<image>\nwhich one is it", "assistant": "it is this one"}
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": role, "content": words} for role, words in said.items()], tokenize=False
+        )
+    except (TemplateError, TypeError, ValueError):
+        return False
+    return all(text.count(words) == 1 for words in said.values()) and text.count("image") == 1
+
+
 def _copy_graph(staged: StagedOutput, expert: str, file: ExpertFile) -> None:
     if staged.copy_file(file.path, file.name).sha256 != file.sha256:
         raise CheckpointError(
             f"'{file.path}' of expert '{expert}' is not the file that it was: its sha256 should be {file.sha256}.",
             hint="It is damaged, or was changed meanwhile; fetch it again.",
         )
-
-
-def _tokenizer(source: SourceParts) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415 - as above
-
-    with _blaming(source.name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
 
 
 def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, Any]:

@@ -84,8 +84,8 @@ class Training:
         instruct: Stage 2: the language model too.
     """
 
-    align: Stage = Stage(2e-3, 500)
-    instruct: Stage = Stage(5e-4, 500)
+    align: Stage = Stage(2e-3, 400)
+    instruct: Stage = Stage(5e-4, 400)
 
 
 def variants_for(experts: tuple[str, ...]) -> tuple[Variant, ...]:
