@@ -21,7 +21,7 @@ __all__ = ["EXPERTS", "PLAIN", "Plan", "Run", "run", "write_recipe"]
 
 EXPERTS, PLAIN = "experts", "plain"
 """The composition with experts; the general model alone, trained on the same records for as many steps."""
-_RATES: Final = {1: 2e-3, 2: 5e-4}
+_RATES: Final = {1: 2e-3, 2: 3e-4}
 _RATIO: Final = 0.3
 
 
