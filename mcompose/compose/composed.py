@@ -17,6 +17,7 @@ from mcompose.modeling.families import MROPE_TEXT, family_of
 if TYPE_CHECKING:
     from mcompose.checkpoint import ExpertFile, StagedOutput
     from mcompose.compose.blueprint import Blueprint
+    from mcompose.merge import SourceParts
 
 __all__ = ["write_composed"]
 
@@ -49,7 +50,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
-    tokenizer = _tokenizer(blueprint)
+    tokenizer = _shared_tokenizer(blueprint)
     for tower in blueprint.towers:
         if family_of(tower.model_type).structure:
             stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
@@ -91,13 +92,17 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             _copy_graph(staged, expert.name, file)
 
 
-def _tokenizer(blueprint: Blueprint) -> Any:
-    """The owner's, with the chat template that the composition is to have."""
+def _tokenizer(source: SourceParts) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 - as above
 
+    with _blaming(source.name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
+
+
+def _shared_tokenizer(blueprint: Blueprint) -> Any:
+    """The owner's, with the chat template that the composition is to have."""
     owner = blueprint.owner
-    with _blaming(owner.name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(owner.checkpoint.folder, trust_remote_code=False)
+    tokenizer = _tokenizer(owner)
     native = owner.anatomy.modalities and owner.anatomy.model_type != "mcompose"
     if native and (len(blueprint.sources.everything) > 1 or not _takes_strings(tokenizer)):
         tokenizer.chat_template = None  # written for that source's own placeholders and message lists
