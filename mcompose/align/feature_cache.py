@@ -316,6 +316,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def _after(self, *_: Any) -> None:
         for tower in self._towers.values():
             tower.mode, tower.stored = "run", []
+        self._experts.expect({})
 
 
 class _NotCachedError(RequestError):

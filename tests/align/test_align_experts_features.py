@@ -63,6 +63,27 @@ def test_items_sent_to_other_experts_are_encoded(home, tmp_path, encoded):
     encoded.clear()
     run_stage(ask("played", feature_cache=True, **noise))
     torch.testing.assert_close(losses(tmp_path / "played"), losses(tmp_path / "plain"), rtol=1e-5, atol=0)
+    run_stage(ask("quiet"))
+    assert not torch.allclose(losses(tmp_path / "quiet"), losses(tmp_path / "plain"), rtol=1e-5, atol=0)
+
+
+def test_items_of_one_forward_pass_are_not_played_to_what_comes_after(home, tmp_path, encoded):
+    ordered, masked, model = batches(home)
+    masked.collate.media_keys = True
+    model.requires_grad_(False)
+    samples = [ordered[position][1] for position in range(18)]
+    expert = model.model.experts["maths"]
+    with FeatureCache(model, masked.collate, store=FeatureStore(tmp_path / "s", max_bytes=10**9)) as cache:
+        cache.fill(samples)
+        batch = masked.collate(samples, range(18))
+        encoded.clear()
+        model(**{name: value for name, value in batch.items() if name != "domains"})
+        assert encoded == []
+        others = batch["maths__pixel_values"].flip(0)
+        features, _ = expert.encode({"pixel_values": others})
+        assert encoded == ["maths"]
+    wanted, _ = expert.encode({"pixel_values": others})
+    torch.testing.assert_close(features, wanted, rtol=0, atol=0)
 
 
 def test_an_expert_that_mixes_items_is_found_out(home, tmp_path):
