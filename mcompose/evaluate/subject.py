@@ -20,14 +20,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
 from mcompose.modeling import register
+from mcompose.modeling.configuration_experts import NONE
+from mcompose.modeling.processing_experts import AUTO
 from mcompose.modeling.processing_frames import FramesProcessor
 from mcompose.modeling.processing_points import PointsProcessor
 
-__all__ = ["AUTO", "Subject", "load_subject"]
+__all__ = ["Subject", "load_subject"]
 
-AUTO: Final = "auto"
-"""The router chooses experts."""
-_NONE: Final = "none"
 _ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
 _OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
 _PARTS: Final = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
@@ -63,11 +62,11 @@ class Subject:
         """
         names = list(getattr(self.model.config, "experts", None) or ())
         if experts != AUTO and not names:
-            raise RequestError(f"'{self.folder}' has no experts that '{experts}' could choose from.")
-        if experts not in (AUTO, _NONE, *names):
+            raise RequestError(f"'{self.folder}' has no experts, so nothing can be sent to '{experts}'.")
+        if experts not in (AUTO, NONE, *names):
             raise UnknownNameError(
                 f"'{self.folder}' has no expert '{experts}'; it has {', '.join(names)}.",
-                hint=nearest_name(experts, [AUTO, _NONE, *names]),
+                hint=nearest_name(experts, [AUTO, NONE, *names]),
             )
         return replace(self, experts=experts)
 

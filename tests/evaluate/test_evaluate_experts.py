@@ -99,6 +99,30 @@ def test_generate_sends_media_to_the_expert_that_is_named(home) -> None:
         assert answer == expected(out, task, experts)[0].strip()
 
 
+def test_commands_hand_the_expert_on(home, tmp_path) -> None:
+    out, task = home
+    words = [
+        "eval",
+        str(out),
+        str(task),
+        "--experts",
+        "charts",
+        "--template",
+        "plain",
+        "--save",
+        str(tmp_path),
+        "--json",
+    ]
+    done = CliRunner().invoke(app, words)
+    assert json.loads(done.stdout)["experts"] == "charts"
+    _, *rows = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
+    assert [row["output"] for row in rows] == expected(out, task, "charts")
+    picture = str(task.parent / "charts0.png")
+    words = ["generate", str(out), "<image> what is it ?", "--image", picture, "--experts", "none", "--plain"]
+    done = CliRunner().invoke(app, [*words, "--max-new-tokens", "3"])
+    assert done.stdout.strip() == expected(out, task, "none")[0].strip()
+
+
 def test_eval_does_not_record_what_was_forced(home) -> None:
     out, task = home
     done = CliRunner().invoke(app, ["eval", str(out), str(task), "--experts", "none", "--record"])
