@@ -44,7 +44,7 @@ class PicturesSettings:
         checked: Held-out pictures a domain behind each figure.
         experts: Domain -> training of its expert.
         general: Training of the general encoder.
-        base: Training of the general model, on text and pictures in turn.
+        base: Training of the general model, on pictures, marks and words in turn.
         probe: Training of the read-outs behind the figures.
         probed: Training pictures that a read-out learns from.
         data: Sizes of the data on disk.
