@@ -12,19 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 import xxhash
 
 from mcompose.align.collator import Collator, expert_key_name, media_digest
 from mcompose.align.feature_store import FeatureStore
+from mcompose.align.likeness import MIXES_ITEMS, same_features
 from mcompose.align.tensor_file import raw_bytes
 
 __all__ = ["ExpertCache"]
-
-_TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-8}
-_ROUGH: Final = 2e-2  # of half precision
 
 Encoded = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -124,10 +122,9 @@ class ExpertCache:
             return
         alone = [self._encoded(name, frozen, modality, [one]) for one in frozen.tried]
         together, _ = self._encoded(name, frozen, modality, list(frozen.tried))
-        limit = _TOLERANCE.get(together.dtype, _ROUGH) * float(together.abs().max())
-        alike = {x_ITE.shape[1:] for x_ITE, _ in alone} == {together.shape[1:]} and len(together) == len(alone)
-        if not alike or float((torch.cat([x_ITE for x_ITE, _ in alone]) - together).abs().max()) > limit:
-            frozen.refusal = "its encoder does not treat items apart from each other"
+        alike = {x_ITE.shape[1:] for x_ITE, _ in alone} == {together.shape[1:]}
+        if not alike or not same_features(torch.cat([x_ITE for x_ITE, _ in alone]), together):
+            frozen.refusal = MIXES_ITEMS
 
     def _encoded(self, name: str, frozen: _Frozen, modality: str, items: Sequence[Any]) -> Encoded:
         return frozen.run(self.collator.expert_inputs(name, modality, items))

@@ -28,6 +28,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from mcompose.align.collator import Collator, media_digest
 from mcompose.align.expert_cache import ExpertCache
 from mcompose.align.feature_store import FeatureStore
+from mcompose.align.likeness import MIXES_ITEMS, same_features
 from mcompose.align.samples import Sample
 from mcompose.align.tensor_file import raw_bytes
 from mcompose.errors import RequestError
@@ -35,8 +36,6 @@ from mcompose.errors import RequestError
 __all__ = ["CacheReport", "FeatureCache"]
 
 _PARTS = ("image_processor", "feature_extractor", "video_processor")
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-_ROUGH = 2e-2  # of half precision
 
 
 @dataclass
@@ -277,9 +276,8 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             recorded = self._record(tower, modality, [item])
             alone.append({f"{c}/{i}": recorded[c][0][i] for c, point in tower.points.items() for i in point.kept})
         wanted, found = self._features(modality, items), self._played(tower, modality, items, alone)
-        limit = _TOLERANCE.get(wanted.dtype, _ROUGH) * float(wanted.abs().max())
-        if wanted.shape != found.shape or float((wanted - found).abs().max()) > limit:
-            raise _NotCachedError("its encoder does not treat items apart from each other")
+        if not same_features(found, wanted):
+            raise _NotCachedError(MIXES_ITEMS)
 
     # playing
 
