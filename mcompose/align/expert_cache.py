@@ -9,18 +9,16 @@ Letters: I items, T vectors of one item, E width of the encoder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xxhash
 
 from mcompose.align.collator import Collator, expert_key_name, media_digest
+from mcompose.align.encoder_identity import encoder_identity, feature_key
 from mcompose.align.feature_store import FeatureStore
 from mcompose.align.likeness import MIXES_ITEMS, same_features
-from mcompose.align.tensor_file import raw_bytes
 
 __all__ = ["ExpertCache"]
 
@@ -144,14 +142,8 @@ class ExpertCache:
         return encode
 
     def _key(self, name: str, content: bytes) -> str:
-        return xxhash.xxh3_128(content + self._experts[name].identity.encode()).hexdigest()
+        return feature_key(content, self._experts[name].identity)
 
 
 def _identity(expert: Any, processor: Any) -> str:
-    digest = xxhash.xxh3_128()
-    for settings in (expert.entry, processor.to_dict() if hasattr(processor, "to_dict") else {}):
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for key, tensor in expert.encoder.state_dict().items():
-        digest.update(f"{key} {tensor.dtype}".encode())
-        digest.update(raw_bytes(tensor))
-    return digest.hexdigest()
+    return encoder_identity(expert.entry, processor, expert.encoder.state_dict().items())

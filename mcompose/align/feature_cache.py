@@ -14,28 +14,24 @@ so a changed file, size or encoder is another item.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import xxhash
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mcompose.align.collator import Collator, media_digest
+from mcompose.align.encoder_identity import encoder_identity, feature_key
 from mcompose.align.expert_cache import ExpertCache
 from mcompose.align.feature_store import FeatureStore
 from mcompose.align.likeness import MIXES_ITEMS, same_features
 from mcompose.align.samples import Sample
-from mcompose.align.tensor_file import raw_bytes
 from mcompose.errors import RequestError
 
 __all__ = ["CacheReport", "FeatureCache"]
-
-_PARTS = ("image_processor", "feature_extractor", "video_processor")
 
 
 @dataclass
@@ -331,20 +327,14 @@ def _frozen_children(tower: nn.Module) -> dict[str, _Point]:
 
 
 def _identity(points: Mapping[str, _Point], tower: Any, processor: Any) -> str:
-    digest = xxhash.xxh3_128()
-    digest.update(json.dumps(tower.config.to_dict(), sort_keys=True, default=str).encode())
-    for part in [processor, *(getattr(processor, name, None) for name in _PARTS)]:
-        settings = part.to_dict() if hasattr(part, "to_dict") else {}
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, point in points.items():
-        for key, tensor in point.module.state_dict().items():
-            digest.update(f"{name}.{key} {tensor.dtype}".encode())
-            digest.update(raw_bytes(tensor))
-    return digest.hexdigest()
+    weights = (
+        (f"{name}.{key}", tensor) for name, point in points.items() for key, tensor in point.module.state_dict().items()
+    )
+    return encoder_identity(tower.config.to_dict(), processor, weights)
 
 
 def _key(tower: _Tower, content: bytes) -> str:
-    return xxhash.xxh3_128(content + tower.identity.encode() + tower.modality.encode()).hexdigest()
+    return feature_key(content, tower.identity + tower.modality)
 
 
 def _bytes(row: torch.Tensor) -> bytes:

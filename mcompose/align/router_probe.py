@@ -12,25 +12,22 @@ Differs: a convex problem is solved to its end (L-BFGS in float64) instead of be
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import xxhash
 from torch.nn import functional as F
 
 from mcompose.align.collator import Collator, media_digest
+from mcompose.align.encoder_identity import encoder_identity, feature_key
 from mcompose.align.feature_store import FeatureStore
 from mcompose.align.samples import Sample
-from mcompose.align.tensor_file import raw_bytes
 from mcompose.errors import NumericsError, RequestError
 
 __all__ = ["PooledItems", "Probe", "fit_probe", "pooled_items_of"]
 
 _MAX_ITERATIONS = 500
-_PARTS = ("image_processor", "feature_extractor", "video_processor")
 
 
 @dataclass(frozen=True)
@@ -161,9 +158,9 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _features(
-    inner: Any, collator: Collator, modality: str, items: list[Any], identity: bytes, store: FeatureStore
+    inner: Any, collator: Collator, modality: str, items: list[Any], identity: str, store: FeatureStore
 ) -> list[torch.Tensor]:
-    keys = [xxhash.xxh3_128(media_digest(item) + identity).hexdigest() for item in items]
+    keys = [feature_key(media_digest(item), identity) for item in items]
     kept = {key: stored["pooled"] for key in dict.fromkeys(keys) if (stored := store.get(key)) is not None}
     missing = {key: item for key, item in zip(keys, items, strict=True) if key not in kept}
     if missing:
@@ -188,18 +185,14 @@ def _encoded(inner: Any, collator: Collator, modality: str, items: list[Any]) ->
     return made[modality].pooled_IW
 
 
-def _identity(inner: Any, collator: Collator, modality: str) -> bytes:
+def _identity(inner: Any, collator: Collator, modality: str) -> str:
     """What a medium's feature depends on beside its bytes."""
-    digest, config = xxhash.xxh3_128(), inner.config
+    config, source = inner.config, inner.config.served_by(modality)
     router = {name: config.routers[modality].get(name) for name in ("feature", "tile", "width")}
-    source = config.served_by(modality)
-    digest.update(json.dumps([modality, router, config.sources[source]], sort_keys=True, default=str).encode())
-    processor = collator.processor.processors.get(source)
-    for part in [processor, *(getattr(processor, name, None) for name in _PARTS)]:
-        settings: Mapping[str, Any] = part.to_dict() if hasattr(part, "to_dict") else {}
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in inner.get_encoder(modality).state_dict().items():
-        if "projector" not in name and "connector" not in name:
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(raw_bytes(tensor))
-    return digest.digest()
+    weights = (
+        (name, tensor)
+        for name, tensor in inner.get_encoder(modality).state_dict().items()
+        if "projector" not in name and "connector" not in name
+    )
+    settings = [modality, router, config.sources[source]]
+    return encoder_identity(settings, collator.processor.processors.get(source), weights)
