@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,8 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     fingerprint = plan.fingerprint if options.device == "cpu" else f"{plan.fingerprint} on {options.device}"
     with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume, durable=options.sync) as staged:
         with phases("small files"):
-            _write_files(staged, loaded, blueprint)
+            noticed = _write_files(staged, loaded, blueprint)
+            blueprint = replace(blueprint, warnings=(*blueprint.warnings, *noticed))
         with phases("allocate"):
             resumed = len(staged.allocate(plan.layout))
         with phases("weights"):
@@ -192,16 +193,18 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     return ComposeResult(final, blueprint, ledger, resumed, warnings, phases.seconds, done.seconds)
 
 
-def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> None:
-    """Everything but weights, first: what fails here fails before gigabytes are read."""
+def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> list[str]:
+    """Everything but weights, first: what fails here fails before gigabytes are read. Returns warnings."""
     dtype = loaded.recipe.merge.dtype
+    noticed = []
     if blueprint.format == COMPOSED:
-        write_composed(staged, blueprint, dtype=dtype)
+        noticed = write_composed(staged, blueprint, dtype=dtype)
     elif blueprint.format == NATIVE:
         write_native(staged, blueprint, dtype=dtype)
     else:
         write_text_model(staged, blueprint, dtype=dtype)
     staged.write_file(f"{FOLDER}/recipe.yaml", loaded.raw)
+    return noticed
 
 
 def _write_records(

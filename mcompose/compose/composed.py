@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcompose.compose.chat_template import chat_template_of, string_template
 from mcompose.compose.decoupled import Decoupling
 from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower, vectors_around
@@ -24,12 +25,12 @@ __all__ = ["write_composed"]
 _CHECKED = ("model.language_model.", "model.experts.", "model.routers.", "model.domain_tokens", "model.mask_token")
 
 
-def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> None:
+def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
     """Writes config, processor, tokenizer and the network's own code.
 
     The tokenizer is the owner's with one placeholder token per modality added. The chat template is that of the base
     language model; without a base it is the plain one of ``modeling/chat_mcompose.py``. A multimodal source's is kept
-    where that source is the only one (as the general model of domain experts is) and its template takes plain strings.
+    where that source is the only one (as the general model of domain experts is).
     The language config is the owner's too, unless a source brings a class that only adds to it (multimodal rotary
     positions), whose tensors are the same.
 
@@ -37,6 +38,9 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         staged: The output.
         blueprint: What was decided.
         dtype: The recipe's dtype; None keeps that of the weights.
+
+    Returns:
+        Warnings for the user.
 
     Raises:
         CompositionError: A source has no processor, or the sources do not fit one network.
@@ -50,7 +54,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
-    tokenizer = _shared_tokenizer(blueprint)
+    tokenizer, noticed = _shared_tokenizer(blueprint)
     for tower in blueprint.towers:
         if family_of(tower.model_type).structure:
             stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
@@ -90,6 +94,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     for expert in experts.experts:
         for file in expert.files:
             _copy_graph(staged, expert.name, file)
+    return noticed
 
 
 def _tokenizer(source: SourceParts) -> Any:
@@ -99,30 +104,23 @@ def _tokenizer(source: SourceParts) -> Any:
         return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
 
 
-def _shared_tokenizer(blueprint: Blueprint) -> Any:
-    """The owner's, with the chat template that the composition is to have."""
+def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
+    """The owner's, with the chat template that the composition is to have, and warnings."""
     owner = blueprint.owner
     tokenizer = _tokenizer(owner)
-    native = owner.anatomy.modalities and owner.anatomy.model_type != "mcompose"
-    if native and (len(blueprint.sources.everything) > 1 or not _takes_strings(tokenizer)):
-        tokenizer.chat_template = None  # written for that source's own placeholders and message lists
-    return tokenizer
-
-
-def _takes_strings(tokenizer: Any) -> bool:
-    """Whether a template writes down plain strings, of both speakers, as they are: a composition's messages."""
-    from jinja2 import TemplateError  # noqa: PLC0415 - comes with transformers' templates
-
-    if not isinstance(tokenizer.chat_template, str):
-        return False
-    said = {"user": "<image>\nwhich one is it", "assistant": "it is this one"}
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": role, "content": words} for role, words in said.items()], tokenize=False
-        )
-    except (TemplateError, TypeError, ValueError):
-        return False
-    return all(text.count(words) == 1 for words in said.values()) and text.count("image") == 1
+    if not owner.anatomy.modalities or owner.anatomy.model_type == "mcompose":
+        return tokenizer, []
+    if len(blueprint.sources.everything) > 1:
+        tokenizer.chat_template = None  # written for one source's own placeholders, perhaps for message lists
+        return tokenizer, []
+    folder = owner.checkpoint.folder
+    own, tokenizer.chat_template = chat_template_of(tokenizer, folder), string_template(tokenizer, folder)
+    if own is None or tokenizer.chat_template:
+        return tokenizer, []
+    return tokenizer, [
+        f"The chat template of {owner.name} does not write plain strings as they are; the composition has the plain "
+        "one of mcompose (USER: ... ASSISTANT: ...), which that model was not tuned for."
+    ]
 
 
 def _copy_graph(staged: StagedOutput, expert: str, file: ExpertFile) -> None:

@@ -1,5 +1,6 @@
 """The chat template of a composition: the only source's where it writes plain strings down, and nobody's elsewhere."""
 
+import json
 import shutil
 
 import pytest
@@ -12,6 +13,11 @@ PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %
 LISTS = (
     "{% for m in messages %}{% for c in m['content'] %}{{ '<own>' if c['type'] == 'image' else c['text'] }}"
     "{% endfor %}{% endfor %}"
+)
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+    "{{ '<image>\n' if c['type'] == 'image' else c['text'] }}{% endfor %}{{ ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 TWICE = "{% for m in messages %}{{ m['content'] }} {{ m['content'] }}{% endfor %}"
 STRICT = "{{ raise_exception('no') }}"
@@ -28,8 +34,9 @@ def composed(sources, tmp_path):
     def make(templates, *, base=False):
         given = []
         for name, template in templates.items():
-            shutil.copytree(sources / name, tmp_path / name)
-            (tmp_path / name / "chat_template.jinja").write_text(template, encoding="utf-8")
+            shutil.copytree(sources / name, tmp_path / name, dirs_exist_ok=True)
+            if template is not None:
+                (tmp_path / name / "chat_template.jinja").write_text(template, encoding="utf-8")
             given.append({"name": name, "model": f"local:{tmp_path / name}"})
         recipe = write_recipe(
             tmp_path / "recipe.yaml",
@@ -38,7 +45,7 @@ def composed(sources, tmp_path):
             output={"dir": "out", "format": "composed"},
             **({"base": f"local:{sources / 'base'}"} if base else {}),
         )
-        merge(recipe)
+        make.report = merge(recipe)
         return AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
 
     return make
@@ -49,9 +56,33 @@ def test_the_only_sources_template_is_kept(composed):
     assert processor.apply_chat_template(TURNS) == "[user] <image>\nwhat is this ? [assistant] red "
 
 
-@pytest.mark.parametrize("template", [LISTS, TWICE, STRICT], ids=["lists", "twice", "strict"])
-def test_a_template_that_does_not_write_strings_as_they_are_is_left_out(composed, template):
+def test_a_template_over_parts_says_what_the_sources_own_processor_says(composed, tmp_path):
+    processor = composed({"sees": PARTS})
+    listed = [TURNS[0], {"role": "assistant", "content": [{"type": "text", "text": "red"}]}]
+    native = AutoProcessor.from_pretrained(tmp_path / "sees")
+    for prompt in (False, True):
+        assert processor.apply_chat_template(TURNS, add_generation_prompt=prompt) == native.apply_chat_template(
+            listed, add_generation_prompt=prompt, tokenize=False
+        )
+    # The tokenizer alone carries it too, for whatever serves the checkpoint without a processor.
+    assert processor.tokenizer.apply_chat_template(listed[1:], tokenize=False) == "assistant: red "
+
+
+def test_a_parts_template_gets_the_placeholder_of_the_composition(composed):
+    assert composed({"sees": LISTS}).apply_chat_template(TURNS) == "<image>\nwhat is this ?red"
+
+
+def test_a_template_in_the_file_that_only_processors_read_is_found(sources, tmp_path, composed):
+    source = shutil.copytree(sources / "sees", tmp_path / "sees")
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}), encoding="utf-8")
+    assert composed({"sees": None}).apply_chat_template(TURNS) == "user: <image>\nwhat is this ? assistant: red "
+
+
+@pytest.mark.parametrize("template", [TWICE, STRICT], ids=["twice", "strict"])
+def test_a_template_that_does_not_write_strings_as_they_are_is_left_out_aloud(composed, template):
     processor = composed({"sees": template})
+    [warning] = composed.report.warnings
+    assert "chat template of sees does not write plain strings" in warning
     assert processor.tokenizer.chat_template is None
     assert processor.apply_chat_template(TURNS).startswith("USER: <image>\nwhat is this ? ASSISTANT: red")
 
