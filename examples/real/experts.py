@@ -1,6 +1,6 @@
 """Chimera with real document networks: PP-OCRv6 and SLANet beside a general model of SmolLM2 and a ViT.
 
-    python -m examples.real.experts             # the whole run, most of it training
+    python -m examples.real.experts             # the whole run: 40 minutes on one core
     python -m examples.real.experts --quick     # whether everything fits together; its figures mean nothing
 
 What it does, each step by the command that a user would type: fetches the pinned packages, makes the encoders' folders
