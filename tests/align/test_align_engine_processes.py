@@ -34,10 +34,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def torchrun(home, *arguments, count):
+def torchrun(home, *arguments, count, recipe="recipe.yaml"):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-addr", "127.0.0.1",
-        "--master-port", str(free_port()), "-m", "mcompose", "align", str(home / "recipe.yaml"), "--stage", "1",
+        "--master-port", str(free_port()), "-m", "mcompose", "align", str(home / recipe), "--stage", "1",
         *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -62,6 +62,35 @@ def test_two_processes_make_the_losses_of_one_with_accumulation(home, tmp_path):
     records = [json.loads((tmp_path / name / "stage.json").read_text()) for name in ("one", "two")]
     assert records[0]["frozen"] == records[1]["frozen"] == report["frozen"]
     assert records[0]["fingerprint"] == records[1]["fingerprint"]
+
+
+PAIRS = [
+    {"prompt": "<image> what is this ?", "chosen": "a b", "rejected": "c d e f", "image": f"{number}.png"}
+    for number in range(3, 11)
+]
+
+
+def test_two_processes_learn_from_pairs_as_one_does(home, tmp_path):
+    from mcompose.pipeline.align import AlignOptions, align
+
+    (home / "data" / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS), encoding="utf-8")
+    stage = {**SETTINGS, "data": ["data/pairs.jsonl"], "dpo": {"beta": 0.5}, "save_every": 4}
+    recipe = write_recipe(home, {1: stage}).rename(home / "pairs.yaml")
+    write_recipe(home, {1: SETTINGS})
+    align(recipe, stage=1, options=AlignOptions(output=tmp_path / "one", quiet=True))
+    result = torchrun(home, "-o", str(tmp_path / "two"), "--json", count=2, recipe="pairs.yaml")
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for name in ("loss", "margin", "preference_accuracy"):
+        one, two = ([row[name] for row in found] for found in rows)
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5, msg=name)
+    assert rows[0][-1]["margin"] > 0.1
+    one, two = (load_file(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_sharding_is_refused_where_it_would_not_happen(monkeypatch):

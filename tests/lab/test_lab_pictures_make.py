@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from mcompose.align.samples import parse_record
 from mcompose.errors import OutputError
 from mcompose.evaluate.jsonl_tasks import load_lines
 from mcompose.lab.pictures.encoders import build_encoder
-from mcompose.lab.pictures.general import _looks, _row, make_tokenizer
+from mcompose.lab.pictures.general import _looked, _looks, _looks_of, _row, make_tokenizer
 from mcompose.lab.pictures.ink import COLOURS
 from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Mark
 from mcompose.lab.pictures.pretrain import COARSE, coarse_targets, general_shares
 from mcompose.lab.pictures.questions import TASKS, questions_of
-from mcompose.lab.pictures.reading import FIELDS, classes, make_pool, overlaps
+from mcompose.lab.pictures.reading import FIELDS, classes, homes, make_pool, overlaps
 from mcompose.lab.pictures.render import render_many
 from mcompose.lab.pictures.settings import PicturesData, PicturesSettings
 from mcompose.lab.randomness import deterministic_torch
@@ -217,3 +218,51 @@ def test_rows_told_in_marks_point_at_the_mark_of_each_next_word() -> None:
             assert said[ids[source]] == "<image>"
             assert labels[place + 1] == ids[place + 1]
             assert said[ids[place + 1]] in picture.marks[source - 1].fields.values()
+
+
+def test_patches_belong_to_the_mark_that_covers_most_of_them() -> None:
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10]], dtype=float)
+    marks = (Mark((0, 0, 14, 10), {"word": "a"}), Mark((14, 0, 21, 10), {"word": "b"}))
+    # The second patch: 4 of 10 columns are the first mark's, 6 the second's. The third: 1 of 10, which is too little.
+    assert homes(marks, boxes).tolist() == [0, 1, -1, -1]
+    assert homes((), boxes).tolist() == [-1] * 4
+
+
+def test_rows_with_pictures_point_at_patches_over_the_next_word() -> None:
+    words = make_tokenizer().get_vocab()
+    encoder = build_encoder("general", general_side=64)
+    tokens = (encoder.side // encoder.patch) ** 2
+    pointed = 0
+    for picture in render_many("table", 5, seed=0, purpose="looks"):
+        boxes = encoder.token_boxes({}, [picture.image.size])[0]
+        questions = [question for question in questions_of(picture) if question.sources][:3]
+        ids, _ = _row(["<image>"] * tokens, questions, words)
+        said = {place: word for word, place in words.items()}
+        looks = _looks_of(questions, picture, "picture", tokens, homes(picture.marks, boxes))
+        for place, patches in looks:
+            assert all(said[ids[patch]] == "<image>" for patch in patches)
+            over = overlaps(picture.marks, boxes[np.array(patches) - 1]).argmax(axis=1)
+            assert all(said[ids[place + 1]] in picture.marks[mark].fields.values() for mark in over)
+            pointed += 1
+        assert _looks_of(questions, picture, "picture", tokens, None) == []
+        assert _looks_of(questions, picture, "words", tokens, homes(picture.marks, boxes)) == []
+    assert pointed > 20
+
+
+def test_looking_at_any_patch_of_a_word_counts() -> None:
+    attentions = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]], [[0.25] * 4, [0.0, 0.5, 0.5, 0.0]]])
+    looks = [[(0, (1, 2)), (1, (0,))], [(1, (1, 2))]]
+    wanted = -(np.log(0.5) + np.log(0.7) + np.log(1.0)) / 3
+    assert float(_looked(attentions, looks)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_general_encoder_that_reads_sees_larger_pictures(tmp_path: Path) -> None:
+    settings = replace(TINY, name="pictures-reading", general_side=64, general_reads=True, base_general=0.3)
+    family = make_pictures(tmp_path / "reading", settings=settings, workers=0)
+    assert family.name == "pictures-reading"
+    model = LlavaForConditionalGeneration.from_pretrained(family.base)
+    assert model.config.vision_config.image_size == 64
+    assert model.config.image_seq_length == 64
+    assert make_pictures(tmp_path / "reading", settings=settings).figures == family.figures
+    with pytest.raises(OutputError, match="holds a lab family of another kind"):
+        make_pictures(tmp_path / "reading", settings=TINY)
