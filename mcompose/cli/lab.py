@@ -17,7 +17,9 @@ app = typer.Typer(help="Train small families of checkpoints and measure composit
 
 @app.command("make")
 def make(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="numbers, numbers-apart, smol or pictures")],
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY", help="numbers, numbers-apart, smol, pictures or pictures-reading")
+    ],
     target: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     as_json: JsonOption = False,

@@ -29,6 +29,7 @@ from mcompose.lab import (
 from mcompose.lab.composition import COLUMNS
 from mcompose.lab.composition_plot import plot_composition
 from mcompose.lab.pictures.make import make_pictures
+from mcompose.lab.pictures.settings import READING
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
 
@@ -44,8 +45,13 @@ FAMILIES: dict[str, Callable[..., LabFamily]] = {
     "numbers-apart": partial(make_numbers, settings=APART),
     "smol": partial(make_smol, settings=SMOL),
     "pictures": make_pictures,
+    "pictures-reading": partial(make_pictures, settings=READING),
 }
-REPORTS = {"numbers": ("numbers",), "composition": ("numbers-apart", "smol"), "chimera": ("pictures",)}
+REPORTS = {
+    "numbers": ("numbers",),
+    "composition": ("numbers-apart", "smol"),
+    "chimera": ("pictures", "pictures-reading"),
+}
 """Report to the families that it can be measured on; the first is the default."""
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
 """What a report compares, with the parameters that differ from the defaults; set before any was measured."""
@@ -87,7 +93,7 @@ def make(name: str, folder: Path, *, seed: int = 0) -> MadeFamily:
     """Trains one small family, or opens it when it is there.
 
     Args:
-        name: ``numbers``, ``numbers-apart`` or ``smol``.
+        name: One of ``FAMILIES``.
         folder: Where to.
         seed: Everything random follows from it.
 

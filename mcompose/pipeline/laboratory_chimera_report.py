@@ -35,10 +35,13 @@ def chimera_report(families: Iterable[LabFamily], folder: Path, *, plan: Plan | 
         The table.
     """
     plan = plan or Plan()
-    runs = [chimera_run(family, plan) for family in families]
+    runs, names = [], []
+    for family in families:
+        names.append(family.name)
+        runs.append(chimera_run(family, plan))
     rows = with_paper(table(runs))
     plot = folder / "chimera.png"
-    plot_chimera(rows, plot, title=f"chimera, pictures: {len(runs)} seed{'s' * (len(runs) > 1)}")
+    plot_chimera(rows, plot, title=f"chimera, {names[0]}: {len(runs)} seed{'s' * (len(runs) > 1)}")
     return LabReport("chimera", rows, plot, _COLUMNS)
 
 

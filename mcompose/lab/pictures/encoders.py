@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel
 
-__all__ = ["GENERAL_SIDE", "Encoder", "build_encoder"]
+__all__ = ["Encoder", "build_encoder"]
 
-GENERAL_SIDE: Final = 32
 _EXPERT_SIDE: Final = 96
 _EXPERT_PATCH: Final = 12
 _CHART_PATCH: Final = 12
@@ -102,29 +101,30 @@ class Encoder:
         return np.where(places[..., :1] > 0, boxes, 0.0)
 
 
-def build_encoder(name: str) -> Encoder:
+def build_encoder(name: str, *, general_side: int = 32) -> Encoder:
     """Makes a fresh encoder and its image processor.
 
     Args:
         name: "general", "chart", "table" or "document".
+        general_side: The general encoder sees so many pixels a side.
 
     Returns:
         The encoder. Weights come from torch's global generator: call inside a fork of it.
     """
-    return _BUILDERS[name]()
+    return _general(general_side) if name == "general" else _EXPERTS[name]()
 
 
-def _general() -> Encoder:
+def _general(pixels: int) -> Encoder:
     from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: PLC0415 - import cost
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: PLC0415 - as above
 
     config = CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=3, num_attention_heads=4,
-        image_size=GENERAL_SIDE, patch_size=8,
+        image_size=pixels, patch_size=8,
     )  # fmt: skip
-    side = {"height": GENERAL_SIDE, "width": GENERAL_SIDE}
+    side = {"height": pixels, "width": pixels}
     processor = CLIPImageProcessorPil(size=side, crop_size=side, **_PLAIN)
-    return Encoder("general", CLIPVisionModel(config), processor, 64, class_token=True, side=GENERAL_SIDE, patch=8)
+    return Encoder("general", CLIPVisionModel(config), processor, 64, class_token=True, side=pixels, patch=8)
 
 
 def _chart() -> Encoder:
@@ -173,8 +173,7 @@ def _document() -> Encoder:
 
 
 _PLAIN: Final[dict[str, Any]] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True}
-_BUILDERS: Final[dict[str, Callable[[], Encoder]]] = {
-    "general": _general,
+_EXPERTS: Final[dict[str, Callable[[], Encoder]]] = {
     "chart": _chart,
     "table": _table,
     "document": _document,

@@ -16,7 +16,7 @@ bring. No expert's token is ever shown to it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,11 @@ __all__ = ["GeneralModel", "MarkTable", "answered", "build_general_model", "make
 _ASKED = 1  # questions a row: several would have the model learn first which of them is asked
 _FIRST = ("marks", "marks", "marks", "words")  # of the rows of one step, in turn: it learns to look things up before
 _THEN = ("picture", "marks", "picture", "picture")  # it sees pictures, as large language models do
-_GENERAL_SHARE = {"picture": 0.65, "marks": 0.0, "words": 0.3}
+_GENERAL_SHARE = {"marks": 0.0, "words": 0.3}
 _CHUNK = 100
 _LOOKING_LAYER = 1
 _SPREAD = 0.09  # of fresh weights: about one over the root of the width
 _SHORT_SHARE = 0.4  # of the steps ask for single things only, before any list: lists come from look-ups
-_FIRST_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def train_general_model(
     settings: PicturesSettings,
     *,
     seed: int,
-    progress: Callable[[float], None] | None = None,
+    homes: Sequence[np.ndarray] = (),
 ) -> None:
     """Trains language model and projector.
 
@@ -174,7 +173,8 @@ def train_general_model(
         seen: Their patches as the general encoder gives them, (pictures, tokens, width).
         settings: The family's settings.
         seed: The family's seed.
-        progress: Told the share that is done.
+        homes: Of each picture, the mark that each patch belongs to, -1 for none, (tokens,): it is told where to look
+            in pictures too; empty for in marks only.
     """
     generator = generator_for(seed, "general model")
     words = general.processor.tokenizer.get_vocab()
@@ -183,18 +183,19 @@ def train_general_model(
     asked = [questions_of(picture) for picture in pictures]
     short = [tuple(q for q in own if q.task not in LISTS) for own in asked]
     steps = itertools.count()
-    shares = {way: general_shares(pictures, general=share) for way, share in _GENERAL_SHARE.items()}
+    general_share = {**_GENERAL_SHARE, "picture": settings.base_general}
+    shares = {way: general_shares(pictures, general=share) for way, share in general_share.items()}
 
     def loss() -> torch.Tensor:
         step = next(steps)
-        way = (_FIRST if step < _FIRST_SHARE * settings.base.steps else _THEN)[step % 4]
+        way = (_FIRST if step < settings.base_blind * settings.base.steps else _THEN)[step % 4]
         index = generator.choice(len(pictures), size=settings.base.batch, p=shares[way])
         held = short if step < _SHORT_SHARE * settings.base.steps else asked
         rows, looks = [], []
         for i in index:
             chosen = [held[i][j] for j in generator.permutation(len(held[i]))[:_ASKED]]
             rows.append(_row(_opening(general, pictures[i], way), chosen, words))
-            looks.append(_looks(chosen, start=1 + len(pictures[i].marks)))
+            looks.append(_looks_of(chosen, pictures[i], way, general.tokens, homes[i] if len(homes) else None))
         ids, labels = _collated(rows)
         features = None
         if way == "picture":
@@ -203,10 +204,10 @@ def train_general_model(
             features = general.marks([pictures[i] for i in index])
         logits, attentions = _forward(general, ids, features)
         value = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return value + _looked(attentions, looks) if way == "marks" else value
+        return value + _looked(attentions, looks) if any(looks) else value
 
     model.set_attn_implementation("eager")  # only that tells where it looks
-    fit([*trained, *general.marks.parameters()], settings.base, loss=loss, progress=progress)
+    fit([*trained, *general.marks.parameters()], settings.base, loss=loss)
     model.set_attn_implementation("sdpa")
     general.model.requires_grad_().eval()
 
@@ -297,10 +298,24 @@ def _looks(questions: Sequence[Question], *, start: int) -> list[tuple[int, int]
     return found
 
 
-def _looked(attentions: torch.Tensor, looks: Sequence[Sequence[tuple[int, int]]]) -> torch.Tensor:
+def _looks_of(
+    questions: Sequence[Question], picture: Picture, way: str, tokens: int, home: np.ndarray | None
+) -> list[tuple[int, Sequence[int]]]:
+    """Places of any row, each with the places that its next word is read from."""
+    if way == "marks":
+        return [(place, (mark,)) for place, mark in _looks(questions, start=1 + len(picture.marks))]
+    if way != "picture" or home is None:
+        return []
+    held = ((place, 1 + np.flatnonzero(home == mark - 1)) for place, mark in _looks(questions, start=1 + tokens))
+    return [(place, patches.tolist()) for place, patches in held if len(patches)]
+
+
+def _looked(attentions: torch.Tensor, looks: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> torch.Tensor:
     """Minus the logarithm of how much one head looks where the next word stands, mean over places."""
-    places = torch.tensor([(row, *pair) for row, pairs in enumerate(looks) for pair in pairs])
-    return -torch.log(attentions[places[:, 0], places[:, 1], places[:, 2]] + 1e-6).mean()
+    pairs = [(row, *pair) for row, found in enumerate(looks) for pair in found]
+    places = torch.tensor([(row, place, key, i) for i, (row, place, keys) in enumerate(pairs) for key in keys])
+    seen = attentions[places[:, 0], places[:, 1], places[:, 2]]
+    return -torch.log(torch.zeros(len(pairs)).index_add(0, places[:, 3], seen) + 1e-6).mean()
 
 
 def _forward(

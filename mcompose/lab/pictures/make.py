@@ -119,7 +119,7 @@ def _build(
             _tell(progress, name, done)
     (folder / "recipe.yaml").write_text(recipe_text(), encoding="utf-8")
     return {
-        "family": "pictures",
+        "family": settings.name,
         "seed": seed,
         "donors": list(EXPERTS),
         "domains": list(DOMAINS),
@@ -178,15 +178,17 @@ def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[st
     from mcompose.lab.pictures.general import answered, build_general_model, train_general_model  # noqa: PLC0415
     from mcompose.lab.pictures.pretrain import train_general  # noqa: PLC0415 - workers only
     from mcompose.lab.pictures.probe import readable  # noqa: PLC0415 - workers only
-    from mcompose.lab.pictures.reading import encoded, make_pool  # noqa: PLC0415 - workers only
+    from mcompose.lab.pictures.reading import encoded, homes, make_pool  # noqa: PLC0415 - workers only
 
     held = {domain: _pictures(domain, settings, seed) for domain in DOMAINS}
     with deterministic_torch(seed, "general"):
-        encoder = build_encoder("general")
+        encoder = build_encoder("general", general_side=settings.general_side)
         train = [picture for own, _ in held.values() for picture in own]
         test = [picture for _, own in held.values() for picture in own]
         pool = make_pool(encoder, train)
-        train_general(encoder, pool, settings.general, seed=seed)
+        taught = EXPERTS if settings.general_reads else ()
+        reading = {name: make_pool(encoder, held[name][0], domain=name) for name in taught}
+        train_general(encoder, pool, settings.general, seed=seed, reading=reading)
         read = {
             name: readable(
                 encoder, name, held[name][0][: settings.probed], held[name][1], settings=settings.probe, seed=seed
@@ -194,7 +196,8 @@ def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[st
             for name in EXPERTS
         }
         general = build_general_model(settings, encoder)
-        train_general_model(general, train, encoded(encoder, pool), settings, seed=seed)
+        told = [homes(one.marks, boxes) for one, boxes in zip(train, pool.boxes, strict=True) if settings.general_reads]
+        train_general_model(general, train, encoded(encoder, pool), settings, seed=seed, homes=told)
         shown = encoded(encoder, make_pool(encoder, test))
         general.model.save_pretrained(folder / "base")
         general.processor.save_pretrained(folder / "base")

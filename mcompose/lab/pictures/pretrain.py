@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ __all__ = ["COARSE", "coarse_targets", "general_shares", "train_expert", "train_
 COARSE = {"kind": len(KINDS), "colour": len(COLOURS), "shape": len(SHAPES), "side": len(SIDES), "digit": 10, "count": 6,
           "columns": 4, "largest": 5}  # fmt: skip
 """What the general encoder is taught, and how many classes each has."""
+_READ: Final = 32  # pictures of a step from which the general encoder learns to read, when it does
 
 
 def train_expert(
@@ -44,20 +48,15 @@ def train_expert(
         progress: Told the share that is done.
     """
     generator = generator_for(seed, "expert", encoder.name)
-    heads = nn.ModuleList(nn.Linear(encoder.width, 1 + len(names)) for names in FIELDS[encoder.name].values())
+    reader = _Reader(encoder, encoder.name, pool)
     start(encoder, pool, generator=generator)
     encoder.model.train()
-
-    def loss() -> torch.Tensor:
-        index = generator.integers(len(pool.pictures), size=settings.batch)
-        tokens = encoder.encode(pool.rows(index))
-        targets = pool.targets[torch.from_numpy(index)]
-        losses = [
-            F.cross_entropy(head(tokens).flatten(0, 1), targets[..., i].flatten()) for i, head in enumerate(heads)
-        ]
-        return torch.stack(losses).sum()
-
-    fit([*encoder.model.parameters(), *heads.parameters()], settings, loss=loss, progress=progress)
+    fit(
+        [*encoder.model.parameters(), *reader.heads.parameters()],
+        settings,
+        loss=lambda: reader.loss(generator, settings.batch),
+        progress=progress,
+    )
     encoder.model.eval()
 
 
@@ -67,6 +66,7 @@ def train_general(
     settings: FitSettings,
     *,
     seed: int,
+    reading: Mapping[str, Pool] = MappingProxyType({}),
     progress: Callable[[float], None] | None = None,
 ) -> None:
     """Teaches the general encoder what a picture shows on the whole.
@@ -76,6 +76,7 @@ def train_general(
         pool: Pictures of all domains.
         settings: Steps and learning rate.
         seed: The family's seed.
+        reading: Domain to its pictures with targets, which it learns to read as well.
         progress: Told the share that is done.
     """
     generator = generator_for(seed, "general encoder")
@@ -83,6 +84,8 @@ def train_general(
     shares = general_shares(pool.pictures, general=0.6)
     # One set of heads for the class token, which a router reads, and one for the patches, which a projector reads.
     heads = [nn.ModuleList(nn.Linear(encoder.width, classes) for classes in COARSE.values()) for _ in range(2)]
+    readers = {name: _Reader(encoder, name, own) for name, own in reading.items()}
+    turns = itertools.cycle(readers.values())
     start(encoder, pool, generator=generator)
     encoder.model.train()
 
@@ -95,15 +98,31 @@ def train_general(
             for own, seen in zip(heads, (out[:, 0], out[:, 1:].mean(dim=1)), strict=True)
             for i, head in enumerate(own)
         ]
-        return torch.stack([value for value in losses if torch.isfinite(value)]).sum()
+        seen = torch.stack([value for value in losses if torch.isfinite(value)]).sum()
+        return seen + next(turns).loss(generator, _READ) if readers else seen
 
-    fit(
-        [*encoder.model.parameters(), *heads[0].parameters(), *heads[1].parameters()],
-        settings,
-        loss=loss,
-        progress=progress,
-    )
+    taught = [*heads, *(reader.heads for reader in readers.values())]
+    parameters = [*encoder.model.parameters(), *(weight for own in taught for weight in own.parameters())]
+    fit(parameters, settings, loss=loss, progress=progress)
     encoder.model.eval()
+
+
+class _Reader:
+    """Heads that name what is written in each patch, one a field of a domain."""
+
+    def __init__(self, encoder: Encoder, domain: str, pool: Pool) -> None:
+        self.encoder, self.pool = encoder, pool
+        self.heads = nn.ModuleList(nn.Linear(encoder.width, 1 + len(names)) for names in FIELDS[domain].values())
+
+    def loss(self, generator: np.random.Generator, count: int) -> torch.Tensor:
+        """Sum over fields, on pictures drawn anew."""
+        index = generator.integers(len(self.pool.pictures), size=count)
+        tokens = self.encoder.encode(self.pool.rows(index))
+        targets = self.pool.targets[torch.from_numpy(index)]
+        losses = [
+            F.cross_entropy(head(tokens).flatten(0, 1), targets[..., i].flatten()) for i, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).sum()
 
 
 def general_shares(pictures: Sequence[Picture], *, general: float) -> np.ndarray:

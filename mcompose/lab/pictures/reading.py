@@ -18,7 +18,7 @@ from mcompose.lab.pictures.encoders import Encoder
 from mcompose.lab.pictures.picture import Mark, Picture
 from mcompose.lab.pictures.sources import COLUMN_NAMES, ROW_NAMES
 
-__all__ = ["FIELDS", "Pool", "classes", "encoded", "make_pool", "overlaps"]
+__all__ = ["FIELDS", "Pool", "classes", "encoded", "homes", "make_pool", "overlaps"]
 
 _DIGITS: Final = tuple(str(n) for n in range(10))
 _NAMES: Final = tuple(dict.fromkeys((*ROW_NAMES, *COLUMN_NAMES)))
@@ -109,14 +109,27 @@ def overlaps(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
 
 
 def _targets(marks: Sequence[Mark], boxes: np.ndarray, domain: str) -> np.ndarray:
-    fields = FIELDS[domain]
     said = np.array([classes(mark, domain) for mark in marks])
-    shares = overlaps(marks, boxes)
-    best = shares.argmax(axis=1)
+    best = homes(marks, boxes)
     found = said[best]
-    empty = shares.max(axis=1) < _LEAST_SHARE
-    found[empty] = [0] + [_IGNORED] * (len(fields) - 1)
+    found[best < 0] = [0] + [_IGNORED] * (len(FIELDS[domain]) - 1)
     return found
+
+
+def homes(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
+    """The mark that each token belongs to.
+
+    Args:
+        marks: The marks.
+        boxes: Of the tokens, (tokens, 4).
+
+    Returns:
+        The mark that covers most of the token's patch, or -1 where none covers enough of it, (tokens,).
+    """
+    if not marks:
+        return np.full(len(boxes), -1)
+    shares = overlaps(marks, boxes)
+    return np.where(shares.max(axis=1) < _LEAST_SHARE, -1, shares.argmax(axis=1))
 
 
 def classes(mark: Mark, domain: str) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from mcompose.lab.settings import FitSettings
 
-__all__ = ["PicturesData", "PicturesSettings"]
+__all__ = ["READING", "PicturesData", "PicturesSettings"]
 
 _GENERAL = FitSettings(700, 2e-3, 96)
 _BASE = FitSettings(1500, 2e-3, 64)
@@ -37,6 +37,7 @@ class PicturesSettings:
     """The whole family.
 
     Args:
+        name: Of the family.
         version: Raised when the code changes what the same settings give.
         width: Width of the language model.
         layers: Its decoder layers.
@@ -44,13 +45,18 @@ class PicturesSettings:
         checked: Held-out pictures a domain behind each figure.
         experts: Domain -> training of its expert.
         general: Training of the general encoder.
+        general_side: It sees pictures with so many pixels a side.
+        general_reads: Whether it is taught to read too, and the general model where to look for what is written.
         base: Training of the general model, on pictures, marks and words in turn.
+        base_blind: Share of its steps that come before pictures, when it learns from marks and words to look things up.
+        base_general: Share of pictures of no expert's domain among those it is trained on.
         probe: Training of the read-outs behind the figures.
         probed: Training pictures that a read-out learns from.
         data: Sizes of the data on disk.
     """
 
-    version: int = 2
+    name: str = "pictures"
+    version: int = 3
     width: int = 128
     layers: int = 2
     pool: int = 3500
@@ -63,7 +69,11 @@ class PicturesSettings:
         }
     )
     general: FitSettings = _GENERAL
+    general_side: int = 32
+    general_reads: bool = False
     base: FitSettings = _BASE
+    base_blind: float = 0.6
+    base_general: float = 0.65
     probe: FitSettings = _PROBE
     probed: int = 1500
     data: PicturesData = PicturesData()
@@ -77,5 +87,18 @@ class PicturesSettings:
         Returns:
             16 hexadecimal digits.
         """
-        text = json.dumps({"family": "pictures", "seed": seed, **asdict(self)}, sort_keys=True)
+        text = json.dumps({"seed": seed, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+READING = PicturesSettings(
+    name="pictures-reading",
+    general=FitSettings(900, 2e-3, 96),
+    general_side=64,
+    general_reads=True,
+    base=FitSettings(3000, 2e-3, 64),
+    base_blind=0.3,
+    base_general=0.25,
+)
+"""The general model reads what its encoder resolves, as large ones do: the premise under which experts' tokens are
+neglected, and masking the general ones was proposed."""
