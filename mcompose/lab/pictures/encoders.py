@@ -7,6 +7,8 @@ table     Dinov2Model           96 px, class token                              
 document  SiglipVisionModel     96 px, no class token                                   64 tokens
 ========  ====================  ======================================================  ========
 
+In the family ``pictures-reading`` the general one sees 64 px, 64 tokens.
+
 The classes differ on purpose, so that whatever takes an expert meets class tokens, padding, several widths and counts.
 """
 

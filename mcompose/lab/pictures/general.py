@@ -11,6 +11,9 @@ It is trained on three kinds of rows, all with the same questions:
 
 So it answers general questions, and of the others knows the form but cannot see the answer: what an expert has to
 bring. No expert's token is ever shown to it.
+
+In the family ``pictures-reading`` the general encoder reads, and the rows with pictures tell that head too where the
+next word stands: this general model sees what its encoder resolves, as large ones do.
 """
 
 from __future__ import annotations
