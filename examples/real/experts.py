@@ -26,10 +26,11 @@ from examples.real.expert_nets import NETS, make_encoders
 from examples.real.expert_runs import EXPERTS, PLAIN, Plan, Run, command, run, write_recipe
 from examples.real.expert_tables import SPECIAL, write_data
 from examples.real.sources import make_image_source
+from mcompose.evaluate.routes import expert_for
 from mcompose.evaluate.subject import load_subject
 from mcompose.lab.smol_encoders import dinov2_weights
 from mcompose.lab.smol_parts import export_language
-from mcompose.pipeline.laboratory_chimera_measures import cost, expert_for, router
+from mcompose.pipeline.laboratory_chimera_measures import cost, router
 
 __all__ = ["QUICK", "main", "make_general", "measure"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final
 
 from mcompose.align.masks import mask_generator
@@ -24,6 +25,7 @@ __all__ = ["UNKNOWN", "ExpertTable", "Routing"]
 UNKNOWN: Final = -100
 """Label of an item that the router learns nothing from."""
 _PURPOSE = "routing"
+_NEAR: Final = 0.8  # likeness of a domain to an expert's from which it is taken for a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,14 @@ class Routing:
                     f"'router.general' names the domain '{name}', which no data have.", hint=nearest_name(name, domains)
                 )
         known = [domain for domain in domains if self.table.is_known(domain)]
+        names = list(dict.fromkeys([*self.table.experts, *self.table.domains]))
+        for domain in domains:
+            near = [] if domain in known else get_close_matches(domain, names, n=1, cutoff=_NEAR)
+            if near and domain not in (self.spec.general or ()):
+                raise RequestError(
+                    f"The data's domain '{domain}' is no expert's, and looks like '{near[0]}'.",
+                    hint=f"Write '{near[0]}'; or, if it is to go without an expert, name it in 'router.general'.",
+                )
         if not self.table.classes and (self.labelled or self.fitted or self.spec.routing == "predicted"):
             raise RequestError(
                 "'router' has nothing to train or to ask: this checkpoint has experts and no router.",

@@ -66,14 +66,35 @@ class ExpertStage:
         """Modality to the weights of its router's classes; see ``router_loss.class_weights``."""
         if self.table is None or self.routing is None:
             return {}
+        counts = self._items_of_classes(self.table, self.routing)
+        return class_weights(self.router.class_weights, self.table.classes, counts if self.counts else {})
+
+    def _items_of_classes(self, table: ExpertTable, routing: Routing) -> dict[str, list[float]]:
+        """Modality to the items of an epoch that teach each class of its router."""
         counts: dict[str, list[float]] = {}
-        for modality, classes in self.table.classes.items():
+        for modality, classes in table.classes.items():
             counts[modality] = [0.0] * len(classes)
             for domain, items in self.counts.items():
-                label = self.routing.label(domain, modality)
+                label = routing.label(domain, modality)
                 if label >= 0:
                     counts[modality][label] += items.get(modality, 0.0)
-        return class_weights(self.router.class_weights, self.table.classes, counts if self.counts else {})
+        return counts
+
+    def notices(self) -> list[str]:
+        """Sentences about classes of a trained router that no data of the stage have."""
+        if self.table is None or self.routing is None or not self.counts:
+            return []
+        if not (self.routing.labelled or self.routing.fitted):
+            return []
+        found = []
+        for modality, counts in self._items_of_classes(self.table, self.routing).items():
+            missing = [name for name, count in zip(self.table.classes[modality], counts, strict=True) if not count]
+            if missing:
+                found.append(
+                    f"The {modality} router learns nothing of {', '.join(missing)}: no data of this stage belong "
+                    "there. ('none' is learnt from media of a domain without an expert.)"
+                )
+        return found
 
     def mask(self, plan: StepPlan) -> Gscm | None:
         """The stage's masking; None where it has none.
@@ -101,7 +122,9 @@ class ExpertStage:
             )
         forms = {index: self._form(spec, modality) for modality, index in self._placeholders().items()}
         ratio = ratio_schedule(spec, steps=plan.steps, batch=plan.batch)
-        return Gscm(spec, self.stage.seed, ratio, rows, {i: form for i, form in forms.items() if form})
+        tiles = {i: form for i, form in forms.items() if form}
+        served = spec.domains is None and not self.predicts  # what the router itself chooses is known later
+        return Gscm(spec, self.stage.seed, ratio, rows, tiles, served)
 
     def _placeholders(self) -> dict[str, int]:
         assert self.table is not None

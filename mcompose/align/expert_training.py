@@ -20,13 +20,23 @@ from mcompose.align.collator import Collator
 from mcompose.align.delta import Trained
 from mcompose.align.expert_stage import ExpertStage
 from mcompose.align.feature_store import FeatureStore
+from mcompose.align.gscm import shown_where_unserved
 from mcompose.align.router_loss import RouterLoss
 from mcompose.align.router_probe import Probe, fit_probe, pooled_items_of
 from mcompose.align.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
 
-__all__ = ["MASK", "FittedRouters", "add_mask_token", "fit_routers", "routers_loss", "wants_mask_token"]
+__all__ = [
+    "MASK",
+    "FittedRouters",
+    "add_mask_token",
+    "fit_routers",
+    "hiding_notices",
+    "routed",
+    "routers_loss",
+    "wants_mask_token",
+]
 
 MASK = "mask"
 """The part of the learned vector that stands for hidden tokens."""
@@ -136,6 +146,50 @@ def fit_routers(
     if not probes:
         raise RequestError("The router has no item to be fitted on.", hint="Write 'domain: ...' beside the datasets.")
     return FittedRouters(probes)
+
+
+def routed(model: Any, inputs: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """A batch after the router itself has chosen experts.
+
+    Args:
+        model: A composed model.
+        inputs: With slots for experts.
+        stage: The recipe's stage; without ``gscm.domains``, samples that got no expert have nothing hidden.
+
+    Raises:
+        RequestError: A sample is now longer than ``max_length``.
+    """
+    made = model.route(**inputs)
+    real_BL = made.get("padding_mask", made.get("attention_mask"))
+    longest = made["input_ids"].shape[1] if real_BL is None else int(real_BL.sum(-1).max())
+    if stage.max_length is not None and longest > stage.max_length:
+        raise RequestError(
+            f"A sample has {longest} tokens with those of the expert that the router chose; the limit is "
+            f"{stage.max_length}.",
+            hint="Raise max_length.",
+        )
+    if stage.gscm is not None and stage.gscm.domains is not None:
+        return made
+    return shown_where_unserved(made, experts=list(model.config.expert_token_ids.values()))
+
+
+def hiding_notices(stage: Stage, log: Path) -> list[str]:
+    """What a user is told when a whole stage has hidden no token.
+
+    Args:
+        stage: The recipe's stage.
+        log: Its log.
+    """
+    if stage.gscm is None or stage.gscm.ratio == 0 or not log.is_file():
+        return []
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    if not rows or any(row.get("hidden", 1) for row in rows):
+        return []
+    ratio, unit = stage.gscm.ratio, stage.gscm.unit
+    return [
+        f"'gscm' hid nothing in this stage: a share of {ratio:g} of each sample's {unit}s, rounded down, came to none. "
+        "Raise 'ratio', take a smaller 'unit', or draw with 'count: bernoulli'."
+    ]
 
 
 def wants_mask_token(stage: Stage) -> bool:

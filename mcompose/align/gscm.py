@@ -27,7 +27,17 @@ from mcompose.align.masks import Batch, mask_generator
 from mcompose.modeling.families import TYPE_IDS
 from mcompose.recipe import Masking
 
-__all__ = ["Gscm", "TileForm", "draw_units", "hide", "ratio_schedule", "unhidden", "units_of"]
+__all__ = [
+    "Gscm",
+    "TileForm",
+    "draw_units",
+    "hidden_tokens",
+    "hide",
+    "ratio_schedule",
+    "shown_where_unserved",
+    "unhidden",
+    "units_of",
+]
 
 _PURPOSE = "gscm"
 _EXPERT = TYPE_IDS.get("expert", 5)
@@ -57,6 +67,7 @@ class Gscm:
         ratio_at: Ratio of the sample at a position; see :func:`ratio_schedule`.
         domains: For each domain that ``domains`` in a batch counts: ids of the placeholders that are hidden.
         tiles: Placeholder's id to the form of its tiles.
+        served: Whether only samples that hold tokens of an expert are masked: with noise, some get none.
     """
 
     spec: Masking
@@ -64,6 +75,7 @@ class Gscm:
     ratio_at: Callable[[int], float]
     domains: Sequence[tuple[int, ...]]
     tiles: Mapping[int, TileForm]
+    served: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
         """Hides tokens of a batch.
@@ -78,7 +90,7 @@ class Gscm:
         hidden_BL = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         for row, (domain, position) in enumerate(zip(batch["domains"].tolist(), batch["positions"], strict=True)):
             ids = self.domains[domain] if domain >= 0 else ()
-            if ids:
+            if ids and not (self.served and not (batch["mm_token_type_ids"][row] == _EXPERT).any()):
                 hidden_BL[row] = torch.from_numpy(self._hidden(batch, row, ids, position))
         return hide(batch, hidden_BL & batch["attention_mask"].bool(), mechanism=self.spec.mechanism)
 
@@ -209,6 +221,27 @@ def hide(batch: Batch, hidden_BL: torch.Tensor, *, mechanism: str) -> Batch:
         "padding_mask": seen_BL,
         "hidden": mechanism,
     }
+
+
+def hidden_tokens(batch: Batch) -> int:
+    """How many tokens of a batch are hidden."""
+    if "padding_mask" not in batch:
+        return 0
+    return int((batch["padding_mask"].bool() & ~batch["attention_mask"].bool()).sum())
+
+
+def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
+    """A batch with nothing hidden in samples that the router has sent to no expert.
+
+    Args:
+        batch: After routing.
+        experts: Ids of the experts' placeholders.
+    """
+    if "padding_mask" not in batch:
+        return batch
+    ids_BL = batch["input_ids"]
+    served_B1 = torch.isin(ids_BL, torch.tensor(experts, device=ids_BL.device)).any(-1, keepdim=True)
+    return {**batch, "attention_mask": torch.where(served_B1, batch["attention_mask"], batch["padding_mask"])}
 
 
 def unhidden(batch: Batch) -> Batch:

@@ -33,6 +33,7 @@ from mcompose.align.expert_training import (
     FittedRouters,
     add_mask_token,
     fit_routers,
+    hiding_notices,
     routers_loss,
     wants_mask_token,
 )
@@ -193,7 +194,7 @@ class _Run:
         Raises:
             McomposeError: See ``run_stage``.
         """
-        main, notices = processes.is_main(), ()
+        main, notices = processes.is_main(), tuple(self.data.experts.notices())
         with told_when_full(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             roles = self._roles(model)
@@ -202,7 +203,8 @@ class _Run:
             before = frozen_digests(model, roles) if main else {}
             wrapped = model
             if trained.names:
-                wrapped, notices = self._run_steps(model, trained)
+                wrapped, more = self._run_steps(model, trained)
+                notices += more
             elif main:
                 fitted.log(self.request.folder / LOG)
         changed = fitted.written(trained)
@@ -210,9 +212,9 @@ class _Run:
         if main:
             after = frozen_digests(model, roles)
             check_unchanged(before, after)
-            more = fitted.record(alone=not trained.names)
+            record = fitted.record(alone=not trained.names)
             kept = fitted.frozen(after)
-            notices = (*notices, *self._write(changed, values, patch=patch, frozen=kept, more=more))
+            notices += self._write(changed, values, patch=patch, frozen=kept, more=record)
         processes.together()
         return notices
 
@@ -375,7 +377,7 @@ class _Run:
             **written,
         }
         finish(folder, record)
-        return () if drawn else (_NO_PICTURE,)
+        return (*hiding_notices(request.stage, folder / LOG), *(() if drawn else (_NO_PICTURE,)))
 
 
 def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str, dict[str, int]]:

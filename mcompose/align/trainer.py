@@ -20,8 +20,9 @@ from transformers import Trainer, TrainingArguments
 
 from mcompose.align import processes
 from mcompose.align.delta import full_values
+from mcompose.align.expert_training import routed
 from mcompose.align.frozen import FrozenModules
-from mcompose.align.gscm import unhidden
+from mcompose.align.gscm import hidden_tokens, unhidden
 from mcompose.align.preference import PreferenceLoss, pair_key, reference_of
 from mcompose.align.router_loss import RouterLoss
 from mcompose.align.schedule import rate_factor
@@ -138,6 +139,7 @@ class AlignTrainer(Trainer):
     def __init__(self, *, parts: TrainerParts, **kwargs: Any) -> None:
         self.parts = parts
         self.tokens = 0
+        self._hidden = 0
         super().__init__(**kwargs)
         # Inside the model, so that DDP sees it as part of the forward pass.
         self.model.register_forward_hook(self._reach_parameters)  # pyright: ignore[reportOptionalMemberAccess]
@@ -190,13 +192,15 @@ class AlignTrainer(Trainer):
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
         if self.parts.preference is not None:
+            self._hidden += hidden_tokens(inputs)
             return self._preference_loss(model, inputs, asked=bool(kwargs.get("return_outputs")))
         if not model.training:
             inputs = unhidden(inputs)
         labels = inputs.get("router_labels")
         if self.parts.predicts:
             with self.accelerator.autocast():
-                inputs = self.accelerator.unwrap_model(model).route(**inputs)
+                inputs = routed(self.accelerator.unwrap_model(model), inputs, self.parts.stage)
+        self._hidden += hidden_tokens(inputs)
         asked = kwargs.pop("return_outputs", False)
         given = {**inputs, "use_cache": False}
         both: Any = super().compute_loss(model, given, *args, return_outputs=True, **kwargs)
@@ -233,9 +237,14 @@ class AlignTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what is particular to a stage to a step's row.
 
-        Of routers: their loss, and their share of labelled items that was right. Of pairs: the mean margin of the
-        chosen answers over the rejected ones, and the share of pairs where it is positive.
+        Of masking: how many tokens were hidden. Of routers: their loss, and their share of labelled items that was
+        right. Of pairs: the mean margin of the chosen answers over the rejected ones, and the share of pairs where it
+        is positive.
         """
+        gscm = self.parts.stage.gscm
+        if gscm is not None and gscm.ratio > 0 and "loss" in logs:
+            hidden, self._hidden = torch.tensor([float(self._hidden)], device=self.args.device), 0
+            logs = {**logs, "hidden": int(self._summed(hidden))}
         if self.parts.preference is not None and "loss" in logs:
             margins, right, pairs = self._summed(
                 torch.tensor(self.parts.preference.told(), device=self.args.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcompose.cli import output
-from mcompose.cli.options import CheckpointArgument, ExpertsOption, JsonOption, TrustOption
+from mcompose.cli.options import CheckpointArgument, JsonOption, TrustOption
 from mcompose.errors import RequestError
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ EndpointOption = Annotated[
 ]
 EndpointModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its model; default: $MCOMPOSE_ENDPOINT_MODEL.")
+]
+
+SentOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Where media go: auto (the router decides), none, told (the tasks' domains), wrong, or an expert.",
+    ),
 ]
 
 
@@ -44,7 +52,7 @@ def evaluate(
     template: Annotated[
         str | None, typer.Option(metavar="NAME", help="chat, plain, vicuna, or a text with {prompt}.")
     ] = None,
-    experts: ExpertsOption = "auto",
+    experts: SentOption = "auto",
     endpoint: EndpointOption = None,
     endpoint_model: EndpointModelOption = None,
     save: Annotated[
@@ -115,4 +123,8 @@ def _table(report: Report) -> str:
     rows = [
         (r.task, r.metric, float(r.value), r.n, *(getattr(r, name) or None for name in extra)) for r in report.results
     ]
-    return output.table(rows, header=("task", "metric", "value", "n", *extra))
+    shown = output.table(rows, header=("task", "metric", "value", "n", *extra))
+    matrices = (
+        f"\n{modality} router, rows are the tasks' domains\n{m.to_text()}" for modality, m in report.routing.items()
+    )
+    return "\n".join([shown, *matrices])

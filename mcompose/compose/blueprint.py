@@ -144,6 +144,12 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
     decoupling, jobs, groups_dropped = decouple(recipe, sources, jobs)
     experts = ExpertSet()
+    router = recipe.compose.router
+    if router is not None and router.made and not _has_experts(recipe, sources):
+        raise CompositionError(
+            "'compose.router' has nothing to choose among: neither the recipe nor a source has experts.",
+            hint="Leave it out, or write 'compose.experts'.",
+        )
     if output_format == COMPOSED and _has_experts(recipe, sources):
         experts = draw_experts(loaded, sources, places, table=_table(sources.base or owner), weights=weights)
     plan = build_plan(

@@ -12,6 +12,8 @@ question, joined by spaces.
 Several metrics score the same answers: ``"metrics": ["teds", "edit_distance"]`` instead of ``"metric"``, or
 ``"also": ["letter_lenient"]`` beside it. ``extraction.graded`` lists those for tables and pages. Of the first, more is
 better: it is what a search improves. A question may have several right answers: ``"answer": ["7", "seven"]``.
+``"domain"`` in a question, or in the header for all, says what its media are about: of a checkpoint with experts,
+``eval`` then tells how right its router is, and can send media to their own or to wrong experts.
 ``"max_new_tokens"`` is 16, and 512 when a metric is about tables or pages.
 """
 
@@ -51,7 +53,8 @@ def load_lines(file: Path, *, limit: int | None = None, check_media: bool = True
     header, *rows = read_lines(file, empty="Its first line is a header with task, version, metric, modalities.")
     place = f"{file}:1"
     metrics = _metrics(header, place=place)
-    items = tuple(_item(row, file=file, line=i + 2, check=check_media) for i, row in enumerate(rows[:limit]))
+    domain = _domain(header, "", place=place)
+    items = tuple(_item(row, domain, file=file, line=i + 2, check=check_media) for i, row in enumerate(rows[:limit]))
     if not items:
         raise RequestError(f"{file} asks nothing: it has no line after its header.")
     for line, item in enumerate(items, start=2):
@@ -139,7 +142,11 @@ def _check_answers(item: Item, metrics: tuple[str, ...], *, place: str) -> None:
                 raise BadReferenceError(f"{place}: question {item.id} cannot be scored by '{name}'. {error}") from error
 
 
-def _item(row: dict[str, Any], *, file: Path, line: int, check: bool) -> Item:
+def _domain(row: dict[str, Any], default: str, *, place: str) -> str:
+    return _field(row, "domain", str, place=place) if "domain" in row else default
+
+
+def _item(row: dict[str, Any], domain: str, *, file: Path, line: int, check: bool) -> Item:
     place = f"{file}:{line}"
     listed = _field(row, "inputs", list, place=place)
     question = _field(row, "question", str, place=place)
@@ -151,6 +158,7 @@ def _item(row: dict[str, Any], *, file: Path, line: int, check: bool) -> Item:
         answer=answer,
         choices=choices_in(question),
         accepted=tuple(accepted),
+        domain=_domain(row, domain, place=place),
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcompose.evaluate.confusion import Confusion
 from mcompose.evaluate.metrics import Verdict, accuracy, graded
+from mcompose.evaluate.routes import Routes
 from mcompose.evaluate.task import Task
 
 __all__ = ["Prediction", "Report", "Result", "figures"]
@@ -30,6 +32,7 @@ class Prediction:
         judge: What the judge replied.
         key: Names the question's words and media.
         accepted: Further right answers.
+        routes: Experts of each medium that an expert could serve, in reading order; empty in checkpoints without any.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Prediction:
     judge: str = ""
     key: str = ""
     accepted: tuple[str, ...] = ()
+    routes: Routes = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,13 @@ class Report:
         checkpoint: Its folder.
         results: In the order of the tasks.
         experts: Where items went in a checkpoint with experts.
+        routing: Modality to what its router chose, where tasks name domains.
     """
 
     checkpoint: str
     results: tuple[Result, ...]
     experts: str = "auto"
+    routing: Mapping[str, Confusion] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What ``mcompose eval --json`` prints; what is 0 and need not be said is left out."""
@@ -92,7 +98,13 @@ class Report:
                 {"task": r.task, "metric": r.metric, "value": r.value, "n": r.n} | {k: v for k, v in told.items() if v}
             )
         forced = {} if self.experts == "auto" else {"experts": self.experts}
-        return {"checkpoint": self.checkpoint, **forced, "results": rows}
+        routing = {modality: matrix.to_json() for modality, matrix in self.routing.items()}
+        return {
+            "checkpoint": self.checkpoint,
+            **forced,
+            "results": rows,
+            **({"routing": routing} if routing else {}),
+        }
 
 
 def figures(task: Task, made: Sequence[Prediction]) -> list[Result]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose import __version__
 from mcompose.errors import RequestError
+from mcompose.evaluate.confusion import Confusion
 from mcompose.evaluate.endpoint import Endpoint
 from mcompose.evaluate.judge import judge_prompt, parse_verdict
 from mcompose.evaluate.metrics import Verdict, is_right, score
@@ -25,6 +26,7 @@ from mcompose.evaluate.prompts import check_template, in_template
 from mcompose.evaluate.reading import find_tasks, load_task
 from mcompose.evaluate.replies import Replies
 from mcompose.evaluate.results import Prediction, Report, Result, figures
+from mcompose.evaluate.routes import TOLD, WRONG, forced_routes, router_confusion
 from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.media import MediaError, read_media
@@ -53,7 +55,8 @@ class Options:
         skip_broken: Count questions whose media are missing or broken and go on, instead of stopping.
         template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
         judge: Who judges answers about objects; None: the local rule alone.
-        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none" or an expert's name.
+        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none", "told" (to the expert
+            of the question's domain), "wrong" (to another one) or an expert's name.
         say: Told what a person should know.
     """
 
@@ -101,6 +104,7 @@ def evaluate(
         check_template(options.template)
     loaded = [load_task(file, limit=limit, check_media=not options.skip_broken) for file in find_tasks(tasks)]
     _refuse_what_cannot_be_told(loaded, options)
+    _refuse_without_domains(loaded, options.experts)
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - tasks are checked before torch is loaded
 
     subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
@@ -108,10 +112,12 @@ def evaluate(
         for task in loaded:
             _refuse_lacking(task, subject)
     results: list[Result] = []
+    asked: list[tuple[Task, Sequence[Prediction]]] = []
     for task in loaded:
         made = evaluate_task(subject, task, batch_size=batch_size, progress=progress, options=options)
         results += figures(task, made)
-    return Report(str(checkpoint), tuple(results), experts=options.experts)
+        asked.append((task, made))
+    return Report(str(checkpoint), tuple(results), options.experts, _routing(subject, asked))
 
 
 def evaluate_task(
@@ -145,7 +151,8 @@ def evaluate_task(
     for i, one in enumerate(asking):
         row = sheet.found.get(one.key)
         if row is not None:
-            found[i] = replace(one, output=str(row["output"]))
+            routes = tuple(tuple(experts) for experts in row.get("routes", ()))
+            found[i] = replace(one, output=str(row["output"]), routes=routes)
     if found:
         options.say(f"{task.name}: {len(found)} of {len(asking)} answers are those of an earlier run.")
     for batch in _batches(subject, task.items, batch_size, done=found):
@@ -175,7 +182,7 @@ def _asked(subject: Subject, task: Task, item: Item, options: Options) -> Predic
         right=False,
         left_out=dropped,
         seen=len(kept),
-        key=item_key(item, prompt),
+        key=item_key(item, prompt) + (f" {item.domain}" if subject.experts in (TOLD, WRONG) else ""),
         accepted=item.accepted,
     )
 
@@ -194,9 +201,42 @@ def _answered(subject: Subject, task: Task, asking: dict[int, Prediction], optio
     if shown:
         used = [m for m in subject.modalities if any(media[m] for media in shown.values())]
         media = {m: [given[m] for given in shown.values()] for m in used}
-        outputs = subject.answer([asking[i].prompt for i in shown], media, max_new_tokens=task.max_new_tokens)
-        made |= {i: replace(asking[i], output=output) for i, output in zip(shown, outputs, strict=True)}
+        outputs, routes = subject.answer(
+            [asking[i].prompt for i in shown], media, max_new_tokens=task.max_new_tokens,
+            experts=_forced(subject, [task.items[i] for i in shown]),
+        )  # fmt: skip
+        for i, output, sent in zip(shown, outputs, routes, strict=True):
+            made[i] = replace(asking[i], output=output, routes=sent)
     return made
+
+
+def _forced(subject: Subject, items: Sequence[Item]) -> list[str] | None:
+    """Where the media of a batch are forced to by their questions' domains; None where that does not decide."""
+    if subject.experts not in (TOLD, WRONG):
+        return None
+    return [
+        expert
+        for item in items
+        for expert in forced_routes(
+            subject.expert_entries,
+            [x.modality for x in _kept(subject, item)],
+            domain=item.domain,
+            route=subject.experts,
+        )
+    ]
+
+
+def _routing(subject: Subject, asked: Sequence[tuple[Task, Sequence[Prediction]]]) -> dict[str, Confusion]:
+    """What the routers chose, where they were asked and questions name domains."""
+    if subject.experts != "auto" or not any(item.domain for task, _ in asked for item in task.items):
+        return {}
+    seen = [
+        (item.domain, [x.modality for x in _kept(subject, item) if x.modality in subject.served], made.routes)
+        for task, found in asked
+        for item, made in zip(task.items, found, strict=True)
+        if made.routes
+    ]
+    return router_confusion(getattr(subject.model.config, "routers", None) or {}, subject.expert_entries, seen)
 
 
 def _scored(task: Task, index: int, prediction: Prediction) -> Prediction:
@@ -282,6 +322,17 @@ def _refuse_what_cannot_be_told(tasks: Sequence[Task], options: Options) -> None
             raise RequestError(
                 f"The answers of {task.file} are free texts that only a judge can compare.",
                 hint="Name a chat endpoint: --endpoint URL --endpoint-model NAME.",
+            )
+
+
+def _refuse_without_domains(tasks: Sequence[Task], experts: str) -> None:
+    if experts not in (TOLD, WRONG):
+        return
+    for task in tasks:
+        if not any(item.domain for item in task.items):
+            raise RequestError(
+                f"{task.file} names no domain, so nobody knows which expert is '{experts}'.",
+                hint='Write "domain": "..." into its header or its questions.',
             )
 
 

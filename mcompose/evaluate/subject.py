@@ -7,7 +7,7 @@ package. Any other code that a checkpoint ships runs only when the user trusts i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
+from mcompose.evaluate.routes import TOLD, WRONG, Routes
 from mcompose.modeling import register
 from mcompose.modeling.configuration_experts import NONE
 from mcompose.modeling.processing_experts import AUTO
@@ -41,7 +42,7 @@ class Subject:
         model: With a head, in evaluation mode.
         processor: Its processor, or its tokenizer when it takes text only.
         modalities: Media that it takes.
-        experts: Where items go in a checkpoint with experts: "auto", "none" or an expert's name.
+        experts: Where items go in a checkpoint with experts: "auto", "none", "told", "wrong" or an expert's name.
     """
 
     folder: Path
@@ -54,7 +55,7 @@ class Subject:
         """The same checkpoint with its items sent elsewhere.
 
         Args:
-            experts: "auto", "none" or the name of an expert.
+            experts: "auto", "none", "told", "wrong" or the name of an expert.
 
         Raises:
             UnknownNameError: It has no such expert.
@@ -63,10 +64,10 @@ class Subject:
         names = list(getattr(self.model.config, "experts", None) or ())
         if experts != AUTO and not names:
             raise RequestError(f"'{self.folder}' has no experts, so nothing can be sent to '{experts}'.")
-        if experts not in (AUTO, NONE, *names):
+        if experts not in (AUTO, NONE, TOLD, WRONG, *names):
             raise UnknownNameError(
                 f"'{self.folder}' has no expert '{experts}'; it has {', '.join(names)}.",
-                hint=nearest_name(experts, [AUTO, NONE, *names]),
+                hint=nearest_name(experts, [AUTO, NONE, TOLD, WRONG, *names]),
             )
         return replace(self, experts=experts)
 
@@ -82,16 +83,35 @@ class Subject:
         rates = [getattr(getattr(part, "feature_extractor", None), "sampling_rate", None) for part in parts]
         return next((rate for rate in rates if rate), None)
 
-    def answer(self, prompts: Sequence[str], media: dict[str, list[list[Any]]], *, max_new_tokens: int) -> list[str]:
+    @property
+    def expert_entries(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name of each expert to its entry in the config; empty without any."""
+        return getattr(self.model.config, "experts", None) or {}
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Modalities that have experts."""
+        return tuple(dict.fromkeys(entry["modality"] for entry in self.expert_entries.values()))
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        media: dict[str, list[list[Any]]],
+        *,
+        max_new_tokens: int,
+        experts: Sequence[str] | None = None,
+    ) -> tuple[list[str], list[Routes]]:
         """Answers a batch greedily.
 
         Args:
             prompts: Texts with ``<modality>`` placeholders.
             media: Modality -> for each prompt its items in order. Every prompt has the same number of each modality.
             max_new_tokens: Longest answer.
+            experts: For every medium that an expert could serve, in reading order, where it goes; None: as ``experts``
+                of the subject has it.
 
         Returns:
-            What the model wrote after each prompt, without special tokens.
+            What the model wrote after each prompt, without special tokens; and where its media went.
         """
         texts = [self._own_placeholders(prompt) for prompt in prompts]
         self.tokenizer.padding_side = "left"
@@ -103,16 +123,20 @@ class Subject:
         else:
             inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
         allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
-        if self.experts != AUTO:
-            allowed["experts"] = self.experts
+        routes: list[Routes] = [()] * len(prompts)
         with torch.inference_mode():
+            if given and self.served:
+                sent = self.experts if experts is None else list(experts)
+                allowed = self.model.route(**allowed, experts=sent)
+                routes = _by_prompt(allowed.pop("routes"), len(prompts))
             written = self.model.generate(
                 **allowed,
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        return self.tokenizer.batch_decode(written[:, allowed["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = written[:, allowed["input_ids"].shape[1] :]
+        return self.tokenizer.batch_decode(answers, skip_special_tokens=True), routes
 
     def _padding(self) -> dict[str, Any]:
         """Pads texts alone: said flat, native processors would also pad sounds to one another only."""
@@ -125,6 +149,12 @@ class Subject:
             if token:
                 prompt = prompt.replace(f"<{modality}>", str(token))
         return prompt
+
+
+def _by_prompt(routes: Sequence[Sequence[str]], prompts: int) -> list[Routes]:
+    """Every prompt has as many media as the others."""
+    each = len(routes) // prompts
+    return [tuple(tuple(one) for one in routes[i * each : (i + 1) * each]) for i in range(prompts)]
 
 
 def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
@@ -155,9 +185,15 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
-            hint="A checkpoint with code of its own needs --trust-remote-code.",
+            hint=_hint(config, trust_remote_code=trust_remote_code),
         ) from error
     return Subject(folder, model.eval(), processor, _modalities(model, processor))
+
+
+def _hint(config: Mapping[str, Any], *, trust_remote_code: bool) -> str:
+    if config.get("model_type") != "mcompose" and config.get("auto_map") and not trust_remote_code:
+        return "A checkpoint with code of its own needs --trust-remote-code."
+    return "Files may be missing or damaged: run mcompose verify on it, or make or fetch it again."
 
 
 def _processor(folder: Path, trust: dict[str, bool]) -> Any:

@@ -15,6 +15,7 @@ here the feature is detached, so the router is always a linear probe.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,20 +122,22 @@ def chosen_experts(logits_IC: torch.Tensor, router: Mapping[str, Any]) -> list[l
     Args:
         logits_IC: What the router says.
         router: The modality's entry in ``ComposedConfig.routers``: ``argmax`` takes the most probable class;
-            ``threshold`` takes it when its probability is at least ``threshold``; ``top_k`` takes the experts among
-            the ``k`` most probable classes that are more probable than "none".
+            ``threshold`` takes the most probable expert when its probability is at least ``threshold``, whatever that
+            of "none" is; ``top_k`` takes the experts among the ``k`` most probable classes that are more probable than
+            "none".
     """
     rule = router.get("rule", {"kind": "argmax"})
     count = rule["k"] if rule["kind"] == "top_k" else 1
     chances_IC, order_IC = logits_IC.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     chosen = []
     for chances, order in zip(chances_IC.tolist(), order_IC.tolist(), strict=True):
-        names: list[str] = []
-        for chance, index in list(zip(chances, order, strict=True))[:count]:
-            if index == 0 or (rule["kind"] == "threshold" and chance < rule["threshold"]):
-                break
-            names.append(router["classes"][index])
-        chosen.append(names)
+        ranked = list(zip(chances, order, strict=True))
+        if rule["kind"] == "threshold":
+            chance, index = next(pair for pair in ranked if pair[1] != 0)
+            chosen.append([router["classes"][index]] if chance >= rule["threshold"] else [])
+            continue
+        before_none = itertools.takewhile(lambda pair: pair[1] != 0, ranked[:count])
+        chosen.append([router["classes"][index] for _, index in before_none])
     return chosen
 
 

@@ -17,34 +17,16 @@ import torch
 
 from mcompose.evaluate import Confusion, attention_mass, confusion_matrix, load_task
 from mcompose.evaluate.results import figures
+from mcompose.evaluate.routes import NONE
 from mcompose.evaluate.run import evaluate_task
 from mcompose.evaluate.subject import Subject, load_subject
+from mcompose.evaluate.task import Item
 from mcompose.media import read_media
 
-__all__ = ["answered", "attention", "cost", "expert_for", "router"]
+__all__ = ["answered", "attention", "cost", "router"]
 
-NONE: Final = "none"
 _ROUNDS: Final = 3
 _CHUNK: Final = 60
-
-
-def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
-    """The expert that a picture is forced to.
-
-    Args:
-        domain: Of the picture; each expert is called as its domain.
-        experts: All, in order.
-        route: ``told``: the domain's own, none where it has none. ``wrong``: the one after it in the order, the first
-            for pictures that belong to none. ``none``: none.
-
-    Returns:
-        Its name, or "none".
-    """
-    if route == NONE:
-        return NONE
-    if route == "told":
-        return domain if domain in experts else NONE
-    return experts[(experts.index(domain) + 1) % len(experts)] if domain in experts else experts[0]
 
 
 def answered(
@@ -55,33 +37,25 @@ def answered(
     Args:
         checkpoint: Its folder.
         tasks: Task files; pictures lie in a folder that is called as their domain.
-        route: ``auto`` asks the router, where there is one; else as :func:`expert_for` has it.
+        route: ``auto`` asks the router, where there is one; ``told``, ``wrong`` and ``none`` force experts.
         batch: Questions asked at once.
         limit: Only the first so many questions of each task.
 
     Returns:
         Task -> share of right answers.
     """
-    subject = load_subject(checkpoint)
+    subject = load_subject(checkpoint).sending_to(route)
     found = {}
     for path in tasks:
         task = load_task(path, limit=limit)
-        made = []
-        for name, items in _by_expert(subject, task.items, route).items():
-            asked = subject if name is None else subject.sending_to(name)
-            made += evaluate_task(asked, replace(task, items=tuple(items)), batch_size=batch)
-        found[task.name] = figures(task, made)[0].value
+        items = tuple(replace(item, domain=_folder(item)) for item in task.items)
+        found[task.name] = figures(task, evaluate_task(subject, replace(task, items=items), batch_size=batch))[0].value
     return found
 
 
-def _by_expert(subject: Subject, items: Sequence[Any], route: str) -> dict[str | None, list[Any]]:
-    if route == "auto":
-        return {None: list(items)}
-    found: dict[str | None, list[Any]] = {}
-    for item in items:
-        domain = item.inputs[0].path.parent.name
-        found.setdefault(expert_for(domain, list(subject.model.config.experts), route=route), []).append(item)
-    return found
+def _folder(item: Item) -> str:
+    path = item.inputs[0].path
+    return path.parent.name if path else ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mcompose.errors import RequestError
 from mcompose.evaluate import Endpoint, Options, Report
 from mcompose.evaluate import evaluate as evaluate_tasks
 from mcompose.evaluate.prompts import in_chat
+from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
@@ -36,7 +37,8 @@ class EvaluateOptions:
         skip_broken: Count questions whose media are missing or broken and go on.
         template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
         judge: Who judges answers about objects.
-        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none" or an expert's name.
+        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none", "told" (to the expert
+            of the question's domain), "wrong" (to another one) or an expert's name.
     """
 
     limit: int | None = None
@@ -191,6 +193,11 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
     for modality, files in given.items():
         for file in files:
             read_media(file, modality)  # a broken file is told before seconds are spent on loading the model
+    if options.experts in (TOLD, WRONG):
+        raise RequestError(
+            f"A prompt has no domain, so nobody knows which expert is '{options.experts}'.",
+            hint="Name the expert, or write 'none' or 'auto'.",
+        )
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - torch and transformers
 
     _quieten_loading()
@@ -204,7 +211,8 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
             items[modality] = [[read_media(f, modality, sampling_rate=subject.sampling_rate) for f in files]]
     if not options.plain:
         prompt = in_chat(subject, prompt)
-    return subject.answer([prompt], items, max_new_tokens=options.max_new_tokens)[0].strip()
+    [answer], _ = subject.answer([prompt], items, max_new_tokens=options.max_new_tokens)
+    return answer.strip()
 
 
 def _with_placeholders(prompt: str, media: Mapping[str, Sequence[Path]]) -> str:

@@ -202,7 +202,8 @@ class Rule(Spec):
 
     Attributes:
         kind: ``argmax``: the likeliest class. ``threshold``: the likeliest expert if its probability reaches the
-            threshold, else none. ``top_k``: the k likeliest, as far as they are likelier than none.
+            threshold, however likely none is; else none. ``top_k``: the k likeliest, as far as they are likelier than
+            none.
         threshold: Probability; 0.5 unless given.
         k: Most experts of one item; 2 unless given.
     """

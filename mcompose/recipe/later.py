@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mcompose.errors import RecipeError
+from mcompose.recipe.complaints import FieldError
 from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
@@ -97,6 +98,18 @@ class ComposeSpec(Spec):
     router: Router | None = None
     vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
     adapters: dict[str, AdapterMix] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> ComposeSpec:
+        for name, expert in self.experts.items():
+            others = [other for other, one in self.experts.items() if other != name and one.domain == name]
+            if others and (expert.domain or name) != name:
+                raise FieldError(
+                    f"'{{path}}' has the name of the domain of the expert '{others[0]}': data could mean either.",
+                    at=("experts", name),
+                    hint="Give one of them another name.",
+                )
+        return self
 
 
 def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:

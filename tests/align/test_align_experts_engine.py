@@ -14,6 +14,7 @@ from mcompose.align.load import load_model
 from mcompose.align.parts import parts_of
 from mcompose.align.run import run_stage
 from mcompose.errors import RequestError, UnknownNameError
+from mcompose.modeling import expert_routes
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,44 @@ def test_routing_by_prediction_asks_the_router(stage_request, monkeypatch):
     assert all("mm_features" in batch and "routes" in batch for batch in seen)
     assert any(batch["routes"] for batch in seen)
     assert all("router_loss" in row for row in rows_of(stage_request().folder / "log.jsonl"))
+
+
+@pytest.mark.parametrize(("chosen", "hidden"), [(0, 0), (1, 2)], ids=["none", "maths"])
+def test_only_samples_that_the_router_sends_to_an_expert_have_tokens_hidden(stage_request, monkeypatch, chosen, hidden):
+    """Domains without an expert stay whole too, wherever the router sends them."""
+
+    def same_for_all(logits_IC, router):
+        return [router["classes"][1 : 1 + chosen]] * len(logits_IC)
+
+    monkeypatch.setattr(expert_routes, "chosen_experts", same_for_all)
+    seen = spied(monkeypatch)
+    run_stage(stage_request(router={"routing": "predicted"}, gscm=0.5, steps=2))
+    counts = []
+    for batch in seen:
+        whole_BL = batch.get("padding_mask", batch["attention_mask"])
+        counts += (whole_BL - batch["attention_mask"]).sum(-1).tolist()
+    assert set(counts) == {0, hidden}
+    log = rows_of(stage_request().folder / "log.jsonl")
+    assert sum(row["hidden"] for row in log) == sum(counts)
+
+
+def test_a_block_that_the_router_chose_counts_for_the_limit(stage_request):
+    longest = {"router": {"routing": "predicted"}, "steps": 4, "max_length": 16}
+    with pytest.raises(RequestError, match=r"A sample has \d+ tokens .* the limit is 16"):
+        run_stage(stage_request(**longest))
+
+
+def test_classes_that_no_data_teach_are_named(home, stage_request):
+    data = [home[2][0], home[2][1]]  # the domains of both experts, and none besides
+    [notice] = run_stage(stage_request(data=data, steps=1)).notices
+    assert notice.startswith("The image router learns nothing of none")
+    assert run_stage(stage_request("all", steps=1)).notices == ()
+
+
+def test_a_stage_that_hides_nothing_says_so(stage_request):
+    [notice] = run_stage(stage_request(gscm=0.2, steps=2)).notices  # floor(0.2 * 4 tokens) = 0
+    assert notice.startswith("'gscm' hid nothing in this stage: a share of 0.2 of each sample's tokens")
+    assert run_stage(stage_request("more", gscm=0.25, steps=2)).notices == ()
 
 
 def test_a_learned_mask_is_a_new_part(stage_request, home):

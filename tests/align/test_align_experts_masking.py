@@ -1,6 +1,7 @@
 """Masks of the generalist's tokens: counts by hand, which samples, units, schedules, and what addresses a draw."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,14 @@ def test_only_samples_of_domains_with_experts_are_masked():
     assert counts == [(3, 0), (0, 0), (0, 3), (0, 0)]
     alone = batch_of(rows[0], domains=[1])
     assert gscm(((IMAGE,), ()))(alone) is alone
+
+
+def test_a_sample_without_an_experts_tokens_can_stay_whole():
+    rows = [[TEXT, *[IMAGE] * 10, TEXT], [TEXT, *[IMAGE] * 10, TEXT]]
+    batch = batch_of(*rows, domains=[0, 0])
+    batch["mm_token_type_ids"][1, -1] = TYPES[EXPERT]
+    assert hidden(replace(gscm(), served=True)(batch)).sum(-1).tolist() == [0, 3]
+    assert hidden(gscm()(batch)).sum(-1).tolist() == [3, 3]
 
 
 def test_a_draw_is_addressed_by_seed_and_position_only():

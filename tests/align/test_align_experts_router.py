@@ -77,6 +77,16 @@ def test_domains_that_do_not_fit_are_told():
         routing(general=["photo"]).check(["table", "photos"])
 
 
+def test_a_slip_of_the_pen_in_a_domain_is_told():
+    with pytest.raises(RequestError, match="domain 'tabel' is no expert's, and looks like 'table'") as told:
+        routing().check(["table", "tabel"])
+    assert "Write 'table'" in told.value.hint
+    with pytest.raises(RequestError, match="looks like 'maths'"):  # an expert's name, not its domain
+        routing().check(["table", "mats"])
+    routing(general=["tabel"]).check(["table", "tabel"])
+    routing().check(["table", "general", "photos"])
+
+
 def test_noise_replaces_labels_by_other_classes_alike_and_is_addressed():
     noisy = routing(routing="noise", noise=0.4)
     rows = [sample("table")] * 4000

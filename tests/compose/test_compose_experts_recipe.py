@@ -10,6 +10,7 @@ from damc_sources import write_natives
 from tiny_experts import write_expert
 
 from mcompose.checkpoint import open_checkpoint
+from mcompose.errors import CompositionError
 from mcompose.pipeline.headers import plan
 from mcompose.pipeline.write import MergeOptions, merge
 
@@ -52,3 +53,13 @@ def test_the_package_s_recipe_gives_the_router_its_classes_in_order(recipe):
     assert config["routers"]["image"]["classes"] == ["none", "charts", "documents"]
     assert config["experts"]["charts"]["padding"] == "drop"
     assert config["experts"]["documents"]["tokens"] == plan(recipe).to_dict()["experts"]["documents"]["tokens"]
+
+
+def test_a_router_without_experts_is_refused(recipe, tmp_path):
+    told = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    del told["compose"]["experts"]
+    told["compose"]["router"] = {"feature": "mean"}
+    path = recipe.with_name("without.yaml")
+    path.write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
+    with pytest.raises(CompositionError, match=r"'compose\.router' has nothing to choose among"):
+        plan(path)

@@ -128,3 +128,72 @@ def test_eval_does_not_record_what_was_forced(home) -> None:
     done = CliRunner().invoke(app, ["eval", str(out), str(task), "--experts", "none", "--record"])
     assert isinstance(done.exception, RequestError)
     assert "--experts forces it" in done.exception.message
+
+
+@pytest.fixture(scope="module")
+def told(home):
+    """The same questions, with the domains of their pictures."""
+    header, *rows = map(json.loads, home[1].read_text(encoding="utf-8").splitlines())
+    domains = {"charts0": "charts", "maths1": "maths", "photos0": "photos"}
+    rows = [{**header, "task": "told"}, *({**row, "domain": domains[row["id"]]} for row in rows)]
+    task = home[1].with_name("told.jsonl")
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return task
+
+
+def rows_in(folder: Path, name: str) -> list:
+    _, *rows = map(json.loads, (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("route", "wanted"), [("told", ["charts", "maths", "none"]), ("wrong", ["maths", "charts", "charts"])]
+)
+def test_evaluate_sends_media_by_the_domains_of_a_task(home, told, tmp_path, route, wanted) -> None:
+    evaluate(home[0], [told], batch_size=3, options=Options(predictions=tmp_path, template="plain", experts=route))
+    rows = rows_in(tmp_path, "told")
+    assert [row["routes"] for row in rows] == [[[] if name == "none" else [name]] for name in wanted]
+    alone = [expected(home[0], home[1], name)[i] for i, name in enumerate(wanted)]
+    assert [row["output"] for row in rows] == alone
+
+
+def test_evaluate_counts_what_the_router_chose(home, told, tmp_path) -> None:
+    subject = load_subject(home[0])
+    names = subject.model.config.routers["image"]["classes"]
+    logits = []
+    for name in ("charts0", "maths1", "photos0"):
+        image = Image.open(told.parent / f"{name}.png").convert("RGB")
+        inputs = subject.processor(text="<image> ?", images=image, experts="auto", return_tensors="pt")
+        pixels = next(value for key, value in inputs.items() if key.endswith("pixel_values") and "expert" not in key)
+        with torch.no_grad():
+            tower = subject.model.model.get_encoder("image")
+            seen = next(m for m in tower.modules() if type(m).__name__ == "CLIPVisionModel")(pixels).last_hidden_state
+            feature = subject.model.config.routers["image"]["feature"]
+            pooled = seen[:, 0] if feature == "class" else seen.mean(1)
+            logits.append(int((pooled @ subject.model.model.routers["image"].weight.T).argmax()))
+    options = Options(predictions=tmp_path, template="plain")
+    report = evaluate(home[0], [told], options=options)
+    matrix = report.routing["image"]
+    labels = [names.index("charts"), names.index("maths"), 0]
+    wanted = [[0] * len(names) for _ in names]
+    for label, chosen in zip(labels, logits, strict=True):
+        wanted[label][chosen] += 1
+    assert [list(row) for row in matrix.counts] == wanted
+    assert report.to_json()["routing"]["image"]["n"] == 3
+    again = evaluate(home[0], [told], options=options)  # from the answers of the first run
+    assert again.routing == report.routing
+    assert "routing" not in evaluate(home[0], [home[1]], options=Options(template="plain")).to_json()
+
+
+def test_domains_that_nobody_names_are_asked_for(home, tmp_path) -> None:
+    with pytest.raises(RequestError, match="names no domain, so nobody knows which expert is 'wrong'"):
+        evaluate(home[0], [home[1]], options=Options(experts="wrong"))
+    with pytest.raises(RequestError, match="A prompt has no domain"):
+        generate(home[0], "?", media={}, options=GenerateOptions(experts="told"))
+
+
+def test_the_eval_command_prints_the_routers_matrix(home, told, tmp_path) -> None:
+    words = ["eval", str(home[0]), str(told), "--template", "plain", "--save", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert "image router, rows are the tasks' domains" in done.stdout
+    assert "precision" in done.stdout

@@ -23,10 +23,10 @@ from mini_sets import Scripted
 from mcompose.evaluate import Options, evaluate_task, load_task
 
 class Killed(Scripted):
-    def answer(self, prompts, media, *, max_new_tokens):
+    def answer(self, prompts, media, **how):
         if len(self.prompts) >= 4:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().answer(prompts, media, max_new_tokens=max_new_tokens)
+        return super().answer(prompts, media, **how)
 
 task = load_task(Path({task!r}))
 evaluate_task(Killed("ABCDABCD"), task, batch_size=2, options=Options(predictions=Path({out!r})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,13 +20,16 @@ from mcompose.lab.words import MODALITIES
 class Stub:
     """A checkpoint that writes what it is told, and remembers what it was asked."""
 
+    experts = "auto"
+
     def __init__(self, outputs, modalities=("image",)):
         self.outputs, self.modalities, self.asked = iter(outputs), modalities, []
         self.sampling_rate, self.folder = None, "stub"
 
-    def answer(self, prompts, media, *, max_new_tokens):
+    def answer(self, prompts, media, *, max_new_tokens, experts=None):
         self.asked.append((list(prompts), {m: [len(row) for row in rows] for m, rows in media.items()}))
-        return [next(self.outputs) for _ in prompts]
+        assert experts is None
+        return [next(self.outputs) for _ in prompts], [()] * len(prompts)
 
 
 def test_evaluate_predictions_keep_the_order_of_the_task(family) -> None:
@@ -156,6 +160,16 @@ def test_evaluate_never_runs_code_that_is_not_trusted(tmp_path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(CheckpointError, match="trust"):
         load_subject(tmp_path)
+
+
+def test_evaluate_a_file_that_is_missing_has_nothing_to_do_with_trust(family, tmp_path) -> None:
+    folder = shutil.copytree(family.base, tmp_path / "broken")
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        load_subject(folder)
+    assert "mcompose verify" in caught.value.hint
+    assert "trust" not in caught.value.hint
 
 
 def test_evaluate_processor_plain_class_matches_subject(family) -> None:

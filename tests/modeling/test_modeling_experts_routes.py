@@ -79,6 +79,11 @@ def test_rules_by_hand():
     rule = {"kind": "threshold", "threshold": 0.6}
     assert chosen_experts(logits, {**ask, "rule": rule}) == [[], ["maths"], ["charts"], []]
     assert chosen_experts(logits, {**ask, "rule": {"kind": "threshold", "threshold": 0.67}}) == [[], [], [], []]
+    # A low threshold favours experts: none 0.45, charts 0.40, maths 0.15.
+    close = torch.log(torch.tensor([[0.45, 0.15, 0.40]]))
+    assert chosen_experts(close, {**ask, "rule": {"kind": "threshold", "threshold": 0.39}}) == [["charts"]]
+    assert chosen_experts(close, {**ask, "rule": {"kind": "threshold", "threshold": 0.41}}) == [[]]
+    assert chosen_experts(close, ask) == [[]]
     assert chosen_experts(logits, {**ask, "rule": {"kind": "top_k", "k": 2}}) == [
         [], ["maths", "charts"], ["charts", "maths"], ["maths"],
     ]  # fmt: skip

@@ -31,13 +31,13 @@ def write_searchable(folder: Path) -> Path:
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 255, (30, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    words = subject.answer(QUESTIONS, {}, max_new_tokens=3)
+    words, _ = subject.answer(QUESTIONS, {}, max_new_tokens=3)
     write_task(folder / "words.jsonl", [row(q, a) for q, a in zip(QUESTIONS, words, strict=True)])
     rows = []
     for number, question in enumerate(QUESTIONS[:16]):
         name = f"{number % 4}.png"
         shown = {"image": [[read_media(folder / name, "image")]]}
-        (answer,) = subject.answer([f"<image> {question}"], shown, max_new_tokens=3)
+        [answer], _ = subject.answer([f"<image> {question}"], shown, max_new_tokens=3)
         rows.append(row(question, answer, {"modality": "image", "text": "<image>", "path": name}))
     write_task(folder / "pictures.jsonl", rows, modalities=("image",))
     return folder

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mcompose.errors import RequestError
+from mcompose.evaluate.routes import expert_for
 from mcompose.lab import FitSettings, LabFamily, Row
 from mcompose.pipeline import laboratory, laboratory_chimera
 from mcompose.pipeline.laboratory_chimera import COMPARED, MEANS, Plan, chimera_run, domain_means, gaps
-from mcompose.pipeline.laboratory_chimera_measures import expert_for
 from mcompose.pipeline.laboratory_chimera_recipes import (
     CONCAT,
     MASKED,

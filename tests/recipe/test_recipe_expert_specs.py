@@ -89,6 +89,11 @@ MISTAKES = {
     f"{EXPERT}onnx: {{output: y}}": (17, "charts.onnx' lacks the key 'file'", ""),
     f"{EXPERT}onnx: m.onnx\n      layer: 2": (18, "charts.layer' goes with no ONNX graph", "output"),
     f"{EXPERT}onnx: m.onnx\n      class_token: drop": (18, "class_token: drop' goes with no ONNX", "'class_token: 1'"),
+    "  experts:\n    a: {encoder: 'hub:o/a', domain: b}\n    b: {encoder: 'hub:o/b', domain: a}": (
+        15,
+        "'compose.experts.a' has the name of the domain of the expert 'b'",
+        "another name",
+    ),
     "  router: {rule: {kind: argmax, k: 3}}": (14, "'compose.router.rule.k' does nothing", "'kind: top_k'"),
     "  router: {feature: klass}": (14, "not a known feature: 'klass'", "'class'"),
     "  router: 3": (14, "'compose.router' must be a mapping", ""),
