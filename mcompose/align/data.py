@@ -54,6 +54,17 @@ class StageData:
         """What was taken from each dataset, for the record."""
         return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
 
+    def notices(self) -> list[str]:
+        """Sentences for the user about data and experts, before anything is trained."""
+        found = self.experts.notices()
+        if self.experts.table is not None and hasattr(self.mixture, "other_domains"):
+            for name, domain in self.mixture.other_domains().items():
+                found.append(
+                    f"Records of {name} name domains of their own, such as '{domain}'; only that of the dataset "
+                    "counts. Split the file, and write 'domain: ...' beside each part."
+                )
+        return found
+
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
         """The samples in the order of the stage."""
         if self.samples is None:

@@ -77,6 +77,16 @@ class Mixture(Dataset[Sample]):
         """The domains that the datasets name, each once, in order."""
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
+    def other_domains(self) -> dict[str, str]:
+        """Dataset -> the domain that its first sample's record names, where that is not the dataset's."""
+        found = {}
+        for spec, records, one in zip(self.specs, self._records, self._surveys, strict=True):
+            record = records.read(int(one.usable[0]))
+            domain = record.get("domain") if isinstance(record, Mapping) else None
+            if isinstance(domain, str) and domain != spec.domain:
+                found[spec.name] = domain
+        return found
+
     def items_of_domains(self) -> dict[str, dict[str, float]]:
         """Domain -> modality -> items of an epoch, as far as the datasets' means tell."""
         found: dict[str, dict[str, float]] = {}

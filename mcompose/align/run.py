@@ -194,7 +194,7 @@ class _Run:
         Raises:
             McomposeError: See ``run_stage``.
         """
-        main, notices = processes.is_main(), tuple(self.data.experts.notices())
+        main, notices = processes.is_main(), tuple(self.data.notices())
         with told_when_full(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             roles = self._roles(model)

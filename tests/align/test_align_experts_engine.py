@@ -1,6 +1,8 @@
 """Stages of a checkpoint with experts, through collator and Trainer: what is hidden, trained, frozen, logged."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +160,16 @@ def test_classes_that_no_data_teach_are_named(home, stage_request):
     [notice] = run_stage(stage_request(data=data, steps=1)).notices
     assert notice.startswith("The image router learns nothing of none")
     assert run_stage(stage_request("all", steps=1)).notices == ()
+
+
+def test_domains_in_records_are_not_read_in_silence(home, stage_request, tmp_path):
+    lines = Path(home[2][0]["path"]).read_text(encoding="utf-8").splitlines()
+    mixed = Path(home[2][0]["path"]).with_name("mixed.jsonl")
+    mixed.write_text("".join(json.dumps({**json.loads(line), "domain": "maths"}) + "\n" for line in lines))
+    [notice] = run_stage(stage_request(data=[*home[2], {"path": str(mixed)}], steps=1)).notices
+    assert "such as 'maths'; only that of the dataset counts" in notice
+    told = [*home[2], {"path": str(mixed), "domain": "maths"}]
+    assert run_stage(stage_request("told", data=told, steps=1)).notices == ()
 
 
 def test_a_stage_that_hides_nothing_says_so(stage_request):
