@@ -75,11 +75,11 @@ def _whisper() -> Any:
     return t.WhisperConfig(d_model=32, vocab_size=50, num_mel_bins=4, max_source_positions=200, **sizes, **heads, **IDS)
 
 
-def _clap() -> Any:
+def _clap(*, fused: bool = False) -> Any:
     audio = {
         "spec_size": 64, "num_mel_bins": 16, "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1],
         "num_attention_heads": [1, 2], "window_size": 2, "patch_size": 4, "patch_stride": [4, 4], "projection_dim": 16,
-        "patch_embed_input_channels": 1,
+        "patch_embed_input_channels": 1, "enable_fusion": fused,
     }  # fmt: skip
     return t.ClapConfig(audio_config=audio, text_config={**TEXT, **IDS})
 
@@ -175,6 +175,10 @@ EXPERTS: dict[str, Kind] = {
     ),
     "clap": Kind(
         "ClapModel", _clap, lambda: t.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation="rand_trunc"),
+        "audio_model", vectors=64, modality="audio",
+    ),
+    "clap-fused": Kind(
+        "ClapModel", lambda: _clap(fused=True), lambda: t.ClapFeatureExtractor(feature_size=16, max_length_s=1),
         "audio_model", vectors=64, modality="audio",
     ),
 }  # fmt: skip

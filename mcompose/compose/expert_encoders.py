@@ -217,7 +217,10 @@ def _check_cover(
         parts += [_some("hold, beside it,", strange)] if strange else []
         raise CompositionError(
             f"The files of expert '{name}' ('{checkpoint.ref}') do not fit its encoder: they {' and '.join(parts)}.",
-            hint="Does its config.json belong to these weights? Is the checkpoint complete?",
+            hint="Does its config.json belong to these weights? Is the checkpoint complete?"
+            + (
+                " Tensors that transformers merges or splits on loading cannot be taken." if missing and strange else ""
+            ),
         )
     for key, shape in wanted.items():
         held = checkpoint.tensors[found[key]].shape

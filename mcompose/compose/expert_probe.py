@@ -6,9 +6,10 @@ computes no number. Imports torch and transformers; used by recipes with experts
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedCon
 
 from mcompose.compose.expert_encoders import leading_tokens
 from mcompose.errors import CompositionError
-from mcompose.modeling.experts import Expert, encoder_width
+from mcompose.modeling.expert_projectors import build_projector
+from mcompose.modeling.experts import Expert, encoder_width, hidden_states, missing_layer
 from mcompose.modeling.native_classes import build_tower
 from mcompose.modeling.native_configs import native_config
 from mcompose.modeling.processing_experts import native_inputs, whole_items
@@ -42,6 +44,8 @@ _FIRST_IS_WHOLE = ("llava_next", "llava_next_video", "llava_onevision", "ovis2")
 
 _UNTOLD = ("ovis2",)
 """Families whose encoder gives no hidden states at its end."""
+_ASSUMED = 1
+"""Width of vectors until it is measured."""
 _FAULTS = (ValueError, RuntimeError, IndexError, TypeError, AttributeError)
 
 
@@ -53,15 +57,25 @@ class Probed:
         tokens: Vectors of an item after the projector.
         vectors: Vectors that the encoder gives.
         inputs: What the encoder takes of what the processor makes.
-        width: Of the vectors, where the config does not tell it; else None.
         shapes: Parameter of the projector to its shape.
+        measured: What the projector's settings lack: ``width`` of the vectors where the config does not tell it, and
+            ``grid``, their rows and columns, where neighbours are folded.
     """
 
     tokens: int
     vectors: int
     inputs: list[str]
-    width: int | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    measured: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What an encoder gives of an item: vectors, their width, and rows and columns where it gives a map."""
+
+    vectors: int
+    width: int
+    sides: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -89,24 +103,24 @@ def probe_expert(name: str, entry: Mapping[str, Any], *, processor: Path, text_w
         text_width: Width of the language model.
 
     Raises:
-        CompositionError: Its processor does not load, the two do not fit together, or the number of vectors depends on
-            the item.
+        CompositionError: Its processor does not load, the two do not fit together, it has no such layer, its projector
+            cannot read what it gives, or the number of vectors depends on the item.
     """
     with no_memory():
         entry, expert = _built(name, {**entry, "padding": "keep", "tokens": 1}, text_width=text_width)
     items = prepared_items(name, entry["modality"], processor, known=expert.known)
-    found = [_measure(expert, made, name=name) for made in items]
-    check_same_count(name, entry["modality"], found[0][1], found[1][1])
-    (vectors, tokens, width, inputs), _ = found
-    shapes = {key: tuple(tensor.shape) for key, tensor in expert.projector.state_dict().items()}
+    seen = [_measure(expert, made) for made in items]
+    settings, width = entry["projector"], seen[0].width
     if width != expert.width:
-        entry = {**entry, "projector": {**entry["projector"], "width": width}}
-        return _with_width(probe_expert(name, entry, processor=processor, text_width=text_width), width)
-    return Probed(tokens, vectors, inputs, None, shapes)
-
-
-def _with_width(probed: Probed, width: int) -> Probed:
-    return Probed(probed.tokens, probed.vectors, probed.inputs, width, probed.shapes)
+        entry = {**entry, "projector": {**settings, "width": width}}
+        probed = probe_expert(name, entry, processor=processor, text_width=text_width)
+        return replace(probed, measured={"width": width, **probed.measured})
+    folds = settings["kind"] == "pixel_shuffle"
+    measured: dict[str, Any] = {"grid": _grid(expert, items, seen)} if folds else {}
+    one, other = (_tokens(expert, {**settings, **measured}, item, text_width=text_width) for item in seen)
+    check_same_count(name, entry["modality"], one, other)
+    shapes = {key: tuple(tensor.shape) for key, tensor in expert.projector.state_dict().items()}
+    return Probed(one, seen[0].vectors, list(items[0]), shapes, measured)
 
 
 def _built(name: str, entry: dict[str, Any], *, text_width: int) -> tuple[dict[str, Any], Expert]:
@@ -115,8 +129,14 @@ def _built(name: str, entry: dict[str, Any], *, text_width: int) -> tuple[dict[s
     try:
         encoder_width(config, entry)
     except AttributeError:
-        entry = {**entry, "projector": {**entry["projector"], "width": 1}}
-    return entry, Expert(name, entry, text_width=text_width, attn_implementation=None)
+        entry = {**entry, "projector": {**entry["projector"], "width": _ASSUMED}}
+    try:
+        return entry, Expert(name, entry, text_width=text_width, attn_implementation=None)
+    except ValueError as error:
+        raise CompositionError(
+            f"The expert '{name}' cannot be built: {error}",
+            hint=f"Write it otherwise in 'compose.experts.{name}.projector'.",
+        ) from error
 
 
 def _processor(name: str, modality: str, folder: Path) -> Any:
@@ -173,11 +193,10 @@ def prepared_items(name: str, modality: str, folder: Path, *, known: list[str]) 
         raise CompositionError(f"The processor of expert '{name}' cannot prepare an item: {error}") from error
 
 
-def _measure(expert: Expert, made: Mapping[str, torch.Tensor], *, name: str) -> tuple[int, int, int, list[str]]:
-    """Vectors of the encoder, vectors after the projector, width of the former, and the inputs that were read."""
+def _measure(expert: Expert, made: Mapping[str, torch.Tensor]) -> _Seen:
     if expert.main_input not in made:
         raise CompositionError(
-            f"The processor of expert '{name}' makes no '{expert.main_input}', which its encoder reads.",
+            f"The processor of expert '{expert.name}' makes no '{expert.main_input}', which its encoder reads.",
             hint="'processor:' names another checkpoint.",
         )
     with no_memory():
@@ -189,17 +208,56 @@ def _measure(expert: Expert, made: Mapping[str, torch.Tensor], *, name: str) -> 
             state = _state_of_one_layer(expert, made)
         except _FAULTS as error:
             raise _unread(expert, error) from error
-        vectors, width = _sequence(state, expert.width)
-        if width != expert.width:
-            return 0, 0, width, []
-        kept = vectors - expert.entry.get("skip", 0)
-        try:
-            if kept < 1:
-                raise ValueError(f"it makes {vectors} vectors, and nothing is left when {vectors - kept} are dropped")
-            tokens = expert.projector(torch.empty(1, kept, width)).shape[1]
-        except (ValueError, RuntimeError) as error:
-            raise CompositionError(f"The expert '{name}' cannot read an item: {error}") from error
-    return vectors, tokens, width, list(made)
+    return _sequence(state, expert.width)
+
+
+def _tokens(expert: Expert, settings: Mapping[str, Any], seen: _Seen, *, text_width: int) -> int:
+    """Vectors of an item after the projector."""
+    skip = expert.entry.get("skip", 0)
+    try:
+        if seen.vectors <= skip:
+            raise ValueError(f"it makes {seen.vectors} vectors, and nothing is left when {skip} are dropped")
+        with no_memory():
+            projector = build_projector(settings, width=seen.width, text_width=text_width)
+            return int(projector(torch.empty(1, seen.vectors - skip, seen.width)).shape[1])
+    except (ValueError, RuntimeError) as error:
+        raise CompositionError(f"The expert '{expert.name}' cannot read an item: {error}") from error
+
+
+def _grid(expert: Expert, items: Sequence[Mapping[str, torch.Tensor]], seen: Sequence[_Seen]) -> list[int]:
+    """Rows and columns of the vectors of an item, the same of all items."""
+    name, other = expert.name, "Choose another projector: 'mlp', 'linear', or 'resampler', which makes fewer vectors."
+    folds = f"The expert '{name}' has 'projector: pixel_shuffle', which folds neighbours on one grid of all images"
+    if expert.entry["modality"] != "image":
+        raise CompositionError(f"{folds}, and the vectors of a sound are a sequence.", hint=other)
+    pictures = [made[expert.main_input].shape for made in items]
+    if len(pictures[0]) != 4 or pictures[0] != pictures[1]:
+        raise CompositionError(f"{folds}, and its encoder has another grid for each image.", hint=other)
+    kept, (height, across) = seen[0].vectors - expert.entry.get("skip", 0), pictures[0][-2:]
+    sides = seen[0].sides or _sides(expert.encoder.config, int(height), int(across), count=kept)
+    if sides is None or math.prod(sides) != kept:
+        told = f"has {sides[0]} x {sides[1]}" if sides else "cannot be told"
+        raise CompositionError(
+            f"{folds}, and it keeps {kept} vectors of an image, where its encoder's grid {told}.",
+            hint=f"'compose.experts.{name}.class_token' leaves out what is before the grid. {other}",
+        )
+    return list(sides)
+
+
+def _sides(config: PreTrainedConfig, height: int, across: int, *, count: int) -> tuple[int, int] | None:
+    """Rows and columns of the patches of a picture; None when the config has no patches.
+
+    Encoders in stages halve the grid between them, rounding up; the number of vectors tells how often.
+    """
+    patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
+    if patch is None:
+        return None
+    down, right = (patch, patch) if isinstance(patch, int) else patch
+    stages = len(getattr(config, "depths", None) or ())
+    if not stages:
+        return height // down, across // right
+    sides = [(math.ceil(height / down / 2**stage), math.ceil(across / right / 2**stage)) for stage in range(stages)]
+    return next((one for one in sides if math.prod(one) == count), None)
 
 
 def _without_numbers(key: str, value: torch.Tensor) -> torch.Tensor:
@@ -207,22 +265,34 @@ def _without_numbers(key: str, value: torch.Tensor) -> torch.Tensor:
     return value if any(word in key for word in ("shapes", "grid", "sizes")) else value.to("meta")
 
 
-def _state(expert: Expert, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The hidden state that is read."""
+def _state(expert: Expert, inputs: Mapping[str, torch.Tensor], *, left_out: int = 0) -> torch.Tensor:
+    """The hidden state that is read, or one of its shape where the encoder was built without some of its layers."""
     given = {key: inputs[key] for key in expert.known if key in inputs}
     layer = expert.entry.get("layer", -1)
-    output = expert.encoder(**given, return_dict=True, **({"output_hidden_states": True} if layer != -1 else {}))
-    return output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+    if layer == -1:
+        return expert.encoder(**given, return_dict=True).last_hidden_state
+    states = hidden_states(expert.encoder, given)
+    if wrong := missing_layer(layer, len(states) + left_out if states else 0):
+        raise CompositionError(
+            f"Expert '{expert.name}': {wrong}",
+            hint=f"Write another number in 'compose.experts.{expert.name}.layer', or leave it out to read the last."
+            if states
+            else f"Leave out 'compose.experts.{expert.name}.layer'.",
+        )
+    return states[max(-len(states), min(layer, len(states) - 1))]
 
 
 def _state_of_one_layer(expert: Expert, made: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The same shape from an encoder of one layer with numbers, for encoders that look into their masks."""
     config = {**expert.entry["config"], "num_hidden_layers": 1}
-    small = {**expert.entry, "config": config, "layer": -1}
+    small = {**expert.entry, "config": config, "projector": {"kind": "linear", "width": expert.width}}
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         shallow = Expert(expert.name, small, text_width=1, attn_implementation="sdpa")
         try:
-            return _state(shallow, made).to("meta")
+            # Encoders in stages have the number in their configs, and go by another.
+            fewer = len(list(shallow.encoder.modules())) < len(list(expert.encoder.modules()))
+            left_out = expert.encoder.config.num_hidden_layers - 1 if fewer else 0
+            return _state(shallow, made, left_out=left_out).to("meta")
         except _FAULTS as error:
             raise _unread(expert, error) from error
 
@@ -231,17 +301,18 @@ def _unread(expert: Expert, error: Exception) -> CompositionError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return CompositionError(
         f"The encoder of expert '{expert.name}' ({type(expert.encoder).__name__}) cannot read what its processor "
-        f"makes, or has no layer {expert.entry.get('layer', -1)}: {reason:.200}",
+        f"makes: {reason:.200}",
         hint="Do encoder and processor belong together?",
     )
 
 
-def _sequence(state: torch.Tensor, width: int) -> tuple[int, int]:
-    """Vectors and their width; a map of two dimensions has its channels where the config's width is."""
+def _sequence(state: torch.Tensor, width: int) -> _Seen:
+    """A map of two dimensions has its channels where the width is, and first where the config tells no width."""
     if state.dim() != 4:
-        return int(state.shape[1]), int(state.shape[-1])
-    sides = state.shape[2:] if state.shape[1] == width else state.shape[1:3]
-    return int(sides.numel()), int(state.shape[1] if state.shape[1] == width else state.shape[3])
+        return _Seen(int(state.shape[1]), int(state.shape[-1]), None)
+    first = state.shape[1] == width or state.shape[3] != width or width == _ASSUMED
+    rows, columns = state.shape[2:] if first else state.shape[1:3]
+    return _Seen(int(rows * columns), int(state.shape[1] if first else state.shape[3]), (int(rows), int(columns)))
 
 
 @contextmanager

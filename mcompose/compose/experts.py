@@ -177,13 +177,12 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
         "projector": settings,
     }
     probed = probe_expert(name, entry, processor=folder, text_width=text_width)
-    if probed.width is not None:
-        entry["projector"] = {**settings, "width": probed.width}
+    entry["projector"] = {**settings, **probed.measured}
     counted = spec.padding == "drop" and spec.projector.kind != "resampler"
     entry["tokens"] = "attention_mask" if counted else probed.tokens
     inputs = _with_mask(name, spec, probed.inputs, encoder)
     if spec.store == "reference":
-        entry["reference"] = _reference(name, checkpoint, encoder, weights=weights)
+        entry["reference"] = _reference(checkpoint, encoder, weights=weights)
     jobs = [] if spec.store == "reference" else _encoder_jobs(name, checkpoint, encoder)
     jobs += projector_jobs(name, probed.shapes, trained, seed=loaded.recipe.merge.seed)
     return OutputExpert(
@@ -218,16 +217,10 @@ def _with_mask(name: str, spec: Expert, inputs: list[str], encoder: FoundEncoder
     )
 
 
-def _reference(name: str, checkpoint: Checkpoint, encoder: FoundEncoder, *, weights: bool) -> dict[str, Any]:
+def _reference(checkpoint: Checkpoint, encoder: FoundEncoder, *, weights: bool) -> dict[str, Any]:
     """What fetches the encoder again, and tells that it is the same."""
-    first, key = next(iter(encoder.keys.items()))
-    prefix = key.removesuffix(first)
-    if any(place != prefix + path for path, place in encoder.keys.items()):
-        raise CompositionError(
-            f"The encoder of expert '{name}' cannot be kept by reference: its files spell its tensors otherwise than "
-            "the network.",
-            hint="Write 'store: inside'.",
-        )
+    prefix = next((key.removesuffix(path) for path, key in encoder.keys.items() if key.endswith(path)), "")
+    spelt = {path: key for path, key in encoder.keys.items() if key != prefix + path}
     files = dict.fromkeys(checkpoint.tensors[key].file for key in encoder.keys.values())
     is_hub = checkpoint.ref.kind == "hub"
     digests = {path.name: checkpoint.digests.get(path.name, "") for path in files}
@@ -238,6 +231,7 @@ def _reference(name: str, checkpoint: Checkpoint, encoder: FoundEncoder, *, weig
         "commit": checkpoint.commit,
         "sha256": digests,
         "prefix": prefix,
+        **({"keys": spelt} if spelt else {}),
     }
 
 

@@ -4,7 +4,8 @@ Letters: I items, T vectors of one item, E width of the encoder, D width of the 
 
 - ``mlp`` (the paper's): LayerNorm, Linear to D, then ``depth - 1`` times GELU and Linear; no vector is lost.
 - ``linear``: one Linear.
-- ``pixel_shuffle``: ``factor`` x ``factor`` neighbours of the grid become one vector, then as ``mlp``.
+- ``pixel_shuffle``: ``factor`` x ``factor`` neighbours of the ``grid`` (rows, columns; without it, as older checkpoints
+  are, a square) become one vector, then as ``mlp``.
 - ``resampler``: ``queries`` learned vectors read the features in one attention with ``heads`` heads.
 
 Paper: Peng et al. 2024, arXiv 2412.05983, section 3.1.
@@ -62,7 +63,7 @@ class PixelShuffle(Mlp):
         width: E.
         text_width: D.
         factor: Side of a block of neighbours.
-        grid: (height, width) of the vectors of an item; None for a square.
+        grid: Rows and columns of the vectors of an item; None for a square.
         depth: Number of linears.
     """
 
@@ -82,8 +83,8 @@ class PixelShuffle(Mlp):
         height, across = self.grid or (math.isqrt(count), math.isqrt(count))
         if height * across != count or height % self.factor or across % self.factor:
             raise ValueError(
-                f"{count} vectors are no grid of {height} x {across} in blocks of {self.factor} x {self.factor}; "
-                "check skip and the projector's grid."
+                f"{count} vectors are no grid of {height} x {across} in blocks of {self.factor} x {self.factor}: the "
+                "projector's 'factor' must divide both sides, and 'class_token' leave out what is before the grid."
             )
         f = self.factor
         x = x_ITE.reshape(items, height // f, f, across // f, f, width).transpose(2, 3)
@@ -97,11 +98,19 @@ class Resampler(nn.Module):
         width: E.
         text_width: D.
         queries: Vectors of one item afterwards.
-        heads: Attention heads.
+        heads: Attention heads; a divisor of D.
+
+    Raises:
+        ValueError: They do not divide D.
     """
 
     def __init__(self, width: int, text_width: int, *, queries: int, heads: int = 8) -> None:
         super().__init__()
+        if text_width % heads:
+            raise ValueError(
+                f"the heads of a resampler must divide the language model's width, and {heads} heads do not divide "
+                f"{text_width}."
+            )
         self.heads = heads
         self.queries = nn.Parameter(torch.zeros(queries, text_width))
         self.norm = nn.LayerNorm(width)

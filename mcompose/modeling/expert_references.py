@@ -6,6 +6,7 @@ another checkpoint, at one commit and with the digests that were seen when the c
 - ``id``: a Hub id or a folder; ``commit``: the revision, or null for a folder.
 - ``sha256``: file name -> SHA-256 of the file, or the digest of ``model.safetensors`` alone.
 - ``prefix``: what stands before the encoder's own names in these files, "" unless given (``model.encoder.``).
+- ``keys``: parameter -> whole name in these files, of those that the files spell otherwise; only where there are any.
 
 An ONNX graph is a file: of the checkpoint itself (``experts/<name>.onnx``), or of what ``reference`` names.
 """
@@ -51,20 +52,20 @@ def fetch_encoders(core: Any) -> None:
     """
     for name in referenced(core.config):
         reference = core.config.experts[name]["reference"]
-        prefix = reference.get("prefix", "")
-        waiting = dict(core.experts[name].encoder.state_dict())
+        prefix, spelt = reference.get("prefix", ""), reference.get("keys", {})
+        own = core.experts[name].encoder.state_dict()
+        waiting = {spelt.get(inside, prefix + inside): target for inside, target in own.items()}
         for path in _files(name, reference):
             for key, tensor in load_state_dict(str(path), map_location="cpu").items():
-                inside = key.removeprefix(prefix)
-                if not key.startswith(prefix) or inside not in waiting:
+                if key not in waiting:
                     continue
-                target = waiting.pop(inside)
+                target = waiting.pop(key)
                 if target.shape != tensor.shape:
                     raise ValueError(f"{key} of {reference['id']} is {tuple(tensor.shape)}, not {tuple(target.shape)}.")
                 target.copy_(tensor)
         if waiting:
             raise ValueError(
-                f"{len(waiting)} tensors of the expert {name!r} are not in {reference['id']}, {prefix}"
+                f"{len(waiting)} tensors of the expert {name!r} are not in {reference['id']}, "
                 f"{next(iter(waiting))} for one."
             )
 

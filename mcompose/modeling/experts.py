@@ -35,6 +35,8 @@ __all__ = [
     "encoder_width",
     "entry_width",
     "first_values",
+    "hidden_states",
+    "missing_layer",
 ]
 
 _MASKS = ("attention_mask", "pixel_attention_mask")
@@ -137,19 +139,21 @@ class Expert(nn.Module):
         given = {key: self._moved(key, inputs[key]) for key in self.known if inputs.get(key) is not None}
         if self.main_input not in given:
             raise ValueError(f"The expert {self.name!r} needs {self.name}__{self.main_input}.")
-        layer, skip = self.entry.get("layer", -1), self.entry.get("skip", 0)
-        if layer != -1:
-            given["output_hidden_states"] = True
-        output = self.encoder(**given, return_dict=True)
-        states = None if layer == -1 else output.hidden_states
-        if layer != -1 and states is None:
-            raise ValueError(f"{type(self.encoder).__name__} of {self.name!r} gives no hidden states but the last.")
-        x = output.last_hidden_state if states is None else states[layer]
-        x_ITE = _sequence(x, self.width)
+        skip = self.entry.get("skip", 0)
+        x_ITE = _sequence(self._state(given), self.width)
         valid_IT = None
         if self.entry.get("padding", "keep") != "keep":
             valid_IT = self._valid(given, x_ITE.shape[1])[:, skip:]
         return x_ITE[:, skip:], valid_IT
+
+    def _state(self, given: Mapping[str, Any]) -> torch.Tensor:
+        layer = self.entry.get("layer", -1)
+        if layer == -1:
+            return self.encoder(**given, return_dict=True).last_hidden_state
+        states = hidden_states(self.encoder, given)
+        if wrong := missing_layer(layer, len(states)):
+            raise ValueError(f"Expert {self.name!r}: {wrong}")
+        return states[layer]
 
     def _moved(self, key: str, value: Any) -> Any:
         weight = next(self.encoder.parameters(), None)
@@ -203,6 +207,39 @@ def encoder_inputs(cls: Any) -> list[str]:
     return [name for name in named if not name.startswith(settings)]
 
 
+def hidden_states(encoder: nn.Module, given: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Returns all hidden states of an encoder, the input of its first layer first; nothing when it gives none.
+
+    Args:
+        encoder: The encoder.
+        given: What it reads.
+    """
+    # Kosmos-2.5's class drops what the stack of layers inside it has collected.
+    inside: list[tuple[torch.Tensor, ...]] = []
+    stack = getattr(encoder, "encoder", None)
+    hook = None
+    if isinstance(stack, nn.Module):
+        hook = stack.register_forward_hook(lambda _, __, out: inside.append(getattr(out, "hidden_states", None) or ()))
+    try:
+        output = encoder(**given, output_hidden_states=True, return_dict=True)
+    finally:
+        if hook is not None:
+            hook.remove()
+    return output.hidden_states or (inside[-1] if inside else ())
+
+
+def missing_layer(layer: int, count: int) -> str:
+    """Returns what is wrong with a layer, "" when an encoder with so many hidden states has it."""
+    if not count:
+        return f"its encoder gives its last hidden state only, and not that of layer {layer}."
+    if -count <= layer < count:
+        return ""
+    return (
+        f"its encoder has {count} hidden states, layers 0 to {count - 1} (or -{count} to -1); layer {layer} is none of "
+        "them."
+    )
+
+
 def encoder_width(config: PreTrainedConfig, entry: Mapping[str, Any]) -> int:
     """Returns the width E of the hidden state that an expert reads.
 
@@ -219,7 +256,7 @@ def encoder_width(config: PreTrainedConfig, entry: Mapping[str, Any]) -> int:
     if first and getattr(config, "depths", None):
         # Each stage but the last halves the grid and doubles the width.
         stage = layer if layer >= 0 else len(config.depths) + 1 + layer
-        return int(first * 2 ** min(stage, len(config.depths) - 1))
+        return int(first * 2 ** max(0, min(stage, len(config.depths) - 1)))
     return int(config.hidden_size)
 
 

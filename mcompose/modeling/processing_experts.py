@@ -266,6 +266,9 @@ def native_inputs(
                 f"The processor of expert {name!r} made {len(value)} rows of {key!r} for {len(items)} item(s); an "
                 "expert sees every item whole, once."
             )
+    if "is_longer" in kept:
+        # CLAP's extractor says it of an item drawn by chance when no sound is cut, and none is: see _sound.
+        kept["is_longer"] = torch.zeros_like(kept["is_longer"])
     return kept
 
 
@@ -294,9 +297,9 @@ def _sound(item: Any, extractor: Any, *, name: str, rate: int | None) -> Any:
 
 def _longest(extractor: Any) -> int | None:
     """Samples that an extractor reads before it begins to cut."""
-    for attribute in ("n_samples", "nb_max_samples"):
-        if getattr(extractor, attribute, None):
-            return int(getattr(extractor, attribute))
+    told = [getattr(extractor, attribute, None) for attribute in ("n_samples", "nb_max_samples")]
+    if any(told):
+        return min(int(most) for most in told if most)
     if type(extractor).__name__ == "ASTFeatureExtractor":
         # Frames of 25 ms, 10 ms apart.
         return int(extractor.sampling_rate * (0.015 + 0.010 * extractor.max_length))

@@ -67,11 +67,11 @@ class Projector(Spec):
 
     Attributes:
         kind: ``mlp`` (LayerNorm, Linear, GELU, Linear), ``linear``, ``pixel_shuffle`` (neighbours folded, then as
-            ``mlp``) or ``resampler`` (learned queries).
+            ``mlp``; for encoders of images with one grid for all) or ``resampler`` (learned queries).
         depth: Linears of an ``mlp`` or a ``pixel_shuffle``; default: 2.
         factor: Side of the block of neighbours that become one vector; default: 2.
         queries: Vectors that a ``resampler`` makes of an item; default: 64.
-        heads: Of its attention; default: 8.
+        heads: Of its attention, a divisor of the language model's width; default: 8.
         model: Checkpoint of a trained one, a composed checkpoint with this expert or a folder with its tensors alone.
             Default: a new one.
     """

@@ -11,18 +11,21 @@ import torch
 from damc_sources import write_natives
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_experts import EXPERTS, native_encoder, write_expert
+from tiny_experts import EXPERTS, VISION, native_encoder, write_expert
 from tiny_sources import write_recipe
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, Dinov2Config
 
 from mcompose.anatomy import read_anatomy
 from mcompose.checkpoint import open_checkpoint
+from mcompose.compose.expert_encoders import find_encoder
+from mcompose.errors import CompositionError
 from mcompose.ledger import Ledger
 from mcompose.merge.verify import verify
 from mcompose.pipeline.write import MergeOptions, merge
 
 PADDED = ("pix2struct", "kosmos", "siglip2")
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8))
+FUSED = ("clap", "clap-fused")
 SOUND = np.random.default_rng(1).normal(0, 0.1, 4000).astype(np.float32)
 
 
@@ -64,6 +67,19 @@ def made(tmp_path_factory: pytest.TempPathFactory, general: Path, checkpoints: P
 
 
 @pytest.fixture(scope="session")
+def apart(tmp_path_factory: pytest.TempPathFactory, general: Path, checkpoints: Path) -> Path:
+    """The same composition with all encoders kept by reference."""
+    folder = tmp_path_factory.mktemp("apart")
+    kept = recipe(folder, general, checkpoints, EXPERTS, settings={"store": "reference"})
+    return merge(kept, output=folder / "out").result.folder
+
+
+@pytest.fixture(scope="session")
+def fetched(apart: Path):
+    return AutoModelForMultimodalLM.from_pretrained(apart, trust_remote_code=False).eval()
+
+
+@pytest.fixture(scope="session")
 def state(made: Path) -> dict[str, torch.Tensor]:
     return {key: value for path in sorted(made.glob("*.safetensors")) for key, value in load_file(path).items()}
 
@@ -93,14 +109,20 @@ def test_the_encoder_is_copied_bit_for_bit_and_alone(name, made, state, checkpoi
     assert entry["skip"] == EXPERTS[name].leading
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_the_network_reads_an_item_as_the_native_encoder_does(name, model, processor, checkpoints):
+def batch_for(processor, name: str):
+    """One item with a question about it, and what the expert's encoder reads of it."""
     kind = EXPERTS[name]
     item = {"images": [PICTURE]} if kind.modality == "image" else {"audio": [SOUND]}
     text = "USER : <image> what" if kind.modality == "image" else "USER : <audio> what"
     rate = {"sampling_rate": 8000} if kind.modality == "audio" else {}
     batch = processor(text=text, experts={kind.modality: name}, **item, **rate)
-    own = {key.split("__")[1]: value for key, value in batch.items() if key.startswith(f"{name}__")}
+    return batch, {key.split("__")[1]: value for key, value in batch.items() if key.startswith(f"{name}__")}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_network_reads_an_item_as_the_native_encoder_does(name, model, processor, checkpoints):
+    kind = EXPERTS[name]
+    batch, own = batch_for(processor, name)
     with torch.no_grad():
         hidden = native_encoder(name, checkpoints / name)(**own).last_hidden_state
         features = model.model.experts[name](own)
@@ -114,6 +136,68 @@ def test_the_network_reads_an_item_as_the_native_encoder_does(name, model, proce
     assert int((batch["input_ids"] == ids).sum()) == kind.vectors
     with torch.no_grad():
         assert torch.isfinite(model(**batch).logits).all()
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@torch.no_grad()
+def test_by_reference_the_features_are_those_of_a_stored_encoder(name, apart, model, fetched, processor):
+    held = [path for path in apart.glob("*.safetensors") for key in load_file(path) if f".{name}.encoder." in key]
+    assert not held
+    one, two = (each.model.experts[name] for each in (model, fetched))
+    assert list(one.state_dict()) == list(two.state_dict())
+    for key, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[key], value), key
+    _, own = batch_for(processor, name)
+    assert torch.equal(two(own).x_ND, one(own).x_ND)
+
+
+def test_a_reference_tells_the_names_that_are_no_prefix(apart):
+    references = {
+        name: e["reference"] for name, e in json.loads((apart / "config.json").read_text())["experts"].items()
+    }
+    spelt = {name: len(reference["keys"]) for name, reference in references.items() if "keys" in reference}
+    assert spelt == {"dinov2": 16, "dinov2-registers": 16, "vit": 32, "vit-pooled": 32, "ast": 32}
+    own, file = "layers.0.attention.q_proj.weight", "vit.encoder.layer.0.attention.attention.query.weight"
+    assert references["vit"]["keys"][own] == file
+    assert references["vit"]["prefix"] == "vit."
+    assert references["vit-pooled"]["prefix"] == ""
+    assert references["whisper"]["prefix"] == "model.encoder."
+
+
+@pytest.mark.parametrize("name", FUSED)
+@torch.no_grad()
+def test_a_sound_gives_the_same_each_time_and_alone(name, model, processor, checkpoints):
+    sounds = [np.random.default_rng(k).normal(0, 0.1, n).astype(np.float32) for k, n in enumerate((4000, 2000, 8000))]
+
+    def own(items):
+        text = " ".join(["<audio>"] * len(items))
+        batch = processor(text=text, audio=items, experts={"audio": [name] * len(items)}, sampling_rate=8000)
+        return {key.split("__")[1]: value for key, value in batch.items() if key.startswith(f"{name}__")}
+
+    expert = model.model.experts[name]
+    first = own(sounds)
+    assert first["input_features"].shape[:2] == (3, 4 if name == "clap-fused" else 1)
+    assert not first["is_longer"].any()
+    for _ in range(3):
+        again = own(sounds)
+        assert all(torch.equal(again[key], first[key]) for key in first)
+    features = expert(first).x_ND
+    unfused = {"input_features": first["input_features"], "is_longer": torch.zeros(3, 1, dtype=torch.bool)}
+    hidden = native_encoder(name, checkpoints / name)(**unfused).last_hidden_state
+    assert torch.equal(features, expert.projector(hidden.flatten(2).transpose(1, 2)).flatten(0, 1))
+    for place, sound in enumerate(sounds):  # the last is exactly as long as it can be
+        alone = own([sound])
+        assert all(torch.equal(alone[key], first[key][place : place + 1]) for key in first)
+        torch.testing.assert_close(expert(alone).x_ND, features[64 * place : 64 * place + 64], rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_whose_tensors_are_split_on_loading_is_refused(tmp_path, monkeypatch):
+    swiglu = EXPERTS["dinov2"]._replace(config=lambda: Dinov2Config(**VISION, mlp_ratio=2, use_swiglu_ffn=True))
+    monkeypatch.setitem(EXPERTS, "swiglu", swiglu)
+    checkpoint = open_checkpoint(write_expert("swiglu", tmp_path / "swiglu"))
+    with pytest.raises(CompositionError, match=r"lack 'encoder.layer.0.mlp.gate_proj.weight'") as caught:
+        find_encoder(checkpoint, modality="image", name="swiglu")
+    assert "merges or splits" in caught.value.hint
 
 
 def test_the_same_bytes_with_one_thread_and_with_two(made, general, checkpoints, tmp_path):
@@ -136,7 +220,7 @@ def test_the_projector_and_the_router_begin_by_the_seed(made, state):
     config = json.loads((made / "config.json").read_text())
     images = [name for name, kind in EXPERTS.items() if kind.modality == "image"]
     assert config["routers"]["image"]["classes"] == ["none", *images]
-    assert config["routers"]["audio"]["classes"] == ["none", "whisper", "ast", "clap"]
+    assert config["routers"]["audio"]["classes"] == ["none", "whisper", "ast", "clap", "clap-fused"]
     assert config["routers"]["image"]["feature"] == "class"
     assert config["routers"]["audio"]["feature"] == "mean"
     assert tuple(state["model.routers.image.weight"].shape) == (len(images) + 1, 32)

@@ -130,6 +130,7 @@ def test_by_reference_the_network_is_the_same_and_the_files_are_smaller(place, t
     assert all(".projector." in key for key in held)
     reference = config(apart)["experts"]["whisper"]["reference"]
     assert reference["prefix"] == "model.encoder."
+    assert "keys" not in reference
     assert list(reference["sha256"]) == ["model.safetensors"]
     models = [AutoModelForMultimodalLM.from_pretrained(f, trust_remote_code=False) for f in (inside, apart)]
     one, two = (model.model.experts["whisper"].state_dict() for model in models)
@@ -155,7 +156,13 @@ MISTAKES = {
     "nothing beside it": ({"whisper": {"modality": "audio"}}, {}, "no source brings audio", "Add a source"),
     "language model": ({"vit": {"encoder": "base"}}, {}, "no encoder that takes image", "vision or audio"),
     "too many dropped": ({"vit": {"class_token": 9}}, {}, "nothing is left when 9 are dropped", ""),
-    "no such layer": ({"vit": {"layer": 7}}, {}, "has no layer 7", "belong together"),
+    "no such layer": (
+        {"vit": {"layer": 7}},
+        {},
+        "'vit': its encoder has 3 hidden states",
+        "'compose.experts.vit.layer'",
+    ),
+    "no such patch layer": ({"pix2struct": {"layer": 99}}, {}, "layers 0 to 2 (or -3 to -1); layer 99 is none", "last"),
     "no padding": ({"vit": {"padding": "drop"}}, {}, "tells no padding", "Leave 'padding' out"),
     "torch's word": ({"values": {"encoder": "experts/vit"}}, {}, "torch uses the word itself", "another name"),
     "no class token": ({"vit": {}}, {"router": {"feature": "class"}}, "no class token", "feature: mean"),

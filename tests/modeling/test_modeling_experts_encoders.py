@@ -63,6 +63,10 @@ CASES = [
         "ClapAudioModel", "clap_audio_model", _CLAP,
         {"input_features": noise(2, 1, 64, 16), "is_longer": torch.zeros(2, 1)}, 0, 64, 16,
     ),
+    (
+        "ClapAudioModel", "clap_audio_model", {**_CLAP, "enable_fusion": True},
+        {"input_features": noise(2, 4, 64, 16), "is_longer": torch.tensor([[1], [0]])}, 0, 64, 16,
+    ),
 ]  # fmt: skip
 
 
@@ -102,15 +106,24 @@ def test_features_are_the_native_classes_own(case):
     torch.testing.assert_close(alone.x_ND, made.x_ND[tokens:], rtol=1e-4, atol=1e-5)
 
 
-HIDDEN = [case for case in CASES if case[0] not in ("Kosmos2_5VisionModel", "GotOcr2VisionEncoder")]
+def native_states(native, inputs):
+    """All hidden states, of Kosmos-2.5 layer by layer: its class returns none."""
+    if type(native).__name__ != "Kosmos2_5VisionModel":
+        return native(**inputs, output_hidden_states=True).hidden_states
+    states = [native.embeddings(inputs["flattened_patches"])]
+    seen = torch.zeros(2, 1, 6, 6).masked_fill(inputs["attention_mask"][:, None, None] == 0, -torch.inf)
+    for layer in native.encoder.layer:
+        states.append(layer(states[-1], seen))
+    torch.testing.assert_close(native.layernorm(states[-1]), native(**inputs).last_hidden_state)
+    return states
 
 
-@pytest.mark.parametrize("case", HIDDEN, ids=[case[0] for case in HIDDEN])
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 @torch.no_grad()
 def test_an_earlier_layer_has_the_width_that_is_read(case):
     native = native_encoder(entry(case))
     *_, inputs, skip, _, _ = case
-    wanted = native(**inputs, output_hidden_states=True).hidden_states[1]
+    wanted = native_states(native, inputs)[1]
     if wanted.dim() == 4:
         wanted = rows(wanted) if case[0] == "ClapAudioModel" else wanted.flatten(1, 2)
     made = Expert("one", entry(case, layer=1, tokens=wanted.shape[1] - skip), text_width=32, attn_implementation="sdpa")
@@ -119,6 +132,29 @@ def test_an_earlier_layer_has_the_width_that_is_read(case):
     found, valid = made.encode(inputs)
     assert valid is None
     torch.testing.assert_close(found, wanted[:, skip:])
+
+
+@pytest.mark.parametrize("layer", [3, -4, 99])
+@pytest.mark.parametrize("name", ["CLIPVisionModel", "SwinModel", "Pix2StructVisionModel", "Kosmos2_5VisionModel"])
+def test_a_layer_that_is_not_there_is_refused(name, layer):
+    case = next(case for case in CASES if case[0] == name)
+    made = Expert("one", entry(case, layer=layer), text_width=32, attn_implementation="sdpa")
+    told = rf"'one': its encoder has 3 hidden states, layers 0 to 2 \(or -3 to -1\); layer {layer} is none of them"
+    with pytest.raises(ValueError, match=told):
+        made.encode(case[3])
+
+
+@torch.no_grad()
+def test_a_class_that_gives_its_last_state_only_says_so(monkeypatch):
+    made = Expert("one", entry(CASES[0], layer=1), text_width=32, attn_implementation="sdpa")
+    whole = type(made.encoder).forward
+
+    def last_only(self, **given):
+        return whole(self, **given | {"output_hidden_states": False})
+
+    monkeypatch.setattr(type(made.encoder), "forward", last_only)
+    with pytest.raises(ValueError, match="gives its last hidden state only, and not that of layer 1"):
+        made.encode(_IMAGE)
 
 
 def test_a_class_that_is_not_there_is_refused():

@@ -108,8 +108,10 @@ def test_projectors_against_plain_arithmetic():
         dim=1,
     )  # fmt: skip
     torch.testing.assert_close(shuffle.projector(x), project(shuffle, folded))
-    with pytest.raises(ValueError, match="15 vectors are no grid"):
+    with pytest.raises(ValueError, match=r"15 vectors are no grid .*'factor' must divide .*'class_token'"):
         shuffle.projector(x[:, :15])
+    with pytest.raises(ValueError, match="7 heads do not divide 32"):
+        lone(maths(projector={"kind": "resampler", "queries": 3, "heads": 7}))
     deep = lone(maths(projector={"kind": "mlp", "depth": 3})).projector
     by_hand = deep.layers[2](
         torch.nn.functional.gelu(deep.layers[1](torch.nn.functional.gelu(deep.layers[0](deep.norm(x)))))

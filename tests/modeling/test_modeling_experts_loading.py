@@ -235,3 +235,29 @@ def test_an_encoder_can_stay_where_it_is(tmp_path):
     (tmp_path / "made" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=r"tensors of the expert 'maths' are not in"):
         ComposedForConditionalGeneration.from_pretrained(tmp_path / "made")
+
+
+@torch.no_grad()
+def test_an_encoder_stays_in_files_that_spell_its_tensors_otherwise(tmp_path):
+    """Also where two names are exchanged: what ``keys`` says of a tensor stands above the prefix."""
+    _, encoders = two()
+    one, other, plain = (
+        f"encoder.layers.{k}.layer_norm1.{what}" for k, what in ((0, "weight"), (1, "weight"), (0, "bias"))
+    )
+    keys = {one: f"v.{other}", other: f"v.{one}", plain: "elsewhere"}
+    native = encoders["maths"].state_dict()
+    state = {keys.get(key, f"v.{key}"): value for key, value in native.items()}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    reference = {"id": str(tmp_path), "commit": None, "sha256": digest, "prefix": "v.", "keys": keys}
+    model, _ = two(maths={"reference": reference})
+    model.save_pretrained(tmp_path / "made")
+    again = ComposedForConditionalGeneration.from_pretrained(tmp_path / "made")
+    found = again.model.experts["maths"].encoder.state_dict()
+    assert not torch.equal(native[one], native[other])
+    assert all(torch.equal(found[key], native[key]) for key in found)
+    config = read_json(tmp_path / "made" / "config.json")
+    config["experts"]["maths"]["reference"]["keys"][plain] = "nowhere.bias"
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"1 tensors of the expert 'maths' are not in .*, nowhere\.bias for one"):
+        ComposedForConditionalGeneration.from_pretrained(tmp_path / "made")

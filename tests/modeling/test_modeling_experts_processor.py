@@ -8,10 +8,10 @@ from expert_models import charts, image_router, maths
 from PIL import Image
 from tiny_models import fill, tiny_model
 from tiny_processors import clip, llava
-from transformers import Pix2StructImageProcessor
+from transformers import ClapFeatureExtractor, Pix2StructImageProcessor
 
 from mcompose.modeling import ComposedForConditionalGeneration, add_placeholders, build_processor
-from mcompose.modeling.processing_experts import add_expert_tokens, expert_summary
+from mcompose.modeling.processing_experts import add_expert_tokens, expert_summary, native_inputs
 
 TEXTS = ["USER : <image> what is it ? ASSISTANT :", "USER : <image> a <image> ASSISTANT :", "USER : two ASSISTANT :"]
 
@@ -83,3 +83,20 @@ def test_labels_go_with_the_items_of_the_processor(whole):
     text = processor(text="USER : two ASSISTANT :")
     again = model.route(**text)
     assert torch.equal(model(**again).logits, model(**text).logits)
+
+
+@pytest.mark.parametrize("more", [{}, {"n_samples": 96000}], ids=["own", "and another limit"])
+def test_a_clap_that_fuses_is_told_that_no_sound_is_longer(more):
+    """Its extractor draws one of the sounds, of numpy's own generator, and calls it longer than it is."""
+    extractor = ClapFeatureExtractor(feature_size=16, max_length_s=1, **more)
+    assert extractor.truncation == "fusion"
+    generator = np.random.default_rng(0)
+    sounds = [generator.normal(0, 0.1, length).astype(np.float32) for length in (48000, 12000, 30000)]
+    entry = {"modality": "audio", "inputs": ["input_features", "is_longer"]}
+    made = native_inputs(extractor, sounds, entry, name="noises")
+    native = [extractor(sound, sampling_rate=48000, return_tensors="pt")["input_features"] for sound in sounds]
+    assert torch.equal(made["input_features"], torch.cat(native))
+    assert made["is_longer"].dtype == torch.bool
+    assert made["is_longer"].tolist() == [[False], [False], [False]]
+    with pytest.raises(ValueError, match=r"longer than the 1\.0 s that the expert 'noises' hears"):
+        native_inputs(extractor, [np.zeros(48001, np.float32)], entry, name="noises")
