@@ -55,7 +55,7 @@ class StageData:
         return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
 
     def notices(self) -> list[str]:
-        """Sentences for the user about data and experts, before anything is trained."""
+        """Sentences for the user about data and experts."""
         found = self.experts.notices()
         if self.experts.table is not None and hasattr(self.mixture, "other_domains"):
             for name, domain in self.mixture.other_domains().items():

@@ -122,12 +122,14 @@ class Routing:
                 )
         known = [domain for domain in domains if self.table.is_known(domain)]
         names = list(dict.fromkeys([*self.table.experts, *self.table.domains]))
+        others = [domain for domain in domains if domain not in known]
         for domain in domains:
             near = [] if domain in known else get_close_matches(domain, names, n=1, cutoff=_NEAR)
             if near and domain not in (self.spec.general or ()):
                 raise RequestError(
                     f"The data's domain '{domain}' is no expert's, and looks like '{near[0]}'.",
-                    hint=f"Write '{near[0]}'; or, if it is to go without an expert, name it in 'router.general'.",
+                    hint=f"Write '{near[0]}'; or, if it is to go without an expert, list all such domains: "
+                    f"'router.general: [{', '.join(others)}]'.",
                 )
         if not self.table.classes and (self.labelled or self.fitted or self.spec.routing == "predicted"):
             raise RequestError(

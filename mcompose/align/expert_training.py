@@ -25,7 +25,7 @@ from mcompose.align.router_loss import RouterLoss
 from mcompose.align.router_probe import Probe, fit_probe, pooled_items_of
 from mcompose.align.samples import Sample
 from mcompose.errors import RequestError
-from mcompose.recipe import Stage
+from mcompose.recipe import Masking, Stage
 
 __all__ = [
     "MASK",
@@ -33,6 +33,8 @@ __all__ = [
     "add_mask_token",
     "fit_routers",
     "hiding_notices",
+    "length_notices",
+    "longest_sample",
     "routed",
     "routers_loss",
     "wants_mask_token",
@@ -155,22 +157,32 @@ def routed(model: Any, inputs: Mapping[str, Any], stage: Stage) -> dict[str, Any
         model: A composed model.
         inputs: With slots for experts.
         stage: The recipe's stage; without ``gscm.domains``, samples that got no expert have nothing hidden.
-
-    Raises:
-        RequestError: A sample is now longer than ``max_length``.
     """
     made = model.route(**inputs)
-    real_BL = made.get("padding_mask", made.get("attention_mask"))
-    longest = made["input_ids"].shape[1] if real_BL is None else int(real_BL.sum(-1).max())
-    if stage.max_length is not None and longest > stage.max_length:
-        raise RequestError(
-            f"A sample has {longest} tokens with those of the expert that the router chose; the limit is "
-            f"{stage.max_length}.",
-            hint="Raise max_length.",
-        )
     if stage.gscm is not None and stage.gscm.domains is not None:
         return made
     return shown_where_unserved(made, experts=list(model.config.expert_token_ids.values()))
+
+
+def longest_sample(batch: Mapping[str, Any]) -> int:
+    """Tokens of the longest sample of a batch, hidden ones included; 0 where samples are packed into one row."""
+    real_BL = batch.get("padding_mask", batch.get("attention_mask"))
+    return 0 if real_BL is None else int(real_BL.sum(-1).max())
+
+
+def length_notices(stage: Stage, longest: int) -> list[str]:
+    """What a user is told when blocks that the router chose made samples longer than ``max_length``.
+
+    Args:
+        stage: The recipe's stage.
+        longest: Tokens of its longest sample.
+    """
+    if stage.max_length is None or longest <= stage.max_length:
+        return []
+    return [
+        f"Samples had up to {longest} tokens with the blocks that the router chose; max_length is {stage.max_length}, "
+        "and counts a block as one token before it is chosen."
+    ]
 
 
 def hiding_notices(stage: Stage, log: Path) -> list[str]:
@@ -185,11 +197,18 @@ def hiding_notices(stage: Stage, log: Path) -> list[str]:
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not rows or any(row.get("hidden", 1) for row in rows):
         return []
-    ratio, unit = stage.gscm.ratio, stage.gscm.unit
-    return [
-        f"'gscm' hid nothing in this stage: a share of {ratio:g} of each sample's {unit}s, rounded down, came to none. "
-        "Raise 'ratio', take a smaller 'unit', or draw with 'count: bernoulli'."
-    ]
+    return [f"'gscm' hid nothing in this stage: {_why_nothing(stage, stage.gscm)}"]
+
+
+def _why_nothing(stage: Stage, gscm: Masking) -> str:
+    if stage.router is not None and stage.router.routing == "predicted":
+        return "the router sent no sample of a masked domain to an expert, or the share came to none."
+    if gscm.ratio == 1 or gscm.unit == "sample" or gscm.count == "bernoulli":
+        return f"none of the draws at ratio {gscm.ratio:g} fell on one. Raise 'ratio' or take more samples."
+    return (
+        f"a share of {gscm.ratio:g} of each sample's {gscm.unit}s, rounded down, came to none. Raise 'ratio', take a "
+        "smaller 'unit', or draw with 'count: bernoulli'."
+    )
 
 
 def wants_mask_token(stage: Stage) -> bool:

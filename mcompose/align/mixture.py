@@ -28,6 +28,7 @@ __all__ = ["Mixture", "open_mixture"]
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TOKENS_PER_MEDIUM = 256.0
+_LOOKED_AT = 64
 
 
 class Mixture(Dataset[Sample]):
@@ -78,13 +79,14 @@ class Mixture(Dataset[Sample]):
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
     def other_domains(self) -> dict[str, str]:
-        """Dataset -> the domain that its first sample's record names, where that is not the dataset's."""
+        """Dataset -> a domain that one of its records names and that is not the dataset's; some records are read."""
         found = {}
         for spec, records, one in zip(self.specs, self._records, self._surveys, strict=True):
-            record = records.read(int(one.usable[0]))
-            domain = record.get("domain") if isinstance(record, Mapping) else None
-            if isinstance(domain, str) and domain != spec.domain:
-                found[spec.name] = domain
+            for index in one.usable[:: max(1, len(one.usable) // _LOOKED_AT)]:
+                record = records.read(int(index))
+                domain = record.get("domain") if isinstance(record, Mapping) else None
+                if isinstance(domain, str) and domain != spec.domain:
+                    found.setdefault(spec.name, domain)
         return found
 
     def items_of_domains(self) -> dict[str, dict[str, float]]:

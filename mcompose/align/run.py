@@ -34,6 +34,7 @@ from mcompose.align.expert_training import (
     add_mask_token,
     fit_routers,
     hiding_notices,
+    length_notices,
     routers_loss,
     wants_mask_token,
 )
@@ -234,7 +235,7 @@ class _Run:
             finally:
                 watch.close()
         self._check_finished(trainer, watch)
-        return trainer.model, notices
+        return trainer.model, (*notices, *length_notices(self.stage, trainer.longest))
 
     def _fit_routers(self, model: Any) -> FittedRouters:
         """Fits routers by themselves, where the stage says so; every process comes to the same."""

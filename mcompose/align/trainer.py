@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from mcompose.align import processes
 from mcompose.align.delta import full_values
-from mcompose.align.expert_training import routed
+from mcompose.align.expert_training import longest_sample, routed
 from mcompose.align.frozen import FrozenModules
 from mcompose.align.gscm import hidden_tokens, unhidden
 from mcompose.align.preference import PreferenceLoss, pair_key, reference_of
@@ -139,6 +139,7 @@ class AlignTrainer(Trainer):
     def __init__(self, *, parts: TrainerParts, **kwargs: Any) -> None:
         self.parts = parts
         self.tokens = 0
+        self.longest = 0
         self._hidden = 0
         super().__init__(**kwargs)
         # Inside the model, so that DDP sees it as part of the forward pass.
@@ -200,6 +201,7 @@ class AlignTrainer(Trainer):
         if self.parts.predicts:
             with self.accelerator.autocast():
                 inputs = routed(self.accelerator.unwrap_model(model), inputs, self.parts.stage)
+            self.longest = max(self.longest, longest_sample(inputs))
         self._hidden += hidden_tokens(inputs)
         asked = kwargs.pop("return_outputs", False)
         given = {**inputs, "use_cache": False}

@@ -13,12 +13,14 @@ _AS_PARTS: Final = (
     "{%- for message in messages -%}"
     "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string"
     " else message['content'] -%}"
-    "{%- set strings.turns = strings.turns + [dict(message, content=parts)] -%}"
+    "{%- set turn = dict(message, content=parts) if 'content' in message else message -%}"
+    "{%- set strings.turns = strings.turns + [turn] -%}"
     "{%- endfor -%}"
-    "{%- set messages = strings.turns %}"
+    "{%- set messages = strings.turns %}\n"
 )
 """Goes before a template that takes lists of parts only: a string becomes one part of text."""
-_OLD_FILE: Final = "chat_template.json"  # which processors still read, and tokenizers do not
+_FILE: Final = "chat_template.jinja"
+_OLD_FILE: Final = "chat_template.json"  # which processors still read before the tokenizer's, and tokenizers do not
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str | None:
@@ -31,7 +33,8 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str | None:
     Returns:
         The template, the default one of several; None when there is none.
     """
-    template = tokenizer.chat_template or _in_old_file(folder)
+    old = None if (folder / _FILE).is_file() else _in_old_file(folder)
+    template = old or tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) else None

@@ -208,7 +208,7 @@ def _measure(expert: Expert, made: Mapping[str, torch.Tensor]) -> _Seen:
             state = _state_of_one_layer(expert, made)
         except _FAULTS as error:
             raise _unread(expert, error) from error
-    return _sequence(state, expert.width)
+    return _sequence(state, expert.width, sides=made[expert.main_input].shape[-2:])
 
 
 def _tokens(expert: Expert, settings: Mapping[str, Any], seen: _Seen, *, text_width: int) -> int:
@@ -306,13 +306,20 @@ def _unread(expert: Expert, error: Exception) -> CompositionError:
     )
 
 
-def _sequence(state: torch.Tensor, width: int) -> _Seen:
-    """A map of two dimensions has its channels where the width is, and first where the config tells no width."""
+def _sequence(state: torch.Tensor, width: int, *, sides: Sequence[int]) -> _Seen:
+    """What an item's vectors are. A map's channels are where the width is, or else beside the picture's proportions."""
     if state.dim() != 4:
         return _Seen(int(state.shape[1]), int(state.shape[-1]), None)
-    first = state.shape[1] == width or state.shape[3] != width or width == _ASSUMED
-    rows, columns = state.shape[2:] if first else state.shape[1:3]
-    return _Seen(int(rows * columns), int(state.shape[1] if first else state.shape[3]), (int(rows), int(columns)))
+    _, one, two, three = map(int, state.shape)
+    by_width = width not in (_ASSUMED, two) and (one == width) != (three == width)
+    first = one == width if by_width else _unlike(two, three, sides) <= _unlike(one, two, sides)
+    rows, columns = (two, three) if first else (one, two)
+    return _Seen(rows * columns, one if first else three, (rows, columns))
+
+
+def _unlike(rows: int, columns: int, sides: Sequence[int]) -> float:
+    """How far the proportions of a map are from those of the picture."""
+    return abs(math.log(rows / columns * sides[1] / sides[0]))
 
 
 @contextmanager

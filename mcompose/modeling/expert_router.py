@@ -133,8 +133,8 @@ def chosen_experts(logits_IC: torch.Tensor, router: Mapping[str, Any]) -> list[l
     for chances, order in zip(chances_IC.tolist(), order_IC.tolist(), strict=True):
         ranked = list(zip(chances, order, strict=True))
         if rule["kind"] == "threshold":
-            chance, index = next(pair for pair in ranked if pair[1] != 0)
-            chosen.append([router["classes"][index]] if chance >= rule["threshold"] else [])
+            experts = [router["classes"][index] for chance, index in ranked if index and chance >= rule["threshold"]]
+            chosen.append(experts[:1])
             continue
         before_none = itertools.takewhile(lambda pair: pair[1] != 0, ranked[:count])
         chosen.append([router["classes"][index] for _, index in before_none])

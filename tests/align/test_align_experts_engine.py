@@ -149,10 +149,18 @@ def test_only_samples_that_the_router_sends_to_an_expert_have_tokens_hidden(stag
     assert sum(row["hidden"] for row in log) == sum(counts)
 
 
-def test_a_block_that_the_router_chose_counts_for_the_limit(stage_request):
-    longest = {"router": {"routing": "predicted"}, "steps": 4, "max_length": 16}
-    with pytest.raises(RequestError, match=r"A sample has \d+ tokens .* the limit is 16"):
-        run_stage(stage_request(**longest))
+@pytest.mark.parametrize("packing", [False, True])
+def test_blocks_that_the_router_chose_are_told_when_they_pass_the_limit(stage_request, monkeypatch, packing):
+    changes = {"router": {"routing": "predicted"}, "steps": 4, "packing": packing}
+    seen = spied(monkeypatch)
+    notices = run_stage(stage_request(**changes, max_length=16)).notices
+    if packing:
+        assert notices == ()
+        return
+    longest = max(int(batch["attention_mask"].sum(-1).max()) for batch in seen)
+    assert longest > 16
+    assert notices[0].startswith(f"Samples had up to {longest} tokens")
+    assert run_stage(stage_request("wide", **changes, max_length=64)).notices == ()
 
 
 def test_classes_that_no_data_teach_are_named(home, stage_request):

@@ -81,6 +81,9 @@ def test_a_slip_of_the_pen_in_a_domain_is_told():
     with pytest.raises(RequestError, match="domain 'tabel' is no expert's, and looks like 'table'") as told:
         routing().check(["table", "tabel"])
     assert "Write 'table'" in told.value.hint
+    with pytest.raises(RequestError) as told:
+        routing().check(["photos", "table", "tabel"])
+    assert "'router.general: [photos, tabel]'" in told.value.hint  # that list is all there is of class none
     with pytest.raises(RequestError, match="looks like 'maths'"):  # an expert's name, not its domain
         routing().check(["table", "mats"])
     routing(general=["tabel"]).check(["table", "tabel"])

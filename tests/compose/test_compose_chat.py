@@ -89,3 +89,24 @@ def test_a_template_that_does_not_write_strings_as_they_are_is_left_out_aloud(co
 
 def test_no_source_speaks_for_others(composed):
     assert composed({"sees": PLAIN}, base=True).tokenizer.chat_template is None
+
+
+def test_the_processors_own_file_goes_before_the_tokenizers_template(sources, tmp_path, composed):
+    source = shutil.copytree(sources / "sees", tmp_path / "sees")
+    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["chat_template"] = "{% for m in messages %}TEXT {{ m['content'] }}{% endfor %}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}), encoding="utf-8")
+    assert AutoProcessor.from_pretrained(source).chat_template == PARTS
+    assert composed({"sees": None}).apply_chat_template(TURNS) == "user: <image>\nwhat is this ? assistant: red "
+
+
+def test_a_template_over_parts_keeps_its_first_line_and_messages_without_content(composed, tmp_path):
+    template = "\n" + PARTS.replace("{% for c in m['content'] %}", "{% for c in m['content'] or [] %}")
+    template = template.replace("{{ m['role'] }}", "{{ m['role'] }}{{ '!' if 'content' not in m else '' }}")
+    processor = composed({"sees": template})
+    native = AutoProcessor.from_pretrained(tmp_path / "sees").tokenizer
+    turns = [{"role": "assistant", "tool_calls": []}]
+    own = native.apply_chat_template(turns, tokenize=False)
+    assert own == "\nassistant!:  "
+    assert processor.tokenizer.apply_chat_template(turns, tokenize=False) == own

@@ -15,6 +15,7 @@ from tiny_sources import write_recipe
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from mcompose.checkpoint import open_checkpoint
+from mcompose.compose import expert_probe
 from mcompose.compose.expert_encoders import find_encoder
 from mcompose.compose.expert_probe import probe_expert
 from mcompose.errors import CompositionError
@@ -199,3 +200,18 @@ def test_a_chosen_layer_of_kosmos_is_read(place, tmp_path):
     found, _ = model.model.experts["kosmos"].encode({"flattened_patches": patches})
     native = native_encoder("kosmos", place / "experts" / "kosmos")
     torch.testing.assert_close(found, native.embeddings(patches))
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture", "wanted"),
+    [
+        ((1, 32, 32, 768), (1024, 1024), (1024, 768, (32, 32))),  # Sam2's maps have their channels last
+        ((1, 768, 32, 32), (1024, 1024), (1024, 768, (32, 32))),
+        ((1, 8, 4, 16), (256, 128), (32, 16, (8, 4))),
+        ((1, 16, 8, 4), (256, 128), (32, 16, (8, 4))),
+        ((1, 7, 10, 64), (100, 150), (70, 64, (7, 10))),  # rounded up
+    ],
+)
+def test_channels_are_where_the_map_is_unlike_the_picture(shape, picture, wanted):
+    seen = expert_probe._sequence(torch.empty(shape, device="meta"), expert_probe._ASSUMED, sides=picture)
+    assert (seen.vectors, seen.width, seen.sides) == wanted
