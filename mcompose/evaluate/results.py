@@ -32,7 +32,7 @@ class Prediction:
         judge: What the judge replied.
         key: Names the question's words and media.
         accepted: Further right answers.
-        routes: Experts of each medium that an expert could serve, in reading order; empty in checkpoints without any.
+        routes: Modality to the experts of each of its media; empty in checkpoints without experts.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Prediction:
     judge: str = ""
     key: str = ""
     accepted: tuple[str, ...] = ()
-    routes: Routes = ()
+    routes: Routes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

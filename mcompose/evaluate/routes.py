@@ -7,18 +7,21 @@ experts and none are controls: what is left of an expert's worth when another's 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
+from mcompose.errors import RequestError
 from mcompose.evaluate.confusion import Confusion, confusion_matrix
 
-__all__ = ["NONE", "TOLD", "WRONG", "Routes", "expert_for", "forced_routes", "router_confusion"]
+__all__ = ["NONE", "TOLD", "WRONG", "Routes", "expert_for", "forced_routes", "router_confusion", "slips"]
 
 NONE: Final = "none"
+_NEAR: Final = 0.8  # as in stages: likeness from which a domain is taken for a slip of the pen
 TOLD, WRONG = "told", "wrong"
 """Each medium to the expert of its question's domain; to the one after it."""
 
-Routes = tuple[tuple[str, ...], ...]
-"""The experts of each medium in reading order, of modalities that have experts; nothing for none."""
+Routes = Mapping[str, tuple[tuple[str, ...], ...]]
+"""Modality to the experts of each of a question's media in order, of modalities that have experts; nothing for none."""
 
 
 def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
@@ -41,53 +44,84 @@ def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
 
 
 def forced_routes(
-    experts: Mapping[str, Mapping[str, Any]], modalities: Sequence[str], *, domain: str, route: str
-) -> list[str]:
-    """Where the media of a question are forced to.
+    experts: Mapping[str, Mapping[str, Any]], modality: str, *, domain: str, route: str
+) -> tuple[str, ...]:
+    """Where a medium of a question is forced to.
 
     Args:
         experts: Name to its entry in the checkpoint's config, with ``modality`` and ``domain``.
-        modalities: Of the question's media, in reading order.
+        modality: Of the medium; it has experts.
         domain: Of the question.
-        route: ``told`` or ``wrong``.
+        route: ``told``, ``wrong``, ``none`` or an expert's name.
 
     Returns:
-        An expert or "none" for every medium whose modality has experts.
+        Its expert; nothing for none.
+
+    Raises:
+        RequestError: ``wrong``, and all experts are of this domain.
     """
-    found = []
-    for modality in modalities:
-        names = [name for name, entry in experts.items() if entry["modality"] == modality]
-        if names:
-            found.append(expert_for(_expert_of(experts, modality, domain), names, route=route))
-    return found
+    own = _of_modality(experts, modality)
+    if route not in (TOLD, WRONG):
+        return (route,) if route in own else ()
+    right = _expert_of(experts, modality, domain)
+    others = [name for name in own if name == right or own[name]["domain"] != own.get(right, {}).get("domain")]
+    if route == WRONG and others == [right]:
+        raise RequestError(
+            f"No expert for {modality} is a wrong one for the domain '{domain}': there is only '{right}'.",
+            hint="Compare with '--experts none'.",
+        )
+    chosen = expert_for(right, others, route=route)
+    return () if chosen == NONE else (chosen,)
 
 
 def router_confusion(
     routers: Mapping[str, Mapping[str, Any]],
     experts: Mapping[str, Mapping[str, Any]],
-    seen: Iterable[tuple[str, Sequence[str], Routes]],
+    seen: Iterable[tuple[str, Routes]],
 ) -> dict[str, Confusion]:
     """What routers chose for media whose domain is known.
 
     Args:
         routers: Modality to the router's entry in the checkpoint's config, with ``classes``.
         experts: Name to its entry.
-        seen: Domain, modalities of the media that have experts, and routes of each question; without a domain it counts
-            as ignored.
+        seen: Domain and routes of each question. Without a domain, or with that of another modality's expert, a medium
+            counts as ignored.
 
     Returns:
         Modality to its matrix, the likeliest expert for the choice; modalities without media are left out.
     """
     pairs: dict[str, list[tuple[str | None, str]]] = {modality: [] for modality in routers}
-    for domain, modalities, routes in seen:
-        for modality, chosen in zip(modalities, routes, strict=True):
-            label = _expert_of(experts, modality, domain) if domain else None
-            pairs[modality].append((label, chosen[0] if chosen else NONE))
+    for domain, routes in seen:
+        for modality, found in pairs.items():
+            label = _label(experts, modality, domain)
+            found += [(label, chosen[0] if chosen else NONE) for chosen in routes.get(modality, ())]
     return {m: confusion_matrix(found, classes=routers[m]["classes"]) for m, found in pairs.items() if found}
 
 
+def slips(experts: Mapping[str, Mapping[str, Any]], domains: Iterable[str]) -> list[tuple[str, str]]:
+    """Domains of a task that are no expert's and look like one's, each with what it looks like.
+
+    Args:
+        experts: Name to its entry.
+        domains: Of the task.
+    """
+    names = list(dict.fromkeys([*experts, *(str(entry["domain"]) for entry in experts.values())]))
+    found = ((domain, get_close_matches(domain, names, n=1, cutoff=_NEAR)) for domain in dict.fromkeys(domains))
+    return [(domain, near[0]) for domain, near in found if near and domain not in names]
+
+
+def _label(experts: Mapping[str, Mapping[str, Any]], modality: str, domain: str) -> str | None:
+    own = _expert_of(experts, modality, domain)
+    elsewhere = domain in experts or any(entry["domain"] == domain for entry in experts.values())
+    return None if not domain or (own == NONE and elsewhere) else own
+
+
 def _expert_of(experts: Mapping[str, Mapping[str, Any]], modality: str, domain: str) -> str:
-    own = {name: entry for name, entry in experts.items() if entry["modality"] == modality}
+    own = _of_modality(experts, modality)
     if domain in own:
         return domain
     return next((name for name, entry in own.items() if entry["domain"] == domain), NONE)
+
+
+def _of_modality(experts: Mapping[str, Mapping[str, Any]], modality: str) -> dict[str, Mapping[str, Any]]:
+    return {name: entry for name, entry in experts.items() if entry["modality"] == modality}

@@ -26,7 +26,7 @@ from mcompose.evaluate.prompts import check_template, in_template
 from mcompose.evaluate.reading import find_tasks, load_task
 from mcompose.evaluate.replies import Replies
 from mcompose.evaluate.results import Prediction, Report, Result, figures
-from mcompose.evaluate.routes import TOLD, WRONG, forced_routes, router_confusion
+from mcompose.evaluate.routes import TOLD, WRONG, router_confusion, slips
 from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.media import MediaError, read_media
@@ -108,8 +108,9 @@ def evaluate(
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - tasks are checked before torch is loaded
 
     subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
-    if not options.leave_out:
-        for task in loaded:
+    for task in loaded:
+        _tell_of_domains(task, subject, options)
+        if not options.leave_out:
             _refuse_lacking(task, subject)
     results: list[Result] = []
     asked: list[tuple[Task, Sequence[Prediction]]] = []
@@ -150,8 +151,8 @@ def evaluate_task(
     found: dict[int, Prediction] = {}
     for i, one in enumerate(asking):
         row = sheet.found.get(one.key)
-        if row is not None:
-            routes = tuple(tuple(experts) for experts in row.get("routes", ()))
+        if row is not None and ("routes" in row or not subject.served):  # answers of older versions tell no routes
+            routes = {m: tuple(map(tuple, sent)) for m, sent in row.get("routes", {}).items()}
             found[i] = replace(one, output=str(row["output"]), routes=routes)
     if found:
         options.say(f"{task.name}: {len(found)} of {len(asking)} answers are those of an earlier run.")
@@ -203,27 +204,11 @@ def _answered(subject: Subject, task: Task, asking: dict[int, Prediction], optio
         media = {m: [given[m] for given in shown.values()] for m in used}
         outputs, routes = subject.answer(
             [asking[i].prompt for i in shown], media, max_new_tokens=task.max_new_tokens,
-            experts=_forced(subject, [task.items[i] for i in shown]),
+            domains=[task.items[i].domain for i in shown],
         )  # fmt: skip
         for i, output, sent in zip(shown, outputs, routes, strict=True):
             made[i] = replace(asking[i], output=output, routes=sent)
     return made
-
-
-def _forced(subject: Subject, items: Sequence[Item]) -> list[str] | None:
-    """Where the media of a batch are forced to by their questions' domains; None where that does not decide."""
-    if subject.experts not in (TOLD, WRONG):
-        return None
-    return [
-        expert
-        for item in items
-        for expert in forced_routes(
-            subject.expert_entries,
-            [x.modality for x in _kept(subject, item)],
-            domain=item.domain,
-            route=subject.experts,
-        )
-    ]
 
 
 def _routing(subject: Subject, asked: Sequence[tuple[Task, Sequence[Prediction]]]) -> dict[str, Confusion]:
@@ -231,7 +216,7 @@ def _routing(subject: Subject, asked: Sequence[tuple[Task, Sequence[Prediction]]
     if subject.experts != "auto" or not any(item.domain for task, _ in asked for item in task.items):
         return {}
     seen = [
-        (item.domain, [x.modality for x in _kept(subject, item) if x.modality in subject.served], made.routes)
+        (item.domain, made.routes)
         for task, found in asked
         for item, made in zip(task.items, found, strict=True)
         if made.routes
@@ -334,6 +319,16 @@ def _refuse_without_domains(tasks: Sequence[Task], experts: str) -> None:
                 f"{task.file} names no domain, so nobody knows which expert is '{experts}'.",
                 hint='Write "domain": "..." into its header or its questions.',
             )
+
+
+def _tell_of_domains(task: Task, subject: Subject, options: Options) -> None:
+    if not subject.served:
+        return
+    for domain, near in slips(subject.expert_entries, (item.domain for item in task.items if item.domain)):
+        options.say(f"{task.name}: the domain '{domain}' is no expert's, and looks like '{near}'; it counts as none.")
+    without = sum(not item.domain for item in task.items)
+    if without and options.experts in (TOLD, WRONG):
+        options.say(f"{task.name}: {without} of {len(task.items)} questions name no domain; they count as none.")
 
 
 def _refuse_lacking(task: Task, subject: Subject) -> None:

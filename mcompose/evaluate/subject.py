@@ -7,6 +7,7 @@ package. Any other code that a checkpoint ships runs only when the user trusts i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
-from mcompose.evaluate.routes import TOLD, WRONG, Routes
+from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
 from mcompose.modeling import register
 from mcompose.modeling.configuration_experts import NONE
 from mcompose.modeling.processing_experts import AUTO
@@ -99,7 +100,7 @@ class Subject:
         media: dict[str, list[list[Any]]],
         *,
         max_new_tokens: int,
-        experts: Sequence[str] | None = None,
+        domains: Sequence[str] = (),
     ) -> tuple[list[str], list[Routes]]:
         """Answers a batch greedily.
 
@@ -107,8 +108,7 @@ class Subject:
             prompts: Texts with ``<modality>`` placeholders.
             media: Modality -> for each prompt its items in order. Every prompt has the same number of each modality.
             max_new_tokens: Longest answer.
-            experts: For every medium that an expert could serve, in reading order, where it goes; None: as ``experts``
-                of the subject has it.
+            domains: Of each prompt's media; needed where they decide which expert is told or wrong.
 
         Returns:
             What the model wrote after each prompt, without special tokens; and where its media went.
@@ -118,17 +118,18 @@ class Subject:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         given = {_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
+        routes: list[Routes] = [{} for _ in prompts]
         if given:
-            inputs = self.processor(text=texts, return_tensors="pt", **self._padding(), **given)
+            if self.experts != AUTO:
+                routes = self._forced_routes(media, domains or [""] * len(prompts))
+            inputs = self.processor(text=texts, return_tensors="pt", **self._padding(), **given, **_told(routes))
         else:
             inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
         allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
-        routes: list[Routes] = [()] * len(prompts)
         with torch.inference_mode():
-            if given and self.served:
-                sent = self.experts if experts is None else list(experts)
-                allowed = self.model.route(**allowed, experts=sent)
-                routes = _by_prompt(allowed.pop("routes"), len(prompts))
+            if given and self.served and self.experts == AUTO:
+                allowed = self.model.route(**allowed)
+                routes = _by_prompt(allowed.pop("routes"), prompts, self.model.config.routers)
             written = self.model.generate(
                 **allowed,
                 do_sample=False,
@@ -137,6 +138,17 @@ class Subject:
             )
         answers = written[:, allowed["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True), routes
+
+    def _forced_routes(self, media: Mapping[str, Sequence[Sequence[Any]]], domains: Sequence[str]) -> list[Routes]:
+        made: list[Routes] = []
+        for number, domain in enumerate(domains):
+            sent = {
+                modality: forced_routes(self.expert_entries, modality, domain=domain, route=self.experts)
+                for modality in self.served
+                if modality in media
+            }
+            made.append({modality: (route,) * len(media[modality][number]) for modality, route in sent.items()})
+        return made
 
     def _padding(self) -> dict[str, Any]:
         """Pads texts alone: said flat, native processors would also pad sounds to one another only."""
@@ -151,10 +163,23 @@ class Subject:
         return prompt
 
 
-def _by_prompt(routes: Sequence[Sequence[str]], prompts: int) -> list[Routes]:
-    """Every prompt has as many media as the others."""
-    each = len(routes) // prompts
-    return [tuple(tuple(one) for one in routes[i * each : (i + 1) * each]) for i in range(prompts)]
+def _told(routes: Sequence[Routes]) -> dict[str, Any]:
+    """What the processor is told of all prompts' media; nothing where the router is asked."""
+    modalities = dict.fromkeys(modality for one in routes for modality in one)
+    told = {modality: [route for one in routes for route in one.get(modality, ())] for modality in modalities}
+    return {"experts": told} if told else {}
+
+
+def _by_prompt(routes: Sequence[Sequence[str]], prompts: Sequence[str], routers: Mapping[str, Any]) -> list[Routes]:
+    """What the routers chose, in reading order of the batch, as each prompt's own."""
+    left, made = iter(routes), []
+    for prompt in prompts:
+        own: dict[str, tuple[tuple[str, ...], ...]] = {}
+        for modality in re.findall(r"<(\w+)>", prompt):
+            if modality in routers:
+                own[modality] = (*own.get(modality, ()), tuple(next(left, ())))
+        made.append(own)
+    return made
 
 
 def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:

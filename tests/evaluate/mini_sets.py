@@ -69,19 +69,19 @@ class Scripted:
     sampling_rate = 16000
     processor = tokenizer = None
     experts = "auto"
+    served = ()
 
     def __init__(self, outputs, modalities=MODALITIES, folder="scripted", stop_after=None):
         self.outputs, self.modalities, self.folder, self.stop_after = iter(outputs), modalities, folder, stop_after
         self.prompts, self.media = [], []
 
-    def answer(self, prompts, media, *, max_new_tokens, experts=None):
+    def answer(self, prompts, media, *, max_new_tokens, domains=()):
         if self.stop_after is not None and len(self.prompts) >= self.stop_after:
             raise KeyboardInterrupt
         assert max_new_tokens > 0
         self.prompts += prompts
         self.media.append(media)
-        assert experts is None
-        return [next(self.outputs) for _ in prompts], [()] * len(prompts)
+        return [next(self.outputs) for _ in prompts], [{} for _ in prompts]
 
 
 @contextmanager

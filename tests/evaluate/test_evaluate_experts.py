@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
@@ -18,6 +20,7 @@ from align_experts import build_experts, write_domains
 from mcompose.cli.app import app
 from mcompose.errors import RequestError, UnknownNameError
 from mcompose.evaluate import Options, evaluate
+from mcompose.evaluate.routes import forced_routes, router_confusion
 from mcompose.evaluate.subject import load_subject
 from mcompose.pipeline.measure import GenerateOptions, generate
 
@@ -37,14 +40,16 @@ def home(tmp_path_factory):
 
 
 def expected(out, task, experts):
-    """Answers one by one; the expert is named to the processor, so that no router is asked."""
+    """Answers one by one; the expert is named when the slots are filled, not to the processor as ``eval`` does it."""
     subject = load_subject(out)
     answers = []
     for name in ("charts0", "maths1", "photos0"):
         image = Image.open(task.parent / f"{name}.png").convert("RGB")
-        inputs = subject.processor(text="<image> what is it ?", images=image, experts=experts, return_tensors="pt")
+        inputs = subject.processor(text="<image> what is it ?", images=image, experts="auto", return_tensors="pt")
         with torch.no_grad():
-            written = subject.model.generate(**inputs, do_sample=False, max_new_tokens=3, min_new_tokens=0)
+            written = subject.model.generate(
+                **inputs, do_sample=False, max_new_tokens=3, min_new_tokens=0, experts=experts
+            )
         answers.append(
             subject.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
         )
@@ -152,7 +157,7 @@ def rows_in(folder: Path, name: str) -> list:
 def test_evaluate_sends_media_by_the_domains_of_a_task(home, told, tmp_path, route, wanted) -> None:
     evaluate(home[0], [told], batch_size=3, options=Options(predictions=tmp_path, template="plain", experts=route))
     rows = rows_in(tmp_path, "told")
-    assert [row["routes"] for row in rows] == [[[] if name == "none" else [name]] for name in wanted]
+    assert [row["routes"] for row in rows] == [{"image": [[] if name == "none" else [name]]} for name in wanted]
     alone = [expected(home[0], home[1], name)[i] for i, name in enumerate(wanted)]
     assert [row["output"] for row in rows] == alone
 
@@ -197,3 +202,69 @@ def test_the_eval_command_prints_the_routers_matrix(home, told, tmp_path) -> Non
     done = CliRunner().invoke(app, words)
     assert "image router, rows are the tasks' domains" in done.stdout
     assert "precision" in done.stdout
+
+
+def test_answers_without_routes_are_asked_again(home, told, tmp_path) -> None:
+    """As older versions left them."""
+    options = Options(predictions=tmp_path, template="plain")
+    report = evaluate(home[0], [told], options=options)
+    file = tmp_path / "told.jsonl"
+    header, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    old = [{key: value for key, value in row.items() if key != "routes"} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [header, *old[:2], rows[2]]), encoding="utf-8")
+    assert evaluate(home[0], [told], options=options).routing == report.routing
+
+
+def test_slips_in_a_tasks_domains_are_told(home, told, tmp_path) -> None:
+    task = told.with_name("slip.jsonl")
+    task.write_text(told.read_text(encoding="utf-8").replace('"domain": "charts"', '"domain": "chrats"'))
+    said: list[str] = []
+    evaluate(home[0], [task], options=Options(template="plain", experts="told", say=said.append))
+    assert any("the domain 'chrats' is no expert's, and looks like 'charts'" in one for one in said)
+
+
+def test_experts_are_forced_where_no_router_was_composed(home, told, tmp_path) -> None:
+    out = shutil.copytree(home[0], tmp_path / "without")
+    for name in ("config.json", "processor_config.json"):
+        settings = json.loads((out / name).read_text(encoding="utf-8"))
+        settings["routers"] = {} if name == "config.json" else []
+        (out / name).write_text(json.dumps(settings), encoding="utf-8")
+    tensors = load_file(out / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "routers" not in k}, out / "model.safetensors", {"format": "pt"})
+    options = Options(predictions=tmp_path / "answers", template="plain", experts="told")
+    evaluate(out, [told], options=options)
+    rows = rows_in(tmp_path / "answers", "told")
+    assert [row["routes"]["image"] for row in rows] == [[["charts"]], [["maths"]], [[]]]
+    assert [row["output"] for row in rows] == [
+        expected(home[0], home[1], name)[i] for i, name in enumerate(("charts", "maths", "none"))
+    ]
+
+
+ENTRIES = {
+    "charts": {"modality": "image", "domain": "chart"},
+    "maths": {"modality": "image", "domain": "math"},
+    "plots": {"modality": "image", "domain": "chart"},
+    "whale": {"modality": "audio", "domain": "sea"},
+}
+
+
+def test_wrong_experts_are_never_those_of_the_domain() -> None:
+    def sent(domain: str, route: str, modality: str = "image") -> tuple[str, ...]:
+        return forced_routes(ENTRIES, modality, domain=domain, route=route)
+
+    assert [sent("chart", "wrong"), sent("plots", "wrong"), sent("math", "wrong")] == [
+        ("maths",), ("maths",), ("plots",),
+    ]  # fmt: skip
+    assert [sent("chart", "told"), sent("maths", "told"), sent("sea", "told")] == [("charts",), ("maths",), ()]
+    assert [sent("sea", "wrong"), sent("", "told"), sent("x", "whale"), sent("x", "none")] == [("charts",), (), (), ()]
+    assert sent("chart", "wrong", "audio") == ("whale",)
+    with pytest.raises(RequestError, match="there is only 'whale'"):
+        sent("sea", "wrong", "audio")
+
+
+def test_a_domain_of_another_modality_is_no_label() -> None:
+    routers = {"image": {"classes": ["none", *list(ENTRIES)[:3]]}, "audio": {"classes": ["none", "whale"]}}
+    seen = [("chart", {"image": (("charts",),), "audio": (("whale",),)}), ("street", {"audio": ((),)})]
+    made = router_confusion(routers, ENTRIES, seen)
+    assert (made["audio"].counts, made["audio"].ignored) == (((1, 0), (0, 0)), 1)
+    assert made["image"].counts[1][1] == made["image"].total == 1

@@ -21,15 +21,15 @@ class Stub:
     """A checkpoint that writes what it is told, and remembers what it was asked."""
 
     experts = "auto"
+    served = ()
 
     def __init__(self, outputs, modalities=("image",)):
         self.outputs, self.modalities, self.asked = iter(outputs), modalities, []
         self.sampling_rate, self.folder = None, "stub"
 
-    def answer(self, prompts, media, *, max_new_tokens, experts=None):
+    def answer(self, prompts, media, *, max_new_tokens, domains=()):
         self.asked.append((list(prompts), {m: [len(row) for row in rows] for m, rows in media.items()}))
-        assert experts is None
-        return [next(self.outputs) for _ in prompts], [()] * len(prompts)
+        return [next(self.outputs) for _ in prompts], [{} for _ in prompts]
 
 
 def test_evaluate_predictions_keep_the_order_of_the_task(family) -> None:
