@@ -37,7 +37,10 @@ __all__ = [
     "StorageError",
     "UnknownNameError",
     "nearest_name",
+    "slip_of",
 ]
+
+_SLIP = 0.8  # likeness from which a word is taken for another, where it need not be one of the known ones
 
 
 class McomposeError(Exception):
@@ -116,6 +119,21 @@ class HubError(McomposeError):
 
 class InterruptedRunError(McomposeError):
     """The user interrupted the run."""
+
+
+def slip_of(word: str, known: Iterable[str]) -> str | None:
+    """The name that a freely chosen word is probably a slip of the pen for.
+
+    Args:
+        word: What the user wrote, where other words than the known ones are right as well.
+        known: The names that exist.
+
+    Returns:
+        The name that it is very like; None when it is one of them, or like none.
+    """
+    names = list(dict.fromkeys(known))
+    near = [] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=_SLIP)
+    return near[0] if near else None
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

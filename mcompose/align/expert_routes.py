@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Final
 
 from mcompose.align.masks import mask_generator
 from mcompose.align.samples import Sample
-from mcompose.errors import RequestError, UnknownNameError, nearest_name
+from mcompose.errors import RequestError, UnknownNameError, nearest_name, slip_of
 from mcompose.recipe import RouterTraining
 
 __all__ = ["UNKNOWN", "ExpertTable", "Routing"]
@@ -25,7 +24,6 @@ __all__ = ["UNKNOWN", "ExpertTable", "Routing"]
 UNKNOWN: Final = -100
 """Label of an item that the router learns nothing from."""
 _PURPOSE = "routing"
-_NEAR: Final = 0.8  # likeness of a domain to an expert's from which it is taken for a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,13 @@ class Routing:
                     f"'router.general' names the domain '{name}', which no data have.", hint=nearest_name(name, domains)
                 )
         known = [domain for domain in domains if self.table.is_known(domain)]
-        names = list(dict.fromkeys([*self.table.experts, *self.table.domains]))
         others = [domain for domain in domains if domain not in known]
         for domain in domains:
-            near = [] if domain in known else get_close_matches(domain, names, n=1, cutoff=_NEAR)
+            near = None if domain in known else slip_of(domain, [*self.table.experts, *self.table.domains])
             if near and domain not in (self.spec.general or ()):
                 raise RequestError(
-                    f"The data's domain '{domain}' is no expert's, and looks like '{near[0]}'.",
-                    hint=f"Write '{near[0]}'; or, if it is to go without an expert, list all such domains: "
+                    f"The data's domain '{domain}' is no expert's, and looks like '{near}'.",
+                    hint=f"Write '{near}'; or, if it is to go without an expert, list all such domains: "
                     f"'router.general: [{', '.join(others)}]'.",
                 )
         if not self.table.classes and (self.labelled or self.fitted or self.spec.routing == "predicted"):

@@ -40,20 +40,17 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def string_template(tokenizer: Any, folder: Path) -> str | None:
-    """A source's template, in a form that writes plain strings as they are, placeholders in them included.
+def string_template(tokenizer: Any, template: str) -> str | None:
+    """A template in a form that writes plain strings as they are, placeholders in them included.
 
     Args:
         tokenizer: The source's.
-        folder: The source's checkpoint.
+        template: The source's.
 
     Returns:
-        The template, with a beginning that makes strings lists of parts where it takes only those; None when there is
-        none, or when it changes what is said.
+        The template, with a beginning that makes strings lists of parts where it takes only those; None when it changes
+        what is said.
     """
-    template = chat_template_of(tokenizer, folder)
-    if template is None:
-        return None
     return next((form for form in (template, _AS_PARTS + template) if _writes_strings(tokenizer, form)), None)
 
 

@@ -30,7 +30,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
 
     The tokenizer is the owner's with one placeholder token per modality added. The chat template is that of the base
     language model; without a base it is the plain one of ``modeling/chat_mcompose.py``. A multimodal source's is kept
-    where that source is the only one (as the general model of domain experts is).
+    where that source is the only one (as the general model of domain experts is) and it writes strings as they are.
     The language config is the owner's too, unless a source brings a class that only adds to it (multimodal rotary
     positions), whose tensors are the same.
 
@@ -46,8 +46,6 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         CompositionError: A source has no processor, or the sources do not fit one network.
     """
     # These cost seconds to import, and only this format needs them.
-    from transformers import GenerationConfig  # noqa: PLC0415
-
     from mcompose.modeling import composed_config, prefix_fields, register  # noqa: PLC0415
     from mcompose.modeling.processing_experts import add_expert_tokens  # noqa: PLC0415
     from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
@@ -85,16 +83,22 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     folders |= {expert.name: expert.processor_folder for expert in experts.experts}
     write_processor(staged.partial, tokenizer, stored, folders=folders, **around, **experts.processor_fields())
     _check_processors(staged.partial, blueprint)
-    if (blueprint.owner.checkpoint.folder / "generation_config.json").is_file():
-        with _blaming(blueprint.owner.name, "generation config"):
-            generation = GenerationConfig.from_pretrained(blueprint.owner.checkpoint.folder)
-        generation.save_pretrained(staged.partial)
+    _write_generation_config(staged, blueprint.owner)
     for path in island_files():
         staged.copy_file(path, path.name)
     for expert in experts.experts:
         for file in expert.files:
             _copy_graph(staged, expert.name, file)
     return noticed
+
+
+def _write_generation_config(staged: StagedOutput, owner: SourceParts) -> None:
+    from transformers import GenerationConfig  # noqa: PLC0415 - as above
+
+    if (owner.checkpoint.folder / "generation_config.json").is_file():
+        with _blaming(owner.name, "generation config"):
+            generation = GenerationConfig.from_pretrained(owner.checkpoint.folder)
+        generation.save_pretrained(staged.partial)
 
 
 def _tokenizer(source: SourceParts) -> Any:
@@ -113,8 +117,8 @@ def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
     if len(blueprint.sources.everything) > 1:
         tokenizer.chat_template = None  # written for one source's own placeholders, perhaps for message lists
         return tokenizer, []
-    folder = owner.checkpoint.folder
-    own, tokenizer.chat_template = chat_template_of(tokenizer, folder), string_template(tokenizer, folder)
+    own = chat_template_of(tokenizer, owner.checkpoint.folder)
+    tokenizer.chat_template = None if own is None else string_template(tokenizer, own)
     if own is None or tokenizer.chat_template:
         return tokenizer, []
     return tokenizer, [

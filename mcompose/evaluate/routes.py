@@ -7,16 +7,14 @@ experts and none are controls: what is left of an expert's worth when another's 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final
 
-from mcompose.errors import RequestError
+from mcompose.errors import RequestError, slip_of
 from mcompose.evaluate.confusion import Confusion, confusion_matrix
 
 __all__ = ["NONE", "TOLD", "WRONG", "Routes", "expert_for", "forced_routes", "router_confusion", "slips"]
 
 NONE: Final = "none"
-_NEAR: Final = 0.8  # as in stages: likeness from which a domain is taken for a slip of the pen
 TOLD, WRONG = "told", "wrong"
 """Each medium to the expert of its question's domain; to the one after it."""
 
@@ -105,9 +103,9 @@ def slips(experts: Mapping[str, Mapping[str, Any]], domains: Iterable[str]) -> l
         experts: Name to its entry.
         domains: Of the task.
     """
-    names = list(dict.fromkeys([*experts, *(str(entry["domain"]) for entry in experts.values())]))
-    found = ((domain, get_close_matches(domain, names, n=1, cutoff=_NEAR)) for domain in dict.fromkeys(domains))
-    return [(domain, near[0]) for domain, near in found if near and domain not in names]
+    names = [*experts, *(entry["domain"] for entry in experts.values())]
+    found = ((domain, slip_of(domain, names)) for domain in dict.fromkeys(domains))
+    return [(domain, near) for domain, near in found if near]
 
 
 def _label(experts: Mapping[str, Mapping[str, Any]], modality: str, domain: str) -> str | None:
