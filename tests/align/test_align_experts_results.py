@@ -91,9 +91,10 @@ def test_two_processes_make_the_steps_of_one(home, tmp_path):
     align(recipe, stage=3, options=options)
     result = torchrun(recipe, tmp_path / "two")
     assert result.returncode == 0, result.stderr[-3000:]
-    for key in ("loss", "router_loss", "router_accuracy"):
+    for key in ("loss", "router_loss", "router_accuracy", "hidden"):
         rows = [[row[key] for row in rows_of(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
         torch.testing.assert_close(rows[1], rows[0], rtol=1e-5, atol=1e-6)
+    assert min(rows[0]) > 0  # something is hidden in every step, and counted once
     first, second = (values(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=2e-6)
