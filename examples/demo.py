@@ -17,7 +17,8 @@ from mcompose.cli.output import table
 from mcompose.lab import plot_rows
 from mcompose.lab import table as over_seeds
 from mcompose.ledger import Ledger
-from mcompose.pipeline import check, laboratory
+from mcompose.pipeline import check
+from mcompose.pipeline.lab import run as laboratory
 from mcompose.pipeline.record import record_scores
 
 FOLDER = Path("build/demo")

@@ -118,12 +118,12 @@ def bare(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
     import torch
     from torch.utils.data import DataLoader
 
-    from mcompose.align.data import open_data
-    from mcompose.align.lineage import open_lineage
     from mcompose.align.load import load_model, load_processor, memory_names
     from mcompose.align.parts import parts_of, select
+    from mcompose.align.results.lineage import open_lineage
     from mcompose.align.schedule import rate_factor
     from mcompose.align.stage import plan_steps
+    from mcompose.align.stage_data import open_data
 
     lineage = open_lineage(folder / "model")
     model = load_model(lineage, precision="float32")

@@ -23,8 +23,8 @@ import torch
 from examples.bench.machine import machine
 from examples.bench.ratio import ratio
 from examples.bench.routed import CLOCKS, IDS, config_of, interleaved
-from mcompose.align.gscm import draw_units, hide
-from mcompose.align.masks import mask_generator
+from mcompose.align.data.masks import mask_generator
+from mcompose.align.experts.gscm import draw_units, hide
 from mcompose.modeling import ComposedForConditionalGeneration
 from mcompose.modeling.towers import Features
 from mcompose.recipe import Masking

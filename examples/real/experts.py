@@ -28,9 +28,9 @@ from examples.real.expert_tables import SPECIAL, write_data
 from examples.real.sources import make_image_source
 from mcompose.evaluate.routes import expert_for
 from mcompose.evaluate.subject import load_subject
-from mcompose.lab.smol_encoders import dinov2_weights
-from mcompose.lab.smol_parts import export_language
-from mcompose.pipeline.laboratory_chimera_measures import cost, router
+from mcompose.lab.smol.encoders import dinov2_weights
+from mcompose.lab.smol.parts import export_language
+from mcompose.pipeline.lab.chimera.measures import cost, router
 
 __all__ = ["QUICK", "main", "make_general", "measure"]
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from examples.real.assets import fetch, fetch_sounds
 from examples.real.sources import QUESTION, make_audio_source, make_image_source, read_sound
-from mcompose.lab.smol_encoders import dinov2_weights, whisper_weights
-from mcompose.lab.smol_parts import export_language
+from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
+from mcompose.lab.smol.parts import export_language
 from mcompose.pipeline.write import merge
 
 FOLDER = Path("build/real")

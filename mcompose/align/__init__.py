@@ -20,18 +20,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mcompose.align.export import ExportRequest
-    from mcompose.align.lineage import Lineage, open_lineage
+    from mcompose.align.results.export import ExportRequest
+    from mcompose.align.results.lineage import Lineage, open_lineage
     from mcompose.align.run import StageOutcome, StageRequest, run_stage
 
 __all__ = ["ExportRequest", "Lineage", "StageOutcome", "StageRequest", "open_lineage", "run_stage"]
 
 _HOME = {
-    "ExportRequest": "export",
-    "Lineage": "lineage",
+    "ExportRequest": "results.export",
+    "Lineage": "results.lineage",
     "StageOutcome": "run",
     "StageRequest": "run",
-    "open_lineage": "lineage",
+    "open_lineage": "results.lineage",
     "run_stage": "run",
 }
 

@@ -24,7 +24,7 @@ from mcompose.modeling import register
 from mcompose.modeling.processing_frames import FramesProcessor
 
 if TYPE_CHECKING:
-    from mcompose.align.lineage import Lineage
+    from mcompose.align.results.lineage import Lineage
     from mcompose.anatomy import Anatomy
 
 __all__ = ["load_model", "load_processor", "memory_names", "set_values", "stage_precision"]

@@ -26,8 +26,8 @@ from typing import Any, Final
 import torch
 from torch.nn import functional as F
 
-from mcompose.align.collator import IGNORED
-from mcompose.align.samples import Sample
+from mcompose.align.data.collator import IGNORED
+from mcompose.align.data.samples import Sample
 from mcompose.errors import NumericsError, RequestError
 
 __all__ = [

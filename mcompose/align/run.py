@@ -25,10 +25,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from mcompose import __version__
 from mcompose.align import processes
-from mcompose.align.batching import from_worker
-from mcompose.align.data import StageData, open_data
-from mcompose.align.delta import Trained, full_values, write_result
-from mcompose.align.expert_training import (
+from mcompose.align.data.batching import from_worker
+from mcompose.align.data.masks import Mask
+from mcompose.align.experts.training import (
     MASK,
     FittedRouters,
     add_mask_token,
@@ -38,18 +37,19 @@ from mcompose.align.expert_training import (
     routers_loss,
     wants_mask_token,
 )
-from mcompose.align.folder import LOG, PLOT, POINTS, begin, finish, held, is_done, stages_folder
+from mcompose.align.features.playback import FEATURES, check_cacheable, playing_features
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
-from mcompose.align.lineage import Lineage, StageResult, open_lineage, open_result
 from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
 from mcompose.align.lora import add_factors
-from mcompose.align.masks import Mask
 from mcompose.align.memory import told_when_full
 from mcompose.align.parts import Training, parts_of, plan_training
-from mcompose.align.playback import FEATURES, check_cacheable, playing_features
 from mcompose.align.plot import plot_losses, read_losses
 from mcompose.align.preference import PreferenceLoss
+from mcompose.align.results.delta import Trained, full_values, write_result
+from mcompose.align.results.folder import LOG, PLOT, POINTS, begin, finish, held, is_done, stages_folder
+from mcompose.align.results.lineage import Lineage, StageResult, open_lineage, open_result
 from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
+from mcompose.align.stage_data import StageData, open_data
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
 from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible, shown

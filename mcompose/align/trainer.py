@@ -19,12 +19,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from mcompose.align import processes
-from mcompose.align.delta import full_values
-from mcompose.align.expert_training import longest_sample, routed
+from mcompose.align.experts.gscm import hidden_tokens, unhidden
+from mcompose.align.experts.router_loss import RouterLoss
+from mcompose.align.experts.training import longest_sample, routed
 from mcompose.align.frozen import FrozenModules
-from mcompose.align.gscm import hidden_tokens, unhidden
 from mcompose.align.preference import PreferenceLoss, pair_key, reference_of
-from mcompose.align.router_loss import RouterLoss
+from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
 from mcompose.align.tensor_file import read_tensors, write_tensors

@@ -28,7 +28,7 @@ def make(
 
     Example: mcompose lab make numbers -o build/numbers
     """
-    from mcompose.pipeline import laboratory
+    from mcompose.pipeline.lab import run as laboratory
 
     report = laboratory.make(family, target or Path("build") / family, seed=seed)
     if as_json:
@@ -51,7 +51,7 @@ def report(
 
     Example, on real pretrained weights: mcompose lab report composition --family smol --seeds 2
     """
-    from mcompose.pipeline import laboratory
+    from mcompose.pipeline.lab import run as laboratory
 
     folder = Path("build") / "-".join(part for part in (name, family, "report") if part)
     result = laboratory.report(name, target or folder, seeds=seeds, family=family)

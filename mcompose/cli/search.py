@@ -21,7 +21,7 @@ from mcompose.cli.options import (
 from mcompose.errors import RequestError
 
 if TYPE_CHECKING:
-    from mcompose.pipeline.search_report import SearchReport
+    from mcompose.pipeline.search.report import SearchReport
 
 __all__ = ["search"]
 
@@ -116,9 +116,9 @@ def search(
 
     Example: mcompose search recipe.yaml --task data/questions.jsonl --objective consistency
     """
-    from mcompose.pipeline import search as step_search
-    from mcompose.pipeline.search_request import SpaceRequest
-    from mcompose.pipeline.search_tasks import Questions
+    from mcompose.pipeline.search import run as step_search
+    from mcompose.pipeline.search.objective import Questions
+    from mcompose.pipeline.search.request import SpaceRequest
 
     space = SpaceRequest(weights, total, low, high, step, gradient, tuple(parameter or ()))
     questions = Questions(

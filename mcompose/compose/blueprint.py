@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
-from mcompose.compose.expert_set import ExpertSet, draw_experts
-from mcompose.compose.experts import is_expert_slot
+from mcompose.compose.experts.open import is_expert_slot
+from mcompose.compose.experts.plan import ExpertSet, draw_experts
 from mcompose.compose.towers import (
     LANGUAGE_PARTS,
     OutputTower,

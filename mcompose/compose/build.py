@@ -161,7 +161,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     folder = output_folder(loaded, output)
     check_output(loaded, folder)
     if options.device != "cpu":
-        from mcompose.merge.device import check_device  # noqa: PLC0415 - torch, when asked for
+        from mcompose.merge.device.stream import check_device  # noqa: PLC0415 - torch, when asked for
 
         check_device(options.device.removeprefix("torch:"))
     phases = Phases()

@@ -28,8 +28,8 @@ from mcompose.merge import find_method
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
     from mcompose.compose.blueprint import Blueprint
-    from mcompose.compose.expert_set import ExpertSet
-    from mcompose.compose.output_expert import OutputExpert
+    from mcompose.compose.experts.expert import OutputExpert
+    from mcompose.compose.experts.plan import ExpertSet
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR
-from mcompose.compose.experts import is_expert_slot
+from mcompose.compose.experts.open import is_expert_slot
 from mcompose.compose.names import TORCH_WORDS
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs

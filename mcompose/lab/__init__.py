@@ -9,11 +9,11 @@ family ``smol``, from real pretrained weights, mirror these; their names begin w
 """
 
 from mcompose.lab.family import LabFamily, open_family, recipe_text
-from mcompose.lab.make import Progress, make_numbers
+from mcompose.lab.numbers.make import Progress, make_numbers
 from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json, wide_table
 from mcompose.lab.settings import DataSettings, FitSettings, NumbersSettings
-from mcompose.lab.smol_make import make_smol
-from mcompose.lab.smol_settings import SmolSettings
+from mcompose.lab.smol.make import make_smol
+from mcompose.lab.smol.settings import SmolSettings
 
 __all__ = [
     "DataSettings",

@@ -9,7 +9,7 @@ from mcompose.merge.build import build_plan
 from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
 from mcompose.merge.execute import default_threads, execute
-from mcompose.merge.first_values import new_job, start_of
+from mcompose.merge.initial_values import new_job, start_of
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
 from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
 from mcompose.merge.progress import Bar, Progress, Silent

@@ -19,7 +19,7 @@ from mcompose.checkpoint.codec import read_float32
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import MERGEABLE_DTYPES, TensorEntry
 from mcompose.errors import CompositionError
-from mcompose.merge.meeting import SourceParts
+from mcompose.merge.pairing import SourceParts
 
 __all__ = ["LIMIT", "BaseFigures", "check_same_base"]
 

@@ -86,7 +86,7 @@ def execute(
     finished = {name: _made(row) for name, row in staged.allocate(plan.layout).items()}
     run = _Run(plan, staged, finished=finished, progress=progress or Silent(), check_finite=check_finite)
     if device != "cpu":
-        from mcompose.merge.device import DEVICE_THREADS, torch_streams  # noqa: PLC0415 - torch, when asked for
+        from mcompose.merge.device.stream import DEVICE_THREADS, torch_streams  # noqa: PLC0415 - torch, when asked for
 
         run.make_stream = torch_streams(device.removeprefix("torch:"))
         threads = threads or DEVICE_THREADS

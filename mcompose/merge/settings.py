@@ -14,8 +14,8 @@ from mcompose.checkpoint.tensor import MERGEABLE_DTYPES
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.job import Contribution, Segment
-from mcompose.methods.method import Method, TensorTask
-from mcompose.methods.settings import arguments_for
+from mcompose.methods.core.method import Method, TensorTask
+from mcompose.methods.core.settings import arguments_for
 from mcompose.recipe.select import settings_for
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
 from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.clock import Clock
-from mcompose.merge.first_values import RowMean, first_values
+from mcompose.merge.initial_values import RowMean, first_values
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
-from mcompose.methods import kernels
-from mcompose.methods.method import Program
+from mcompose.methods.core import kernels
+from mcompose.methods.core.method import Program
 
 __all__ = ["CHUNK", "Cancelled", "JobStream", "Made", "Scratch", "Write"]
 

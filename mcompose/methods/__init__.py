@@ -6,18 +6,18 @@ breadcrumbs and DELLA).
 """
 
 from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
-from mcompose.methods.call import merge_tensors, merge_whole
+from mcompose.methods.core.call import merge_tensors, merge_whole
+from mcompose.methods.core.method import METHODS, REQUIRED, Method, Parameter, Program, Survey, TensorTask
+from mcompose.methods.core.settings import arguments_for
 from mcompose.methods.damc import damc
 from mcompose.methods.dare import dare_linear, dare_ties
 from mcompose.methods.della import della, della_linear
 from mcompose.methods.iso_c import iso_c
 from mcompose.methods.karcher import karcher
 from mcompose.methods.linear import linear, naivemc
-from mcompose.methods.method import METHODS, REQUIRED, Method, Parameter, Program, Survey, TensorTask
 from mcompose.methods.model_stock import model_stock
 from mcompose.methods.optmerge import optmerge
 from mcompose.methods.passthrough import passthrough
-from mcompose.methods.settings import arguments_for
 from mcompose.methods.slerp import nuslerp, slerp
 from mcompose.methods.task_arithmetic import task_arithmetic
 from mcompose.methods.ties import ties, ties_peft

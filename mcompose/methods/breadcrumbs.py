@@ -6,9 +6,9 @@ from functools import partial
 from math import prod
 from typing import Annotated, Any
 
-from mcompose.methods.declare import PerSource, Range, Weights, each, method
-from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import (
+from mcompose.methods.core.declare import PerSource, Range, Weights, each, method
+from mcompose.methods.core.method import Program, TensorTask
+from mcompose.methods.core.prune import (
     Density,
     NormRescale,
     add_up,
@@ -17,7 +17,7 @@ from mcompose.methods.prune import (
     keep_ranks,
     match_norm,
 )
-from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
+from mcompose.methods.core.prune_program import Combination, KeepRanks, PruneProgram
 
 __all__ = ["breadcrumbs", "breadcrumbs_ties"]
 

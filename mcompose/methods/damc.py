@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.methods import kernels
-from mcompose.methods.blend import Blend, blend
-from mcompose.methods.declare import PerSource, Weights, method
-from mcompose.methods.method import TensorTask
+from mcompose.methods.core import kernels
+from mcompose.methods.core.blend import Blend, blend
+from mcompose.methods.core.declare import PerSource, Weights, method
+from mcompose.methods.core.method import TensorTask
 
 __all__ = ["damc"]
 

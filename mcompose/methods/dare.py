@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from mcompose.methods.declare import PerSource, Weights, each, method
-from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect_weighted, keep_random, match_norm
-from mcompose.methods.prune_program import Combination, KeepAll, KeepRandom, PruneProgram
-from mcompose.methods.randomness import addresses
+from mcompose.methods.core.declare import PerSource, Weights, each, method
+from mcompose.methods.core.method import Program, TensorTask
+from mcompose.methods.core.prune import Density, Rescale, add_up, elect_weighted, keep_random, match_norm
+from mcompose.methods.core.prune_program import Combination, KeepAll, KeepRandom, PruneProgram
+from mcompose.methods.core.randomness import addresses
 
 __all__ = ["dare_linear", "dare_ties"]
 

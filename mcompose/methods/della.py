@@ -7,11 +7,11 @@ from functools import partial
 from typing import Annotated, Any
 
 from mcompose.errors import RequestError
-from mcompose.methods.declare import PerSource, Range, Weights, each, method
-from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, Rescale, add_up, elect_weighted, keep_ranked, match_norm
-from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepNone, KeepRanked, PruneProgram
-from mcompose.methods.randomness import addresses
+from mcompose.methods.core.declare import PerSource, Range, Weights, each, method
+from mcompose.methods.core.method import Program, TensorTask
+from mcompose.methods.core.prune import Density, Rescale, add_up, elect_weighted, keep_ranked, match_norm
+from mcompose.methods.core.prune_program import Combination, Cut, KeepAll, KeepNone, KeepRanked, PruneProgram
+from mcompose.methods.core.randomness import addresses
 
 __all__ = ["della", "della_linear"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mcompose.methods.declare import method
-from mcompose.methods.singular import average, combine, eigen, merge_matrices, products, wide
+from mcompose.methods.core.declare import method
+from mcompose.methods.core.singular import average, combine, eigen, merge_matrices, products, wide
 
 __all__ = ["iso_c"]
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mcompose.methods.blend import Blend, blend, cosines, gram, norms, total_weight
-from mcompose.methods.blend_program import blend_program
-from mcompose.methods.declare import Range, Weights, method
+from mcompose.methods.core.blend import Blend, blend, cosines, gram, norms, total_weight
+from mcompose.methods.core.blend_program import blend_program
+from mcompose.methods.core.declare import Range, Weights, method
 
 __all__ = ["karcher"]
 

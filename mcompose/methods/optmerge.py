@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from mcompose.errors import NumericsError
-from mcompose.methods.declare import Range, method
-from mcompose.methods.interference import Aim, Aiming, Descent, Response, everything
-from mcompose.methods.singular import eigen, merge_matrices
+from mcompose.methods.core.declare import Range, method
+from mcompose.methods.core.interference import Aim, Aiming, Descent, Response, everything
+from mcompose.methods.core.singular import eigen, merge_matrices
 from mcompose.methods.tsv import Share, kept_count
 
 __all__ = ["optmerge"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.methods.blend import Blend, Groups, blend, cosines, gram
-from mcompose.methods.blend_program import blend_program
-from mcompose.methods.declare import Weights, method
+from mcompose.methods.core.blend import Blend, Groups, blend, cosines, gram
+from mcompose.methods.core.blend_program import blend_program
+from mcompose.methods.core.declare import Weights, method
 
 __all__ = ["nuslerp", "slerp"]
 

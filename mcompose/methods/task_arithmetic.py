@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.methods.blend import Blend, blend
-from mcompose.methods.blend_program import blend_program
-from mcompose.methods.declare import Weights, method
-from mcompose.methods.prune import plain_divisor
+from mcompose.methods.core.blend import Blend, blend
+from mcompose.methods.core.blend_program import blend_program
+from mcompose.methods.core.declare import Weights, method
+from mcompose.methods.core.prune import plain_divisor
 
 __all__ = ["task_arithmetic"]
 

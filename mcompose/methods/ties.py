@@ -5,10 +5,18 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from mcompose.methods.declare import PerSource, Weights, each, method
-from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, NormRescale, elect, elect_weighted, keep_ranks, largest_ranks, match_norm
-from mcompose.methods.prune_program import Combination, KeepRanks, PruneProgram
+from mcompose.methods.core.declare import PerSource, Weights, each, method
+from mcompose.methods.core.method import Program, TensorTask
+from mcompose.methods.core.prune import (
+    Density,
+    NormRescale,
+    elect,
+    elect_weighted,
+    keep_ranks,
+    largest_ranks,
+    match_norm,
+)
+from mcompose.methods.core.prune_program import Combination, KeepRanks, PruneProgram
 
 __all__ = ["ties", "ties_peft"]
 

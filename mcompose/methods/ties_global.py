@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.methods.arrays import to_numpy
-from mcompose.methods.declare import PerSource, each, method
-from mcompose.methods.method import Program, TensorTask
-from mcompose.methods.prune import Density, elect, keep_at_least
-from mcompose.methods.prune_program import Combination, Cut, KeepAll, KeepAtLeast, KeepNone, KeepRanks, PruneProgram
-from mcompose.methods.select import RankFinder
+from mcompose.methods.core.arrays import to_numpy
+from mcompose.methods.core.declare import PerSource, each, method
+from mcompose.methods.core.method import Program, TensorTask
+from mcompose.methods.core.prune import Density, elect, keep_at_least
+from mcompose.methods.core.prune_program import (
+    Combination,
+    Cut,
+    KeepAll,
+    KeepAtLeast,
+    KeepNone,
+    KeepRanks,
+    PruneProgram,
+)
+from mcompose.methods.core.select import RankFinder
 
 __all__ = ["ThresholdSurvey", "ties_global"]
 

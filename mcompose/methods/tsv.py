@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from mcompose.methods.declare import Range, method
-from mcompose.methods.singular import Eigen, average, combine, eigen, library, merge_matrices, products, wide
+from mcompose.methods.core.declare import Range, method
+from mcompose.methods.core.singular import Eigen, average, combine, eigen, library, merge_matrices, products, wide
 
 __all__ = ["Share", "kept_count", "tsv"]
 

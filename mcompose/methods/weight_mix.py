@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mcompose.methods.blend import Blend, blend
-from mcompose.methods.blend_program import blend_program
-from mcompose.methods.declare import Range, method
+from mcompose.methods.core.blend import Blend, blend
+from mcompose.methods.core.blend_program import blend_program
+from mcompose.methods.core.declare import Range, method
 
 __all__ = ["weight_mix"]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from mcompose.methods.arrays import doubles, singles
-from mcompose.methods.declare import Range, method
-from mcompose.methods.interference import Descent, everything
-from mcompose.methods.singular import merge_matrices, products
+from mcompose.methods.core.arrays import doubles, singles
+from mcompose.methods.core.declare import Range, method
+from mcompose.methods.core.interference import Descent, everything
+from mcompose.methods.core.singular import merge_matrices, products
 
 __all__ = ["wudi"]
 

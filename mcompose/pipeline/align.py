@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.align.folder import stages_folder
+from mcompose.align.results.folder import stages_folder
 from mcompose.compose import output_folder
 from mcompose.errors import CheckpointError, RequestError, nearest_name
 from mcompose.ledger import Ledger
@@ -252,8 +252,8 @@ def _run(
 
 
 def _export(loaded: LoadedRecipe, folder: Path, target: Path, options: AlignOptions) -> None:
-    from mcompose.align.export import ExportRequest, export  # noqa: PLC0415 - see _run
-    from mcompose.align.lineage import open_lineage  # noqa: PLC0415
+    from mcompose.align.results.export import ExportRequest, export  # noqa: PLC0415 - see _run
+    from mcompose.align.results.lineage import open_lineage  # noqa: PLC0415
     from mcompose.publish import model_card  # noqa: PLC0415 - the Hub's library, for the card only
 
     sys.stderr.write(f"writing {target}\n")

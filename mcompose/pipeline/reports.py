@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcompose.compose import Blueprint, ComposeResult
-    from mcompose.compose.output_expert import OutputExpert
+    from mcompose.compose.experts.expert import OutputExpert
 
 __all__ = ["InspectReport", "MergeReport", "PlanReport", "SourceReport", "human_bytes"]
 

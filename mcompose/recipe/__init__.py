@@ -5,9 +5,12 @@ them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings 
 ``check`` meets the methods, ``resolve`` writes the resolved recipe.
 """
 
+from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
+from mcompose.recipe.align.preference import Preference
+from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
+from mcompose.recipe.compose import ComposeSpec, refuse_unbuilt
 from mcompose.recipe.experts import Expert, Onnx, Projector, Router
-from mcompose.recipe.later import ComposeSpec, refuse_unbuilt
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
 from mcompose.recipe.schema import (
@@ -23,9 +26,6 @@ from mcompose.recipe.schema import (
 )
 from mcompose.recipe.select import Setting, settings_for
 from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
-from mcompose.recipe.stage_experts import Masking, RouterTraining, Tiling
-from mcompose.recipe.stage_preference import Preference
-from mcompose.recipe.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.values import Choice
 
 __all__ = [

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mcompose.recipe.complaints import FieldError
+from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import Count, Number, Reference, SourceName, Spec, one_of
 
 __all__ = ["Expert", "ExpertName", "Onnx", "Projector", "Router", "Rule"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.recipe.complaints import FieldError
+from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.values import Value, parse_value, parse_weight
 from mcompose.refs import ModelRef
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from mcompose.errors import RecipeError
-from mcompose.recipe.complaints import as_recipe_error
+from mcompose.recipe.compose import refuse_unbuilt
 from mcompose.recipe.document import Document, KeyPath, parse_document, read_text
-from mcompose.recipe.later import refuse_unbuilt
+from mcompose.recipe.field_errors import as_recipe_error
 from mcompose.recipe.schema import Recipe
 
 __all__ = ["LoadedRecipe", "load_recipe", "parse_recipe"]
@@ -102,8 +102,8 @@ def _is_mergekit(data: Mapping[Any, Any]) -> bool:
 
 def _from_mergekit(document: Document, path: Path) -> tuple[Document, tuple[str, ...]]:
     # Most recipes are not mergekit's; the import would cost each of them.
-    from mcompose.recipe.mergekit_convert import convert_mergekit  # noqa: PLC0415
-    from mcompose.recipe.mergekit_schema import MergekitConfig  # noqa: PLC0415
+    from mcompose.recipe.mergekit.convert import convert_mergekit  # noqa: PLC0415
+    from mcompose.recipe.mergekit.schema import MergekitConfig  # noqa: PLC0415
 
     config = _validate(MergekitConfig, document)
     return convert_mergekit(config, document=document, path=path)

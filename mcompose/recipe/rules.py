@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcompose.errors import nearest_name
-from mcompose.recipe.complaints import FieldError
 from mcompose.recipe.document import KeyPath
+from mcompose.recipe.field_errors import FieldError
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import MergeSpec, Recipe

@@ -18,7 +18,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mcompose.recipe.complaints import FieldError
+from mcompose.recipe.align.stages import AlignSpec
+from mcompose.recipe.compose import ComposeSpec
+from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import (
     Bytes,
     Count,
@@ -33,9 +35,7 @@ from mcompose.recipe.fields import (
     WeightValue,
     one_of,
 )
-from mcompose.recipe.later import ComposeSpec
 from mcompose.recipe.rules import check_rules
-from mcompose.recipe.stages import AlignSpec
 from mcompose.refs import ModelRef
 
 __all__ = [

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mcompose.errors import nearest_name
-from mcompose.recipe.complaints import FieldError
+from mcompose.recipe.field_errors import FieldError
 
 __all__ = ["Choice", "Scalar", "Value", "evaluate", "layer_position", "parse_value", "parse_weight", "scalars_of"]
 

@@ -16,7 +16,7 @@ from composed_folders import tiny_tokenizer, write_folder
 from tiny_models import tiny_model
 from tiny_processors import llava, qwen2_audio
 
-from mcompose.align.samples import Sample
+from mcompose.align.data.samples import Sample
 from mcompose.modeling import register
 
 MARKS = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]

@@ -3,11 +3,11 @@
 import torch
 from align_experts import build_experts, write_domains
 
-from mcompose.align.data import open_data
-from mcompose.align.lineage import open_lineage
 from mcompose.align.load import load_model
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import StageRequest
 from mcompose.align.stage import plan_steps
+from mcompose.align.stage_data import open_data
 from mcompose.modeling import ComposedForConditionalGeneration
 from mcompose.recipe import Stage
 

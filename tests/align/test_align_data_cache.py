@@ -7,9 +7,9 @@ from composed_folders import tiny_tokenizer, write_folder
 from tiny_models import tiny_model
 from tiny_processors import llava, llava_next
 
-from mcompose.align.collator import Collator
-from mcompose.align.feature_cache import FeatureCache
-from mcompose.align.feature_store import FeatureStore
+from mcompose.align.data.collator import Collator
+from mcompose.align.features.cache import FeatureCache
+from mcompose.align.features.store import FeatureStore
 from mcompose.errors import RequestError
 
 PROCESSORS = {"llava": llava, "llava_next": llava_next}

@@ -6,10 +6,10 @@ from align_data_samples import composed_folder, load_processor, picture, sample,
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mcompose.align.collator import Collator
-from mcompose.align.conversation import PLAIN_TEMPLATE
-from mcompose.align.labels import check_labels
-from mcompose.align.marking import mark, marking_processor
+from mcompose.align.data.answer_spans import mark, marking_processor
+from mcompose.align.data.collator import Collator
+from mcompose.align.data.conversation import PLAIN_TEMPLATE
+from mcompose.align.data.labels import check_labels
 from mcompose.errors import RequestError
 from mcompose.modeling.chat_mcompose import DEFAULT_TEMPLATE
 

@@ -7,8 +7,8 @@ from align_data_samples import sample
 from composed_folders import tiny_tokenizer
 from PIL import Image
 
-from mcompose.align.collator import Collator
-from mcompose.align.labels import check_labels
+from mcompose.align.data.collator import Collator
+from mcompose.align.data.labels import check_labels
 from mcompose.errors import RequestError
 from mcompose.media import read_media
 from mcompose.modeling.processing_frames import FramesProcessor

@@ -8,12 +8,12 @@ import pytest
 from align_data_samples import llava_record, picture, write_lines
 from torch.utils.data import DataLoader
 
-from mcompose.align.batching import MixtureSampler, TokenRates, grouped_places
-from mcompose.align.mixture import Mixture, open_mixture
-from mcompose.align.shares import draw, proportions, shares_of
-from mcompose.align.streams import StreamMixture
+from mcompose.align.data.batching import MixtureSampler, TokenRates, grouped_places
+from mcompose.align.data.mixture import Mixture, open_mixture
+from mcompose.align.data.shares import draw, proportions, shares_of
+from mcompose.align.data.streams import StreamMixture
 from mcompose.errors import RequestError
-from mcompose.recipe.datasets import DatasetSpec
+from mcompose.recipe.align.datasets import DatasetSpec
 
 
 def dataset(folder, name, count, **more):
@@ -157,8 +157,8 @@ def test_media_count_in_lengths(tmp_path):
 def test_measured_rates_and_lengths_are_the_collators(tmp_path):
     from align_data_samples import composed_folder, load_processor
 
-    from mcompose.align.batching import token_rates
-    from mcompose.align.collator import Collator
+    from mcompose.align.data.batching import token_rates
+    from mcompose.align.data.collator import Collator
 
     picture(tmp_path / "a.png")
     records = [llava_record("<image>\nwhat is it ?", "a cat " + "b " * n, image="a.png") for n in range(12)]
@@ -258,7 +258,7 @@ def test_a_mixture_of_finite_datasets_has_a_length(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_workers_say_one_sentence(tmp_path, workers):
-    from mcompose.align.batching import from_worker
+    from mcompose.align.data.batching import from_worker
 
     mixture = open_mixture([dataset(tmp_path, "a.jsonl", 3)], folder=tmp_path, seed=0)
 

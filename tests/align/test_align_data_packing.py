@@ -7,7 +7,7 @@ from composed_folders import tiny_tokenizer, write_folder
 from tiny_models import tiny_model
 from tiny_processors import llava
 
-from mcompose.align.collator import Collator, can_pack, takes_positions
+from mcompose.align.data.collator import Collator, can_pack, takes_positions
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import json
 import pytest
 from align_data_samples import broken, llava_record, picture, sound, write_lines
 
-from mcompose.align.datasets import open_records, stream_records
-from mcompose.align.mixture import open_mixture
-from mcompose.align.samples import instructed, parse_record
+from mcompose.align.data.datasets import open_records, stream_records
+from mcompose.align.data.mixture import open_mixture
+from mcompose.align.data.samples import instructed, parse_record
 from mcompose.errors import RecipeError, RequestError
-from mcompose.recipe.datasets import DatasetSpec
+from mcompose.recipe.align.datasets import DatasetSpec
 
 
 def spec(path, **more):

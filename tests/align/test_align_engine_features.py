@@ -10,8 +10,8 @@ from align_folders import STAGE, build
 from safetensors.torch import load_file
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from mcompose.align.folder import LOG
 from mcompose.align.plot import read_losses
+from mcompose.align.results.folder import LOG
 from mcompose.align.run import StageRequest, run_stage
 from mcompose.align.watch import shown
 from mcompose.errors import RequestError

@@ -8,8 +8,8 @@ from align_folders import STAGE, build
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
-from mcompose.align.export import ExportRequest, export
-from mcompose.align.lineage import open_lineage
+from mcompose.align.results.export import ExportRequest, export
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import StageRequest, run_stage
 from mcompose.align.strategy import apply_strategy
 from mcompose.errors import RequestError

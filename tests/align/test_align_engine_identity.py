@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mcompose.align.encoder_identity import encoder_identity, feature_key
+from mcompose.align.features.encoder_identity import encoder_identity, feature_key
 
 
 class _Part:

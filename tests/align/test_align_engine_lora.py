@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultimodalLM
 
-from mcompose.align.export import ExportRequest, export
-from mcompose.align.lineage import open_lineage
+from mcompose.align.results.export import ExportRequest, export
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import StageRequest, run_stage
 from mcompose.errors import CheckpointError
 from mcompose.ledger import Ledger

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForMultimodalLM
 
-from mcompose.align.collator import Collator
+from mcompose.align.data.collator import Collator
+from mcompose.align.data.mixture import open_mixture
 from mcompose.align.load import load_processor
-from mcompose.align.mixture import open_mixture
 from mcompose.align.run import StageRequest, run_stage
 from mcompose.modeling import register
 from mcompose.recipe import Stage

@@ -117,7 +117,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 distributed.init_process_group("gloo")
 torch.set_num_threads(1)
-from mcompose.align.delta import full_values
+from mcompose.align.results.delta import full_values
 from mcompose.align.tensor_file import raw_bytes
 model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
 with torch.no_grad():

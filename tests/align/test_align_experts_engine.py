@@ -10,10 +10,10 @@ from align_expert_stages import batches, make_home, requester, spied
 from align_experts import EXPERTS, rows_of, values
 from torch.nn import functional as F
 
-from mcompose.align.collator import Collator
-from mcompose.align.lineage import open_lineage
+from mcompose.align.data.collator import Collator
 from mcompose.align.load import load_model
 from mcompose.align.parts import parts_of
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import run_stage
 from mcompose.errors import RequestError, UnknownNameError
 from mcompose.modeling import expert_routes
@@ -214,7 +214,7 @@ def test_the_router_is_fitted_by_itself_from_kept_features(home, stage_request, 
     kept = list((home[0].parent / "out.stages" / "features" / "pooled-float32").rglob("*.safetensors"))
     assert len(kept) == 18
     with monkeypatch.context() as patch:  # the second time nothing is encoded
-        patch.setattr("mcompose.align.router_probe._encoded", None)
+        patch.setattr("mcompose.align.experts.router_probe._encoded", None)
         again = run_stage(stage_request("2", router={"fit": "separate"}, train=["projectors"]))
     both = values(stage_request("2").folder / "delta.safetensors")
     torch.testing.assert_close(both["model.routers.image.weight"], fitted["model.routers.image.weight"])

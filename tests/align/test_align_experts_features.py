@@ -6,10 +6,10 @@ from align_expert_stages import batches, make_home, requester
 from align_experts import EXPERTS
 from safetensors.torch import load_file
 
-from mcompose.align.feature_cache import FeatureCache
-from mcompose.align.feature_store import FeatureStore
-from mcompose.align.folder import LOG
+from mcompose.align.features.cache import FeatureCache
+from mcompose.align.features.store import FeatureStore
 from mcompose.align.plot import read_losses
+from mcompose.align.results.folder import LOG
 from mcompose.align.run import run_stage
 from mcompose.modeling.experts import Expert
 

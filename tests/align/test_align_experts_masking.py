@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mcompose.align.gscm import Gscm, TileForm, hide, ratio_schedule, unhidden, units_of
-from mcompose.align.masks import Masked, mask_generator
+from mcompose.align.data.masks import Masked, mask_generator
+from mcompose.align.experts.gscm import Gscm, TileForm, hide, ratio_schedule, unhidden, units_of
 from mcompose.recipe import Masking
 
 IMAGE, TEXT, EXPERT, SOUND = 7, 1, 9, 8

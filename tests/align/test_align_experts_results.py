@@ -13,10 +13,10 @@ from align_data_samples import picture, write_lines
 from align_experts import EXPERTS, build_experts, rows_of, values, write_domains
 from transformers import AutoModelForMultimodalLM
 
-from mcompose.align.data import open_data
-from mcompose.align.lineage import open_lineage
 from mcompose.align.load import load_model, load_processor
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.stage import plan_steps
+from mcompose.align.stage_data import open_data
 from mcompose.pipeline.align import AlignOptions, align
 from mcompose.recipe import Stage
 

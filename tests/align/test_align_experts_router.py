@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mcompose.align.expert_routes import ExpertTable, Routing
-from mcompose.align.router_loss import RouterLoss, class_weights
-from mcompose.align.router_probe import fit_probe
-from mcompose.align.samples import Sample
+from mcompose.align.data.expert_routing import ExpertTable, Routing
+from mcompose.align.data.samples import Sample
+from mcompose.align.experts.router_loss import RouterLoss, class_weights
+from mcompose.align.experts.router_probe import fit_probe
 from mcompose.errors import NumericsError, RequestError, UnknownNameError
 from mcompose.recipe import RouterTraining
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mcompose.align.data.samples import Sample
 from mcompose.align.preference import (
     LEARNT,
     PreferenceLoss,
@@ -17,7 +18,6 @@ from mcompose.align.preference import (
     reference_of,
     sigmoid_losses,
 )
-from mcompose.align.samples import Sample
 from mcompose.errors import NumericsError
 
 BETA = 0.3

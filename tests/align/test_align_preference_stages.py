@@ -12,14 +12,14 @@ from align_experts import DOMAINS, EXPERTS, rows_of, values
 from PIL import Image
 from torch.nn import functional as F
 
-from mcompose.align.lineage import open_lineage
+from mcompose.align.data.survey import make_sample
 from mcompose.align.load import load_model
+from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import run_stage
-from mcompose.align.survey import make_sample
 from mcompose.errors import InterruptedRunError, RequestError
 from mcompose.recipe import Stage
-from mcompose.recipe.complaints import FieldError
-from mcompose.recipe.datasets import DatasetSpec
+from mcompose.recipe.align.datasets import DatasetSpec
+from mcompose.recipe.field_errors import FieldError
 
 DPO = {
     "dpo": {"beta": 0.5},

@@ -17,7 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, Dinov2Config
 
 from mcompose.anatomy import read_anatomy
 from mcompose.checkpoint import open_checkpoint
-from mcompose.compose.expert_encoders import find_encoder
+from mcompose.compose.experts.encoder import find_encoder
 from mcompose.errors import CompositionError
 from mcompose.ledger import Ledger
 from mcompose.merge.verify import verify

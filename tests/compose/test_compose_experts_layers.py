@@ -15,9 +15,9 @@ from tiny_sources import write_recipe
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from mcompose.checkpoint import open_checkpoint
-from mcompose.compose import expert_probe
-from mcompose.compose.expert_encoders import find_encoder
-from mcompose.compose.expert_probe import probe_expert
+from mcompose.compose.experts import probe as expert_probe
+from mcompose.compose.experts.encoder import find_encoder
+from mcompose.compose.experts.probe import probe_expert
 from mcompose.errors import CompositionError
 from mcompose.pipeline.headers import plan
 from mcompose.pipeline.write import merge

@@ -24,8 +24,8 @@ from mergekit.merge_methods import merge_tensors as mergekit_merge
 
 from mcompose.errors import NumericsError
 from mcompose.methods import METHODS, merge_tensors
-from mcompose.methods.prune import band_ranks, largest_ranks
-from mcompose.methods.randomness import address, uniforms
+from mcompose.methods.core.prune import band_ranks, largest_ranks
+from mcompose.methods.core.randomness import address, uniforms
 
 SHAPES = [(), (1,), (7,), (64, 48), (3, 4, 5), (0,), (0, 4)]
 WEIGHTS = {

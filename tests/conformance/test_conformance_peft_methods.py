@@ -15,8 +15,8 @@ import torch
 from peft.utils import merge_utils
 
 from mcompose.methods import merge_tensors
-from mcompose.methods.prune import largest_ranks
-from mcompose.methods.randomness import address, uniforms
+from mcompose.methods.core.prune import largest_ranks
+from mcompose.methods.core.randomness import address, uniforms
 
 SHAPES = [(), (1,), (7,), (64, 48), (3, 4, 5), (0,), (0, 4)]
 WEIGHTS = [(1.0, 1.0, 1.0), (0.5, 0.3, 0.2), (0.7, -0.4, 0.9), (0.5, 0.5, -1.0)]

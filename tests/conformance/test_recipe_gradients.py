@@ -26,7 +26,7 @@ from transformers import LlamaConfig  # noqa: E402
 
 from mcompose.methods import METHODS  # noqa: E402
 from mcompose.recipe import check_method, find_slice, load_recipe, parse_recipe, settings_for  # noqa: E402
-from mcompose.recipe.mergekit_settings import IDLE, IDLE_FOR, NATIVE, SILENT  # noqa: E402
+from mcompose.recipe.mergekit.settings import IDLE, IDLE_FOR, NATIVE, SILENT  # noqa: E402
 from mcompose.recipe.values import evaluate, layer_position, parse_value  # noqa: E402
 
 NUM_LAYERS = 6

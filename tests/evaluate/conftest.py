@@ -29,6 +29,6 @@ def family(tmp_path_factory):
 @pytest.fixture(scope="session")
 def composed(family):
     """All four donors in one checkpoint."""
-    from mcompose.pipeline.laboratory import compose
+    from mcompose.pipeline.lab.run import compose
 
     return compose(family, "naivemc")

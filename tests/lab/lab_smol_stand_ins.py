@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mcompose.lab import FitSettings, SmolSettings
 from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol_make import SmolParts
-from mcompose.lab.smol_objects import SURFACE_POINTS, Thing
-from mcompose.lab.smol_questions import KINDS, MODALITIES, PAIR_TASKS, SINGLE_TASKS
-from mcompose.lab.smol_text import text_question
-from mcompose.lab.smol_towers import Shapes
+from mcompose.lab.smol.make import SmolParts
+from mcompose.lab.smol.objects import SURFACE_POINTS, Thing
+from mcompose.lab.smol.questions import KINDS, MODALITIES, PAIR_TASKS, SINGLE_TASKS
+from mcompose.lab.smol.text import text_question
+from mcompose.lab.smol.towers import Shapes
 
 TINY = SmolSettings(
     base=FitSettings(1, 1e-3, 2), points=FitSettings(2, 1e-3, 4), reader=FitSettings(2, 1e-3, 4),

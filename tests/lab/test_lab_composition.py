@@ -13,8 +13,8 @@ from mcompose.lab import DataSettings, LabFamily, Row, wide_table
 from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
 from mcompose.lab.composition_plot import plot_composition
 from mcompose.lab.media import load_digits
+from mcompose.lab.numbers.tasks import write_data, write_validation
 from mcompose.lab.randomness import generator_for
-from mcompose.lab.tasks import write_data, write_validation
 from mcompose.lab.words import MODALITIES
 
 SIZES = DataSettings(test_media=40, train_media=10, single=20, joint=60)

@@ -11,9 +11,9 @@ from transformers import LlamaForCausalLM
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings
 from mcompose.lab.batches import WordTable
 from mcompose.lab.decoupled import give_group, take_group
-from mcompose.lab.donors import _answer, _encoded, adopt_language_model, make_pool, train_donor
 from mcompose.lab.fit import text_config
 from mcompose.lab.media import load_digits
+from mcompose.lab.numbers.donors import _answer, _encoded, adopt_language_model, make_pool, train_donor
 from mcompose.lab.questions import ask
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.towers import build_donor

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 
 from mcompose.errors import OutputError, RequestError
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers, open_family
-from mcompose.lab import make as making
 from mcompose.lab.batches import WordTable
-from mcompose.lab.donors import _answer, _encoded, adopt_language_model, make_pool, train_donor
 from mcompose.lab.fit import text_config
 from mcompose.lab.media import load_digits
+from mcompose.lab.numbers import make as making
+from mcompose.lab.numbers.donors import _answer, _encoded, adopt_language_model, make_pool, train_donor
 from mcompose.lab.questions import ask
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.towers import build_donor

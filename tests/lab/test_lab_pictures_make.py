@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
 
-from mcompose.align.samples import parse_record
+from mcompose.align.data.samples import parse_record
 from mcompose.errors import OutputError
 from mcompose.evaluate.jsonl_tasks import load_lines
 from mcompose.lab.pictures.encoders import build_encoder

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mcompose.errors import RequestError, StorageError
-from mcompose.lab import smol_assets
-from mcompose.lab.smol_assets import ASSETS, Debian, Wheel, cache_folder, fetch, unpack
-from mcompose.lab.smol_encoders import whisper_weights
+from mcompose.lab.smol import assets as smol_assets
+from mcompose.lab.smol.assets import ASSETS, Debian, Wheel, cache_folder, fetch, unpack
+from mcompose.lab.smol.encoders import whisper_weights
 
 
 def wheel(members) -> bytes:

@@ -14,14 +14,14 @@ from PIL import Image
 
 from mcompose.errors import RequestError, StorageError
 from mcompose.evaluate.reading import load_task
-from mcompose.lab import smol_media
 from mcompose.lab.randomness import generator_for
-from mcompose.lab.smol_media import cloud_copy, items_of, split_things
-from mcompose.lab.smol_objects import SURFACE_POINTS, kind_of, read_mesh, read_things, sample_surface
-from mcompose.lab.smol_parts import keep_things, kept_things
-from mcompose.lab.smol_questions import KINDS, MODALITIES
-from mcompose.lab.smol_speech import SPOKEN_SAMPLES, Utterance, _trimmed, place_sound, speak
-from mcompose.lab.smol_tasks import SMOL_TASK_NAMES, write_smol_data
+from mcompose.lab.smol import media as smol_media
+from mcompose.lab.smol.media import cloud_copy, items_of, split_things
+from mcompose.lab.smol.objects import SURFACE_POINTS, kind_of, read_mesh, read_things, sample_surface
+from mcompose.lab.smol.parts import keep_things, kept_things
+from mcompose.lab.smol.questions import KINDS, MODALITIES
+from mcompose.lab.smol.speech import SPOKEN_SAMPLES, Utterance, _trimmed, place_sound, speak
+from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
 
 SQUARE = "v 0 0 0\nv 4 0 0\nv 4 2 0\nv 0 2 0\nvt 0 0\nf 1/1 2/1/1 3//1 -1\n"
 

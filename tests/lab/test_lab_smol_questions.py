@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mcompose.lab.randomness import generator_for
-from mcompose.lab.smol_questions import ATTRIBUTES, KINDS, PAIR_TASKS, SINGLE_TASKS, ask, shown, text_question
+from mcompose.lab.smol.questions import ATTRIBUTES, KINDS, PAIR_TASKS, SINGLE_TASKS, ask, shown, text_question
 
 OPTIONS = re.compile(r"(?:which is true|what do all have in common): (\w+), (\w+), (\w+) or (\w+)\?")
 

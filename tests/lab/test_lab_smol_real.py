@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mcompose.lab.smol_assets import cache_folder, fetch
-from mcompose.lab.smol_encoders import dinov2_weights, whisper_weights
-from mcompose.lab.smol_parts import _things, export_language
-from mcompose.lab.smol_questions import ATTRIBUTES, KINDS
-from mcompose.lab.smol_speech import HELD_OUT_VOICES, SPOKEN_SAMPLES, VOICES, Utterance, speak
-from mcompose.lab.smol_text import batch_of
-from mcompose.lab.smol_towers import build_smol_donor
+from mcompose.lab.smol.assets import cache_folder, fetch
+from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
+from mcompose.lab.smol.parts import _things, export_language
+from mcompose.lab.smol.questions import ATTRIBUTES, KINDS
+from mcompose.lab.smol.speech import HELD_OUT_VOICES, SPOKEN_SAMPLES, VOICES, Utterance, speak
+from mcompose.lab.smol.text import batch_of
+from mcompose.lab.smol.towers import build_smol_donor
 
 pytestmark = [
     pytest.mark.slow,

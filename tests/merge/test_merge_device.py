@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from mcompose.checkpoint import encode, open_adapter
 from mcompose.errors import CompositionError, McomposeError, NumericsError
 from mcompose.merge import Contribution, Segment, TensorJob, build_plan, copy_job
-from mcompose.merge import device as device_module
-from mcompose.merge.device_memory import Accelerator
+from mcompose.merge.device import stream as device_module
+from mcompose.merge.device.memory import Accelerator
 from mcompose.methods import METHODS
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"

@@ -22,13 +22,13 @@ from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import InterruptedRunError, StorageError
 from mcompose.merge import Contribution, Segment, execute
-from mcompose.merge import device as device_module
-from mcompose.merge.device_copies import CudaQueue, Queue, host_memory
-from mcompose.merge.device_memory import Accelerator
+from mcompose.merge.device import stream as device_module
+from mcompose.merge.device.copies import CudaQueue, Queue, host_memory
+from mcompose.merge.device.memory import Accelerator
 from mcompose.merge.memory import work_bytes
 from mcompose.merge.program import call_whole
 from mcompose.methods import METHODS
-from mcompose.methods.method import TensorTask
+from mcompose.methods.core.method import TensorTask
 
 
 class LateQueue(Queue):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mcompose.merge import Contribution, new_job, start_of
 from mcompose.merge import stream as stream_module
-from mcompose.methods.randomness import address, uniforms, uniforms_from
+from mcompose.methods.core.randomness import address, uniforms, uniforms_from
 
 WIDE = "model.experts.charts.projector.layers.0.weight"
 

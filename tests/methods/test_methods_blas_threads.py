@@ -10,8 +10,9 @@ import threading
 import numpy as np
 import pytest
 
-from mcompose.methods import blas_threads, merge_tensors
-from mcompose.methods.blas_threads import one_blas_thread
+from mcompose.methods import merge_tensors
+from mcompose.methods.core import blas_threads
+from mcompose.methods.core.blas_threads import one_blas_thread
 
 PROGRAM = """
 import hashlib

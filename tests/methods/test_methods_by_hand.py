@@ -10,7 +10,7 @@ import pytest
 
 from mcompose.errors import NumericsError, RequestError
 from mcompose.methods import METHODS, merge_tensors
-from mcompose.methods.randomness import address, uniforms
+from mcompose.methods.core.randomness import address, uniforms
 
 
 def f32(*numbers):

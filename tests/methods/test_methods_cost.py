@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mcompose
-from mcompose.methods.compiled import Kernel
+from mcompose.methods.core.compiled import Kernel
 
 
 def run(code, **environment):
@@ -98,7 +98,7 @@ def test_a_full_disk_is_no_error_and_leaves_no_half_file(monkeypatch, tmp_path):
 def test_machine_code_needs_nothing_but_the_c_library(tmp_path):
     import llvmlite.binding as llvm
 
-    from mcompose.methods.machine_code import compile_loop
+    from mcompose.methods.core.machine_code import compile_loop
 
     code = compile_loop("pruning", "uniforms", ("uint64", "address", "int64", "address"), symbol="kernel")
     found = llvm.ObjectFileRef.from_data(code)
@@ -106,7 +106,7 @@ def test_machine_code_needs_nothing_but_the_c_library(tmp_path):
 
 
 def test_wrong_types_are_refused_not_converted():
-    from mcompose.methods import kernels
+    from mcompose.methods.core import kernels
 
     with pytest.raises(TypeError):
         kernels.convert(np.zeros(4, np.int32), np.zeros(4, np.float32))

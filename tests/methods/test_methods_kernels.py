@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mcompose.methods import METHODS, TensorTask, kernels
-from mcompose.methods.method import REQUIRED
-from mcompose.methods.prune import keep_ranks
-from mcompose.methods.prune_program import Combination, KeepRandom, KeepRanks, PruneProgram
-from mcompose.methods.randomness import address, uniforms
-from mcompose.methods.select import NOTHING_ABOVE, RankFinder
+from mcompose.methods import METHODS, TensorTask
+from mcompose.methods.core import kernels
+from mcompose.methods.core.method import REQUIRED
+from mcompose.methods.core.prune import keep_ranks
+from mcompose.methods.core.prune_program import Combination, KeepRandom, KeepRanks, PruneProgram
+from mcompose.methods.core.randomness import address, uniforms
+from mcompose.methods.core.select import NOTHING_ABOVE, RankFinder
 
 ALL_16 = np.arange(65536, dtype=np.uint16)
 

@@ -9,8 +9,8 @@ import pytest
 
 from mcompose.errors import RequestError, UnknownNameError
 from mcompose.methods import METHODS, REQUIRED, TensorTask, arguments_for, merge_tensors
-from mcompose.methods.declare import PerSource, Range, Words, method
-from mcompose.methods.method import Parameter
+from mcompose.methods.core.declare import PerSource, Range, Words, method
+from mcompose.methods.core.method import Parameter
 
 ONE = np.ones(3, np.float32)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcompose.errors import McomposeError, NumericsError
-from mcompose.pipeline.search_space import Settings
-from mcompose.pipeline.search_study import Study, StudyPlan, open_study
-from mcompose.pipeline.search_tasks import Outcome
-from mcompose.pipeline.search_workers import SearchBar, run_trials
+from mcompose.pipeline.search.objective import Outcome
+from mcompose.pipeline.search.space import Settings
+from mcompose.pipeline.search.study import Study, StudyPlan, open_study
+from mcompose.pipeline.search.workers import SearchBar, run_trials
 
 HERE = Path(__file__).parent
 

@@ -12,9 +12,9 @@ import yaml
 from mcompose.errors import RequestError
 from mcompose.evaluate.routes import expert_for
 from mcompose.lab import FitSettings, LabFamily, Row
-from mcompose.pipeline import laboratory, laboratory_chimera
-from mcompose.pipeline.laboratory_chimera import COMPARED, MEANS, Plan, chimera_run, domain_means, gaps
-from mcompose.pipeline.laboratory_chimera_recipes import (
+from mcompose.pipeline.lab import run as laboratory
+from mcompose.pipeline.lab.chimera import run as laboratory_chimera
+from mcompose.pipeline.lab.chimera.recipes import (
     CONCAT,
     MASKED,
     NAIVE,
@@ -24,7 +24,8 @@ from mcompose.pipeline.laboratory_chimera_recipes import (
     variants_for,
     write_recipe,
 )
-from mcompose.pipeline.laboratory_chimera_report import PAPER, chimera_report, markdown, plot_chimera, with_paper
+from mcompose.pipeline.lab.chimera.report import PAPER, chimera_report, markdown, plot_chimera, with_paper
+from mcompose.pipeline.lab.chimera.run import COMPARED, MEANS, Plan, chimera_run, domain_means, gaps
 from mcompose.recipe import load_recipe
 
 EXPERTS = ("chart", "table", "document")
@@ -159,7 +160,7 @@ class Spy:
 
     def __init__(self, monkeypatch) -> None:
         from mcompose.modeling.experts import Expert
-        from mcompose.pipeline import laboratory_chimera_measures as measures
+        from mcompose.pipeline.lab.chimera import measures as measures
 
         self.stages, self.asked, self.ran = [], [], Counter()
         align, answered, forward = laboratory_chimera.align, measures.answered, Expert.forward

@@ -11,10 +11,12 @@ from safetensors.numpy import load_file
 from mcompose.errors import RequestError
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
 from mcompose.lab.words import MODALITIES
-from mcompose.pipeline import laboratory, laboratory_composition, laboratory_decoupled
-from mcompose.pipeline.laboratory_composition import Plan, composition_run
-from mcompose.pipeline.laboratory_decoupled import decoupled_donors
-from mcompose.pipeline.laboratory_variants import VARIANTS, searched_form, write_recipe
+from mcompose.pipeline.lab import run as laboratory
+from mcompose.pipeline.lab.composition import decoupled_donors as laboratory_decoupled
+from mcompose.pipeline.lab.composition import run as laboratory_composition
+from mcompose.pipeline.lab.composition.decoupled_donors import decoupled_donors
+from mcompose.pipeline.lab.composition.run import Plan, composition_run
+from mcompose.pipeline.lab.composition.variants import VARIANTS, searched_form, write_recipe
 from mcompose.pipeline.write import merge
 from mcompose.recipe import load_recipe
 

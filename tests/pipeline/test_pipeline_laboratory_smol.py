@@ -13,12 +13,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 import lab_smol_stand_ins as stand_ins
 
 from mcompose.errors import RequestError
-from mcompose.lab import make_smol, smol_make, smol_media
-from mcompose.lab.smol_questions import MODALITIES
-from mcompose.pipeline import laboratory, laboratory_composition
-from mcompose.pipeline.laboratory_answers import mixed_results
-from mcompose.pipeline.laboratory_composition import Plan, composition_run
-from mcompose.pipeline.laboratory_variants import SMOL_GROWN, VARIANTS
+from mcompose.lab import make_smol
+from mcompose.lab.smol import make as smol_make
+from mcompose.lab.smol import media as smol_media
+from mcompose.lab.smol.questions import MODALITIES
+from mcompose.pipeline.lab import run as laboratory
+from mcompose.pipeline.lab.composition import run as laboratory_composition
+from mcompose.pipeline.lab.composition.answers import mixed_results
+from mcompose.pipeline.lab.composition.run import Plan, composition_run
+from mcompose.pipeline.lab.composition.variants import SMOL_GROWN, VARIANTS
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 
 pytestmark = pytest.mark.timeout(600)
@@ -84,7 +87,7 @@ def test_smol_answers_are_kept_apart_by_precision(made) -> None:
 
 
 def test_smol_mixed_precision_reaches_the_products_and_leaves_the_rest(made) -> None:
-    from mcompose.pipeline.laboratory_answers import _Mixed
+    from mcompose.pipeline.lab.composition.answers import _Mixed
 
     class Probe:
         device = "here"

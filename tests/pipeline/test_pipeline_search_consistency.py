@@ -3,9 +3,9 @@
 import pytest
 
 from mcompose.errors import RequestError
-from mcompose.pipeline.search_consistency import changed_answers, choose, grid_points
-from mcompose.pipeline.search_request import make_grid
-from mcompose.pipeline.search_space import Axis, Space
+from mcompose.pipeline.search.consistency import changed_answers, choose, grid_points
+from mcompose.pipeline.search.request import make_grid
+from mcompose.pipeline.search.space import Axis, Space
 
 # Seven coefficients, four questions. At place 2 one answer differs from a neighbour's, at 3 two do, ...
 ANSWERS = {

@@ -11,8 +11,8 @@ from mcompose.compose import ComposeOptions, compose
 from mcompose.errors import NumericsError
 from mcompose.evaluate.subject import load_subject
 from mcompose.merge.verify import verify
-from mcompose.pipeline.search_model import TrialModel, digest_of, find_parameters
-from mcompose.pipeline.search_space import Settings, applied
+from mcompose.pipeline.search.model import TrialModel, digest_of, find_parameters
+from mcompose.pipeline.search.space import Settings, applied
 from mcompose.recipe import load_recipe
 
 SOURCES = [{"name": "sees", "model": "local:sees"}, {"name": "expert", "model": "local:expert"}]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mcompose.errors import OutputError
-from mcompose.pipeline.search_recipe import MARK, check_target, searched_path, searched_text
-from mcompose.pipeline.search_space import Settings, applied
+from mcompose.pipeline.search.recipe_text import MARK, check_target, searched_path, searched_text
+from mcompose.pipeline.search.space import Settings, applied
 from mcompose.recipe import load_recipe, parse_recipe
 
 HEAD = """\

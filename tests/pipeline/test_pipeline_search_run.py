@@ -15,10 +15,10 @@ from tiny_sources import write_recipe
 
 from mcompose.errors import InterruptedRunError, NumericsError, OutputError, RequestError
 from mcompose.pipeline.measure import evaluate
-from mcompose.pipeline.search import SearchOptions, search
-from mcompose.pipeline.search_model import digest_of
-from mcompose.pipeline.search_request import SpaceRequest
-from mcompose.pipeline.search_tasks import Questions
+from mcompose.pipeline.search.model import digest_of
+from mcompose.pipeline.search.objective import Questions
+from mcompose.pipeline.search.request import SpaceRequest
+from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
 from mcompose.recipe import load_recipe
 
@@ -85,14 +85,14 @@ def test_the_folder_holds_table_picture_and_study_and_no_model(folder):
 def test_a_second_run_asks_nothing_and_says_the_same(folder, monkeypatch):
     first = search(folder / "recipe.yaml", ask(folder), options=options(trials=4))
     text = first.recipe.read_text()
-    monkeypatch.setattr("mcompose.pipeline.search.compose", None)  # nothing is composed, loaded or asked
+    monkeypatch.setattr("mcompose.pipeline.search.run.compose", None)  # nothing is composed, loaded or asked
     again = search(folder / "recipe.yaml", ask(folder), options=options(trials=4))
     assert again.to_dict() == first.to_dict()
     assert again.recipe.read_text() == text
 
 
 def test_an_interrupted_search_goes_on_to_the_same_result(folder, monkeypatch):
-    from mcompose.pipeline.search_tasks import Exam
+    from mcompose.pipeline.search.objective import Exam
 
     straight = search(folder / "recipe.yaml", ask(folder), options=options(output=folder / "straight"))
     calls, real = [], Exam.ask

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny_sources import write_recipe
 
 from mcompose.errors import RequestError
-from mcompose.pipeline.search_request import SpaceRequest, defaults_of, make_space
-from mcompose.pipeline.search_space import Axis, Settings, Space, applied
+from mcompose.pipeline.search.request import SpaceRequest, defaults_of, make_space
+from mcompose.pipeline.search.space import Axis, Settings, Space, applied
 from mcompose.recipe import load_recipe
 
 THREE = Space(("a", "b", "c"), "sum")

@@ -10,12 +10,12 @@ import pytest
 from search_stubs import HERE, Hill, processes, run, weights
 
 from mcompose.errors import McomposeError
-from mcompose.pipeline.search import _mend
-from mcompose.pipeline.search_consistency import changed_answers, choose
-from mcompose.pipeline.search_request import make_grid
-from mcompose.pipeline.search_space import Axis, Settings, Space
-from mcompose.pipeline.search_study import StudyPlan
-from mcompose.pipeline.search_tasks import Outcome
+from mcompose.pipeline.search.consistency import changed_answers, choose
+from mcompose.pipeline.search.objective import Outcome
+from mcompose.pipeline.search.request import make_grid
+from mcompose.pipeline.search.run import _mend
+from mcompose.pipeline.search.space import Axis, Settings, Space
+from mcompose.pipeline.search.study import StudyPlan
 
 SPACE = Space(("a", "b"), "sum")
 

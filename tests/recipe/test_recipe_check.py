@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcompose.errors import RecipeError
-from mcompose.methods.method import REQUIRED, Parameter
+from mcompose.methods.core.method import REQUIRED, Parameter
 from mcompose.recipe import (
     LoadedRecipe,
     Recipe,

@@ -1,0 +1,321 @@
+"""From samples to the tensors of a batch: the processor's own output, and which tokens are learnt.
+
+Media are read here, so that a loader's workers do it. Every sample becomes one row, whatever is wrong with it is an
+error with its place, and nothing is left out: skipping is the mixture's.
+
+Letters: B samples, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import xxhash
+
+from mcompose.align.data.answer_spans import mark, marking_processor
+from mcompose.align.data.conversation import ChatWriter
+from mcompose.align.data.expert_routing import Routing
+from mcompose.align.data.samples import Sample
+from mcompose.errors import RequestError
+from mcompose.media import MODALITIES, read_media
+from mcompose.modeling.families import TYPE_IDS
+from mcompose.modeling.processing_frames import FramesProcessor
+from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.towers import SEPARATOR
+
+__all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
+
+IGNORED: Final = -100
+_ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
+_ROW_TENSORS: Final = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
+
+
+class Collator:
+    """Makes batches for one checkpoint.
+
+    Args:
+        processor: Its processor, or its tokenizer when it takes text only.
+        max_length: Most tokens of a sample, media included; None for any.
+        mask_answers: Whether only answers are learnt; else all text is.
+        domains: Names that ``domains`` in a batch counts; -1 stands for a sample without one.
+        positions: Whether batches hold ``position_ids``; see :func:`takes_positions`.
+        packing: Whether a batch is one row without padding; see :func:`can_pack`.
+        media_keys: Whether batches hold ``media_keys``, by which a :class:`FeatureCache` knows their items.
+        routing: Which experts media go to, for checkpoints with experts; None for none of them.
+        chat_template: Template to use instead of the checkpoint's own.
+    """
+
+    def __init__(  # noqa: PLR0913 - one setting each, all by name
+        self,
+        processor: Any,
+        *,
+        max_length: int | None,
+        mask_answers: bool = True,
+        domains: Sequence[str] = (),
+        positions: bool = True,
+        packing: bool = False,
+        media_keys: bool = False,
+        routing: Routing | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.processor = processor
+        self.max_length = max_length
+        self.mask_answers = mask_answers
+        self.domains = tuple(domains)
+        self.positions = positions or packing
+        self.packing = packing
+        self.media_keys = media_keys
+        self.routing = routing
+        self.writer = ChatWriter(processor, chat_template=chat_template)
+        self._call, self._marking = marking_processor(processor)
+        self._rate = sampling_rate(processor)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer behind the processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def __call__(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
+        """Makes a batch.
+
+        Args:
+            samples: The samples.
+            positions: Their places in the stage, by which noise of the routing is addressed.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``position_ids``, ``mm_token_type_ids``, ``labels`` (-100 where nothing
+            is learnt), all (B, L) and padded on the right; ``domains`` (B,); and the media as the processor made them.
+            Where a router is trained: ``router_labels``, one class an item (-100 where it learns nothing).
+            Packed: one row (1, L), positions that begin again at 0 with each sample, and no ``attention_mask``, which
+            is how transformers tells packed rows.
+
+        Raises:
+            RequestError: A medium cannot be read, a sample does not fit the checkpoint or is too long.
+        """
+        batch = self.encode(samples, positions)
+        self._check_lengths(samples, batch)
+        if self.media_keys:
+            batch["media_keys"] = self._media_keys(samples, positions)
+        batch["domains"] = torch.tensor([self._domain(sample) for sample in samples])
+        if self.routing is not None and self.routing.labelled:
+            batch |= _router_labels(self.routing.labels(samples))
+        if self.packing:
+            return _packed(batch)
+        if self.positions:
+            batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return batch
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of one sample, its media included, whatever the limit; of a pair's longer answer."""
+        rows = [one for one in (sample, sample.other) if one is not None]
+        return int(self.encode(rows)["attention_mask"].sum(-1).max())
+
+    def media_inputs(self, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
+        """The processor's output for media alone, under the names that a model takes."""
+        read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
+        encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]}, experts="none")
+        text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        return {name: value for name, value in encoded.items() if name not in text}
+
+    def expert_inputs(self, name: str, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
+        """What the processor makes of media for an expert, by the encoder's own names."""
+        read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
+        text = self.writer.placeholders[modality] * len(read)
+        encoded = self._processed([text], {modality: [read]}, experts=[name] * len(read))
+        begun = f"{name}{SEPARATOR}"
+        return {key.removeprefix(begun): value for key, value in encoded.items() if key.startswith(begun)}
+
+    def item_inputs(self, modality: str, items: Sequence[Path | bytes]) -> tuple[dict[str, Any], list[int]]:
+        """Like :meth:`media_inputs`, and the placeholder tokens that each item becomes."""
+        rows = [[read_media(item, modality, sampling_rate=self._rate)] for item in items]
+        encoded = self._processed([self.writer.placeholders[modality]] * len(rows), {modality: rows}, experts="none")
+        tokens = (encoded["mm_token_type_ids"] == TYPE_IDS[modality]).sum(-1).tolist()
+        text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        return {name: value for name, value in encoded.items() if name not in text}, tokens
+
+    def encode(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
+        """The batch without limit, domains and positions; see :meth:`__call__`."""
+        texts = [self._text(sample) for sample in samples]
+        media = {modality: [self._read(sample, modality) for sample in samples] for modality in MODALITIES}
+        given = {modality: rows for modality, rows in media.items() if any(rows)}
+        experts = "none" if self.routing is None else self.routing.experts(samples, positions)
+        try:
+            encoded = self._processed(texts, given, experts=experts)
+        except ValueError as error:
+            raise RequestError(f"{_places(samples)}: {error}") from error
+        batch = {name: value for name, value in encoded.items() if name != "token_type_ids"}
+        if "mm_token_type_ids" not in batch:
+            batch["mm_token_type_ids"] = self._types(batch["input_ids"])
+        batch["labels"] = self._labels(batch)
+        return batch
+
+    def _text(self, sample: Sample) -> str:
+        written = self.writer.write(sample)
+        spans = written.answers if self.mask_answers else [(0, len(written.text))]
+        try:
+            return mark(written.text, spans)
+        except RequestError as error:
+            raise RequestError(f"{sample.place}: {error.message}") from error
+
+    def _read(self, sample: Sample, modality: str) -> list[Any]:
+        items = sample.media().get(modality, [])
+        try:
+            return [read_media(item, modality, sampling_rate=self._rate) for item in items]
+        except RequestError as error:
+            raise RequestError(f"{sample.place}: {error.message}", hint=error.hint) from error
+
+    def _processed(self, texts: list[str], media: Mapping[str, list[list[Any]]], *, experts: Any) -> Any:
+        bos = self.tokenizer.bos_token
+        # A template that writes the first token itself must not get it twice.
+        begun = bos is not None and all(text.removeprefix("\ufdd0").startswith(bos) for text in texts)
+        special = {"add_special_tokens": False} if begun else {}
+        if self._call is self._marking:
+            if media:
+                raise ValueError(f"The checkpoint takes text only, and {', '.join(media)} came.")
+            return self._call(texts, padding=True, return_tensors="pt", **special)
+        given = {_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row] for m, rows in media.items()}
+        if hasattr(self.processor, "sources"):  # composed
+            rate = {"sampling_rate": self._rate} if self._rate and "audio" in media else {}
+            routed = {"experts": experts} if self.processor.expert_media.entries else {}
+            return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **routed, **given)
+        if "image" in given and not all(media["image"]):
+            given["images"] = [row for row in media["image"] if row]
+        if isinstance(self.processor, FramesProcessor | PointsProcessor):
+            return self._call(text=texts, padding=True, return_tensors="pt", **special, **given)
+        # Said flat, padding would also pad sounds to one another only.
+        return self._call(text=texts, text_kwargs={"padding": True, **special}, return_tensors="pt", **given)
+
+    def _types(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        types_BL = torch.zeros_like(ids_BL)
+        for modality, kind in TYPE_IDS.items():
+            index = getattr(self.processor, f"{modality}_token_id", None)
+            if isinstance(index, int):
+                types_BL = types_BL.masked_fill(ids_BL == index, kind)
+        return types_BL
+
+    def _labels(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        learnt_BL = torch.from_numpy(np.stack(self._marking.marked))
+        learnt_BL &= batch["attention_mask"].bool() & (batch["mm_token_type_ids"] == 0)
+        return batch["input_ids"].masked_fill(~learnt_BL, IGNORED)
+
+    def _check_lengths(self, samples: Sequence[Sample], batch: dict[str, Any]) -> None:
+        lengths = batch["attention_mask"].sum(-1).tolist()
+        limit = self.max_length
+        if limit is None or max(lengths) <= limit:
+            return
+        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+            if length > limit:
+                self._cut(sample, row, batch, length)
+        for name in _ROW_TENSORS:
+            batch[name] = batch[name][:, :limit]
+
+    def _cut(self, sample: Sample, row: int, batch: dict[str, Any], length: int) -> None:
+        limit = int(self.max_length or 0)
+        if sample.on_long != "cut":
+            raise RequestError(
+                f"{sample.place}: the sample has {length} tokens, and the limit is {limit}.",
+                hint="Raise max_length, or say 'on_long: skip' or 'on_long: cut' for this dataset.",
+            )
+        if (batch["mm_token_type_ids"][row, limit:] != 0).any():
+            raise RequestError(f"{sample.place}: cutting the sample to {limit} tokens would cut a medium.")
+        if (batch["labels"][row, :limit] == IGNORED).all():
+            raise RequestError(f"{sample.place}: cutting the sample to {limit} tokens would leave no answer.")
+
+    def expert_of(self, sample: Sample, modality: str) -> str | None:
+        """The expert that a sample's media go to, noise apart; None where there is none or the router is asked."""
+        if self.routing is None or self.routing.spec.routing == "predicted":
+            return None
+        return self.routing.table.expert_of(sample.domain, modality)
+
+    def _media_keys(self, samples: Sequence[Sample], positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Modality or expert -> digests of its items in reading order of the batch (N, 2), as integers."""
+        found: dict[str, list[bytes]] = {}
+        for sample in samples:
+            for modality, items in sample.media().items():
+                found.setdefault(modality, []).extend(media_digest(item) for item in items)
+        for modality, routes in self._routes(samples, positions).items():
+            for content, route in zip(found.get(modality, []), routes, strict=True):
+                if route is not None:
+                    found.setdefault(expert_key_name(route), []).append(content)
+        return {
+            m: torch.from_numpy(np.frombuffer(b"".join(d), np.int64).reshape(-1, 2).copy()) for m, d in found.items()
+        }
+
+    def _routes(self, samples: Sequence[Sample], positions: Sequence[int]) -> dict[str, list[str | None]]:
+        """Modality -> expert of each of its media; nothing where the router is asked."""
+        if self.routing is None:
+            return {}
+        routes = self.routing.experts(samples, positions)
+        if isinstance(routes, list):
+            return {self.routing.table.modalities[0]: routes}
+        return {} if isinstance(routes, str) else routes
+
+    def _domain(self, sample: Sample) -> int:
+        if sample.domain is None or not self.domains:
+            return -1
+        if sample.domain not in self.domains:
+            raise RequestError(f"{sample.place}: '{sample.domain}' is none of the domains {', '.join(self.domains)}.")
+        return self.domains.index(sample.domain)
+
+
+def media_digest(item: Path | bytes) -> bytes:
+    """16 bytes that stand for the content of a medium's file."""
+    return xxhash.xxh3_128(item if isinstance(item, bytes) else item.read_bytes()).digest()
+
+
+def expert_key_name(name: str) -> str:
+    """Under what name ``media_keys`` holds the items of an expert."""
+    return f"expert:{name}"
+
+
+def _router_labels(labels: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """One tensor where there is one router, else one a modality; nothing where no item came."""
+    if not any(labels.values()):
+        return {}
+    made = {modality: torch.tensor(classes, dtype=torch.long) for modality, classes in labels.items()}
+    return {"router_labels": next(iter(made.values())) if len(made) == 1 else made}
+
+
+def sampling_rate(processor: Any) -> int | None:
+    """What a checkpoint hears, in hertz; None when no part of its processor says so."""
+    parts = [processor, *getattr(processor, "processors", {}).values()]
+    parts += [getattr(part, "feature_extractor", None) for part in parts]
+    rates = [getattr(part, "sampling_rate", None) for part in parts]
+    return next((rate for rate in rates if isinstance(rate, int)), None)
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether a model may be given plain ``position_ids``: not those that count over media or from another start."""
+    inner = getattr(model, "model", model)
+    if hasattr(inner, "towers"):
+        return not inner.mrope and not inner.first_position
+    return not any(hasattr(part, "get_rope_index") for part in (model, inner))
+
+
+def can_pack(model: Any) -> bool:
+    """Whether rows of several samples keep them apart: causal attention everywhere, positions in one dimension."""
+    inner = getattr(model, "model", model)
+    text = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    causal = getattr(inner, "attention", None) == "causal" if hasattr(inner, "towers") else False
+    return causal and takes_positions(model) and kinds <= {"full_attention", "sliding_attention"}
+
+
+def _packed(batch: dict[str, Any]) -> dict[str, Any]:
+    mask_BL = batch.pop("attention_mask").bool()
+    positions_BL = mask_BL.cumsum(-1) - 1
+    # The first token of a sample would be learnt from the last of the one before.
+    batch["labels"] = batch["labels"].masked_fill(positions_BL == 0, IGNORED)
+    for name in ("input_ids", "mm_token_type_ids", "labels"):
+        batch[name] = batch[name][mask_BL][None]
+    batch["position_ids"] = positions_BL[mask_BL][None]
+    return batch
+
+
+def _places(samples: Sequence[Sample]) -> str:
+    shown = [sample.place for sample in samples[:3]]
+    return ", ".join(shown) + (f" and {len(samples) - 3} more" if len(samples) > 3 else "")

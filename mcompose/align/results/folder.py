@@ -1,0 +1,122 @@
+"""The folder of one stage: begun, resumed, finished; never two runs at once, never anything else's files.
+
+``<output>.stages/<number>/`` holds ``run.json`` (what the run is made of) and ``run/`` (points to go on from) while the
+stage runs; ``log.jsonl``, ``loss.png``, ``delta.safetensors``, an adapter and, written last, ``stage.json`` when it is
+done.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mcompose.align.results.lineage import ADAPTER, DELTA, RECORD
+from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
+from mcompose.checkpoint.headers import read_json_object
+from mcompose.errors import CheckpointError, OutputError, StorageError
+
+__all__ = ["LOG", "PLOT", "POINTS", "begin", "finish", "held", "is_done", "stages_folder"]
+
+LOG = "log.jsonl"
+PLOT = "loss.png"
+POINTS = "run"
+_RUN = "run.json"
+_OWN = {_RUN, POINTS, LOG, PLOT, DELTA, ADAPTER, RECORD, "adapter_config.json", LOCK_NAME}
+
+
+def stages_folder(checkpoint: Path) -> Path:
+    """Where the stages of a checkpoint go: beside it."""
+    return checkpoint.parent / (checkpoint.name + ".stages")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a stage's folder.
+
+    Raises:
+        OutputError: Another run is in it, or it holds something else.
+    """
+    if folder.is_dir():
+        foreign = sorted(
+            path.name for path in folder.iterdir() if path.name not in _OWN and not path.name.startswith(".")
+        )
+        if foreign:
+            raise OutputError(
+                f"The stage's folder '{folder}' already holds something else: '{foreign[0]}'.",
+                hint="Name another folder with -o DIR.",
+            )
+    lock = FolderLock.take(folder)
+    try:
+        yield
+    finally:
+        if folder.is_dir():
+            (folder / LOCK_NAME).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_done(folder: Path, fingerprint: str) -> bool:
+    """Whether a finished result of this very run is there."""
+    return (folder / RECORD).is_file() and _read(folder / _RUN).get("fingerprint") == fingerprint
+
+
+def begin(folder: Path, *, fingerprint: str, resume: bool) -> str:
+    """Makes a folder ready, and clears what belongs to another run.
+
+    Args:
+        folder: Of the stage.
+        fingerprint: Of this run.
+        resume: Whether to go on with an earlier run of the same fingerprint.
+
+    Returns:
+        A sentence about what was cleared; empty when nothing was.
+    """
+    earlier = _read(folder / _RUN).get("fingerprint")
+    if resume and earlier == fingerprint:
+        return ""
+    cleared = False
+    for name in sorted(_OWN - {LOCK_NAME}):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+            cleared = True
+        elif path.exists():
+            path.unlink()
+            cleared = True
+    write_json(folder / _RUN, {"fingerprint": fingerprint})
+    if not cleared:
+        return ""
+    why = "as asked" if not resume else "another recipe, other data or another checkpoint"
+    return f"An earlier run in '{folder.name}' was discarded ({why})."
+
+
+def finish(folder: Path, record: dict[str, Any]) -> None:
+    """Writes the record, which makes the stage's result one, and removes the points."""
+    write_json(folder / RECORD, record)
+    shutil.rmtree(folder / POINTS, ignore_errors=True)
+
+
+def write_json(path: Path, table: dict[str, Any]) -> None:
+    """Writes a small file whole or not at all.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path) if path.is_file() else {}
+    except CheckpointError:
+        return {}

@@ -1,0 +1,254 @@
+"""All that an output has because of domain experts: the experts, one router a modality, and the vectors around blocks.
+
+A router is a linear layer without bias on what the general encoder saw of an item; row 0 is "none", the others are the
+experts in the recipe's order. Where a composed source or a trained router knows some of the classes, their rows are
+kept, and only the rows of others are new. Paper: Peng et al. 2024, arXiv:2412.05983.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mcompose.anatomy.part import MASK, MODALITIES, ROUTER, SEPARATORS
+from mcompose.checkpoint import open_checkpoint
+from mcompose.compose.experts.expert import OutputExpert
+from mcompose.compose.experts.open import expert_of, is_expert_slot, output_experts
+from mcompose.errors import CompositionError
+from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
+from mcompose.recipe import Router
+
+if TYPE_CHECKING:
+    from mcompose.checkpoint import TensorEntry
+    from mcompose.compose.sources import SourceSet
+    from mcompose.compose.towers import OutputTower
+    from mcompose.merge import SourceParts
+    from mcompose.recipe import LoadedRecipe
+
+__all__ = ["ExpertSet", "draw_experts"]
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class ExpertSet:
+    """The expert side of a composed output.
+
+    Args:
+        experts: The experts, in the order of the routers' classes.
+        routers: Modality to its router's entry in the network's config.
+        jobs: All their tensors.
+        dropped: What no output holds.
+        mask_token: Whether a source's learned vector for hidden tokens is kept.
+    """
+
+    experts: tuple[OutputExpert, ...] = ()
+    routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
+    jobs: tuple[TensorJob, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    mask_token: bool = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        references = {expert.name: expert.entry.get("reference") for expert in self.experts if expert.new}
+        local = tuple(
+            f"The encoder of expert '{name}' is kept as a path of this machine: the output works here only."
+            for name, reference in references.items()
+            if reference and not reference["commit"]
+        )
+        return (*local, *(expert.note for expert in self.experts if expert.note))
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the network's config, but for the tokens' ids; nothing without experts."""
+        made: dict[str, Any] = {}
+        if self.experts:
+            made["experts"] = {expert.name: dict(expert.entry) for expert in self.experts}
+            made["routers"] = {modality: dict(entry) for modality, entry in self.routers.items()}
+        return made | ({"mask_token": True} if self.mask_token else {})
+
+    def processor_fields(self) -> dict[str, Any]:
+        """What the processor is made with."""
+        if not self.experts:
+            return {}
+        return {"experts": {e.name: dict(e.summary) for e in self.experts}, "routers": list(self.routers)}
+
+
+def draw_experts(
+    loaded: LoadedRecipe,
+    sources: SourceSet,
+    towers: Sequence[OutputTower],
+    *,
+    table: Contribution,
+    weights: bool = True,
+) -> ExpertSet:
+    """Decides the expert side of a composed output, from headers alone.
+
+    Args:
+        loaded: The recipe.
+        sources: The opened sources.
+        towers: The towers of the output.
+        table: The base's token embeddings, or the owner's, whose mean the separators begin with.
+        weights: Whether the experts' weights will be read.
+
+    Raises:
+        CompositionError: Experts or routers that do not fit.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    width = table.entry.shape[1]
+    names = [*(source.name for source in sources.sources), *(tower.name for tower in towers)]
+    experts = output_experts(loaded, towers, text_width=width, names=names, weights=weights)
+    keeping = [source for source in sources.sources if _keeps(source, towers)]
+    jobs = [job for expert in experts for job in expert.jobs]
+    seed = loaded.recipe.merge.seed
+    routers: dict[str, Any] = {}
+    for modality in MODALITIES:
+        mine = [expert.name for expert in experts if expert.modality == modality]
+        if mine:
+            made = _router(loaded, modality, mine, towers)
+            if made is not None:
+                routers[modality], job = made
+                jobs.append(job)
+    if experts:
+        jobs.append(_separators(keeping, table, seed=seed))
+    mask = _kept_vector(keeping, MASK)
+    dropped = [row for expert in experts for row in expert.dropped]
+    jobs += [mask] if mask else []
+    dropped += _left_out(sources, jobs)
+    return ExpertSet(experts, routers, tuple(jobs), tuple(dropped), mask is not None)
+
+
+def _keeps(source: SourceParts, towers: Sequence[OutputTower]) -> bool:
+    return any(tower.source is source and tower.inner for tower in towers)
+
+
+def _left_out(sources: SourceSet, jobs: Sequence[TensorJob]) -> list[Dropped]:
+    """Expert tensors of the sources that no job reads."""
+    copied = [segment for job in jobs for segment in job.segments if segment.action == "copied"]
+    read = {(c.source, c.entry.key) for segment in copied for c in segment.contributions}
+    rows = []
+    for source in sources.sources:
+        for slot in source.anatomy.slots.values():
+            if is_expert_slot(slot) and (source.name, slot.key) not in read:
+                reason = "its modality is not brought" if expert_of(slot) else "no expert here needs it"
+                rows.append(Dropped(source.name, slot.key, slot.part, reason))
+    return rows
+
+
+def _kept_vector(keeping: Sequence[SourceParts], part: str) -> TensorJob | None:
+    for source in keeping:
+        for slot in source.anatomy.slots.values():
+            if slot.part == part:
+                return copy_job(f"model.{slot.name}", source.entry(slot.key), part, source=source.name)
+    return None
+
+
+def _separators(keeping: Sequence[SourceParts], table: Contribution, *, seed: int) -> TensorJob:
+    """The two vectors around a block: a composed source's, or the mean of a known token each."""
+    kept = _kept_vector(keeping, SEPARATORS)
+    if kept is not None:
+        return kept
+    rows, width = table.entry.shape
+    return new_job("model.domain_tokens", (2, width), SEPARATORS, seed=seed, start={"rows": rows}, table=table)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A router that exists.
+
+    Args:
+        source: Whose it is.
+        classes: Its classes, in the order of its rows.
+        table: Its weight.
+        entry: Its entry in that checkpoint's config.
+    """
+
+    source: str
+    classes: Sequence[str]
+    table: TensorEntry
+    entry: Mapping[str, Any]
+
+
+def _router(
+    loaded: LoadedRecipe, modality: str, names: Sequence[str], towers: Sequence[OutputTower]
+) -> tuple[dict[str, Any], TensorJob] | None:
+    """Entry and tensor of one modality's router; None where the caller chooses."""
+    spec = loaded.recipe.compose.router
+    tower = next(tower for tower in towers if modality in tower.modalities)
+    known = _known(loaded, spec, modality, tower)
+    if spec is not None and not spec.made:
+        return None
+    if spec is None and known is None and tower.inner and not loaded.recipe.compose.experts:
+        return None  # a composed source that has experts and no router stays so
+    before = [label for label in known.classes if label in names] if known else []
+    entry = _entry(spec, known, modality, tower)
+    entry["classes"] = [NONE, *before, *(name for name in names if name not in before)]
+    return entry, _router_job(modality, entry, known, seed=loaded.recipe.merge.seed)
+
+
+def _known(loaded: LoadedRecipe, spec: Router | None, modality: str, tower: OutputTower) -> _Known | None:
+    """The router whose rows are kept: the recipe's trained one, else the composed source's."""
+    if spec is not None and spec.model is not None:
+        checkpoint = open_checkpoint(spec.model, relative_to=loaded.folder)
+        key = f"model.routers.{modality}.weight"
+        entry = (checkpoint.config.get("routers") or {}).get(modality)
+        if entry is None or key not in checkpoint.tensors:
+            raise CompositionError(
+                f"'{spec.model}' has no router for {modality}.", hint="It must be a composed checkpoint with one."
+            )
+        return _Known("router", entry["classes"], checkpoint.tensors[key], entry)
+    if not tower.inner:
+        return None
+    entry = (tower.source.checkpoint.config.get("routers") or {}).get(modality)
+    slot = next((s for s in tower.source.anatomy.slots.values() if s.name == f"routers.{modality}.weight"), None)
+    return _Known(tower.source.name, entry["classes"], tower.source.entry(slot.key), entry) if entry and slot else None
+
+
+def _entry(spec: Router | None, known: _Known | None, modality: str, tower: OutputTower) -> dict[str, Any]:
+    from mcompose.compose.experts.probe import look_at_general  # noqa: PLC0415 - torch, for recipes with experts only
+
+    if spec is None and known is not None:
+        return {key: known.entry[key] for key in ("feature", "tile", "rule", "width") if key in known.entry}
+    spec = spec or Router()
+    general = look_at_general(tower.config, tower.model_type, modality)
+    if spec.feature == "class" and not general.has_class:
+        raise CompositionError(
+            f"The encoder of '{tower.name}' has no class token that the router could read.",
+            hint="Write 'feature: mean', or leave it out.",
+        )
+    before = known.entry if known else {}
+    feature = spec.feature or before.get("feature") or ("class" if general.has_class else "mean")
+    tile = spec.tile or before.get("tile") or general.tile
+    entry = {"feature": feature, "tile": tile, "rule": spec.rule.settings, "width": general.width}
+    if known and (known.entry["width"] != general.width or known.entry["feature"] != feature):
+        raise CompositionError(
+            f"The router of '{known.source}' reads a {known.entry['feature']} feature of width {known.entry['width']}, "
+            f"and '{tower.name}' gives a {feature} feature of width {general.width}.",
+            hint="A router belongs to the general encoder that it was trained on.",
+        )
+    return entry
+
+
+def _router_job(modality: str, entry: Mapping[str, Any], known: _Known | None, *, seed: int) -> TensorJob:
+    name, classes = f"model.routers.{modality}.weight", entry["classes"]
+    shape, part = (len(classes), entry["width"]), f"{ROUTER}:{modality}"
+    if known is None:
+        return new_job(name, shape, part, seed=seed)
+    if known.table.shape != (len(known.classes), entry["width"]):
+        raise CompositionError(
+            f"The router of '{known.source}' for {modality} is {list(known.table.shape)}, and its config says "
+            f"{[len(known.classes), entry['width']]}."
+        )
+    if list(known.classes) == classes:
+        return copy_job(name, known.table, part, source=known.source)
+    segments = [_row(row, label, known, name, shape, seed=seed) for row, label in enumerate(classes)]
+    kept = ", ".join(label for label in classes if label in known.classes)
+    return TensorJob(name, part, None, known.table.dtype, shape, tuple(segments), note=f"kept rows: {kept}")
+
+
+def _row(row: int, label: str, known: _Known, name: str, shape: tuple[int, int], *, seed: int) -> Segment:
+    if label in known.classes:
+        found = Contribution(known.source, known.table, first_row=list(known.classes).index(label))
+        return Segment(row, row + 1, "copied", (found,))
+    return Segment(row, row + 1, "created", parameters=start_of(name, shape), seed=seed)

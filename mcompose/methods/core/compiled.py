@@ -1,0 +1,160 @@
+"""Kernels: loops compiled to machine code once, kept on disk, and called without Numba.
+
+The idea: Numba is the compiler and not the run time. A kernel's first call ever compiles its loop
+(`mcompose.methods.core.loops`) to an object file in the user's cache folder; every later process loads that file
+through llvmlite, which costs a few hundredths of a second where importing Numba costs half a second. A folder that cannot be
+written only means that the code is made again; a file that others may write is never run. Calls go through ctypes,
+which lets go of the GIL.
+
+Code is never fast-math and never fuses a product with a sum: the same numbers on every machine that has IEEE floats.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Kernel", "cache_folder"]
+
+_COMPILING = threading.Lock()
+_SYMBOL = "kernel"
+_C_TYPES: dict[str, Any] = {
+    "address": ctypes.c_int64,
+    "int64": ctypes.c_int64,
+    "uint64": ctypes.c_uint64,
+    "float32": ctypes.c_float,
+}
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: ``$XDG_CACHE_HOME/mcompose/kernels``, or the same under ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "kernels"
+
+
+class Kernel:
+    """A loop that compiles itself when first called.
+
+    Args:
+        module: Module of ``mcompose.methods.core.loops``.
+        name: The loop.
+        arguments: A type for each argument: ``address`` (an array may be given for it), ``int64``, ``uint64``,
+            ``float32``.
+    """
+
+    def __init__(self, module: str, name: str, *arguments: str) -> None:
+        self.module = module
+        self.name = name
+        self.arguments = arguments
+        self._function: Callable[..., int] | None = None
+
+    def __call__(self, *arguments: Any) -> int:
+        """Runs the loop; arrays are contiguous and stay alive meanwhile.
+
+        Returns:
+            What the loop returns; 0 where it returns nothing.
+        """
+        function = self._function or self.compile()
+        result, error = ctypes.c_int64(0), ctypes.c_void_p(None)
+        plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        function(ctypes.byref(result), ctypes.byref(error), *plain)
+        return result.value
+
+    def compile(self) -> Callable[..., int]:
+        """Loads the machine code that an earlier run kept, or makes it; returns the C function."""
+        with _COMPILING:
+            if self._function is None:
+                types = [ctypes.c_void_p, ctypes.c_void_p, *(_C_TYPES[name] for name in self.arguments)]
+                self._function = ctypes.CFUNCTYPE(ctypes.c_int32, *types)(self._address())
+            return self._function
+
+    def _address(self) -> int:
+        file = cache_folder() / f"{self.module}.{self.name}-{self._key()}.o"
+        code = _read(file)
+        if code is None:
+            code = self._compiled()
+            _keep(file, code)
+        return _linker().load(code)
+
+    def _key(self) -> str:
+        """Everything that decides the machine code: the loops' text, the compiler, the processor."""
+        return hashlib.sha256(repr((_toolchain(), self.arguments)).encode()).hexdigest()[:32]
+
+    def _compiled(self) -> bytes:
+        from mcompose.methods.core.machine_code import compile_loop  # noqa: PLC0415 - Numba, only when code must be made
+
+        return compile_loop(self.module, self.name, self.arguments, symbol=_SYMBOL)
+
+
+class _Linker:
+    """Loads object files into the process."""
+
+    def __init__(self) -> None:
+        import llvmlite.binding as llvm  # noqa: PLC0415 - paid only when a merge runs
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self._llvm = llvm
+        self._engines: list[Any] = []  # the code lives as long as its engine
+
+    def load(self, code: bytes) -> int:
+        """Address of the function that an object file holds."""
+        llvm = self._llvm
+        target = llvm.Target.from_default_triple().create_target_machine(opt=0, jit=True)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._engines.append(engine)
+        return engine.get_function_address(_SYMBOL)
+
+
+@cache
+def _linker() -> _Linker:
+    return _Linker()
+
+
+@cache
+def _toolchain() -> tuple[Any, ...]:
+    import llvmlite.binding as llvm  # noqa: PLC0415 - see above
+
+    texts = [path.read_bytes() for path in sorted((Path(__file__).parent / "loops").glob("*.py"))]
+    maker = (Path(__file__).parent / "machine_code.py").read_bytes()
+    text = hashlib.sha256(b"\0".join([*texts, maker])).hexdigest()
+    processor = (llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    return (text, version("numba"), version("llvmlite"), *processor)
+
+
+def _read(file: Path) -> bytes | None:
+    """The code that a file holds; None when there is none, it is damaged, or somebody else could have written it."""
+    try:
+        data, owner = file.read_bytes(), file.stat()
+    except OSError:
+        return None
+    if owner.st_uid != os.geteuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    digest, code = data[:32], data[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _keep(file: Path, code: bytes) -> None:
+    """Writes the file whole or not at all; a folder that refuses it is no error."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(hashlib.sha256(code).digest() + code)
+        fresh.chmod(0o600)
+        fresh.replace(file)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)

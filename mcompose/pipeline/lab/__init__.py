@@ -1,0 +1,1 @@
+"""`mcompose lab make` and `mcompose lab report`."""

@@ -1,0 +1,1 @@
+"""The report `chimera`: domain experts and masking on the family `pictures`."""

@@ -1,0 +1,1 @@
+"""The report `composition`: ways to compose four donors, searched and not."""

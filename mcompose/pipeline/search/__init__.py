@@ -1,0 +1,1 @@
+"""`mcompose search`: merge coefficients by validation score, or by consistency without labels."""

@@ -1,0 +1,278 @@
+"""The ``align`` section of a recipe: the short fine-tunes that follow a composition, as data.
+
+A stage says what is trained (parts by role, LoRA on parts, or a donor's strategy), on what, and how. Nothing of it
+depends on the machine: ``batch_size`` counts the samples of one optimizer step over all processes, and
+``accumulation`` the pieces that a step is cut into, so the same recipe makes the same steps on one device and on
+eight.
+
+Parts are named by role, ``projectors`` or ``projector:<source>``; ``parts.py`` of the align room finds them in a
+checkpoint. Strategies are those of Chen et al. 2024, arXiv:2402.12750 (``shared``, ``modality``, ``modality+text``,
+``projector``): short names for what a donor trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+
+from mcompose.errors import nearest_name
+from mcompose.recipe.align.datasets import DatasetSpec, Temperature
+from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
+from mcompose.recipe.align.preference import Preference, check_preference
+from mcompose.recipe.align.presets import fill_in
+from mcompose.recipe.field_errors import FieldError
+from mcompose.recipe.fields import Count, Modality, Number, Spec, one_of
+
+__all__ = [
+    "PRECISIONS",
+    "ROLES",
+    "STRATEGIES",
+    "AlignSpec",
+    "GroupsSpec",
+    "LoraSpec",
+    "PartName",
+    "Stage",
+    "part_role",
+]
+
+ROLES = (
+    *("projector", "encoder", "language", "embedding", "head", "llm", "groups", "all", "key"),
+    *("router", "expert", "separators", "mask"),
+)
+"""What a part's name may begin with; ``key:<glob>`` takes tensors by name, ``llm`` is language, embedding and head.
+
+The second row belongs to domain experts: ``router``, ``expert:<name>`` (its encoder), ``separators`` (the two vectors
+around an expert's tokens), ``mask`` (the vector of learned masking). An expert's projector is ``projector:<name>``."""
+PRECISIONS = ("float32", "mixed", "bfloat16")
+STRATEGIES = ("projector", "shared", "modality", "modality+text")
+SCHEDULES = ("cosine", "linear", "constant")
+
+_PLURALS = {
+    "projectors": "projector",
+    "encoders": "encoder",
+    "embeddings": "embedding",
+    "heads": "head",
+    "routers": "router",
+    "experts": "expert",
+    "group": "groups",
+    "separator": "separators",
+}
+
+
+def part_role(name: str) -> tuple[str, str]:
+    """Takes a part's name apart.
+
+    Args:
+        name: ``projectors``, ``projector:sees``, ``groups:audio``, ``key:*.q_proj.weight``.
+
+    Returns:
+        The role in the singular, and what stands after the colon; empty when the whole role is meant.
+    """
+    role, _, which = name.partition(":")
+    return _PLURALS.get(role, role), which
+
+
+def _part_name(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise FieldError("'{path}' must be the name of a part.", hint=f"Parts are {', '.join(ROLES)}.")
+    role, which = part_role(raw)
+    if role not in ROLES:
+        hint = nearest_name(raw.partition(":")[0], (*ROLES, *_PLURALS))
+        raise FieldError(f"'{{path}}' is not a known part: '{raw}'.", hint=hint)
+    if raw.endswith(":") or (role == "key" and not which):
+        raise FieldError(f"'{{path}}' names nothing after the colon: '{raw}'.", hint="Write 'projector:<source>'.")
+    return raw
+
+
+PartName: TypeAlias = Annotated[str, BeforeValidator(_part_name)]
+
+
+def _rates(raw: Any) -> Any:
+    """One learning rate, or one a part."""
+    table = raw if isinstance(raw, Mapping) else {None: raw}
+    if not table:
+        raise FieldError("'{path}' is empty.")
+    for part, rate in table.items():
+        at = () if part is None else (part,)
+        if isinstance(rate, bool) or not isinstance(rate, int | float):
+            raise FieldError("'{path}' must be a number, or a mapping of parts to numbers.", at=at)
+        if not 0 < rate < 1e3:
+            raise FieldError("'{path}' must be more than zero.", at=at)
+        if part is not None:
+            _named(part)
+    return {part: float(rate) for part, rate in raw.items()} if isinstance(raw, Mapping) else float(raw)
+
+
+def _named(part: Any) -> None:
+    try:
+        _part_name(part)
+    except FieldError as complaint:
+        raise FieldError(complaint.message, at=(part,), hint=complaint.hint) from None
+
+
+Rates: TypeAlias = Annotated[Any, PlainValidator(_rates)]
+
+
+class LoraSpec(Spec):
+    """Low-rank factors on the linear layers of a part, which itself stays frozen.
+
+    Attributes:
+        rank: Of the factors.
+        alpha: The product is scaled by alpha / rank; default: twice the rank.
+        dropout: On the way into the factors.
+        targets: Names of the layers (``q_proj``); default: all linear ones of the part.
+    """
+
+    rank: Annotated[Count, Field(ge=1)] = 16
+    alpha: Annotated[Number, Field(gt=0)] | None = None
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @property
+    def scaled_by(self) -> float:
+        """Alpha, filled in."""
+        return float(self.alpha if self.alpha is not None else 2 * self.rank)
+
+
+class GroupsSpec(Spec):
+    """The decoupled groups that a strategy adds to the language model.
+
+    Attributes:
+        kind: ``dense`` copies of the projections, or ``low-rank`` factors beside them.
+        rank: Of the factors; the published donors use 128.
+        scale: What the product of the factors is multiplied by; the published donors use 2.
+        modalities: Who gets a group; default: all that the checkpoint takes.
+    """
+
+    kind: Annotated[Literal["dense", "low-rank"], one_of("kind of groups", ("dense", "low-rank"))] = "low-rank"
+    rank: Annotated[Count, Field(ge=1)] = 128
+    scale: Annotated[Number, Field(gt=0)] = 2.0
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] | None = None
+
+
+class Stage(Spec):
+    """One alignment stage.
+
+    Attributes:
+        preset: Name of settings that fill in what the stage leaves out; written out when it is read.
+        train: Parts that are trained.
+        strategy: What a donor trains, instead of naming it: ``projector``, ``shared`` (projectors and the language
+            model), ``modality`` (projectors and the modalities' groups), ``modality+text`` (and the text group).
+        groups: The groups that a strategy adds.
+        lora: Part to low-rank factors on it.
+        data: Data sets, each a path or a mapping; see ``datasets.py``.
+        temperature: How strongly the data sets' weights count; 1 takes them as they are.
+        steps: Optimizer steps.
+        epochs: Passes over the data, instead of steps; one when neither is given.
+        lr: Learning rate, or one for each part.
+        batch_size: Samples of an optimizer step, over all processes.
+        accumulation: Pieces that a step is cut into; more pieces need less memory and give the same step.
+        warmup: Below 1 a share of all steps, else a number of steps.
+        schedule: How the learning rate falls after it.
+        weight_decay: AdamW's, on matrices only.
+        clip: Largest norm of the gradients; 0 clips nothing.
+        max_length: Most tokens of a sample.
+        precision: ``float32``; ``mixed`` (bfloat16 products, what is trained is kept in float32); ``bfloat16``.
+            Default: ``float32`` for a float32 checkpoint, ``mixed`` for others.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        group_by_length: Samples of similar length in one piece.
+        feature_cache: Run frozen encoders once an item and keep what they give on disk, beside the stages' results.
+        packing: Samples of a piece one after the other in one row, without padding; causal language models only.
+        gscm: Masking of the generalist's tokens, in training only.
+        router: How the router of a checkpoint with experts is trained.
+        tiles: How images are cut in this stage.
+        dpo: Learn from pairs of answers which one is preferred, instead of learning answers.
+        seed: Of the order, the dropout and new parameters.
+        save_every: Steps between two points that a killed run goes on from.
+        workers: Processes that prepare samples.
+        sharding: ``fsdp`` cuts the model over the devices.
+        stop_on_divergence: Stop a run whose loss runs away.
+    """
+
+    preset: str | None = None
+    train: tuple[PartName, ...] = ()
+    strategy: Annotated[str, one_of("strategy", STRATEGIES)] | None = None
+    groups: GroupsSpec | None = None
+    lora: dict[PartName, LoraSpec] = Field(default_factory=dict)
+    data: tuple[DatasetSpec, ...] = ()
+    temperature: Temperature = 1.0
+    steps: Annotated[Count, Field(ge=1)] | None = None
+    epochs: Annotated[Number, Field(gt=0)] | None = None
+    lr: Rates = 1e-4
+    batch_size: Annotated[Count, Field(ge=1)] = 16
+    accumulation: Annotated[Count, Field(ge=1)] = 1
+    warmup: Annotated[Number, Field(ge=0)] = 0.03
+    schedule: Annotated[str, one_of("schedule", SCHEDULES)] = "cosine"
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    clip: Annotated[Number, Field(ge=0)] = 1.0
+    max_length: Annotated[Count, Field(ge=8)] = 2048
+    precision: Annotated[str, one_of("precision", PRECISIONS)] | None = None
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    feature_cache: bool = False
+    packing: bool = False
+    gscm: Masking | None = None
+    router: RouterTraining | None = None
+    tiles: Tiling | None = None
+    dpo: Preference | None = None
+    seed: Annotated[Count, Field(ge=0, lt=2**32)] = 0
+    save_every: Annotated[Count, Field(ge=1)] = 200
+    workers: Annotated[Count, Field(ge=0)] = 0
+    sharding: Annotated[Literal["none", "fsdp"], one_of("sharding", ("none", "fsdp"))] = "none"
+    stop_on_divergence: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, raw: Any) -> Any:
+        return fill_in(raw)
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        if not (self.train or self.strategy or self.lora or self.fits_router):
+            raise FieldError("'{path}' trains nothing.", hint="Give 'train', 'lora' or 'strategy'.")
+        if self.groups is not None and self.strategy not in {"modality", "modality+text"}:
+            hint = "They belong to 'strategy: modality' and 'strategy: modality+text'."
+            raise FieldError("'{path}' has no strategy that adds groups.", at=("groups",), hint=hint)
+        if self.steps is not None and self.epochs is not None:
+            raise FieldError("'{path}' and 'epochs' both say how long.", at=("steps",), hint="Keep one of them.")
+        if self.batch_size % self.accumulation:
+            raise FieldError(
+                f"'{{path}}' cannot cut {self.batch_size} samples into {self.accumulation} equal pieces.",
+                at=("accumulation",),
+                hint="Choose a divisor of batch_size.",
+            )
+        check_preference(self)
+        return self._check_experts()
+
+    def _check_experts(self) -> Stage:
+        if self.gscm is not None and self.packing:
+            message = "'{path}' goes with no packing: a packed row has no mask that tokens could be hidden in."
+            raise FieldError(message, at=("gscm",), hint="Write 'group_by_length: true' instead of 'packing: true'.")
+        trained = [(("train", number), name) for number, name in enumerate(self.train)]
+        trained += [(("lora", name), name) for name in self.lora]
+        for at, name in trained:
+            if self.fits_router and part_role(name)[0] == "router":
+                hint = "Leave it out, or write 'fit: joint'."
+                raise FieldError("'{path}' is the router, which 'router.fit: separate' fits.", at=at, hint=hint)
+        return self
+
+    @property
+    def fits_router(self) -> bool:
+        """Whether the router is fitted by itself, before the stage's steps."""
+        return self.router is not None and self.router.fit == "separate"
+
+
+class AlignSpec(Spec):
+    """The short fine-tunes after a composition.
+
+    Attributes:
+        stages: Number to stage; each begins where the one before it ended.
+    """
+
+    stages: dict[Count, Stage] = Field(min_length=1)
+
+    def before(self, number: int) -> int | None:
+        """The stage that a stage continues; None for the first."""
+        return max((other for other in self.stages if other < number), default=None)

@@ -1,0 +1,160 @@
+"""The shape of a mergekit YAML, closed to unknown keys (mergekit itself ignores them, misspelt ones too)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field, PlainValidator, model_validator
+
+from mcompose.errors import nearest_name
+from mcompose.recipe.field_errors import FieldError
+from mcompose.recipe.fields import Count, Spec
+from mcompose.recipe.values import parse_value
+
+__all__ = ["MergekitConfig", "MergekitModel", "MergekitRef", "MergekitSlice", "MergekitSource"]
+
+
+@dataclass(frozen=True)
+class MergekitRef:
+    """mergekit's ``path[@revision][+adapter[@revision]]``.
+
+    Args:
+        path: Folder or repository.
+        revision: Revision of the repository.
+        adapter: Folder or repository of a LoRA.
+        adapter_revision: Its revision.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+
+
+def _reference(raw: Any) -> MergekitRef:
+    if isinstance(raw, str) and raw:
+        model, *adapters = raw.split("+")
+        if len(adapters) > 1:
+            raise FieldError(f"'{{path}}' names several adapters: '{raw}'.")
+        return MergekitRef(*_place(model), *(_place(adapters[0]) if adapters else ()))
+    if not isinstance(raw, Mapping):
+        raise FieldError("'{path}' must be a model: a folder, or org/name.")
+    for key in raw:
+        if key not in {"model", "lora"}:
+            message = "'{path}' is not built yet." if key == "override_architecture" else "'{path}' is unknown."
+            raise FieldError(message, at=(key,), hint=nearest_name(str(key), ["model", "lora"]))
+    if "model" not in raw:
+        raise FieldError("'{path}' lacks the key 'model'.")
+    adapter = raw.get("lora")
+    return MergekitRef(*_place(raw["model"]), *(_place(adapter) if adapter is not None else ()))
+
+
+def _place(raw: Any) -> tuple[str, str | None]:
+    """Path and revision."""
+    if isinstance(raw, Mapping):
+        path, revision = raw.get("path"), raw.get("revision")
+    else:
+        path, separator, revision = str(raw).partition("@")
+        if separator and (not revision or "@" in revision):
+            raise FieldError(
+                f"'{{path}}' has a revision that cannot be read: '{raw}'.", hint="Write org/name@revision."
+            )
+    if not isinstance(path, str) or not path:
+        raise FieldError("'{path}' names no model.")
+    return path, revision or None
+
+
+def _value(raw: Any) -> Any:
+    return parse_value([raw] if isinstance(raw, Mapping) else raw)
+
+
+def _tokenizer_source(raw: Any) -> Any:
+    return raw if isinstance(raw, str) and raw in {"base", "union"} else _reference(raw)
+
+
+MergekitModelRef: TypeAlias = Annotated[Any, PlainValidator(_reference)]
+TokenizerSource: TypeAlias = Annotated[Any, PlainValidator(_tokenizer_source)]
+Parameters: TypeAlias = dict[str, Annotated[Any, PlainValidator(_value)]]
+
+
+class MergekitModel(Spec):
+    """An entry of ``models``."""
+
+    model: MergekitModelRef
+    parameters: Parameters | None = None
+
+
+class MergekitSource(Spec):
+    """An entry of a slice's ``sources``."""
+
+    model: MergekitModelRef
+    layer_range: tuple[Count, Count]
+    parameters: Parameters | None = None
+
+
+class MergekitSlice(Spec):
+    """An entry of ``slices``."""
+
+    sources: tuple[MergekitSource, ...] = Field(min_length=1)
+    base_model: MergekitModelRef | None = None
+    residual_weight: float | None = None
+    parameters: Parameters | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MergekitSlice:
+        if self.residual_weight is not None:
+            raise FieldError(
+                "'{path}' has no effect in mergekit.", at=("residual_weight",), hint="Remove it from the file."
+            )
+        return self
+
+
+class MergekitTokenizer(Spec):
+    """The ``tokenizer`` section."""
+
+    source: TokenizerSource = "union"
+    tokens: dict[str, Any] | None = None
+    pad_to_multiple_of: Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MergekitTokenizer:
+        for key in ("tokens", "pad_to_multiple_of"):
+            if getattr(self, key):
+                raise FieldError("'{path}' is not built yet.", at=(key,), hint="Use mergekit-tokensurgeon first.")
+        return self
+
+
+class MergekitConfig(Spec):
+    """A mergekit YAML."""
+
+    merge_method: str
+    name: str | None = None
+    models: tuple[MergekitModel, ...] | None = None
+    slices: tuple[MergekitSlice, ...] | None = None
+    modules: Any = None
+    base_model: MergekitModelRef | None = None
+    parameters: Parameters | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: TokenizerSource | None = None
+    tokenizer: MergekitTokenizer | None = None
+    chat_template: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MergekitConfig:
+        if self.modules is not None:
+            raise FieldError(
+                "'{path}' is not built yet.",
+                at=("modules",),
+                hint="mcompose tells the parts of a model itself: list the models under 'models'.",
+            )
+        if bool(self.models) == bool(self.slices):
+            raise FieldError("a mergekit recipe has either 'models' or 'slices', and something in it.")
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise FieldError("'tokenizer_source' and 'tokenizer' are both given.", at=("tokenizer_source",))
+        if self.chat_template is not None:
+            hint = "Leave it out: the template of the tokenizer's source is kept."
+            raise FieldError("'{path}' is not built yet.", at=("chat_template",), hint=hint)
+        return self
