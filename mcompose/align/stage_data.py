@@ -15,10 +15,10 @@ from mcompose.align.data.collator import Collator, can_pack, takes_positions
 from mcompose.align.data.labels import check_labels
 from mcompose.align.data.masks import Mask, Masked
 from mcompose.align.data.mixture import open_mixture
+from mcompose.align.data.order import Ordered, OrderedStream
 from mcompose.align.data.tiles import set_tiles
 from mcompose.align.experts.stage import ExpertStage, open_experts
 from mcompose.align.preference import PairCollator, check_pair
-from mcompose.align.schedule import Ordered, OrderedStream
 from mcompose.align.stage import StepPlan
 from mcompose.checkpoint import digest_file
 from mcompose.errors import RequestError

@@ -21,6 +21,7 @@ __all__ = [
     "EMBEDDING",
     "ENCODER",
     "EXPERT",
+    "EXPERT_PARTS",
     "GROUP",
     "HEAD",
     "LANGUAGE",
@@ -34,6 +35,8 @@ __all__ = [
     "UNUSED",
     "Anatomy",
     "Slot",
+    "expert_of",
+    "is_expert_slot",
 ]
 
 LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
@@ -48,6 +51,7 @@ MODALITIES = ("image", "audio", "video", "points")
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
 """Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
 expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""
+EXPERT_PARTS = (EXPERT, ROUTER, SEPARATORS, MASK)
 GROUP, ORIGIN = "group", "origin"
 """Parts of composed checkpoints with decoupled parameters: ``group:image`` is what image tokens use instead of the
 language model's own linears, ``group:text`` the low-rank part of the text's, ``origin`` what low-rank groups add to."""
@@ -110,3 +114,13 @@ class Anatomy:
         """Name to slot for the given parts (all but ``unused`` when none is given), in the order of the checkpoint."""
         wanted = parts or {slot.part for slot in self.slots.values()} - {UNUSED}
         return {slot.name: slot for slot in self.slots.values() if slot.part in wanted}
+
+
+def is_expert_slot(slot: Slot) -> bool:
+    """Whether a tensor of a composed source belongs to experts or routers."""
+    return slot.part in EXPERT_PARTS or slot.name.startswith("experts.")
+
+
+def expert_of(slot: Slot) -> str:
+    """Name of the expert that a tensor belongs to; empty for routers and vectors."""
+    return slot.name.split(".")[1] if slot.name.startswith("experts.") else ""

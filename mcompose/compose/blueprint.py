@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, is_expert_slot
 from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
-from mcompose.compose.experts.open import is_expert_slot
 from mcompose.compose.experts.plan import ExpertSet, draw_experts
 from mcompose.compose.towers import (
     LANGUAGE_PARTS,

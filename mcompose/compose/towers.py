@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR
-from mcompose.compose.experts.open import is_expert_slot
-from mcompose.compose.names import TORCH_WORDS
+from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR, is_expert_slot
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
 
@@ -32,6 +30,18 @@ __all__ = [
     "output_towers",
     "vectors_around",
 ]
+_WORDS = """
+T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
+eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+set_extra_state set_submodule share_memory smart_apply state_dict to to_empty train training type update values xpu
+zero_grad
+"""
+TORCH_WORDS = frozenset(_WORDS.split())
+"""Attributes of ``torch.nn.ModuleDict``, which holds the towers; listed, so that a plan needs no torch."""
 
 LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
 TOWER_PARTS = (ENCODER, PROJECTOR)
@@ -157,7 +167,7 @@ def composed_towers(sources: SourceSet, towers: Sequence[OutputTower]) -> tuple[
         own = [tower for tower in towers if tower.source is source]
         for slot in _outside(source):
             if is_expert_slot(slot):
-                continue  # see `expert_set`
+                continue  # see `experts.plan`
             place = _place(slot, own)
             if place is not None:
                 jobs.append(_tower_job(source, slot, *place))

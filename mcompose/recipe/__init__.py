@@ -9,10 +9,11 @@ from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference
 from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
-from mcompose.recipe.compose import ComposeSpec, refuse_unbuilt
+from mcompose.recipe.compose import ComposeSpec
 from mcompose.recipe.experts import Expert, Onnx, Projector, Router
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
+from mcompose.recipe.rules import refuse_unbuilt
 from mcompose.recipe.schema import (
     Match,
     MergeSpec,

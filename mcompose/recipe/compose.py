@@ -1,4 +1,4 @@
-"""The sections of a recipe about the network around the language model; what is not built is refused, never ignored.
+"""The sections of a recipe about the network around the language model.
 
 ``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983; see
 ``experts.py``), ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The
@@ -7,25 +7,19 @@ short fine-tunes that they need stand in ``stages.py``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mcompose.errors import RecipeError
-from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
-
-if TYPE_CHECKING:
-    from mcompose.recipe.schema import Recipe
 
 __all__ = [
     "AdapterMix",
     "ComposeSpec",
     "Tiles",
     "VisionMix",
-    "refuse_unbuilt",
 ]
 
 
@@ -110,29 +104,3 @@ class ComposeSpec(Spec):
                     hint="Give one of them another name.",
                 )
         return self
-
-
-def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
-    """Refuses what this version reads but cannot do yet.
-
-    Args:
-        recipe: The recipe.
-        document: Where it was written, for the line.
-
-    Raises:
-        RecipeError: The recipe asks for something that is not built.
-    """
-    for at, hint in _unbuilt(recipe):
-        message = f"'{spell(at)}' is not built yet."
-        raise document.error(message, at=at, hint=hint) if document else RecipeError(message, hint=hint)
-
-
-def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
-    """Key path and hint of everything that the recipe asks for too early."""
-    compose, found = recipe.compose, []
-    leave_out = "Leave it out for now."
-    if compose.vision_mix != VisionMix.model_construct():
-        found.append((("compose", "vision_mix"), leave_out))
-    if compose.adapters:
-        found.append((("compose", "adapters"), leave_out))
-    return found

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from mcompose.errors import RecipeError
-from mcompose.recipe.compose import refuse_unbuilt
 from mcompose.recipe.document import Document, KeyPath, parse_document, read_text
 from mcompose.recipe.field_errors import as_recipe_error
+from mcompose.recipe.rules import refuse_unbuilt
 from mcompose.recipe.schema import Recipe
 
 __all__ = ["LoadedRecipe", "load_recipe", "parse_recipe"]

@@ -1,18 +1,19 @@
-"""What must hold between the keys of a recipe, whatever the merge method: names that exist, nothing left out."""
+"""Rules between the keys of a recipe, whatever the merge method: names exist, nothing is left out or unbuilt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mcompose.errors import nearest_name
-from mcompose.recipe.document import KeyPath
+from mcompose.errors import RecipeError, nearest_name
+from mcompose.recipe.compose import VisionMix
+from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.field_errors import FieldError
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import MergeSpec, Recipe
 
-__all__ = ["check_rules"]
+__all__ = ["check_rules", "refuse_unbuilt"]
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -167,3 +168,29 @@ def _check_tokenizer(recipe: Recipe) -> None:
         return
     hint = "Give the recipe a 'base'." if name == "base" else nearest_name(name, ("base", *recipe.source_names))
     raise FieldError(f"'{{path}}' names no source: '{name}'.", at=("merge", "tokenizer"), hint=hint)
+
+
+def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
+    """Refuses what this version reads but cannot do yet.
+
+    Args:
+        recipe: The recipe.
+        document: Where it was written, for the line.
+
+    Raises:
+        RecipeError: The recipe asks for something that is not built.
+    """
+    for at, hint in _unbuilt(recipe):
+        message = f"'{spell(at)}' is not built yet."
+        raise document.error(message, at=at, hint=hint) if document else RecipeError(message, hint=hint)
+
+
+def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    """Key path and hint of everything that the recipe asks for too early."""
+    compose, found = recipe.compose, []
+    leave_out = "Leave it out for now."
+    if compose.vision_mix != VisionMix.model_construct():
+        found.append((("compose", "vision_mix"), leave_out))
+    if compose.adapters:
+        found.append((("compose", "adapters"), leave_out))
+    return found

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sources import BASE_ROWS, IMAGE_ID, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from mcompose.compose.names import TORCH_WORDS
+from mcompose.compose.towers import TORCH_WORDS
 from mcompose.errors import CompositionError, OutputError
 from mcompose.ledger import Ledger
 from mcompose.pipeline.write import merge

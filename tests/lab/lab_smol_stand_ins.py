@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mcompose.lab import FitSettings, SmolSettings
 from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol.make import SmolParts
 from mcompose.lab.smol.objects import SURFACE_POINTS, Thing
 from mcompose.lab.smol.questions import KINDS, MODALITIES, PAIR_TASKS, SINGLE_TASKS
+from mcompose.lab.smol.settings import SmolParts
 from mcompose.lab.smol.text import text_question
 from mcompose.lab.smol.towers import Shapes
 

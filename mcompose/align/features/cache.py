@@ -25,10 +25,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mcompose.align.data.collator import Collator, media_digest
 from mcompose.align.data.samples import Sample
-from mcompose.align.features.encoder_identity import encoder_identity, feature_key
+from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, same_features
 from mcompose.align.features.expert_cache import ExpertCache
 from mcompose.align.features.store import FeatureStore
-from mcompose.align.likeness import MIXES_ITEMS, same_features
 from mcompose.errors import RequestError
 
 __all__ = ["CacheReport", "FeatureCache"]

@@ -1,4 +1,7 @@
-"""Under which name kept features stand: the item's bytes, and all that an encoder makes of them besides."""
+"""Names and checks of cached features: the item's bytes, what its encoder depends on, and that items do not mix.
+
+Features of one item may be cached alone only where an encoder treats its items apart from each other.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ import xxhash
 
 from mcompose.align.tensor_file import raw_bytes
 
-__all__ = ["encoder_identity", "feature_key"]
+__all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "same_features"]
 
+MIXES_ITEMS: Final = "its encoder does not treat items apart from each other"
+"""Why features of such an encoder are not kept."""
+_TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-8}
+_ROUGH: Final = 2e-2  # of half precision
 _PARTS: Final = ("image_processor", "feature_extractor", "video_processor")
 
 
@@ -49,3 +56,16 @@ def feature_key(content: bytes, identity: str) -> str:
 
 def _text(settings: object) -> bytes:
     return json.dumps(settings, sort_keys=True, default=str).encode()
+
+
+def same_features(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether features are the same but for rounding.
+
+    Args:
+        found: Features of items that were encoded alone, joined.
+        wanted: Of the same items encoded together; its type and largest value decide how much rounding is.
+    """
+    if found.shape != wanted.shape:
+        return False
+    limit = _TOLERANCE.get(wanted.dtype, _ROUGH) * float(wanted.abs().max())
+    return float((wanted - found).abs().max()) <= limit

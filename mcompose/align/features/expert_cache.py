@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from mcompose.align.data.collator import Collator, expert_key_name, media_digest
-from mcompose.align.features.encoder_identity import encoder_identity, feature_key
+from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, same_features
 from mcompose.align.features.store import FeatureStore
-from mcompose.align.likeness import MIXES_ITEMS, same_features
 
 __all__ = ["ExpertCache"]
 

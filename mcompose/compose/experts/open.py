@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EXPERT, MASK, ROUTER, SEPARATORS
+from mcompose.anatomy.part import EXPERT, expert_of
 from mcompose.checkpoint import ExpertFile, digest_file, read_json_object, stored_graphs
 from mcompose.compose.experts.expert import NewExpert, OutputExpert
 from mcompose.compose.experts.projector import opened, projector_jobs, projector_of
-from mcompose.compose.names import TORCH_WORDS
+from mcompose.compose.towers import TORCH_WORDS
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job
 
@@ -28,20 +28,9 @@ if TYPE_CHECKING:
     from mcompose.merge import SourceParts
     from mcompose.recipe import Expert, LoadedRecipe
 
-__all__ = ["EXPERT_PARTS", "expert_of", "is_expert_slot", "open_expert", "output_experts"]
+__all__ = ["open_expert", "output_experts"]
 
-EXPERT_PARTS = (EXPERT, ROUTER, SEPARATORS, MASK)
 COMPOSED_TYPE = "mcompose"
-
-
-def is_expert_slot(slot: Slot) -> bool:
-    """Whether a tensor of a composed source belongs to experts or routers."""
-    return slot.part in EXPERT_PARTS or slot.name.startswith("experts.")
-
-
-def expert_of(slot: Slot) -> str:
-    """Name of the expert that a tensor belongs to; empty for routers and vectors."""
-    return slot.name.split(".")[1] if slot.name.startswith("experts.") else ""
 
 
 def output_experts(

@@ -11,8 +11,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,41 +21,18 @@ from mcompose import __version__
 from mcompose.errors import OutputError
 from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.smol.questions import MODALITIES
-from mcompose.lab.smol.settings import SmolSettings
+from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
 
 if TYPE_CHECKING:
-    import torch
-
     from mcompose.lab.smol.media import Items
-    from mcompose.lab.smol.objects import Thing
-    from mcompose.lab.smol.towers import Shapes
     from mcompose.lab.towers import Donor
 
-__all__ = ["SmolParts", "make_smol", "train_smol_decoupled"]
+__all__ = ["make_smol", "train_smol_decoupled"]
 
 Progress = Callable[[str, float], None]
 _PACKAGES: Final = ("torch", "transformers", "numpy")
 _STAGE_ONE: Final = "stage-1"
-
-
-@dataclass(frozen=True)
-class SmolParts:
-    """What a family is built from; tests hand in small ones.
-
-    Args:
-        base: Folder of the tuned language model.
-        things: Objects.
-        library: The speech synthesiser's data.
-        encoders: "image" and "audio" to the weights of their encoders.
-        shapes: Sizes of the encoders; None for the real ones.
-    """
-
-    base: Path
-    things: list[Thing]
-    library: Path
-    encoders: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    shapes: Shapes | None = None
 
 
 def make_smol(

@@ -16,9 +16,8 @@ from mcompose.errors import RequestError
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol.assets import cache_folder, fetch
 from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
-from mcompose.lab.smol.make import SmolParts
 from mcompose.lab.smol.objects import Thing, read_things
-from mcompose.lab.smol.settings import SmolSettings
+from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.text import tune_base
 from mcompose.lab.smol.towers import Shapes
 

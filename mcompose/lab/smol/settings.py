@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcompose.lab.settings import FitSettings
 
-__all__ = ["SmolSettings"]
+if TYPE_CHECKING:
+    import torch
+
+    from mcompose.lab.smol.objects import Thing
+    from mcompose.lab.smol.towers import Shapes
+
+__all__ = ["SmolParts", "SmolSettings"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +73,22 @@ class SmolSettings:
 
 def _named(told: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SmolParts:
+    """What a family is built from; tests hand in small ones.
+
+    Args:
+        base: Folder of the tuned language model.
+        things: Objects.
+        library: The speech synthesiser's data.
+        encoders: "image" and "audio" to the weights of their encoders.
+        shapes: Sizes of the encoders; None for the real ones.
+    """
+
+    base: Path
+    things: list[Thing]
+    library: Path
+    encoders: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    shapes: Shapes | None = None

@@ -2,9 +2,9 @@
 
 The idea: Numba is the compiler and not the run time. A kernel's first call ever compiles its loop
 (`mcompose.methods.core.loops`) to an object file in the user's cache folder; every later process loads that file
-through llvmlite, which costs a few hundredths of a second where importing Numba costs half a second. A folder that cannot be
-written only means that the code is made again; a file that others may write is never run. Calls go through ctypes,
-which lets go of the GIL.
+through llvmlite, which costs a few hundredths of a second where importing Numba costs half a second. A folder that
+cannot be written only means that the code is made again; a file that others may write is never run. Calls go through
+ctypes, which lets go of the GIL.
 
 Code is never fast-math and never fuses a product with a sum: the same numbers on every machine that has IEEE floats.
 """

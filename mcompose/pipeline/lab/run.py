@@ -16,24 +16,22 @@ from mcompose.lab import (
     FitSettings,
     LabFamily,
     NumbersSettings,
-    Row,
     SmolSettings,
     family_scores,
     make_numbers,
     make_smol,
     plot_rows,
     table,
-    table_json,
-    wide_table,
 )
 from mcompose.lab.composition import COLUMNS
 from mcompose.lab.composition_plot import plot_composition
 from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.settings import READING
+from mcompose.pipeline.lab.table import LabReport
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
 
-__all__ = ["LabFamily", "LabReport", "MadeFamily", "compose", "make", "measure", "report"]
+__all__ = ["LabFamily", "MadeFamily", "compose", "make", "measure", "report"]
 
 APART = NumbersSettings(projector=FitSettings(20, 2e-3), full=FitSettings(400, 1e-3), keep_projector=True)
 """Donors whose language models carry the work. With the plain settings the projectors do: the base, unchanged, answers
@@ -112,33 +110,6 @@ def make(name: str, folder: Path, *, seed: int = 0) -> MadeFamily:
 def _check(name: str) -> None:
     if name not in FAMILIES:
         raise RequestError(f"'{name}' is not a lab family.", hint=nearest_name(name, FAMILIES))
-
-
-@dataclass(frozen=True)
-class LabReport:
-    """A reproduced table.
-
-    Args:
-        name: Of the report.
-        rows: Mean and spread over the seeds.
-        plot: The picture.
-        columns: Metrics that are printed side by side; empty for one line a metric.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    plot: Path
-    columns: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return table_json(self.name, self.rows)
-
-    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        """What is printed: header and rows."""
-        if not self.columns:
-            return ("variant", "metric", "mean", "std", "n"), [tuple(vars(row).values()) for row in self.rows]
-        return wide_table(self.rows, self.columns)
 
 
 def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabReport:

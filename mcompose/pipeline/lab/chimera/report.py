@@ -10,7 +10,7 @@ from mcompose.errors import RequestError
 from mcompose.lab import LabFamily, Row, table
 from mcompose.pipeline.lab.chimera.recipes import CONCAT, MASKED, NAIVE, SINGLE
 from mcompose.pipeline.lab.chimera.run import BASE, COMPARED, MEANS, ROUTES, Plan, chimera_run
-from mcompose.pipeline.lab.run import LabReport
+from mcompose.pipeline.lab.table import LabReport
 
 __all__ = ["PAPER", "PUBLISHED", "chimera_report", "markdown", "plot_chimera", "with_paper"]
 
