@@ -30,10 +30,10 @@ from mcompose.modeling import (
     prefix_fields,
     register,
 )
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration
-from mcompose.modeling.processing_points import PointsProcessor
-from mcompose.modeling.routed import LowRank, routed_linears
+from mcompose.modeling.groups.linear import LowRank, routed_linears
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.pipeline.write import merge
 
 ROWS = {"base": 100, "sees": 120, "hears": 128, "feels": 104}

@@ -26,7 +26,7 @@ from examples.bench.routed import CLOCKS, IDS, config_of, interleaved
 from mcompose.align.data.masks import mask_generator
 from mcompose.align.experts.gscm import draw_units, hide
 from mcompose.modeling import ComposedForConditionalGeneration
-from mcompose.modeling.towers import Features
+from mcompose.modeling.towers.features import Features
 from mcompose.recipe import Masking
 
 TEXT, QUESTION, ANSWER = 24, 40, 60

@@ -34,12 +34,12 @@ from mcompose.modeling import (
     add_groups,
     composed_config,
     fold_text,
-    routed,
     stored_source,
 )
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.routed_routes import Route, Share, make_route
-from mcompose.modeling.towers import Features
+from mcompose.modeling.groups import linear as routed
+from mcompose.modeling.groups.weight_routing import Route, Share, make_route
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.towers.features import Features
 
 IDS = {"image": 900, "points": 901}
 PROMPTS = {"long": (1, {"image": 576, "points": 512}), "short": (8, {"image": 49, "points": 32})}

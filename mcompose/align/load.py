@@ -21,7 +21,7 @@ from mcompose.align.tensor_file import as_torch
 from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.errors import CheckpointError
 from mcompose.modeling import register
-from mcompose.modeling.processing_frames import FramesProcessor
+from mcompose.modeling.processing.frames import FramesProcessor
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage

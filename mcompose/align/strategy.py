@@ -101,7 +101,7 @@ def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any
     Returns:
         What changed in its config.
     """
-    from mcompose.modeling.routed_editing import add_groups  # noqa: PLC0415 - for these strategies only
+    from mcompose.modeling.groups.editing import add_groups  # noqa: PLC0415 - for these strategies only
 
     spec = groups.spec
     low_rank: dict[str, Any] = {"rank": spec.rank, "scale": spec.scale} if spec.kind == "low-rank" else {}

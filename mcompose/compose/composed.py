@@ -29,7 +29,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     """Writes config, processor, tokenizer and the network's own code.
 
     The tokenizer is the owner's with one placeholder token per modality added. The chat template is that of the base
-    language model; without a base it is the plain one of ``modeling/chat_mcompose.py``. A multimodal source's is kept
+    language model; without a base it is the plain one of ``modeling/processing/chat.py``. A multimodal source's is kept
     where that source is the only one (as the general model of domain experts is) and it writes strings as they are.
     The language config is the owner's too, unless a source brings a class that only adds to it (multimodal rotary
     positions), whose tensors are the same.
@@ -47,8 +47,8 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     """
     # These cost seconds to import, and only this format needs them.
     from mcompose.modeling import composed_config, prefix_fields, register  # noqa: PLC0415
-    from mcompose.modeling.processing_experts import add_expert_tokens  # noqa: PLC0415
-    from mcompose.modeling.processing_mcompose import add_placeholders, write_processor  # noqa: PLC0415
+    from mcompose.modeling.experts.processing import add_expert_tokens  # noqa: PLC0415
+    from mcompose.modeling.processing.composed import add_placeholders, write_processor  # noqa: PLC0415
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
@@ -138,8 +138,8 @@ def _copy_graph(staged: StagedOutput, expert: str, file: ExpertFile) -> None:
 def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, Any]:
     """One tower's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
     from mcompose.modeling import stored_source  # noqa: PLC0415 - as above
-    from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
-    from mcompose.modeling.processing_mcompose import structure_ids  # noqa: PLC0415
+    from mcompose.modeling.configuration.native import native_config  # noqa: PLC0415
+    from mcompose.modeling.processing.composed import structure_ids  # noqa: PLC0415
 
     ids = None
     if tokenizer is not None:
@@ -184,8 +184,8 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
 
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     """Loads what was written: a source without a processor is told now, not when the model is used."""
-    from mcompose.modeling.processing_experts import ExpertMedia  # noqa: PLC0415 - as above
-    from mcompose.modeling.source_processors import load_source_processor  # noqa: PLC0415
+    from mcompose.modeling.experts.processing import ExpertMedia  # noqa: PLC0415 - as above
+    from mcompose.modeling.processing.sources import load_source_processor  # noqa: PLC0415
 
     for tower in blueprint.towers:
         with _blaming(tower.source.name, "processor"):

@@ -18,7 +18,7 @@ from mcompose.anatomy.part import GROUP, LANGUAGE
 from mcompose.checkpoint import LowRank
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution
-from mcompose.modeling.routed_groups import GroupSpec, group_keys, group_specs
+from mcompose.modeling.groups.specs import GroupSpec, group_keys, group_specs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

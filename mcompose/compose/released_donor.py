@@ -132,8 +132,8 @@ def _tower_jobs(network: Mapping[str, Any], encoder: Checkpoint, donor: Released
     """Encoder and projector under the names that the network's class gives them."""
     import torch  # noqa: PLC0415 - as above
 
-    from mcompose.modeling.native_classes import build_tower  # noqa: PLC0415
-    from mcompose.modeling.native_configs import native_config  # noqa: PLC0415
+    from mcompose.modeling.configuration.native import native_config  # noqa: PLC0415
+    from mcompose.modeling.towers.native_classes import build_tower  # noqa: PLC0415
 
     with torch.device("meta"):
         tower = build_tower(native_config("llava", network), attn_implementation=None)
@@ -238,7 +238,7 @@ def _write_files(
         register,
         stored_source,
     )
-    from mcompose.modeling.processing_mcompose import add_placeholders  # noqa: PLC0415
+    from mcompose.modeling.processing.composed import add_placeholders  # noqa: PLC0415
 
     register()
     own = AutoTokenizer.from_pretrained(base.checkpoint.folder, trust_remote_code=False)

@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
 from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
 from mcompose.modeling import register
-from mcompose.modeling.configuration_experts import NONE
-from mcompose.modeling.processing_experts import AUTO
-from mcompose.modeling.processing_frames import FramesProcessor
-from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.experts.configuration import NONE
+from mcompose.modeling.experts.processing import AUTO
+from mcompose.modeling.points.processing import PointsProcessor
+from mcompose.modeling.processing.frames import FramesProcessor
 
 __all__ = ["Subject", "load_subject"]
 

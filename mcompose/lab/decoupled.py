@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcompose.modeling.routed import ROUTE, RoutedLinear, route_language, routed_linears
-from mcompose.modeling.routed_groups import GroupSpec
-from mcompose.modeling.routed_routes import make_route
+from mcompose.modeling.groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
+from mcompose.modeling.groups.specs import GroupSpec
+from mcompose.modeling.groups.weight_routing import make_route
 
 if TYPE_CHECKING:
     from mcompose.lab.towers import Donor

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_experts import DOMAIN_TOKENS, SLOT_TOKEN, expert_token
-    from .configuration_mcompose import AUTO_MAP, ComposedConfig, composed_config, stored_source
-    from .experts import first_values
-    from .hidden_tokens import add_mask_token
-    from .media_prefixes import add_prefixes, prefix_fields
-    from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
-    from .processing_mcompose import (
+    from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
+    from .experts.configuration import DOMAIN_TOKENS, SLOT_TOKEN, expert_token
+    from .experts.expert import first_values
+    from .experts.hidden_tokens import add_mask_token
+    from .groups.editing import add_groups, fold_text, group_parameters
+    from .groups.specs import GroupSpec, base_key, group_keys, group_specs
+    from .network.composed import ComposedForConditionalGeneration, ComposedModel
+    from .prefixes import add_prefixes, prefix_fields
+    from .processing.composed import (
         ComposedProcessor,
         add_placeholders,
         build_processor,
         structure_ids,
         write_processor,
     )
-    from .routed_editing import add_groups, fold_text, group_parameters
-    from .routed_groups import GroupSpec, base_key, group_keys, group_specs
 
 __all__ = [
     "AUTO_MAP",
@@ -61,31 +61,31 @@ __all__ = [
 ]
 
 _HOME = {
-    "AUTO_MAP": "configuration_mcompose",
-    "ComposedConfig": "configuration_mcompose",
-    "composed_config": "configuration_mcompose",
-    "stored_source": "configuration_mcompose",
-    "DOMAIN_TOKENS": "configuration_experts",
-    "SLOT_TOKEN": "configuration_experts",
-    "expert_token": "configuration_experts",
-    "first_values": "experts",
-    "add_mask_token": "hidden_tokens",
-    "ComposedForConditionalGeneration": "modeling_mcompose",
-    "ComposedModel": "modeling_mcompose",
-    "add_prefixes": "media_prefixes",
-    "prefix_fields": "media_prefixes",
-    "add_groups": "routed_editing",
-    "fold_text": "routed_editing",
-    "group_parameters": "routed_editing",
-    "GroupSpec": "routed_groups",
-    "base_key": "routed_groups",
-    "group_keys": "routed_groups",
-    "group_specs": "routed_groups",
-    "ComposedProcessor": "processing_mcompose",
-    "add_placeholders": "processing_mcompose",
-    "build_processor": "processing_mcompose",
-    "structure_ids": "processing_mcompose",
-    "write_processor": "processing_mcompose",
+    "AUTO_MAP": "configuration.composed",
+    "ComposedConfig": "configuration.composed",
+    "composed_config": "configuration.composed",
+    "stored_source": "configuration.composed",
+    "DOMAIN_TOKENS": "experts.configuration",
+    "SLOT_TOKEN": "experts.configuration",
+    "expert_token": "experts.configuration",
+    "first_values": "experts.expert",
+    "add_mask_token": "experts.hidden_tokens",
+    "ComposedForConditionalGeneration": "network.composed",
+    "ComposedModel": "network.composed",
+    "add_prefixes": "prefixes",
+    "prefix_fields": "prefixes",
+    "add_groups": "groups.editing",
+    "fold_text": "groups.editing",
+    "group_parameters": "groups.editing",
+    "GroupSpec": "groups.specs",
+    "base_key": "groups.specs",
+    "group_keys": "groups.specs",
+    "group_specs": "groups.specs",
+    "ComposedProcessor": "processing.composed",
+    "add_placeholders": "processing.composed",
+    "build_processor": "processing.composed",
+    "structure_ids": "processing.composed",
+    "write_processor": "processing.composed",
 }
 
 

@@ -11,12 +11,12 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_mcompose import ComposedConfig
-from .configuration_points import PointsConfig, PointsEncoderConfig
-from .modeling_mcompose import ComposedForConditionalGeneration, ComposedModel
-from .modeling_points import PointsForConditionalGeneration, PointsModel
-from .processing_mcompose import ComposedProcessor
-from .processing_points import PointsProcessor
+from .configuration.composed import ComposedConfig
+from .network.composed import ComposedForConditionalGeneration, ComposedModel
+from .points.configuration import PointsConfig, PointsEncoderConfig
+from .points.network import PointsForConditionalGeneration, PointsModel
+from .points.processing import PointsProcessor
+from .processing.composed import ComposedProcessor
 
 __all__ = ["register"]
 

@@ -2,7 +2,7 @@
 
 ``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983; see
 ``experts.py``), ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The
-short fine-tunes that they need stand in ``stages.py``.
+short fine-tunes that they need stand in ``align/stages.py``.
 """
 
 from __future__ import annotations

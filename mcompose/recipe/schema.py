@@ -7,8 +7,8 @@
     ├── merge                   method, weights and parameters of the shared language model
     │   ├── overrides           other settings for some tensors; applied in order, the later wins
     │   └── slices              output layers taken from ranges of the sources' layers (from mergekit files)
-    ├── compose                 see ``later.py``, and ``experts.py`` for domain experts
-    ├── align                   see ``stages.py``
+    ├── compose                 see ``compose.py``, and ``experts.py`` for domain experts
+    ├── align                   see ``align/stages.py``
     └── output                  folder, format, shard size
 """
 

@@ -14,8 +14,8 @@ from tiny_processors import VISION, clip, llava, write_qwen2_vl
 
 from mcompose.align.load import load_processor
 from mcompose.modeling import ComposedForConditionalGeneration
-from mcompose.modeling.processing_experts import add_expert_tokens, expert_summary
-from mcompose.modeling.processing_mcompose import ComposedProcessor, add_placeholders, build_processor
+from mcompose.modeling.experts.processing import add_expert_tokens, expert_summary
+from mcompose.modeling.processing.composed import ComposedProcessor, add_placeholders, build_processor
 
 EXPERTS = {"maths": (28, 4), "charts": (42, 9)}
 """Name to the side of its images and its tokens."""

@@ -11,7 +11,7 @@ from mcompose.align.data.collator import Collator
 from mcompose.align.data.conversation import PLAIN_TEMPLATE
 from mcompose.align.data.labels import check_labels
 from mcompose.errors import RequestError
-from mcompose.modeling.chat_mcompose import DEFAULT_TEMPLATE
+from mcompose.modeling.processing.chat import DEFAULT_TEMPLATE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -11,9 +11,9 @@ from mcompose.align.data.collator import Collator
 from mcompose.align.data.labels import check_labels
 from mcompose.errors import RequestError
 from mcompose.media import read_media
-from mcompose.modeling.processing_frames import FramesProcessor
-from mcompose.modeling.processing_mcompose import add_placeholders, build_processor
-from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.points.processing import PointsProcessor
+from mcompose.modeling.processing.composed import add_placeholders, build_processor
+from mcompose.modeling.processing.frames import FramesProcessor
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_llava_records_keep_their_text_letter_by_letter(tmp_path):
 
 
 def test_chat_parts_get_the_line_breaks_of_the_chat_template(tmp_path):
-    from mcompose.modeling.chat_mcompose import flattened
+    from mcompose.modeling.processing.chat import flattened
 
     messages = [
         {"role": "system", "content": "be short"},

@@ -16,7 +16,7 @@ from mcompose.align.parts import parts_of
 from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import run_stage
 from mcompose.errors import RequestError, UnknownNameError
-from mcompose.modeling import expert_routes
+from mcompose.modeling.experts import routing as expert_routes
 
 
 @pytest.fixture(scope="module")

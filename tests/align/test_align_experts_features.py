@@ -11,7 +11,7 @@ from mcompose.align.features.store import FeatureStore
 from mcompose.align.plot import read_losses
 from mcompose.align.results.folder import LOG
 from mcompose.align.run import run_stage
-from mcompose.modeling.experts import Expert
+from mcompose.modeling.experts.expert import Expert
 
 
 @pytest.fixture(scope="module")

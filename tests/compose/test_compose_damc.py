@@ -15,7 +15,7 @@ from mcompose.anatomy import read_anatomy
 from mcompose.checkpoint import open_checkpoint
 from mcompose.ledger import Ledger
 from mcompose.merge.verify import verify
-from mcompose.modeling.routed import routed_linears
+from mcompose.modeling.groups.linear import routed_linears
 
 DAMC = {"method": "damc"}
 DONOR = {"decouple": "donor"}

@@ -14,7 +14,7 @@ from tiny_experts import EXPERTS, write_expert
 from tiny_sources import write_recipe
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from mcompose.modeling.resampling import resampled
+from mcompose.modeling.processing.resampling import resampled
 from mcompose.pipeline.write import merge
 
 RANDOM = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from mcompose.lab.questions import ask
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.towers import build_donor
 from mcompose.lab.words import MODALITIES
-from mcompose.modeling.routed import routed_linears
+from mcompose.modeling.groups.linear import routed_linears
 
 TINY = NumbersSettings(
     width=16, layers=2, pool=20, projector=FitSettings(2, 1e-3, 4), full=FitSettings(2, 1e-3, 4),

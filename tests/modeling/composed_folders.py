@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mcompose.modeling import composed_config, island_files, stored_source
-from mcompose.modeling.native_classes import build_tower
-from mcompose.modeling.processing_mcompose import add_placeholders, build_processor
+from mcompose.modeling.processing.composed import add_placeholders, build_processor
+from mcompose.modeling.towers.native_classes import build_tower
 
 WORDS = [
     "USER",

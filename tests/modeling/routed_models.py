@@ -9,7 +9,7 @@ from tiny_models import tiny_inputs, tiny_model
 from torch import nn
 
 from mcompose.modeling import add_groups, add_prefixes
-from mcompose.modeling.routed import LowRank, routed_linears
+from mcompose.modeling.groups.linear import LowRank, routed_linears
 
 LOW_RANK = {"kind": "low_rank", "rank": 3, "scale": 2.0}
 PREFIXES = {

@@ -5,8 +5,8 @@ import torch
 from composed_models import compose, placeholder_rows
 from tiny_models import TINY, fill, tiny_model
 
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
 
 IMAGE, VIDEO, AUDIO, POINTS = 1000, 1001, 1002, 1003
 IDS = {"image": IMAGE, "video": VIDEO, "audio": AUDIO, "points": POINTS}

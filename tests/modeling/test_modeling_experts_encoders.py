@@ -7,7 +7,7 @@ import transformers
 from expert_models import native_encoder, noise, patches, project
 from tiny_models import fill
 
-from mcompose.modeling.experts import Expert
+from mcompose.modeling.experts.expert import Expert
 
 _VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _IMAGE = {"pixel_values": noise(2, 3, 28, 28)}

@@ -21,7 +21,7 @@ from expert_models import (
 )
 from tiny_models import fill, tiny_model
 
-from mcompose.modeling.experts import Expert, first_values
+from mcompose.modeling.experts.expert import Expert, first_values
 
 IM = [IMAGE] * 4
 

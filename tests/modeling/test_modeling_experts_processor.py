@@ -11,7 +11,7 @@ from tiny_processors import clip, llava
 from transformers import ClapFeatureExtractor, Pix2StructImageProcessor
 
 from mcompose.modeling import ComposedForConditionalGeneration, add_placeholders, build_processor
-from mcompose.modeling.processing_experts import add_expert_tokens, expert_summary, native_inputs
+from mcompose.modeling.experts.processing import add_expert_tokens, expert_summary, native_inputs
 
 TEXTS = ["USER : <image> what is it ? ASSISTANT :", "USER : <image> a <image> ASSISTANT :", "USER : two ASSISTANT :"]
 

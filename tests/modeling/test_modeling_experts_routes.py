@@ -25,7 +25,7 @@ from expert_models import (
 from tiny_configs import TOKENS
 from tiny_models import tiny_model
 
-from mcompose.modeling.expert_router import chosen_experts, router_loss
+from mcompose.modeling.experts.router import chosen_experts, router_loss
 
 IM = [IMAGE] * 4
 CLASSES = ["none", "maths", "charts"]

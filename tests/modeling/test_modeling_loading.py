@@ -27,9 +27,9 @@ from mcompose.modeling import (
     island_files,
     register,
 )
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration
-from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor
 
 ANSWER = """
 import json, sys

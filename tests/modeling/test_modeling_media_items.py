@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcompose.modeling.media_items import media_items
+from mcompose.modeling.processing.items import media_items
 
 PHOTO, GREY, CLIP = np.zeros((8, 9, 3), np.uint8), np.zeros((6, 8, 9)), np.zeros((6, 8, 9, 3), np.uint8)
 WAVE, CLOUD = np.zeros(50, np.float32), np.zeros((20, 3), np.float32)

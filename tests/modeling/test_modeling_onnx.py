@@ -15,8 +15,8 @@ from onnx import TensorProto, numpy_helper
 from onnx import helper as h
 from tiny_graphs import expected, write_graph
 
-from mcompose.modeling.onnx_encoder import OnnxEncoder
-from mcompose.modeling.onnx_graph import cut_graph, is_plain_path, read_graph
+from mcompose.modeling.experts.onnx_encoder import OnnxEncoder
+from mcompose.modeling.experts.onnx_graph import cut_graph, is_plain_path, read_graph
 
 
 def noise(*shape, seed=0):
@@ -201,5 +201,5 @@ def test_without_onnxruntime_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_importing_the_network_does_not_import_onnxruntime():
-    code = "import sys, mcompose.modeling.modeling_mcompose; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, mcompose.modeling.network.composed; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

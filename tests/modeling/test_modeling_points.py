@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mcompose.modeling.configuration_points import PointsConfig, PointsEncoderConfig
-from mcompose.modeling.modeling_points import PointsEncoder, PointsForConditionalGeneration
-from mcompose.modeling.processing_points import PointsProcessor, sample_points
+from mcompose.modeling.points.configuration import PointsConfig, PointsEncoderConfig
+from mcompose.modeling.points.network import PointsEncoder, PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor, sample_points
 
 WORDS = ["<pad>", "<eos>", "<unk>", "<points>", "how", "many", "?", "one", "two"]
 

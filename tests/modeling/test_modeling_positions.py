@@ -7,8 +7,8 @@ from tiny_configs import AUDIO, IMAGE, VIDEO
 from tiny_models import tiny_inputs, tiny_model
 
 from mcompose.modeling.families import family_of
-from mcompose.modeling.placement import type_ids
-from mcompose.modeling.positions_mrope import Grid, mrope_positions
+from mcompose.modeling.network.placement import type_ids
+from mcompose.modeling.positions.mrope import Grid, mrope_positions
 
 START, END = 123, 124
 
@@ -144,7 +144,7 @@ def test_grids_over_a_one_dimensional_language_model_fall_back_and_say_so(caplog
     vision, text = tiny_model("qwen2_vl"), tiny_model("qwen2")
     import logging
 
-    from mcompose.modeling.modeling_mcompose import logger
+    from mcompose.modeling.network.composed import logger
 
     logger.warning_once.cache_clear()
     caplog.set_level(logging.WARNING)

@@ -10,7 +10,7 @@ from tiny_configs import AUDIO, IMAGE
 from tiny_processors import idefics3, llava, qwen2_audio
 
 from mcompose.modeling import ComposedProcessor, add_placeholders, add_prefixes, build_processor, prefix_fields
-from mcompose.modeling.placement import embed_text
+from mcompose.modeling.network.placement import embed_text
 
 COUNTS = {"prefix_tokens": {"image": 2, "audio": 1}, "suffix_tokens": {"image": 3}}
 

@@ -24,9 +24,9 @@ from tiny_processors import (
 )  # fmt: skip
 
 from mcompose.modeling import ComposedProcessor, add_placeholders, build_processor, structure_ids, write_processor
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration
-from mcompose.modeling.processing_points import PointsProcessor
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor
 
 
 def image(seed=0, width=84, height=56):

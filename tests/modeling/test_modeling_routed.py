@@ -5,7 +5,7 @@ import torch
 from routed_models import GROUPS, batch, gradients, plain, reference, routed
 
 from mcompose.modeling import add_groups, fold_text, group_parameters, group_specs
-from mcompose.modeling.routed import routed_linears
+from mcompose.modeling.groups.linear import routed_linears
 
 
 def close(ours, theirs):

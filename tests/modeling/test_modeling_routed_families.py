@@ -7,9 +7,9 @@ from torch import nn
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mcompose.modeling.routed import ROUTE, check_taken, route_language, routed_linears
-from mcompose.modeling.routed_groups import group_specs
-from mcompose.modeling.routed_routes import make_route
+from mcompose.modeling.groups.linear import ROUTE, check_taken, route_language, routed_linears
+from mcompose.modeling.groups.specs import group_specs
+from mcompose.modeling.groups.weight_routing import make_route
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -30,10 +30,10 @@ from mcompose.modeling import (
     prefix_fields,
     stored_source,
 )
-from mcompose.modeling.configuration_points import PointsConfig
-from mcompose.modeling.modeling_points import PointsForConditionalGeneration
-from mcompose.modeling.processing_points import PointsProcessor
-from mcompose.modeling.routed import routed_linears
+from mcompose.modeling.groups.linear import routed_linears
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor
 
 ROLES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
 ROLES += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]

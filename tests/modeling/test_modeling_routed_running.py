@@ -9,9 +9,9 @@ from routed_models import gradients, masks_of, reference, routed
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
-from mcompose.modeling.routed import ROUTE, decoder_layers, routed_linears
-from mcompose.modeling.routed_groups import group_specs
-from mcompose.modeling.routed_routes import make_route
+from mcompose.modeling.groups.linear import ROUTE, decoder_layers, routed_linears
+from mcompose.modeling.groups.specs import group_specs
+from mcompose.modeling.groups.weight_routing import make_route
 
 
 def close(ours, theirs, *, tight=True):
@@ -117,7 +117,7 @@ def test_embeddings_with_their_types_are_routed():
 @pytest.fixture
 def sorting(monkeypatch):
     """Tiny batches are laid out as large ones are."""
-    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._WORTH_SORTING", 0)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -244,9 +244,9 @@ def test_mixed_precision_is_the_masked_sum_too():
 @pytest.mark.parametrize("groups", ["dense", "mixed-text", "separate"])
 def test_slices_gathered_and_sorted_tokens_agree(monkeypatch, groups, run, scattered):
     """Runs of so many tokens are slices; above so large a share of other tokens, all are sorted."""
-    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
-    monkeypatch.setattr("mcompose.modeling.routed_routes._LONG_RUN", run)
-    monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._WORTH_SORTING", 0)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._LONG_RUN", run)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._SCATTERED", scattered)
     model, inputs = routed(groups, prefixes=True)
     other = reference(model, inputs["input_ids"])
     with torch.no_grad():
@@ -259,8 +259,8 @@ def test_slices_gathered_and_sorted_tokens_agree(monkeypatch, groups, run, scatt
 
 @pytest.mark.parametrize(("scattered", "sorts"), [(2, False), (0, True)])
 def test_a_route_names_every_token_once(monkeypatch, scattered, sorts):
-    monkeypatch.setattr("mcompose.modeling.routed_routes._WORTH_SORTING", 0)
-    monkeypatch.setattr("mcompose.modeling.routed_routes._SCATTERED", scattered)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._WORTH_SORTING", 0)
+    monkeypatch.setattr("mcompose.modeling.groups.weight_routing._SCATTERED", scattered)
     kinds = torch.tensor([[0, 1, 1, 0, 2, 2], [1, 0, 2, 0, 0, 1]])
     specs = group_specs({"image": {"kind": "dense"}, "audio": {"kind": "low_rank", "rank": 2}}, base="separate")
     route = make_route(specs, {"image": kinds == 1, "audio": kinds == 2}, base="separate")

@@ -159,7 +159,7 @@ class Spy:
     """What was aligned afresh, and what was asked of which expert."""
 
     def __init__(self, monkeypatch) -> None:
-        from mcompose.modeling.experts import Expert
+        from mcompose.modeling.experts.expert import Expert
         from mcompose.pipeline.lab.chimera import measures as measures
 
         self.stages, self.asked, self.ran = [], [], Counter()

@@ -24,9 +24,9 @@ from mcompose.anatomy.meta import config_of, is_known, renamings_of
 from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import Checkpoint
 from mcompose.errors import AnatomyError, CompositionError
-from mcompose.modeling.experts import encoder_class
-from mcompose.modeling.native_classes import build_encoder
-from mcompose.modeling.native_configs import native_config
+from mcompose.modeling.configuration.native import native_config
+from mcompose.modeling.experts.expert import encoder_class
+from mcompose.modeling.towers.native_classes import build_encoder
 
 __all__ = ["FoundEncoder", "find_encoder", "leading_tokens"]
 

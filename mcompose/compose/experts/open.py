@@ -141,7 +141,7 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     # torch and transformers cost seconds to import, and only recipes with experts need them.
     from mcompose.compose.experts.encoder import find_encoder  # noqa: PLC0415
     from mcompose.compose.experts.probe import probe_expert  # noqa: PLC0415
-    from mcompose.modeling.processing_experts import expert_summary  # noqa: PLC0415
+    from mcompose.modeling.experts.processing import expert_summary  # noqa: PLC0415
 
     checkpoint = opened(f"expert '{name}'", spec.encoder, loaded, weights=weights)
     if checkpoint.quantised:

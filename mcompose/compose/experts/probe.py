@@ -20,11 +20,11 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedCon
 
 from mcompose.compose.experts.encoder import leading_tokens
 from mcompose.errors import CompositionError
-from mcompose.modeling.expert_projectors import build_projector
-from mcompose.modeling.experts import Expert, encoder_width, hidden_states, missing_layer
-from mcompose.modeling.native_classes import build_tower
-from mcompose.modeling.native_configs import native_config
-from mcompose.modeling.processing_experts import native_inputs, whole_items
+from mcompose.modeling.configuration.native import native_config
+from mcompose.modeling.experts.expert import Expert, encoder_width, hidden_states, missing_layer
+from mcompose.modeling.experts.processing import native_inputs, whole_items
+from mcompose.modeling.experts.projectors import build_projector
+from mcompose.modeling.towers.native_classes import build_tower
 
 __all__ = [
     "GeneralEncoder",

@@ -1,4 +1,4 @@
-"""The family ``smol``: held-out media and the questions about them on disk, in the form of ``lab/tasks.py``."""
+"""The family ``smol``: held-out media and the questions about them on disk, in the form of ``lab/numbers/tasks.py``."""
 
 from __future__ import annotations
 

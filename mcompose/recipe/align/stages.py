@@ -5,7 +5,7 @@ depends on the machine: ``batch_size`` counts the samples of one optimizer step 
 ``accumulation`` the pieces that a step is cut into, so the same recipe makes the same steps on one device and on
 eight.
 
-Parts are named by role, ``projectors`` or ``projector:<source>``; ``parts.py`` of the align room finds them in a
+Parts are named by role, ``projectors`` or ``projector:<source>``; ``align/parts.py`` finds them in a
 checkpoint. Strategies are those of Chen et al. 2024, arXiv:2402.12750 (``shared``, ``modality``, ``modality+text``,
 ``projector``): short names for what a donor trains.
 """

@@ -29,7 +29,7 @@ from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol.make import train_smol_decoupled
 from mcompose.lab.towers import build_donor
 from mcompose.modeling import ComposedForConditionalGeneration, add_groups, register
-from mcompose.modeling.routed import routed_linears
+from mcompose.modeling.groups.linear import routed_linears
 from mcompose.pipeline.write import MergeOptions, merge
 
 if TYPE_CHECKING:

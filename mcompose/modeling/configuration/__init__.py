@@ -1,0 +1,1 @@
+"""Configuration of a composed model, and the native configurations inside it."""

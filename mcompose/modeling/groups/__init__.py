@@ -1,0 +1,1 @@
+"""Decoupled parameter groups (DAMC): linears with one set of weights per modality."""

@@ -1,0 +1,1 @@
+"""The composed network: its forward pass, generation, placement of features, and head."""

@@ -1,0 +1,375 @@
+"""The composed network: the towers of several multimodal models over one language model.
+
+Letters: B text rows, L tokens, D width of the language model, V vocabulary.
+
+Each source contributes the base model of its own native class without its language model (its "tower"): encoder,
+projector and feature code are transformers' own. Their features replace the placeholders of their modality in the
+embedded text, and one language model reads the result. With one source this is that source's network, and its logits
+are reproduced. Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv 2402.12750,
+section 3.
+
+Inputs of a source are passed under ``<source>__<native name>`` (see ``towers/features.py``). Parameters are named
+``model.language_model.*``, ``model.towers.<source>.*`` and ``lm_head.weight``, in memory and on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration.composed import ComposedConfig
+from ..experts.forward import ExpertForward, Reading
+from ..experts.hidden_tokens import learnable
+from ..experts.places import own_ids, place_blocks, take_extras, unseen
+from ..experts.references import attach_graphs, fetch_encoders, referenced, referenced_keys, save_graphs
+from ..families import MROPE_TEXT, family_of
+from ..groups.linear import check_taken, route_inputs, route_language
+from ..groups.specs import group_specs
+from ..own_code import copy_own_code
+from ..positions.composed import ComposedPositions
+from ..prefixes import place_prefixes, prefix_ids, prefix_masks, prefix_parameters
+from ..towers.features import SEPARATOR, Features
+from ..towers.media_features import MediaFeatures
+from ..towers.native_classes import build_language_model, build_tower
+from .generation import ComposedGeneration
+from .outputs import ComposedCausalOutput, ComposedOutput
+from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
+from .text_head import scale_logits
+
+__all__ = ["ComposedForConditionalGeneration", "ComposedModel", "ComposedPreTrainedModel"]
+
+logger = logging.get_logger(__name__)
+_GATHERED = (
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_no_split_modules",
+    "_skip_keys_device_placement",
+)
+
+
+class ComposedPreTrainedModel(PreTrainedModel):
+    """What both composed classes share: how transformers may load, place and run them."""
+
+    config_class = ComposedConfig
+    config: ComposedConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "audio", "text")  # pyright: ignore
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' contract
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Saves the model, ONNX encoders, and the code that ``auto_map`` names; encoders by reference stay out."""
+        if is_main_process:
+            save_graphs(self if isinstance(self, ComposedModel) else self.model, save_directory)
+        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *referenced_keys(self, self.config)}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            copy_own_code(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as transformers does, then encoders that it only refers to; experts come back frozen."""
+        made = super().from_pretrained(*args, **kwargs)
+        model = made[0] if isinstance(made, tuple) else made
+        core = model if isinstance(model, ComposedModel) else model.model
+        fetch_encoders(core)
+        attach_graphs(core, args[0] if args else kwargs.get("pretrained_model_name_or_path"), **kwargs)
+        for expert in core.experts.values():
+            expert.freeze()
+        return made
+
+
+class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPreTrainedModel):
+    """Towers over a language model, without the head.
+
+    Args:
+        config: What to build.
+    """
+
+    def __init__(self, config: ComposedConfig) -> None:
+        super().__init__(config)
+        for name in config.sources:
+            if hasattr(nn.ModuleDict, name):
+                raise ValueError(f"{name!r} cannot name a source: torch uses the word itself. Choose another name.")
+        towers = {
+            name: build_tower(config.source_config(name), attn_implementation=config._attn_implementation)
+            for name in config.sources
+        }
+        self.language_model = build_language_model(config.text_config, towers.values())
+        self.towers = nn.ModuleDict(towers)
+        self.build_experts(config)
+        fetched = [rf"experts\.{name}\.encoder\." for name in referenced(config)]
+        self._keys_to_ignore_on_load_missing = fetched or None
+        self._gather_from_towers()
+        self.prefix_tokens, self.suffix_tokens = (prefix_parameters(config, side) for side in ("prefix", "suffix"))
+        self.specs = group_specs(config.routed_groups, base=config.routed_base)
+        route_language(self.language_model, self.specs, base=config.routed_base)
+        self.ids: dict[str, Any] = {modality: config.placeholder_id(modality) for modality in config.modalities}
+        families = [family_of(source["model_type"]) for source in config.sources.values()]
+        self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
+        self.first_position = max((f.first_position for f in families), default=0)
+        self.mrope = config.text_config.model_type in MROPE_TEXT
+        if not self.mrope and any(family.mrope for family in families):
+            logger.warning_once(
+                f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images "
+                "and videos of M-RoPE sources are read as a line of tokens and not on their grid."
+            )
+        self.post_init()
+
+    def _gather_from_towers(self) -> None:
+        # post_init looks at direct children only, and a ModuleDict hides the towers from it.
+        models = [*self.towers.values(), *(cast("Any", expert).encoder for expert in self.experts.values())]
+        for attribute in _GATHERED:
+            found = list(getattr(self, attribute) or [])
+            for model in models:
+                found += sorted(getattr(model, attribute, None) or [])
+            setattr(self, attribute, list(dict.fromkeys(found)))
+
+    def get_input_embeddings(self) -> Any:
+        """Returns the language model's embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the language model's embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """Returns the language model."""
+        return self.language_model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        mm_features: dict[str, Features] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the language model over text and media.
+
+        Args:
+            input_ids: Token ids (B, L) with placeholders.
+            attention_mask: 2-D mask (B, L) of real tokens, or one made ready by ``generate``.
+            position_ids: (B, L), or (3 or 4, B, L) for M-RoPE; None counts them.
+            past_key_values: Cache of earlier tokens.
+            inputs_embeds: Embedded text (B, L, D) instead of ``input_ids``.
+            mm_token_type_ids: Type per token (B, L); derived from ``input_ids`` when they are given.
+            token_type_ids: For languages with a bidirectional part, as the native class takes them.
+            mm_features: Features that were made already, instead of media inputs.
+            use_cache: Whether to return a cache.
+            **kwargs: ``<source>__<name>`` and ``<expert>__<name>`` inputs, and what ``experts.places.Extras`` lists
+                (``expert_features``, ``router_labels``, ``hidden``, ``padding_mask``...); everything else goes to the
+                language model.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass either input_ids or inputs_embeds.")
+        extras, kwargs = take_extras(self.config, kwargs)
+        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+        self.check_hidden(extras, attention_mask, position_ids, cached=cached)
+        media, kwargs = self._split(kwargs)
+        masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
+        asked = self.items_asked(extras, masks)
+        features = self.encode_media(media, asked) if mm_features is None else mm_features
+        router_logits, router_loss = self.router_outputs(features, extras)
+        made = self.encode_experts(extras)
+        x_BLD = self._embedded(input_ids, inputs_embeds, features, masks, past_key_values)
+        if self.config.experts:
+            x_BLD = place_blocks(x_BLD, input_ids, made, model=self, past_key_values=past_key_values)
+        typed = self.mrope or self.attention != "causal"
+        types_BL = type_ids(self.ids, input_ids) if typed and input_ids is not None else mm_token_type_ids
+        deltas = None
+        if position_ids is None:
+            # Hidden tokens keep their positions, and their places in the grid of an image.
+            counted = attention_mask if extras.padding_mask is None else extras.padding_mask
+            position_ids, deltas = self._positions(x_BLD, types_BL, media, counted, past_key_values)
+        reading, kept = self.hide(
+            Reading(
+                x_BLD,
+                attention_mask,
+                position_ids,
+                types_BL,
+                token_type_ids,
+                self._origin(masks, features, input_ids),
+                deepstack_inputs(features, masks),
+            ),
+            extras,
+            unseen(self.config, input_ids, made),
+        )
+        outputs = self._read(reading, past_key_values, use_cache, kwargs)
+        if deltas is not None and outputs.past_key_values is not None:
+            # The cache carries them: state on the model would leak from one call into the next.
+            outputs.past_key_values.mrope_deltas = deltas
+        return ComposedOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=router_logits or None,
+            router_loss=router_loss,
+            kept_places=None if kept is None else kept.places_BK,
+        )
+
+    def _read(
+        self, reading: Reading, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict[str, Any]
+    ) -> Any:
+        attention_mask = self._two_way(
+            reading.x_BLD,
+            reading.types_BL,
+            reading.token_type_ids,
+            reading.attention_mask,
+            past_key_values,
+            reading.position_ids,
+        )
+        route = route_inputs(self, reading.origin)
+        outputs = self.language_model(
+            inputs_embeds=reading.x_BLD,
+            attention_mask=attention_mask,
+            position_ids=reading.position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **reading.deepstack,
+            **route,
+            **kwargs,
+        )
+        check_taken(route, self.language_model)
+        return outputs
+
+    def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        prefixes = tuple(f"{name}{SEPARATOR}" for name in self.config.sources)
+        mine = {key: value for key, value in kwargs.items() if prefixes and key.startswith(prefixes)}
+        rest = {key: value for key, value in kwargs.items() if key not in mine}
+        return (self.media_inputs(mine) if mine else {}), rest
+
+    def _embedded(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        features: Mapping[str, Features],
+        masks: Mapping[str, torch.Tensor],
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None and input_ids is not None:
+            own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
+            own += [*(index for _, _, index in prefix_ids(self.config)), *own_ids(self.config)]
+            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
+        check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
+        x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
+        return place(x_BLD, features, masks, input_ids=input_ids)
+
+    def _origin(
+        self, masks: Mapping[str, torch.Tensor], features: Mapping[str, Features], input_ids: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
+        origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
+        return prefix_masks(self.config, origin, input_ids)
+
+
+class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
+    ComposedPreTrainedModel, ComposedGeneration, GenerationMixin
+):
+    """A composed model with its head, that answers.
+
+    Args:
+        config: What to build.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+
+    def __init__(self, config: ComposedConfig) -> None:
+        super().__init__(config)
+        self.model = ComposedModel(config)
+        self._keys_to_ignore_on_load_missing = self.model._keys_to_ignore_on_load_missing
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the head."""
+        return self.lm_head
+
+    def get_decoder(self) -> nn.Module:
+        """Returns the language model."""
+        return self.model.language_model
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Returns the tower that serves a modality; without one, the model itself."""
+        return self if self.config.served_by(modality or "") is None else self.model.get_encoder(modality)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        mm_features: dict[str, Features] | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model; with ``labels`` (B, L, -100 where nothing is learnt) the loss too.
+
+        The other arguments are those of :meth:`ComposedModel.forward`; ``logits_to_keep`` limits the head to the last
+        so many positions.
+        """
+        if labels is not None and token_type_ids is None and self.model.attention == "prefix":
+            token_type_ids = (labels != -100).long()
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            token_type_ids=token_type_ids,
+            mm_features=mm_features,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        x_BLD = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = scale_logits(self.lm_head(x_BLD[:, kept, :]), self.config)
+        loss = None
+        if labels is not None:
+            # Placeholders without a row in the head cannot be learnt.
+            labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
+            if kwargs.get("hidden") in ("mask", "drop"):
+                labels = learnable(
+                    labels, cast("torch.Tensor", attention_mask), kwargs.get("padding_mask"), kept=outputs.kept_places
+                )
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        found = {"past_key_values": outputs.past_key_values, "hidden_states": outputs.hidden_states}
+        found |= {"logits": logits, "attentions": outputs.attentions}
+        if outputs.router_loss is None and outputs.kept_places is None:
+            return CausalLMOutputWithPast(loss=loss, **found)
+        if outputs.router_loss is not None:
+            asked = self.config.router_loss_weight * outputs.router_loss
+            loss = asked if loss is None else loss + asked.to(loss.device)
+        added = {key: getattr(outputs, key) for key in ("router_logits", "router_loss", "kept_places")}
+        return ComposedCausalOutput(loss=loss, **found, **added)

@@ -1,0 +1,1 @@
+"""A small point-cloud model: configuration, network and processor."""
