@@ -1,9 +1,9 @@
 """DAMC's rule for the text group: the base, plus every source's change times its own coefficient.
 
 DAMC is three things in three places. Here is the sum, with one coefficient a source, which a recipe may lay out over
-the layers; ``modeling/groups/linear.py`` sends every token to the weights of its origin; ``compose/decoupled.py`` decides
-what becomes of each group. A modality's own group is copied whole from its source unless ``modality_weights`` says
-otherwise.
+the layers; ``modeling/groups/linear.py`` sends every token to the weights of its origin; ``compose/decoupled.py``
+decides what becomes of each group. A modality's own group is copied whole from its source unless ``modality_weights``
+says otherwise.
 """
 
 from __future__ import annotations

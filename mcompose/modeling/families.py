@@ -55,7 +55,8 @@ class Family:
         deepstack: Whether its features also enter the first layers of the language model.
         head: "text": logits as the language model's own causal class makes them; "plain": the native multimodal class
             applies none of its scaling.
-        features: modality -> name of the function in ``towers/features.py`` that stands in for a missing ``get_*_features``.
+        features: modality -> name of the function in ``towers/features.py`` that stands in for a missing
+            ``get_*_features``.
         output: modality -> field of the native output that holds the features, "pooler_output" unless named.
         image_path: modalities that the native class sends through its image features.
         around: modality -> the two tokens that the family's chat template puts around an item.
