@@ -12,7 +12,7 @@ from mcompose.compose.decoupled import Decoupling
 from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower, vectors_around
 from mcompose.errors import CheckpointError, CompositionError
-from mcompose.modeling import island_files
+from mcompose.modeling import generate_files
 from mcompose.modeling.families import MROPE_TEXT, family_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     write_processor(staged.partial, tokenizer, stored, folders=folders, **around, **experts.processor_fields())
     _check_processors(staged.partial, blueprint)
     _write_generation_config(staged, blueprint.owner)
-    for path in island_files():
-        staged.copy_file(path, path.name)
+    for name, text in generate_files("composed").items():
+        staged.write_file(name, text)
     for expert in experts.experts:
         for file in expert.files:
             _copy_graph(staged, expert.name, file)

@@ -233,7 +233,7 @@ def _write_files(
     from mcompose.modeling import (  # noqa: PLC0415
         build_processor,
         composed_config,
-        island_files,
+        generate_files,
         prefix_fields,
         register,
         stored_source,
@@ -278,8 +278,8 @@ def _write_files(
     )
     made.unfinished = True
     made.save_pretrained(staged.partial)
-    for path in island_files():
-        staged.copy_file(path, path.name)
+    for name, text in generate_files("composed").items():
+        staged.write_file(name, text)
 
 
 def _image_settings(encoder: Checkpoint, donor: ReleasedDonor) -> dict[str, Any]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import mcompose.modeling
+from mcompose.modeling import generate_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["make_tokenizer", "save_points_source", "save_source"]
 
-_ISLAND = Path(mcompose.modeling.__path__[0])
-_POINTS_CODE: Final = ("configuration_points.py", "modeling_points.py", "processing_points.py")
 _POINTS_MAP: Final = {
     "AutoConfig": "configuration_points.PointsConfig",
     "AutoModel": "modeling_points.PointsModel",
@@ -72,7 +69,7 @@ def save_source(folder: Path, model: PreTrainedModel, processor: Any, *, process
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if processor_code:
-        _ship_processor(folder, processor_code)
+        _write_code(folder, processor_code)
 
 
 def save_points_source(folder: Path, model: PreTrainedModel, processor: Any) -> None:
@@ -85,15 +82,14 @@ def save_points_source(folder: Path, model: PreTrainedModel, processor: Any) -> 
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    for name in _POINTS_CODE:
-        shutil.copyfile(_ISLAND / name, folder / name)
     _edit_json(folder / "config.json", auto_map=_POINTS_MAP)
-    _ship_processor(folder, "processing_points.PointsProcessor")
+    _write_code(folder, "processing_points.PointsProcessor")
 
 
-def _ship_processor(folder: Path, code: str) -> None:
-    module = code.partition(".")[0]
-    shutil.copyfile(_ISLAND / f"{module}.py", folder / f"{module}.py")
+def _write_code(folder: Path, code: str) -> None:
+    kind = code.partition(".")[0].removeprefix("processing_")
+    for name, text in generate_files(kind).items():
+        (folder / name).write_bytes(text.encode("utf-8"))
     _edit_json(folder / "processor_config.json", auto_map={"AutoProcessor": code})
 
 

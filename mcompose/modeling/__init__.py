@@ -1,8 +1,10 @@
-"""The composed network and its processor: a flat, self-contained island of files.
+"""The composed network and its processor: a self-contained island that travels with every composed checkpoint.
 
-The files beside this one need torch and transformers only and import each other as ``from .x import y``: copies of them
-travel with every composed checkpoint (``island_files``) and load there by ``trust_remote_code``. With mcompose
-installed, ``register()`` makes transformers' Auto classes know them, and no flag is needed.
+Its files need torch and transformers only, and import each other relatively. ``configuration/`` says what a composition
+is, ``network/`` runs it, ``processing/`` prepares its text and media; ``towers/``, ``positions/``, ``groups/`` and
+``experts/`` are parts of these, and ``points/`` is a small model of point clouds. A checkpoint gets at most six
+files that ``bundle.py`` generates from them (``generate_files``); there they load by ``trust_remote_code``. With
+mcompose installed, ``register()`` makes transformers' Auto classes know the classes, and no flag is needed.
 
 Importing this package imports neither torch nor transformers; the names below are loaded on first use.
 """
@@ -10,10 +12,10 @@ Importing this package imports neither torch nor transformers; the names below a
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundle import generate_files
     from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
     from .experts.configuration import DOMAIN_TOKENS, SLOT_TOKEN, expert_token
     from .experts.expert import first_values
@@ -49,10 +51,10 @@ __all__ = [
     "expert_token",
     "first_values",
     "fold_text",
+    "generate_files",
     "group_keys",
     "group_parameters",
     "group_specs",
-    "island_files",
     "prefix_fields",
     "register",
     "stored_source",
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "generate_files": "bundle",
     "AUTO_MAP": "configuration.composed",
     "ComposedConfig": "configuration.composed",
     "composed_config": "configuration.composed",
@@ -94,11 +97,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Lazy, because torch and transformers take seconds to import.
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def island_files() -> list[Path]:
-    """Returns the files to copy beside a composed checkpoint, sorted by name."""
-    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
 
 
 def register() -> None:

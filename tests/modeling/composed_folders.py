@@ -1,7 +1,6 @@
 """Writes composed checkpoints from tiny native models by renaming, for the tests of this room."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -9,7 +8,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mcompose.modeling import composed_config, island_files, stored_source
+from mcompose.modeling import composed_config, stored_source
+from mcompose.modeling.bundle import write_files
 from mcompose.modeling.processing.composed import add_placeholders, build_processor
 from mcompose.modeling.towers.native_classes import build_tower
 
@@ -102,8 +102,7 @@ def write_folder(folder, language, sources, *, modalities, tokenizer, processors
         del state["lm_head.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     build_processor(tokenizer, config.sources, processors=processors).save_pretrained(folder)
-    for path in island_files():
-        shutil.copy(path, folder / path.name)
+    write_files(folder)
     return folder
 
 

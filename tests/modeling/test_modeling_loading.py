@@ -24,7 +24,7 @@ from mcompose.modeling import (
     ComposedForConditionalGeneration,
     ComposedModel,
     ComposedProcessor,
-    island_files,
+    generate_files,
     register,
 )
 from mcompose.modeling.points.configuration import PointsConfig
@@ -140,15 +140,15 @@ def test_a_repository_in_the_hub_cache_loads_without_mcompose(folder, wanted, tm
     check(answer(sys.executable, "tester/composed", tmp_path), wanted)
 
 
-def test_every_file_that_the_checkpoint_needs_is_in_the_island(folder):
-    names = {path.name for path in island_files()}
-    assert {f"{entry.split('.')[0]}.py" for entry in AUTO_MAP.values()} <= names
-    assert "__init__.py" not in names
-    for path in island_files():
-        for line in path.read_text(encoding="utf-8").splitlines():
+def test_every_file_that_the_checkpoint_needs_is_generated(folder):
+    texts = generate_files("composed")
+    assert {f"{entry.split('.')[0]}.py" for entry in AUTO_MAP.values()} <= set(texts)
+    assert {path.name for path in folder.glob("*.py")} == set(texts)
+    for name, text in texts.items():
+        for line in text.splitlines():
             if line.startswith("from ."):
-                assert f"{line.split()[1][1:]}.py" in names, (path.name, line)
-            assert not line.startswith(("from mcompose", "import mcompose")), path.name
+                assert f"{line.split()[1][1:]}.py" in texts, (name, line)
+            assert not line.startswith(("from mcompose", "import mcompose")), name
     assert read_json(folder / "config.json")["auto_map"] == AUTO_MAP
 
 
@@ -172,8 +172,8 @@ def test_saving_again_keeps_names_and_bytes(folder, tmp_path):
     first, second = (safe_open(path / "model.safetensors", "pt") for path in (folder, tmp_path / "again"))
     assert sorted(first.keys()) == sorted(second.keys())
     assert all(torch.equal(first.get_tensor(name), second.get_tensor(name)) for name in first.keys())  # noqa: SIM118
-    for path in island_files():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    for name, text in generate_files("composed").items():
+        assert (tmp_path / "again" / name).read_bytes() == text.encode()
     one, two = (read_json(path / "config.json") for path in (folder, tmp_path / "again"))
     assert one["sources"] == two["sources"]
     assert {key: one[key] for key in ("image_token_id", "points_token_id")} == {
@@ -219,7 +219,8 @@ def test_a_device_map_places_towers_and_language_model(folder):
 
 
 def test_importing_the_package_imports_no_torch():
-    code = "import sys, mcompose.modeling as m; m.island_files(); print(*(x in sys.modules for x in sys.argv[1:]))"
+    code = "import sys, mcompose.modeling as m; m.generate_files('composed')"
+    code += "; print(*(x in sys.modules for x in sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "torch", "transformers"], capture_output=True, text=True, check=True
     )

@@ -23,10 +23,10 @@ from mcompose.modeling import (
     build_processor,
     composed_config,
     fold_text,
+    generate_files,
     group_keys,
     group_parameters,
     group_specs,
-    island_files,
     prefix_fields,
     stored_source,
 )
@@ -84,8 +84,8 @@ def wanted(folder):
 def test_a_routed_folder_loads_without_mcompose(folder, wanted, tmp_path):
     check(answer(sys.executable, folder, tmp_path), wanted)
     names = {path.name for path in folder.glob("*.py")}
-    assert names == {path.name for path in island_files()}
-    assert {"routed.py", "routed_groups.py", "routed_routes.py", "routed_editing.py", "media_prefixes.py"} <= names
+    assert names == set(generate_files("composed"))
+    assert "# groups/linear.py" in (folder / "modeling_mcompose.py").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.floor

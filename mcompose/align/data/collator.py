@@ -23,9 +23,9 @@ from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.media import MODALITIES, read_media
 from mcompose.modeling.families import TYPE_IDS
+from mcompose.modeling.names import SEPARATOR
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
-from mcompose.modeling.towers.features import SEPARATOR
 
 __all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
 

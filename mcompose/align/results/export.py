@@ -25,7 +25,7 @@ from mcompose.checkpoint.headers import read_json_object
 from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.errors import CheckpointError, InterruptedRunError
 from mcompose.ledger import Ledger, StepRow, TensorRow
-from mcompose.modeling import island_files
+from mcompose.modeling import generate_files
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage, StageResult
@@ -115,9 +115,7 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
         )
     for path in root.graphs():
         staged.copy_file(path, path.relative_to(root.folder).as_posix())
-    own = lineage.config.get("model_type") == "mcompose"
-    for path in island_files() if own else root.code():
-        staged.copy_file(path, path.name)
+    _write_code(staged, lineage)
     if lineage.config == root.config:
         staged.copy_file(root.folder / "config.json", "config.json")
     else:
@@ -130,6 +128,15 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
         staged.write_file(f"{_FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
         if (result.folder / PLOT).is_file():
             staged.copy_file(result.folder / PLOT, f"{_FOLDER}/stages/{result.number}.png")
+
+
+def _write_code(staged: StagedOutput, lineage: Lineage) -> None:
+    if lineage.config.get("model_type") == "mcompose":
+        for name, text in generate_files("composed").items():
+            staged.write_file(name, text)
+    else:
+        for path in lineage.root.code():
+            staged.copy_file(path, path.name)
 
 
 def _tiles_afterwards(lineage: Lineage) -> int | None:

@@ -14,7 +14,7 @@ from ..points.configuration import PointsConfig
 
 __all__ = ["native_config", "text_config_of"]
 
-_ISLAND = {PointsConfig.model_type: PointsConfig}
+_OWN_CONFIGS = {PointsConfig.model_type: PointsConfig}
 
 
 def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
@@ -29,8 +29,8 @@ def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedCon
     """
     values = copy.deepcopy(dict(settings))
     values.pop("model_type", None)
-    if model_type in _ISLAND:
-        return _ISLAND[model_type].from_dict(values)
+    if model_type in _OWN_CONFIGS:
+        return _OWN_CONFIGS[model_type].from_dict(values)
     if (part := _part_config(model_type)) is not None:
         return part.from_dict(values)
     if model_type not in CONFIG_MAPPING:

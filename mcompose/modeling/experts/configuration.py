@@ -19,10 +19,10 @@ Paper: Peng et al. 2024, "Chimera: Improving Generalist Model with Domain-Specif
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..names import is_plain_name
 from .onnx_graph import is_plain_path
 
 __all__ = [
@@ -39,7 +39,6 @@ NONE = "none"
 DOMAIN_TOKENS = ("<domain>", "</domain>")
 SLOT_TOKEN = "<expert>"  # noqa: S105 - a text token
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]|[A-Za-z]")
 _DEFAULTS: dict[str, Any] = {
     "experts": {},
     "routers": {},
@@ -103,7 +102,7 @@ def check_experts(config: Any) -> None:
 
 
 def _check_expert(config: Any, name: str, entry: Mapping[str, Any]) -> None:
-    if not _NAME.fullmatch(name) or "__" in name or name in (NONE, "auto") or name in config.sources:
+    if not is_plain_name(name) or name in (NONE, "auto") or name in config.sources:
         raise ValueError(
             f"The expert name {name!r} must be letters, digits, '-' and single '_', from a letter on, and neither a "
             "source's name nor 'none' nor 'auto'."

@@ -99,7 +99,7 @@ class OnnxEncoder(nn.Module):
             # A link of the Hub's cache is replaced, not written through.
             fresh = target.with_name(f".{target.name}.partial")
             with fresh.open("wb") as stream:
-                for block in _blocks(data):
+                for block in _read_blocks(data):
                     stream.write(block)
             fresh.replace(target)
 
@@ -137,7 +137,7 @@ class OnnxEncoder(nn.Module):
             _check_shape(self.name, value, tuple(fed[name].shape))
         rows = next((v.shape[0] for v in inputs.values() if v.shape and isinstance(v.shape[0], int)), len(main))
         made = [
-            self._run_some(session, {name: _rows(fed[name], start, rows) for name in inputs}, inputs)
+            self._run_some(session, {name: _padded_rows(fed[name], start, rows) for name in inputs}, inputs)
             for start in range(0, len(main), rows or 1)
         ]
         return torch.cat(made)[: len(main)].to(main.device) if made else main.new_zeros(0, 0, 0)
@@ -204,12 +204,12 @@ class OnnxEncoder(nn.Module):
 def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file, in hex."""
     found = hashlib.sha256()
-    for block in _blocks(path):
+    for block in _read_blocks(path):
         found.update(block)
     return found.hexdigest()
 
 
-def _blocks(data: Path | bytes) -> Iterator[bytes]:
+def _read_blocks(data: Path | bytes) -> Iterator[bytes]:
     if isinstance(data, bytes):
         yield data
         return
@@ -262,7 +262,7 @@ def _check_shape(name: str, value: Value, shape: tuple[int, ...]) -> None:
         raise ValueError(f"The ONNX graph of the expert {name!r} takes {value}, and the items came as {shape}.")
 
 
-def _rows(value: torch.Tensor, start: int, count: int) -> torch.Tensor:
+def _padded_rows(value: torch.Tensor, start: int, count: int) -> torch.Tensor:
     """Some rows; the last one is repeated where a graph wants more than there are."""
     some = value[start : start + count]
     return some if len(some) == count else torch.cat([some, some[-1:].expand(count - len(some), *some.shape[1:])])

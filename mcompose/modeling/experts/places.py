@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from ..names import SEPARATOR
 from ..network.placement import check_missing, place
-from ..towers.features import SEPARATOR, Features
+from ..towers.features import Features
 from .expert import ExpertFeatures
 
 __all__ = [

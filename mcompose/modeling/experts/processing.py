@@ -20,15 +20,15 @@ from transformers.audio_utils import load_audio
 from transformers.image_utils import load_image
 
 from ..families import TYPE_IDS
+from ..names import SEPARATOR
 from ..processing.resampling import resampled
 from ..processing.sources import PROCESSOR_FOLDER, Unavailable
-from ..towers.features import SEPARATOR
 from .configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
 
 __all__ = ["AUTO", "ExpertMedia", "add_expert_tokens", "expert_summary", "native_inputs", "whole_items"]
 
 AUTO = "auto"
-_LOADERS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
+_ENCODER_LOADERS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 # Switches of native processors that cut an image into tiles, or ask for a question.
 _SWITCHED_OFF = ("crop_to_patches", "do_image_splitting", "is_vqa")
 
@@ -94,7 +94,7 @@ class ExpertMedia:
         for name, entry in self.entries.items():
             where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
             try:
-                self.processors[name] = whole_items(_LOADERS[entry["modality"]].from_pretrained(path, **where))
+                self.processors[name] = whole_items(_ENCODER_LOADERS[entry["modality"]].from_pretrained(path, **where))
             except ImportError as error:
                 self.processors[name] = Unavailable(" ".join(str(error).split(". ")[0].split()))
 

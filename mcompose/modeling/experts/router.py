@@ -95,7 +95,7 @@ def pooled_items(
     Raises:
         ValueError: The encoder's rows cannot be told apart by item.
     """
-    hidden = _rows(hidden.detach(), int(router["width"]))
+    hidden = _token_rows(hidden.detach(), int(router["width"]))
     weights = _grid_sizes(inputs) if items.tokens is None else items.tokens
     count = items.count if weights is None else len(weights)
     if hidden.dim() == 3 and hidden.shape[0] == 1 and count not in (None, 1):
@@ -179,7 +179,7 @@ def _encoders(tower: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _rows(hidden: torch.Tensor, width: int) -> torch.Tensor:
+def _token_rows(hidden: torch.Tensor, width: int) -> torch.Tensor:
     if hidden.dim() == 4:
         hidden = hidden.flatten(2).transpose(1, 2) if hidden.shape[1] == width else hidden.flatten(1, 2)
     if hidden.shape[-1] != width:

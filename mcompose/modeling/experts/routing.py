@@ -79,8 +79,8 @@ def route_batch(model: Any, batch: Mapping[str, Any], *, experts: Any = "auto") 
     if features is None:
         features = model.encode_media(media, items if _asks(experts) else None)
     routes = _asked(model, slots, items, features) if _asks(experts) else _told(config, slots, experts)
-    made = _run(model, slots, routes, extras.inputs)
-    blocks = _blocks(config, slots, routes, made)
+    made = _run_experts(model, slots, routes, extras.inputs)
+    blocks = _slot_blocks(config, slots, routes, made)
     kept = {key: value for key, value in batch.items() if _stays(config, key)}
     kept |= _expanded(model, kept, blocks)
     kept["mm_features"] = features
@@ -175,13 +175,13 @@ def _told(config: Any, slots: Sequence[_Slot], experts: Any) -> list[list[str]]:
             raise ValueError(f"experts= says nothing of {missing[0]} items, and the batch has slots after them.")
         return [told[slot.modality][slot.item] for slot in slots]
     if isinstance(experts, str):
-        names = _names(config, experts)
+        names = _asked_names(config, experts)
         return [[name for name in names if config.experts[name]["modality"] == slot.modality] for slot in slots]
     if len(experts) != len(slots):
         raise ValueError(f"experts= names {len(experts)} items, and the batch has {len(slots)} slots.")
     routes = []
     for slot, asked in zip(slots, experts, strict=True):
-        names = _names(config, asked)
+        names = _asked_names(config, asked)
         for name in names:
             if config.experts[name]["modality"] != slot.modality:
                 raise ValueError(f"The expert {name!r} reads {config.experts[name]['modality']}, not {slot.modality}.")
@@ -189,7 +189,7 @@ def _told(config: Any, slots: Sequence[_Slot], experts: Any) -> list[list[str]]:
     return routes
 
 
-def _names(config: Any, asked: str | Sequence[str] | None) -> list[str]:
+def _asked_names(config: Any, asked: str | Sequence[str] | None) -> list[str]:
     if asked is None or asked == NONE:
         return []
     names = [asked] if isinstance(asked, str) else list(asked)
@@ -199,7 +199,7 @@ def _names(config: Any, asked: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _run(
+def _run_experts(
     model: Any, slots: Sequence[_Slot], routes: Sequence[Sequence[str]], inputs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[ExpertFeatures, list[int]]]:
     """Runs each expert on its items; returns its features and which slots they belong to, in reading order."""
@@ -224,7 +224,7 @@ def _picked(name: str, key: str, value: Any, rows: list[int], total: int) -> Any
     return value[torch.tensor(rows, device=value.device)]
 
 
-def _blocks(
+def _slot_blocks(
     config: Any,
     slots: Sequence[_Slot],
     routes: Sequence[Sequence[str]],

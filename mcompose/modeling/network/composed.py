@@ -33,10 +33,11 @@ from ..experts.references import attach_graphs, fetch_encoders, referenced, refe
 from ..families import MROPE_TEXT, family_of
 from ..groups.linear import check_taken, route_inputs, route_language
 from ..groups.specs import group_specs
+from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..positions.composed import ComposedPositions
 from ..prefixes import place_prefixes, prefix_ids, prefix_masks, prefix_parameters
-from ..towers.features import SEPARATOR, Features
+from ..towers.features import Features
 from ..towers.media_features import MediaFeatures
 from ..towers.native_classes import build_language_model, build_tower
 from .generation import ComposedGeneration

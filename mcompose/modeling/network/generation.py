@@ -16,8 +16,8 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ..experts.places import EXTRA_NAMES, ITEM_TOKENS, expert_input_names, expert_masks, expert_names
 from ..experts.routing import has_slots, route_batch, routed_generation
+from ..names import SEPARATOR
 from ..positions.masks import bidirectional_masks
-from ..towers.features import SEPARATOR
 from .placement import expand_expert, expand_features, type_ids
 
 __all__ = ["ComposedGeneration"]

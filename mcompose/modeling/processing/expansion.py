@@ -97,14 +97,14 @@ def expand_media(
     flat = model_type in _FLAT
     if flat:
         rows = [[item] for row in rows for item in row]
-    outputs = _run(processor, modality, rows, token, options, flat=flat)
+    outputs = _run_processor(processor, modality, rows, token, options, flat=flat)
     offsets = outputs.get("text_replacement_offsets")
     if offsets is not None and any(offsets):
         replaced = [entry["replacement"] for row in offsets for entry in row]
     else:
         # No record of what was replaced: one row per item, so that a row's text is its item's.
         rows = [[item] for row in rows for item in row]
-        outputs = _run(processor, modality, rows, token, options, flat=flat)
+        outputs = _run_processor(processor, modality, rows, token, options, flat=flat)
         replaced = _decoded(processor.tokenizer, outputs)
     family = family_of(model_type)
     media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
@@ -115,7 +115,7 @@ def expand_media(
     return Expansion(texts, tensors, fences if known.issuperset(fences) else ("", ""))
 
 
-def _run(
+def _run_processor(
     processor: Any,
     modality: str,
     rows: Sequence[Sequence[Any]],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from PIL.Image import Image
+from PIL import Image
 
 __all__ = ["media_items"]
 
@@ -43,7 +43,7 @@ def _ndim(value: Any) -> int:
 
 
 def _is_image(value: Any) -> bool:
-    return isinstance(value, Image) or _ndim(value) in (2, 3)
+    return isinstance(value, Image.Image) or _ndim(value) in (2, 3)
 
 
 def _is_grey_clip(value: Any) -> bool:

@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 PROCESSOR_FOLDER = "processors"
-_ISLAND = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
+_OWN_PROCESSORS = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
 _PART = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
-_LOADERS = {
+_PART_LOADERS = {
     "tokenizer": AutoTokenizer,
     "image_processor": AutoImageProcessor,
     "feature_extractor": AutoFeatureExtractor,
@@ -80,7 +80,7 @@ def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
         The processor, with None for parts that need a missing library; ``Unavailable`` when nothing loads.
     """
     where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
-    own = _ISLAND.get(str(_settings(path, where).get("processor_class")))
+    own = _OWN_PROCESSORS.get(str(_settings(path, where).get("processor_class")))
     if own is not None:
         return own.from_pretrained(path, **where)
     if model_type == "voxtral":
@@ -163,7 +163,7 @@ def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
     parts: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for attribute in whole.get_attributes():
-        loader = _LOADERS.get(attribute)
+        loader = _PART_LOADERS.get(attribute)
         try:
             parts[attribute] = loader.from_pretrained(path, **where) if loader is not None else None
         except ImportError as reason:

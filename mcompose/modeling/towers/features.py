@@ -21,9 +21,8 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from ..families import family_of
 
-__all__ = ["SEPARATOR", "Features", "Tower", "accepted_names", "main_input", "own_inputs", "tower_features"]
+__all__ = ["Features", "Tower", "accepted_names", "main_input", "own_inputs", "tower_features"]
 
-SEPARATOR = "__"
 Tower = Any
 """A native base model without its language model; its family decides its attributes."""
 # Arguments of feature functions that are settings and not processor outputs.

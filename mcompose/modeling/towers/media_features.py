@@ -10,8 +10,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..configuration.composed import ComposedConfig
 from ..experts.router import ItemCounts, pooled_items, watched_encoder
+from ..names import SEPARATOR
 from ..network.placement import placeholder_masks
-from .features import SEPARATOR, Features, accepted_names, main_input, own_inputs, tower_features
+from .features import Features, accepted_names, main_input, own_inputs, tower_features
 
 __all__ = ["MediaFeatures"]
 

@@ -24,7 +24,7 @@ from ..points.network import PointsModel
 __all__ = ["build_encoder", "build_language_model", "build_tower"]
 
 # By name: code that travels with a checkpoint may be loaded twice, and its classes are then not the same objects.
-_ISLAND = {PointsConfig.model_type: PointsModel}
+_OWN_MODELS = {PointsConfig.model_type: PointsModel}
 
 logger = logging.get_logger(__name__)
 
@@ -87,8 +87,8 @@ def build_encoder(
 
 
 def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    if config.model_type in _ISLAND:
-        return _ISLAND[config.model_type]
+    if config.model_type in _OWN_MODELS:
+        return _OWN_MODELS[config.model_type]
     for mapping in (MODEL_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
