@@ -163,3 +163,27 @@ def project(expert, x):
     x = x @ first.weight.T + first.bias
     x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
     return x @ second.weight.T + second.bias
+
+
+def write_experts_folder(folder):
+    """Writes a composition with two experts and a router, and ``batch.pt``: what ``route`` takes for it.
+
+    Returns:
+        The folder, the model, the native encoders and the batch.
+    """
+    model, encoders = two(mask_token=True)
+    images = [IMAGE] * 4
+    with torch.no_grad():
+        tower = model.model.towers["sees"]
+        cls = tower.vision_tower(pixels(2)["sees__pixel_values"]).last_hidden_state[:, 0]
+        wanted = torch.tensor([[0.0, 0, 5], [0, 5, 0]])
+        model.model.routers["image"].weight.copy_((torch.linalg.pinv(cls) @ wanted).T)
+    model.save_pretrained(folder)
+    batch = {
+        "input_ids": torch.tensor([[1, *images, SLOT, 5, *images, SLOT, 6]]),
+        **pixels(2),
+        **named("charts", patches(2)),
+        **named("maths", squares(2)),
+    }
+    torch.save(batch, folder / "batch.pt")
+    return folder, model, encoders, batch

@@ -3,13 +3,24 @@
 import copy
 
 import torch
+from composed_folders import tiny_tokenizer, write_folder
 from composed_models import compose, placeholder_rows
 from tiny_configs import AUDIO, IMAGE
-from tiny_models import tiny_inputs, tiny_model
+from tiny_models import TINY, fill, tiny_inputs, tiny_model
+from tiny_processors import llava
 from torch import nn
 
-from mcompose.modeling import add_groups, add_prefixes
+from mcompose.modeling import (
+    ComposedForConditionalGeneration,
+    add_groups,
+    add_prefixes,
+    build_processor,
+    prefix_fields,
+)
 from mcompose.modeling.groups.linear import LowRank, routed_linears
+from mcompose.modeling.points.configuration import PointsConfig
+from mcompose.modeling.points.network import PointsForConditionalGeneration
+from mcompose.modeling.points.processing import PointsProcessor
 
 LOW_RANK = {"kind": "low_rank", "rank": 3, "scale": 2.0}
 PREFIXES = {
@@ -161,3 +172,30 @@ def gradients(model, inputs):
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= 120, -100)
     model(**inputs, labels=labels, use_cache=False).loss.backward()
     return {n.replace(".inner.", "."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def write_routed_folder(where):
+    """Writes a composition with groups and vectors around items under ``where``; returns its folder.
+
+    An image and a points source, with a low-rank text group, a dense and a low-rank one.
+    """
+    text = TINY["llava"]().get_text_config().to_dict()
+    points = PointsForConditionalGeneration(PointsConfig(text_config=text, points_config={"hidden_size": 16})).eval()
+    fill(points, 3)
+    natives = {"sees": tiny_model("llava"), "feels": points}
+    processors = {"sees": llava(), "feels": PointsProcessor(tiny_tokenizer("<points>"), num_points=20)}
+    tokenizer = tiny_tokenizer(*[f"<extra_{k}>" for k in range(130)])
+    write_folder(
+        where / "plain", natives["sees"], natives, modalities={"sees": ["image"], "feels": ["points"]},
+        tokenizer=tokenizer, processors=processors,
+    )  # fmt: skip
+    model = ComposedForConditionalGeneration.from_pretrained(where / "plain")
+    add_groups(model, ["text", "points"], kind="low_rank", rank=4, scale=2.0)
+    add_groups(model, ["image"])
+    fields = prefix_fields(tokenizer, prefix_tokens={"image": 2, "points": 1}, suffix_tokens={"points": 2})
+    add_prefixes(model, **fields)
+    scramble(model)
+    counts = {key: fields[key] for key in ("prefix_tokens", "suffix_tokens")}
+    build_processor(tokenizer, model.config.sources, processors=processors, **counts).save_pretrained(where / "model")
+    model.save_pretrained(where / "model")
+    return where / "model"

@@ -24,6 +24,7 @@ from expert_models import (
     pixels,
     squares,
     two,
+    write_experts_folder,
 )
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,7 +37,6 @@ from mcompose.modeling import ComposedConfig, ComposedForConditionalGeneration, 
 register()
 
 IM = [IMAGE] * 4
-SLOTS = torch.tensor([[1, *IM, SLOT, 5, *IM, SLOT, 6]])
 FULL = torch.tensor([[1, *IM, *block("charts", 6), 5, *IM, *block("maths", 4), 6]])
 
 ANSWER = """
@@ -63,17 +63,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    model, encoders = two(mask_token=True)
-    folder = tmp_path_factory.mktemp("experts") / "model"
-    with torch.no_grad():
-        tower = model.model.towers["sees"]
-        cls = tower.vision_tower(pixels(2)["sees__pixel_values"]).last_hidden_state[:, 0]
-        wanted = torch.tensor([[0.0, 0, 5], [0, 5, 0]])
-        model.model.routers["image"].weight.copy_((torch.linalg.pinv(cls) @ wanted).T)
-    model.save_pretrained(folder)
-    batch = {"input_ids": SLOTS, **pixels(2), **named("charts", patches(2)), **named("maths", squares(2))}
-    torch.save(batch, folder / "batch.pt")
-    return folder, model, encoders, batch
+    return write_experts_folder(tmp_path_factory.mktemp("experts") / "model")
 
 
 def test_names_on_disk(saved):

@@ -6,34 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed_folders import read_json, tiny_tokenizer, write_folder
-from routed_models import GROUPS, PREFIXES, routed, scramble
+from composed_folders import read_json
+from routed_models import GROUPS, PREFIXES, routed, write_routed_folder
 from safetensors import safe_open
 from test_modeling_loading import answer, check, cloud, image
-from tiny_models import TINY, fill, tiny_model
-from tiny_processors import llava
+from tiny_models import TINY
 
 from mcompose.modeling import (
     ComposedConfig,
     ComposedForConditionalGeneration,
     ComposedProcessor,
     add_groups,
-    add_prefixes,
     base_key,
-    build_processor,
     composed_config,
     fold_text,
     generate_files,
     group_keys,
     group_parameters,
     group_specs,
-    prefix_fields,
     stored_source,
 )
 from mcompose.modeling.groups.linear import routed_linears
-from mcompose.modeling.points.configuration import PointsConfig
-from mcompose.modeling.points.network import PointsForConditionalGeneration
-from mcompose.modeling.points.processing import PointsProcessor
 
 ROLES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
 ROLES += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -42,27 +35,7 @@ ROLES += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An image and a points source, with a low-rank text group, a dense, a low-rank one, and vectors around items."""
-    text = TINY["llava"]().get_text_config().to_dict()
-    points = PointsForConditionalGeneration(PointsConfig(text_config=text, points_config={"hidden_size": 16})).eval()
-    fill(points, 3)
-    natives = {"sees": tiny_model("llava"), "feels": points}
-    processors = {"sees": llava(), "feels": PointsProcessor(tiny_tokenizer("<points>"), num_points=20)}
-    tokenizer = tiny_tokenizer(*[f"<extra_{k}>" for k in range(130)])
-    where = tmp_path_factory.mktemp("routed")
-    write_folder(
-        where / "plain", natives["sees"], natives, modalities={"sees": ["image"], "feels": ["points"]},
-        tokenizer=tokenizer, processors=processors,
-    )  # fmt: skip
-    model = ComposedForConditionalGeneration.from_pretrained(where / "plain")
-    add_groups(model, ["text", "points"], kind="low_rank", rank=4, scale=2.0)
-    add_groups(model, ["image"])
-    fields = prefix_fields(tokenizer, prefix_tokens={"image": 2, "points": 1}, suffix_tokens={"points": 2})
-    add_prefixes(model, **fields)
-    scramble(model)
-    counts = {key: fields[key] for key in ("prefix_tokens", "suffix_tokens")}
-    build_processor(tokenizer, model.config.sources, processors=processors, **counts).save_pretrained(where / "model")
-    model.save_pretrained(where / "model")
-    return where / "model"
+    return write_routed_folder(tmp_path_factory.mktemp("routed"))
 
 
 @pytest.fixture(scope="module")
