@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .groups.editing import add_groups, fold_text, group_parameters
     from .groups.specs import GroupSpec, base_key, group_keys, group_specs
     from .network.composed import ComposedForConditionalGeneration, ComposedModel
-    from .prefixes import add_prefixes, prefix_fields
+    from .prefixes.network import add_prefixes
+    from .prefixes.tokens import prefix_fields
     from .processing.composed import (
         ComposedProcessor,
         add_placeholders,
@@ -75,8 +76,8 @@ _HOME = {
     "add_mask_token": "experts.hidden_tokens",
     "ComposedForConditionalGeneration": "network.composed",
     "ComposedModel": "network.composed",
-    "add_prefixes": "prefixes",
-    "prefix_fields": "prefixes",
+    "add_prefixes": "prefixes.network",
+    "prefix_fields": "prefixes.tokens",
     "add_groups": "groups.editing",
     "fold_text": "groups.editing",
     "group_parameters": "groups.editing",

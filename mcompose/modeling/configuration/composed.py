@@ -12,10 +12,8 @@
 - ``image_token_id``, ``video_token_id``, ``audio_token_id``, ``points_token_id``: the composition's own placeholder
   ids, one per modality that is served. They may lie beyond the embedding table: no row exists for them and none is
   needed.
-- ``routed_groups``, ``routed_base``: decoupled parameter groups (``groups/specs.py``), when there are any.
-- ``prefix_tokens``, ``suffix_tokens``: modality -> number of learned vectors before and after each of its items, and
-  ``prefix_token_ids``, ``suffix_token_ids``: modality -> id of the tokens that stand for them, when there are any.
-- ``experts``, ``routers`` and their tokens (``experts/configuration.py``), when there are any.
+- the fields of every extension that the composition has: decoupled parameter groups (``groups/specs.py``), learned
+  vectors around items (``prefixes/configuration.py``), experts and routers (``experts/configuration.py``).
 - ``tie_word_embeddings``: whether ``lm_head.weight`` is the embedding table (then it is not stored).
 
 ``composed_config`` writes all of this from plain values.
@@ -30,15 +28,13 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..experts.configuration import check_experts, set_expert_fields, unused_expert_fields
 from ..families import MODALITIES, family_of, refusal
-from ..groups.specs import TEXT, group_specs
 from ..names import is_plain_name
+from .extensions import CONFIG_EXTENSIONS
 from .native import native_config, text_config_of
 
 __all__ = ["AUTO_MAP", "ComposedConfig", "composed_config", "stored_source"]
 
-_PREFIX_FIELDS = ("prefix_tokens", "suffix_tokens", "prefix_token_ids", "suffix_token_ids")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mcompose.ComposedConfig",
@@ -61,13 +57,7 @@ class ComposedConfig(PreTrainedConfig):
         audio_token_id: Placeholder id of sounds.
         points_token_id: Placeholder id of point clouds.
         tie_word_embeddings: Whether the head is the embedding table; None takes the first source's.
-        routed_groups: Modality or "text" -> kind of its parameter group; empty for a plain language model.
-        routed_base: What low-rank groups add to, "shared" or "separate".
-        prefix_tokens: Modality -> learned vectors before each of its items.
-        suffix_tokens: Modality -> learned vectors after each of its items.
-        prefix_token_ids: Modality -> id of the token that stands for them before an item.
-        suffix_token_ids: Modality -> id of the token that stands for them after an item.
-        **kwargs: The fields of ``experts/configuration.py``, and those of every configuration.
+        **kwargs: The fields of all ``CONFIG_EXTENSIONS``, and those of every configuration.
     """
 
     model_type = "mcompose"
@@ -82,12 +72,6 @@ class ComposedConfig(PreTrainedConfig):
         audio_token_id: int | None = None,
         points_token_id: int | None = None,
         tie_word_embeddings: bool | None = None,
-        routed_groups: dict[str, dict[str, Any]] | None = None,
-        routed_base: str = "shared",
-        prefix_tokens: dict[str, int] | None = None,
-        suffix_tokens: dict[str, int] | None = None,
-        prefix_token_ids: dict[str, int] | None = None,
-        suffix_token_ids: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, Mapping):
@@ -101,66 +85,21 @@ class ComposedConfig(PreTrainedConfig):
         self.video_token_id = video_token_id
         self.audio_token_id = audio_token_id
         self.points_token_id = points_token_id
-        self.routed_groups = copy.deepcopy(routed_groups) if routed_groups else {}
-        self.routed_base = routed_base
-        self.prefix_tokens = dict(prefix_tokens or {})
-        self.suffix_tokens = dict(suffix_tokens or {})
-        self.prefix_token_ids = dict(prefix_token_ids or {})
-        self.suffix_token_ids = dict(suffix_token_ids or {})
-        set_expert_fields(self, kwargs)
+        for extension in CONFIG_EXTENSIONS:
+            extension.set_fields(self, kwargs)
         if tie_word_embeddings is None:
             tie_word_embeddings = _tied(self.text_config, self.sources)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore[reportCallIssue]
         _check_sources(self)
-        self.check_groups(self.routed_groups)
-        self.check_prefixes(**{key: getattr(self, key) for key in _PREFIX_FIELDS})
-        check_experts(self)
+        for extension in CONFIG_EXTENSIONS:
+            extension.check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what ``config.json`` holds; what a plain composition does not have is left out."""
         whole = super().to_dict()
-        empty = [key for key in ("routed_groups", *_PREFIX_FIELDS) if not whole.get(key)]
-        if "routed_groups" in empty:
-            empty.append("routed_base")
-        empty += unused_expert_fields(whole)
+        empty = [key for extension in CONFIG_EXTENSIONS for key in extension.unused(whole)]
         return {key: value for key, value in whole.items() if key not in empty}
-
-    def check_groups(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuses parameter groups that this composition cannot have.
-
-        Raises:
-            ValueError: Naming the group.
-        """
-        for name in group_specs(groups, base=self.routed_base if groups else "shared"):
-            if name != TEXT and self.served_by(name) is None:
-                raise ValueError(f"routed_groups names {name!r}, and no source of this composition serves it.")
-
-    def check_prefixes(
-        self,
-        *,
-        prefix_tokens: Mapping[str, int],
-        suffix_tokens: Mapping[str, int],
-        prefix_token_ids: Mapping[str, int],
-        suffix_token_ids: Mapping[str, int],
-    ) -> None:
-        """Refuses vectors around items that this composition cannot have.
-
-        Raises:
-            ValueError: Naming the modality.
-        """
-        taken = {self.placeholder_id(modality): modality for modality in self.modalities}
-        sides = {"prefix": (prefix_tokens, prefix_token_ids), "suffix": (suffix_tokens, suffix_token_ids)}
-        for side, (counts, ids) in sides.items():
-            for modality, count in counts.items():
-                if self.served_by(modality) is None:
-                    raise ValueError(f"{side}_tokens names {modality!r}, and no source of this composition serves it.")
-                if not isinstance(count, int) or count < 1 or modality not in ids:
-                    raise ValueError(f"{modality!r} needs a number of {side} vectors and a {side} token id.")
-            for modality, index in ids.items():
-                if modality not in counts or index in taken:
-                    raise ValueError(f"The {side} token id {index} of {modality!r} is taken, or has no vectors.")
-                taken[index] = modality
 
     def served_by(self, modality: str) -> str | None:
         """Returns the name of the source that serves a modality, or None."""

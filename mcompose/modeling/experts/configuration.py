@@ -18,36 +18,19 @@ Paper: Peng et al. 2024, "Chimera: Improving Generalist Model with Domain-Specif
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from ..configuration.extension import ConfigExtension
 from ..names import is_plain_name
 from .onnx_graph import is_plain_path
 
-__all__ = [
-    "DOMAIN_TOKENS",
-    "NONE",
-    "SLOT_TOKEN",
-    "check_experts",
-    "expert_token",
-    "set_expert_fields",
-    "unused_expert_fields",
-]
+__all__ = ["DOMAIN_TOKENS", "NONE", "SLOT_TOKEN", "ExpertFields", "expert_token"]
 
 NONE = "none"
 DOMAIN_TOKENS = ("<domain>", "</domain>")
 SLOT_TOKEN = "<expert>"  # noqa: S105 - a text token
 
-_DEFAULTS: dict[str, Any] = {
-    "experts": {},
-    "routers": {},
-    "expert_token_ids": {},
-    "domain_token_ids": [],
-    "expert_slot_id": None,
-    "router_loss_weight": 1.0,
-    "mask_token": False,
-}
 _CHOICES = {
     "modality": ("image", "audio"),
     "padding": ("keep", "mask", "drop"),
@@ -63,42 +46,40 @@ def expert_token(name: str) -> str:
     return f"<expert:{name}>"
 
 
-def set_expert_fields(config: Any, kwargs: dict[str, Any]) -> None:
-    """Moves these fields from keyword arguments to a configuration, with what they are by default."""
-    for key, default in _DEFAULTS.items():
-        given = kwargs.pop(key, None)
-        setattr(config, key, copy.deepcopy(default if given is None else given))
+class ExpertFields(ConfigExtension):
+    """The fields of domain experts and routers."""
 
+    fields: ClassVar[Mapping[str, Any]] = {
+        "experts": {},
+        "routers": {},
+        "expert_token_ids": {},
+        "domain_token_ids": [],
+        "expert_slot_id": None,
+        "router_loss_weight": 1.0,
+        "mask_token": False,
+    }
 
-def unused_expert_fields(whole: Mapping[str, Any]) -> list[str]:
-    """Returns the fields of ``to_dict`` that say nothing, which a plain composition leaves out."""
-    return [key for key, default in _DEFAULTS.items() if whole.get(key) == default]
+    def check(self, config: Any) -> None:
+        """Refuses experts and routers that this composition cannot have.
 
-
-def check_experts(config: Any) -> None:
-    """Refuses experts and routers that this composition cannot have.
-
-    Args:
-        config: The ``ComposedConfig``.
-
-    Raises:
-        ValueError: Naming the expert or the router.
-    """
-    for name, entry in config.experts.items():
-        _check_expert(config, name, entry)
-    for modality, router in config.routers.items():
-        _check_router(config, modality, router)
-    if not config.experts:
-        return
-    if len(config.domain_token_ids) != 2 or set(config.expert_token_ids) != set(config.experts):
-        raise ValueError("Experts need two domain_token_ids, and expert_token_ids with one id for each of them.")
-    if config.routers and config.expert_slot_id is None:
-        raise ValueError("A router needs an expert_slot_id.")
-    ids = [config.placeholder_id(modality) for modality in config.modalities]
-    ids += [*config.prefix_token_ids.values(), *config.suffix_token_ids.values()]
-    ids += [*config.domain_token_ids, *config.expert_token_ids.values(), config.expert_slot_id]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"The token ids of experts, separators, slot and placeholders must all differ, got {ids}.")
+        Raises:
+            ValueError: Naming the expert or the router.
+        """
+        for name, entry in config.experts.items():
+            _check_expert(config, name, entry)
+        for modality, router in config.routers.items():
+            _check_router(config, modality, router)
+        if not config.experts:
+            return
+        if len(config.domain_token_ids) != 2 or set(config.expert_token_ids) != set(config.experts):
+            raise ValueError("Experts need two domain_token_ids, and expert_token_ids with one id for each of them.")
+        if config.routers and config.expert_slot_id is None:
+            raise ValueError("A router needs an expert_slot_id.")
+        ids = [config.placeholder_id(modality) for modality in config.modalities]
+        ids += [*config.prefix_token_ids.values(), *config.suffix_token_ids.values()]
+        ids += [*config.domain_token_ids, *config.expert_token_ids.values(), config.expert_slot_id]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"The token ids of experts, separators, slot and placeholders must all differ, got {ids}.")
 
 
 def _check_expert(config: Any, name: str, entry: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..names import SEPARATOR
-from ..network.placement import check_missing, place
+from ..network.placement import check_missing, expand_features, place
 from ..towers.features import Features
 from .expert import ExpertFeatures
 
@@ -25,6 +25,7 @@ __all__ = [
     "EXTRA_NAMES",
     "ITEM_TOKENS",
     "Extras",
+    "expand_expert",
     "expert_input_names",
     "expert_masks",
     "expert_names",
@@ -178,3 +179,19 @@ def _labels(config: Any, value: Any) -> dict[str, torch.Tensor]:
             f"router_labels must be given by modality: this composition has routers for {list(config.routers)}."
         )
     return {next(iter(config.routers)): torch.as_tensor(value)}
+
+
+def expand_expert(features: ExpertFeatures, mask_BL: torch.Tensor, times: int) -> ExpertFeatures:
+    """Repeats each text row's features of an expert, as :func:`expand_features` does; items are no longer told apart.
+
+    Args:
+        features: Features of the batch as it was.
+        mask_BL: Its context tokens.
+        times: How often each row is repeated.
+    """
+    counts = mask_BL.sum(dim=-1).tolist()
+    x_ND = expand_features(Features(features.x_ND), mask_BL, times).x_ND
+    if features.valid_N is None:
+        return ExpertFeatures(x_ND, counts)
+    valid_N1 = expand_features(Features(features.valid_N[:, None]), mask_BL, times).x_ND
+    return ExpertFeatures(x_ND, counts, valid_N1[:, 0])

@@ -14,7 +14,7 @@ from torch import nn
 
 from .linear import RoutedLinear, route_language, routed_linears
 from .low_rank import LowRank, linear_like
-from .specs import TEXT, group_specs
+from .specs import TEXT, check_groups, group_specs
 
 __all__ = ["add_groups", "fold_text", "group_parameters"]
 
@@ -52,7 +52,7 @@ def add_groups(
     fields = {"kind": kind} if kind == "dense" else {"kind": kind, "rank": rank, "scale": scale}
     groups = {**config.routed_groups, **{name: dict(fields) for name in modalities}}
     specs = group_specs(groups, base=config.routed_base)
-    config.check_groups(groups)
+    check_groups(config, groups)
     core = _core(model)
     route_language(core.language_model, specs, base=config.routed_base)
     generator = torch.Generator().manual_seed(seed)

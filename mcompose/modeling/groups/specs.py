@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from ..configuration.extension import ConfigExtension
 from ..families import MODALITIES
 
-__all__ = ["BASES", "TEXT", "GroupSpec", "base_key", "group_keys", "group_specs"]
+__all__ = ["BASES", "TEXT", "GroupFields", "GroupSpec", "base_key", "check_groups", "group_keys", "group_specs"]
 
 TEXT = "text"
 BASES = ("shared", "separate")
@@ -52,6 +53,35 @@ class GroupSpec:
     def terms(self) -> tuple[tuple[int, float], ...]:
         """Rank and scale of every term; none for dense groups."""
         return ((self.rank, self.scale), *self.more) if self.low_rank else ()
+
+
+class GroupFields(ConfigExtension):
+    """The fields of decoupled parameter groups."""
+
+    fields: ClassVar[Mapping[str, Any]] = {"routed_groups": {}, "routed_base": "shared"}
+
+    def unused(self, whole: Mapping[str, Any]) -> list[str]:
+        """Returns both fields when there are no groups; a base says something wherever there are."""
+        return [] if whole.get("routed_groups") else list(self.fields)
+
+    def check(self, config: Any) -> None:
+        """Refuses groups that this composition cannot have; see :func:`check_groups`."""
+        check_groups(config, config.routed_groups)
+
+
+def check_groups(config: Any, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses parameter groups that a composition cannot have.
+
+    Args:
+        config: The ``ComposedConfig``.
+        groups: As ``routed_groups`` has them.
+
+    Raises:
+        ValueError: Naming the group.
+    """
+    for name in group_specs(groups, base=config.routed_base if groups else "shared"):
+        if name != TEXT and config.served_by(name) is None:
+            raise ValueError(f"routed_groups names {name!r}, and no source of this composition serves it.")
 
 
 def group_specs(groups: Mapping[str, Mapping[str, Any]], *, base: str = "shared") -> dict[str, GroupSpec]:

@@ -14,7 +14,6 @@ Inputs of a source are passed under ``<source>__<native name>`` (see ``towers/fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -26,22 +25,18 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration.composed import ComposedConfig
-from ..experts.forward import ExpertForward, Reading
-from ..experts.hidden_tokens import learnable
-from ..experts.places import own_ids, place_blocks, take_extras, unseen
-from ..experts.references import attach_graphs, fetch_encoders, referenced, referenced_keys, save_graphs
+from ..experts.extension import ExpertMethods
 from ..families import MROPE_TEXT, family_of
-from ..groups.linear import check_taken, route_inputs, route_language
-from ..groups.specs import group_specs
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..positions.composed import ComposedPositions
-from ..prefixes import place_prefixes, prefix_ids, prefix_masks, prefix_parameters
 from ..towers.features import Features
 from ..towers.media_features import MediaFeatures
 from ..towers.native_classes import build_language_model, build_tower
+from .extensions import EXTENSIONS
+from .forward_pass import ForwardPass, Reading
 from .generation import ComposedGeneration
-from .outputs import ComposedCausalOutput, ComposedOutput
+from .outputs import ADDED_OUTPUTS, ComposedCausalOutput, ComposedOutput
 from .placement import check_missing, deepstack_inputs, embed_text, place, type_ids
 from .text_head import scale_logits
 
@@ -74,28 +69,27 @@ class ComposedPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the model, ONNX encoders, and the code that ``auto_map`` names; encoders by reference stay out."""
+        """Saves the model, the files of its extensions, and the code that ``auto_map`` names."""
         if is_main_process:
-            save_graphs(self if isinstance(self, ComposedModel) else self.model, save_directory)
-        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *referenced_keys(self, self.config)}
+            for extension in EXTENSIONS:
+                extension.save(_core(self), save_directory)
+        left_out = [key for extension in EXTENSIONS for key in extension.unsaved_keys(self)]
+        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *left_out}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             copy_own_code(save_directory)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does, then encoders that it only refers to; experts come back frozen."""
+        """Loads a model as transformers does, then what its extensions keep outside its tensors."""
         made = super().from_pretrained(*args, **kwargs)
-        model = made[0] if isinstance(made, tuple) else made
-        core = model if isinstance(model, ComposedModel) else model.model
-        fetch_encoders(core)
-        attach_graphs(core, args[0] if args else kwargs.get("pretrained_model_name_or_path"), **kwargs)
-        for expert in core.experts.values():
-            expert.freeze()
+        where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        for extension in EXTENSIONS:
+            extension.load(_core(made[0] if isinstance(made, tuple) else made), where, **kwargs)
         return made
 
 
-class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPreTrainedModel):
+class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPreTrainedModel):
     """Towers over a language model, without the head.
 
     Args:
@@ -113,13 +107,11 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
         }
         self.language_model = build_language_model(config.text_config, towers.values())
         self.towers = nn.ModuleDict(towers)
-        self.build_experts(config)
-        fetched = [rf"experts\.{name}\.encoder\." for name in referenced(config)]
-        self._keys_to_ignore_on_load_missing = fetched or None
-        self._gather_from_towers()
-        self.prefix_tokens, self.suffix_tokens = (prefix_parameters(config, side) for side in ("prefix", "suffix"))
-        self.specs = group_specs(config.routed_groups, base=config.routed_base)
-        route_language(self.language_model, self.specs, base=config.routed_base)
+        for extension in EXTENSIONS:
+            extension.build(self, config)
+        absent = [pattern for extension in EXTENSIONS for pattern in extension.absent_keys(config)]
+        self._keys_to_ignore_on_load_missing = absent or None
+        self._gather_from_inner_models()
         self.ids: dict[str, Any] = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
@@ -132,9 +124,9 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
             )
         self.post_init()
 
-    def _gather_from_towers(self) -> None:
+    def _gather_from_inner_models(self) -> None:
         # post_init looks at direct children only, and a ModuleDict hides the towers from it.
-        models = [*self.towers.values(), *(cast("Any", expert).encoder for expert in self.experts.values())]
+        models = [*self.towers.values(), *(model for each in EXTENSIONS for model in each.inner_models(self))]
         for attribute in _GATHERED:
             found = list(getattr(self, attribute) or [])
             for model in models:
@@ -178,81 +170,83 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
             token_type_ids: For languages with a bidirectional part, as the native class takes them.
             mm_features: Features that were made already, instead of media inputs.
             use_cache: Whether to return a cache.
-            **kwargs: ``<source>__<name>`` and ``<expert>__<name>`` inputs, and what ``experts.places.Extras`` lists
-                (``expert_features``, ``router_labels``, ``hidden``, ``padding_mask``...); everything else goes to the
-                language model.
+            **kwargs: ``<source>__<name>`` and ``<expert>__<name>`` inputs, and what the extensions take
+                (``experts.places.Extras``: ``expert_features``, ``router_labels``, ``hidden``, ``padding_mask``...);
+                everything else goes to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds.")
-        extras, kwargs = take_extras(self.config, kwargs)
-        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        self.check_hidden(extras, attention_mask, position_ids, cached=cached)
-        media, kwargs = self._split(kwargs)
-        masks = self.get_placeholder_mask(input_ids, mm_token_type_ids)
-        asked = self.items_asked(extras, masks)
-        features = self.encode_media(media, asked) if mm_features is None else mm_features
-        router_logits, router_loss = self.router_outputs(features, extras)
-        made = self.encode_experts(extras)
-        x_BLD = self._embedded(input_ids, inputs_embeds, features, masks, past_key_values)
-        if self.config.experts:
-            x_BLD = place_blocks(x_BLD, input_ids, made, model=self, past_key_values=past_key_values)
+        run = ForwardPass(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            kwargs,
+            self.get_placeholder_mask(input_ids, mm_token_type_ids),
+            counted_mask=attention_mask,
+        )
+        for extension in EXTENSIONS:
+            extension.begin(self, run)
+        media, run.kwargs = self._split(run.kwargs)
+        run.features = self.encode_media(media, run.items) if mm_features is None else mm_features
+        for extension in EXTENSIONS:
+            extension.encode(self, run)
+        x_BLD = self._embedded(run, inputs_embeds)
         typed = self.mrope or self.attention != "causal"
         types_BL = type_ids(self.ids, input_ids) if typed and input_ids is not None else mm_token_type_ids
         deltas = None
         if position_ids is None:
-            # Hidden tokens keep their positions, and their places in the grid of an image.
-            counted = attention_mask if extras.padding_mask is None else extras.padding_mask
-            position_ids, deltas = self._positions(x_BLD, types_BL, media, counted, past_key_values)
-        reading, kept = self.hide(
-            Reading(
-                x_BLD,
-                attention_mask,
-                position_ids,
-                types_BL,
-                token_type_ids,
-                self._origin(masks, features, input_ids),
-                deepstack_inputs(features, masks),
-            ),
-            extras,
-            unseen(self.config, input_ids, made),
+            position_ids, deltas = self._positions(x_BLD, types_BL, media, run.counted_mask, past_key_values)
+        reading = Reading(
+            x_BLD,
+            attention_mask,
+            position_ids,
+            types_BL,
+            token_type_ids,
+            self._origin(run),
+            deepstack_inputs(run.features, run.masks),
         )
-        outputs = self._read(reading, past_key_values, use_cache, kwargs)
+        outputs = self._read(run, reading, use_cache)
         if deltas is not None and outputs.past_key_values is not None:
             # The cache carries them: state on the model would leak from one call into the next.
             outputs.past_key_values.mrope_deltas = deltas
+        added: dict[str, Any] = {}
+        for extension in EXTENSIONS:
+            added |= extension.outputs(self, run)
         return ComposedOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=router_logits or None,
-            router_loss=router_loss,
-            kept_places=None if kept is None else kept.places_BK,
+            **added,
         )
 
-    def _read(
-        self, reading: Reading, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict[str, Any]
-    ) -> Any:
+    def _read(self, run: ForwardPass, reading: Reading, use_cache: bool | None) -> Any:
+        for extension in EXTENSIONS:
+            reading = extension.edit(self, run, reading)
         attention_mask = self._two_way(
             reading.x_BLD,
             reading.types_BL,
             reading.token_type_ids,
             reading.attention_mask,
-            past_key_values,
+            run.past_key_values,
             reading.position_ids,
         )
-        route = route_inputs(self, reading.origin)
+        further: dict[str, Any] = {}
+        for extension in EXTENSIONS:
+            further |= extension.language_inputs(self, reading)
         outputs = self.language_model(
             inputs_embeds=reading.x_BLD,
             attention_mask=attention_mask,
             position_ids=reading.position_ids,
-            past_key_values=past_key_values,
+            past_key_values=run.past_key_values,
             use_cache=use_cache,
             **reading.deepstack,
-            **route,
-            **kwargs,
+            **further,
+            **run.kwargs,
         )
-        check_taken(route, self.language_model)
+        for extension in EXTENSIONS:
+            extension.check_read(self, further)
         return outputs
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -261,28 +255,28 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
         rest = {key: value for key, value in kwargs.items() if key not in mine}
         return (self.media_inputs(mine) if mine else {}), rest
 
-    def _embedded(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        features: Mapping[str, Features],
-        masks: Mapping[str, torch.Tensor],
-        past_key_values: Cache | None,
-    ) -> torch.Tensor:
+    def _embedded(self, run: ForwardPass, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        input_ids, features = run.input_ids, run.features
         if inputs_embeds is None and input_ids is not None:
-            own = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
-            own += [*(index for _, _, index in prefix_ids(self.config)), *own_ids(self.config)]
-            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, own)
-        check_missing(features, {} if input_ids is None else masks, past_key_values=past_key_values)
-        x_BLD = place_prefixes(cast("torch.Tensor", inputs_embeds), input_ids, self, present=features)
-        return place(x_BLD, features, masks, input_ids=input_ids)
+            replaced = [*self.ids.values(), *(index for made in features.values() for index in made.structure)]
+            replaced += [index for extension in EXTENSIONS for index in extension.own_ids(self.config)]
+            inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, replaced)
+        check_missing(features, {} if input_ids is None else run.masks, past_key_values=run.past_key_values)
+        x_BLD = place(cast("torch.Tensor", inputs_embeds), features, run.masks, input_ids=input_ids)
+        for extension in EXTENSIONS:
+            x_BLD = extension.place(self, run, x_BLD)
+        return x_BLD
 
-    def _origin(
-        self, masks: Mapping[str, torch.Tensor], features: Mapping[str, Features], input_ids: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
+    def _origin(self, run: ForwardPass) -> dict[str, torch.Tensor]:
         # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
-        origin = {m: mask for m, mask in masks.items() if input_ids is None or m in features}
-        return prefix_masks(self.config, origin, input_ids)
+        origin = {m: mask for m, mask in run.masks.items() if run.input_ids is None or m in run.features}
+        for extension in EXTENSIONS:
+            origin = extension.origin(self, run, origin)
+        return origin
+
+
+def _core(model: Any) -> ComposedModel:
+    return model if isinstance(model, ComposedModel) else model.model
 
 
 class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -358,19 +352,18 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         if labels is not None:
             # Placeholders without a row in the head cannot be learnt.
             labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
-            if kwargs.get("hidden") in ("mask", "drop"):
-                labels = learnable(
-                    labels, cast("torch.Tensor", attention_mask), kwargs.get("padding_mask"), kept=outputs.kept_places
-                )
+            for extension in EXTENSIONS:
+                labels = extension.edit_labels(labels, outputs, {**kwargs, "attention_mask": attention_mask})
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
+        for extension in EXTENSIONS:
+            term = extension.loss(self.model, outputs)
+            if term is not None:
+                loss = term if loss is None else loss + term.to(loss.device)
         found = {"past_key_values": outputs.past_key_values, "hidden_states": outputs.hidden_states}
         found |= {"logits": logits, "attentions": outputs.attentions}
-        if outputs.router_loss is None and outputs.kept_places is None:
+        added = {name: getattr(outputs, name) for name in ADDED_OUTPUTS}
+        if all(value is None for value in added.values()):
             return CausalLMOutputWithPast(loss=loss, **found)
-        if outputs.router_loss is not None:
-            asked = self.config.router_loss_weight * outputs.router_loss
-            loss = asked if loss is None else loss + asked.to(loss.device)
-        added = {key: getattr(outputs, key) for key in ("router_logits", "router_loss", "kept_places")}
         return ComposedCausalOutput(loss=loss, **found, **added)

@@ -14,11 +14,11 @@ import torch
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 
-from ..experts.places import EXTRA_NAMES, ITEM_TOKENS, expert_input_names, expert_masks, expert_names
 from ..experts.routing import has_slots, route_batch, routed_generation
 from ..names import SEPARATOR
 from ..positions.masks import bidirectional_masks
-from .placement import expand_expert, expand_features, type_ids
+from .extensions import EXTENSIONS
+from .placement import expand_features, type_ids
 
 __all__ = ["ComposedGeneration"]
 
@@ -78,7 +78,7 @@ class ComposedGeneration(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = {name for names in self.model.input_names().values() for name in names}
-        known.update(expert_input_names(self.model))
+        known.update(name for extension in EXTENSIONS for name in extension.input_names(self.model))
         super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key not in known})
 
     def _prepare_position_ids_for_generation(
@@ -120,11 +120,9 @@ class ComposedGeneration(GenerationMixin):
             model_kwargs["mm_features"] = {
                 modality: expand_features(made, masks[modality], expand_size) for modality, made in features.items()
             }
-        if expand_size > 1 and (made := model_kwargs.get("expert_features")):
-            masks = expert_masks(self.config, input_ids)
-            model_kwargs["expert_features"] = {
-                name: expand_expert(found, masks[name], expand_size) for name, found in made.items()
-            }
+        if expand_size > 1:
+            for extension in EXTENSIONS:
+                model_kwargs = extension.expand(self.model, model_kwargs, input_ids, expand_size)
         if self.model.attention == "prefix" and model_kwargs.get("token_type_ids") is None and input_ids is not None:
             model_kwargs["token_type_ids"] = torch.zeros_like(input_ids)
         return super()._expand_inputs_for_generation(
@@ -169,8 +167,7 @@ class ComposedGeneration(GenerationMixin):
 
     def _is_media(self, key: str) -> bool:
         """Whether an argument is used up in the first step."""
-        expert = key in EXTRA_NAMES or expert_names(self.config, key) is not None or key.endswith(ITEM_TOKENS)
-        return expert or self._is_tower_input(key)
+        return self._is_tower_input(key) or any(extension.is_input(self.config, key) for extension in EXTENSIONS)
 
     def _is_tower_input(self, key: str) -> bool:
         return key == "mm_features" or (SEPARATOR in key and key.split(SEPARATOR)[0] in self.config.sources)

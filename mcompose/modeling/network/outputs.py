@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-__all__ = ["ComposedCausalOutput", "ComposedOutput"]
+__all__ = ["ADDED_OUTPUTS", "ComposedCausalOutput", "ComposedOutput"]
+
+ADDED_OUTPUTS = ("router_logits", "router_loss", "kept_places")
+"""Fields that extensions add to what every causal model returns."""
 
 
 @dataclass

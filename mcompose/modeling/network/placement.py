@@ -15,7 +15,6 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import torch_compilable_check
 
-from ..experts.expert import ExpertFeatures
 from ..families import TYPE_IDS
 from ..towers.features import Features
 
@@ -23,7 +22,6 @@ __all__ = [
     "check_missing",
     "deepstack_inputs",
     "embed_text",
-    "expand_expert",
     "expand_features",
     "place",
     "placeholder_masks",
@@ -170,19 +168,3 @@ def expand_features(features: Features, mask_BL: torch.Tensor, times: int) -> Fe
         return torch.cat([row for row in rows for _ in range(times)])
 
     return Features(repeat(features.x_ND), [repeat(x) for x in features.deepstack], features.structure)
-
-
-def expand_expert(features: ExpertFeatures, mask_BL: torch.Tensor, times: int) -> ExpertFeatures:
-    """Repeats each text row's features of an expert, as :func:`expand_features` does; items are no longer told apart.
-
-    Args:
-        features: Features of the batch as it was.
-        mask_BL: Its context tokens.
-        times: How often each row is repeated.
-    """
-    counts = mask_BL.sum(dim=-1).tolist()
-    x_ND = expand_features(Features(features.x_ND), mask_BL, times).x_ND
-    if features.valid_N is None:
-        return ExpertFeatures(x_ND, counts)
-    valid_N1 = expand_features(Features(features.valid_N[:, None]), mask_BL, times).x_ND
-    return ExpertFeatures(x_ND, counts, valid_N1[:, 0])

@@ -31,7 +31,7 @@ from ..experts.processing import ExpertMedia
 from ..families import MODALITIES, TYPE_IDS
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
-from ..prefixes import prefix_counts, prefix_token_types, wrapped
+from ..prefixes.tokens import prefix_counts, prefix_token_types, wrapped
 from .chat import DEFAULT_TEMPLATE, flattened, media_of
 from .expansion import PLACEHOLDERS, expand_media
 from .items import media_items

@@ -1,0 +1,1 @@
+"""Learned vectors around each media item."""
