@@ -15,7 +15,7 @@ from typing import Any
 
 from mcompose.errors import CheckpointError
 
-__all__ = ["FORMAT", "FileRow", "Ledger", "SourceRow", "StepRow", "TensorRow"]
+__all__ = ["FORMAT", "FileRow", "Ledger", "SourceRow", "StepRow", "TensorRow", "human_bytes"]
 
 FORMAT = 1
 
@@ -205,3 +205,13 @@ def _compact(row: Any) -> dict[str, Any]:
 def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists only; the rows hold tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def human_bytes(count: int) -> str:
+    """Bytes in decimal units: ``1.96 GB``."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.2f} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} TB"

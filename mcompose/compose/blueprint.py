@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, is_expert_slot
-from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
-from mcompose.compose.experts.plan import ExpertSet, draw_experts
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
+from mcompose.compose.extension import Addition, Draft
+from mcompose.compose.extensions import EXTENSIONS
 from mcompose.compose.towers import (
     LANGUAGE_PARTS,
     OutputTower,
@@ -50,8 +50,7 @@ class Blueprint:
         vocabulary: Rows of the vocabulary tables that are merged.
         plan: What becomes of every tensor.
         towers: The towers of a composed output.
-        decoupling: The decoupled groups of the output; None when all tokens use the merged language model.
-        experts: The domain experts of a composed output, and what belongs to them.
+        additions: What each extension adds to the output, in the order of ``EXTENSIONS``.
         layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
         warnings: Sentences for the user.
     """
@@ -63,8 +62,7 @@ class Blueprint:
     plan: MergePlan
     layers: tuple[int, ...]
     towers: tuple[OutputTower, ...] = ()
-    decoupling: Decoupling | None = None
-    experts: ExpertSet = field(default_factory=ExpertSet)
+    additions: tuple[Addition, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -78,14 +76,14 @@ class Blueprint:
         return DTYPE_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
 
 
-def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False, decoupled: bool = False) -> str:
+def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False, extended: bool = False) -> str:
     """Decides the output's format.
 
     Args:
         requested: ``auto``, ``native``, ``composed`` or ``text``.
         sources: The opened sources.
         share_towers: True when sources of one class merge their towers.
-        decoupled: True when the output has decoupled groups or experts, which only the composed format can hold.
+        extended: True when the recipe asks for an extension, which only the composed format can hold.
 
     Returns:
         ``native``, ``composed`` or ``text``.
@@ -94,7 +92,7 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
         CompositionError: The sources cannot be written in the requested format.
     """
     towers = 1 if share_towers and sources.towers else len(sources.towers)
-    if requested == "auto" and decoupled:
+    if requested == "auto" and extended:
         requested = COMPOSED
     if requested == "auto":
         requested = (TEXT, NATIVE)[towers] if towers < 2 else COMPOSED
@@ -128,36 +126,37 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     """
     recipe = loaded.recipe
     share_towers = recipe.compose.towers == "merge"
-    decoupled = recipe.compose.decouple != "none" or bool(recipe.compose.experts)
-    output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, decoupled=decoupled)
+    extended = any(extension.needs_composed(recipe) for extension in EXTENSIONS)
+    output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, extended=extended)
     _refuse_sources(sources)
     places = output_towers(sources) if output_format == COMPOSED else ()
     owner = _owner(recipe, sources, output_format)
     vocabulary, warnings = _vocabulary(owner, sources)
-    jobs, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
+    language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
         towers, towers_dropped = composed_towers(sources, places)
     elif share_towers and output_format == NATIVE and not recipe.merge.slices:
         towers, towers_dropped = merged_towers(recipe, sources, owner)
     else:
         towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
-    decoupling, jobs, groups_dropped = decouple(recipe, sources, jobs)
-    experts = ExpertSet()
-    router = recipe.compose.router
-    if router is not None and router.made and not _has_experts(recipe, sources):
-        raise CompositionError(
-            "'compose.router' has nothing to choose among: neither the recipe nor a source has experts.",
-            hint="Leave it out, or write 'compose.experts'.",
-        )
-    if output_format == COMPOSED and _has_experts(recipe, sources):
-        experts = draw_experts(loaded, sources, places, table=_table(sources.base or owner), weights=weights)
+    draft = Draft(
+        loaded,
+        sources,
+        output_format == COMPOSED,
+        places,
+        _table(sources.base or owner),
+        tuple(language),
+        weights,
+    )
+    draft, additions = _extend(draft)
     plan = build_plan(
-        [*jobs, *towers, *experts.jobs],
-        [*dropped, *towers_dropped, *groups_dropped, *experts.dropped],
+        [*draft.language, *towers, *(job for addition in additions for job in addition.jobs)],
+        [*dropped, *towers_dropped, *(row for addition in additions for row in addition.dropped)],
         max_shard_size=recipe.output.max_shard_size,
         metadata={"format": "pt"},
     )
     anatomy_warnings = [f"{s.name}: {text}" for s in sources.everything for text in s.anatomy.warnings]
+    noticed = [text for addition in additions for text in addition.warnings]
     return Blueprint(
         output_format,
         sources,
@@ -166,33 +165,26 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         plan,
         output_layers(recipe.merge, owner.anatomy.num_layers),
         places,
-        decoupling,
-        experts,
-        (*anatomy_warnings, *warnings, *experts.warnings, *_group_warnings(recipe, sources), *plan.warnings),
+        additions,
+        (*anatomy_warnings, *warnings, *noticed, *plan.warnings),
     )
 
 
-def _has_experts(recipe: Recipe, sources: SourceSet) -> bool:
-    own = [slot for source in sources.sources for slot in source.anatomy.slots.values() if is_expert_slot(slot)]
-    return bool(recipe.compose.experts or own)
+def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:
+    """Asks every extension in turn; each sees the language model as those before it have left it."""
+    additions = []
+    for extension in EXTENSIONS:
+        addition = extension.plan(draft)
+        additions.append(addition)
+        if addition.language is not None:
+            draft = replace(draft, language=addition.language)
+    return draft, tuple(additions)
 
 
 def _table(source: SourceParts) -> Contribution:
     slot = source.embedding
     assert slot is not None, "its rows were counted"
     return Contribution(source.name, source.entry(slot.key))
-
-
-def _group_warnings(recipe: Recipe, sources: SourceSet) -> list[str]:
-    """What a recipe without decoupling leaves out."""
-    if recipe.compose.decouple != "none":
-        return []
-    left = ", ".join(f"'{source.name}'" for source in sources.sources if carries_groups(source))
-    if left:
-        return [f"The decoupled groups of {left} are left out; `compose: {{decouple: donor}}` keeps them."]
-    if recipe.merge.method == "damc" and sources.towers:
-        return ["Nothing is decoupled: all tokens use the merged language model. `compose.decouple` says otherwise."]
-    return []
 
 
 def _refuse_sources(sources: SourceSet) -> None:
@@ -206,11 +198,8 @@ def _refuse_sources(sources: SourceSet) -> None:
                 f"Source '{source.name}' is quantised ({source.checkpoint.quantised}) and cannot be merged.",
                 hint="Use the checkpoint that it was quantised from.",
             )
-        if source.adapter is not None and carries_groups(source):
-            raise CompositionError(
-                f"Source '{source.name}' has decoupled groups, and its adapter would change what they add to.",
-                hint="Fold the adapter first: `mcompose merge` of this source alone, without groups.",
-            )
+        for extension in EXTENSIONS:
+            extension.check_source(source)
         _refuse_missing_layers(source)
 
 

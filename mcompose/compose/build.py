@@ -11,7 +11,7 @@ from mcompose.checkpoint import StagedOutput, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
 from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
-from mcompose.compose.provenance import FOLDER, expert_digests, lock_text, make_ledger, source_digests
+from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
 from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
@@ -210,7 +210,7 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
 def _write_records(
     staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger, *, sha256: bool
 ) -> None:
-    digests = {**source_digests(blueprint.sources), **expert_digests(blueprint.experts)}
+    digests = source_digests(blueprint)
     staged.write_file(f"{FOLDER}/resolved.yaml", _resolved(loaded, blueprint, digests))
     staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
     weights: dict[str, dict[str, Any]] = {s.filename: {"size": s.size} for s in blueprint.plan.layout.shards}
@@ -226,9 +226,8 @@ def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, 
         commits[source.name] = source.checkpoint.commit or ""
         if source.adapter is not None and source.adapter.commit:
             commits[f"{source.name}:adapter"] = source.adapter.commit
-    for expert in blueprint.experts.experts:
-        if expert.new is not None:
-            commits[f"expert:{expert.name}"] = expert.new.checkpoint.commit or ""
+    for addition in blueprint.additions:
+        commits |= {f"expert:{name}": checkpoint.commit or "" for name, checkpoint in addition.checkpoints().items()}
     hashes = {
         name: {file: f"sha256:{facts['sha256']}" for file, facts in entry["files"].items() if "sha256" in facts}
         for name, entry in digests.items()

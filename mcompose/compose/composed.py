@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.compose.chat_template import chat_template_of, string_template
-from mcompose.compose.decoupled import Decoupling
+from mcompose.compose.foreign_errors import naming_source
 from mcompose.compose.native import layer_changes
-from mcompose.compose.towers import OutputTower, vectors_around
-from mcompose.errors import CheckpointError, CompositionError
+from mcompose.compose.towers import OutputTower
+from mcompose.errors import CompositionError
 from mcompose.modeling import generate_files
 from mcompose.modeling.families import MROPE_TEXT, family_of
 
 if TYPE_CHECKING:
-    from mcompose.checkpoint import ExpertFile, StagedOutput
+    from mcompose.checkpoint import StagedOutput
     from mcompose.compose.blueprint import Blueprint
     from mcompose.merge import SourceParts
 
 __all__ = ["write_composed"]
-
-_CHECKED = ("model.language_model.", "model.experts.", "model.routers.", "model.domain_tokens", "model.mask_token")
 
 
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
@@ -46,8 +42,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         CompositionError: A source has no processor, or the sources do not fit one network.
     """
     # These cost seconds to import, and only this format needs them.
-    from mcompose.modeling import composed_config, prefix_fields, register  # noqa: PLC0415
-    from mcompose.modeling.experts.processing import add_expert_tokens  # noqa: PLC0415
+    from mcompose.modeling import composed_config, register  # noqa: PLC0415
     from mcompose.modeling.processing.composed import add_placeholders, write_processor  # noqa: PLC0415
 
     register()
@@ -57,10 +52,9 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         if family_of(tower.model_type).structure:
             stored[tower.name] = _stored_source(tower, tokenizer=tokenizer)
     placeholders = add_placeholders(tokenizer, list(blueprint.sources.modalities))
-    experts = blueprint.experts
-    tokens = add_expert_tokens(tokenizer, [e.name for e in experts.experts]) if experts.experts else {}
-    around = vectors_around(blueprint.towers)
-    groups = blueprint.decoupling or Decoupling({})
+    fields: dict[str, Any] = {}
+    for addition in blueprint.additions:
+        fields |= addition.config_fields(tokenizer)
     try:
         config = composed_config(
             _language_config(blueprint),
@@ -68,27 +62,24 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
             placeholders=placeholders,
             tie_word_embeddings=not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs),
             dtype=dtype or blueprint.dtype,
-            routed_groups={name: dict(fields) for name, fields in groups.groups.items()},
-            routed_base=groups.base,
-            **prefix_fields(tokenizer, **around),
-            **experts.config_fields(),
-            **tokens,
+            **fields,
         )
-        if blueprint.decoupling is not None or experts.experts:
-            _check_network(config, blueprint)
+        _check_network(config, blueprint)
     except ValueError as error:
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
     folders = {tower.name: tower.processor_folder for tower in blueprint.towers}
-    folders |= {expert.name: expert.processor_folder for expert in experts.experts}
-    write_processor(staged.partial, tokenizer, stored, folders=folders, **around, **experts.processor_fields())
+    made_with: dict[str, Any] = {}
+    for addition in blueprint.additions:
+        folders |= addition.processor_folders()
+        made_with |= addition.processor_fields()
+    write_processor(staged.partial, tokenizer, stored, folders=folders, **made_with)
     _check_processors(staged.partial, blueprint)
     _write_generation_config(staged, blueprint.owner)
     for name, text in generate_files("composed").items():
         staged.write_file(name, text)
-    for expert in experts.experts:
-        for file in expert.files:
-            _copy_graph(staged, expert.name, file)
+    for addition in blueprint.additions:
+        addition.write_files(staged)
     return noticed
 
 
@@ -96,7 +87,7 @@ def _write_generation_config(staged: StagedOutput, owner: SourceParts) -> None:
     from transformers import GenerationConfig  # noqa: PLC0415 - as above
 
     if (owner.checkpoint.folder / "generation_config.json").is_file():
-        with _blaming(owner.name, "generation config"):
+        with naming_source(owner.name, "generation config"):
             generation = GenerationConfig.from_pretrained(owner.checkpoint.folder)
         generation.save_pretrained(staged.partial)
 
@@ -104,7 +95,7 @@ def _write_generation_config(staged: StagedOutput, owner: SourceParts) -> None:
 def _tokenizer(source: SourceParts) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 - as above
 
-    with _blaming(source.name, "tokenizer"):
+    with naming_source(source.name, "tokenizer"):
         return AutoTokenizer.from_pretrained(source.checkpoint.folder, trust_remote_code=False)
 
 
@@ -127,14 +118,6 @@ def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
     ]
 
 
-def _copy_graph(staged: StagedOutput, expert: str, file: ExpertFile) -> None:
-    if staged.copy_file(file.path, file.name).sha256 != file.sha256:
-        raise CheckpointError(
-            f"'{file.path}' of expert '{expert}' is not the file that it was: its sha256 should be {file.sha256}.",
-            hint="It is damaged, or was changed meanwhile; fetch it again.",
-        )
-
-
 def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, Any]:
     """One tower's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
     from mcompose.modeling import stored_source  # noqa: PLC0415 - as above
@@ -144,7 +127,7 @@ def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, An
     ids = None
     if tokenizer is not None:
         ids = structure_ids(tokenizer, tower.config, source_tokenizer=_tokenizer(tower.source))
-    with _blaming(tower.source.name, "config"):
+    with naming_source(tower.source.name, "config"):
         entry = stored_source(tower.config, modalities=tower.modalities, structure_ids=ids)
         native_config(entry["model_type"], entry["config"])  # for its complaints
         return entry
@@ -157,6 +140,9 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
         ValueError: Its layers cannot be routed.
         CompositionError: It holds other tensors.
     """
+    checked = {prefix: addition for addition in blueprint.additions for prefix in addition.checked}
+    if not checked:
+        return
     import torch  # noqa: PLC0415 - as above
 
     from mcompose.modeling import ComposedForConditionalGeneration  # noqa: PLC0415
@@ -165,35 +151,23 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
         held = {name: tuple(t.shape) for name, t in ComposedForConditionalGeneration(config).state_dict().items()}
     if config.tie_word_embeddings:
         held.pop("lm_head.weight", None)
-    apart = tuple(f"model.experts.{e.name}.encoder." for e in blueprint.experts.experts if e.entry.get("reference"))
+    outside = tuple(prefix for addition in blueprint.additions for prefix in addition.outside)
     made = {job.name: job.shape for job in blueprint.plan.jobs}
-    odd = [name for name in dict.fromkeys([*made, *held]) if made.get(name) != held.get(name)]
-    odd = [name for name in odd if name.startswith(_CHECKED) and not (apart and name.startswith(apart))]
-    if odd and not odd[0].startswith(_CHECKED[0]):
-        raise CompositionError(
-            f"The experts do not fit the network: '{odd[0]}' is {made.get(odd[0], 'not')} among their tensors, and "
-            f"{held.get(odd[0], 'not')} in it."
-        )
-    if odd:
-        raise CompositionError(
-            f"The layers of this language model cannot be decoupled: '{odd[0]}' is {made.get(odd[0], 'not')} among the "
-            f"sources' tensors, and {held.get(odd[0], 'not')} in the network.",
-            hint="Leave 'compose.decouple' out for this language model.",
-        )
+    for name in dict.fromkeys([*made, *held]):
+        addition = next((addition for prefix, addition in checked.items() if name.startswith(prefix)), None)
+        if addition is not None and not name.startswith(outside) and made.get(name) != held.get(name):
+            raise addition.misfit(name, made.get(name, "not"), held.get(name, "not"))
 
 
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     """Loads what was written: a source without a processor is told now, not when the model is used."""
-    from mcompose.modeling.experts.processing import ExpertMedia  # noqa: PLC0415 - as above
     from mcompose.modeling.processing.sources import load_source_processor  # noqa: PLC0415
 
     for tower in blueprint.towers:
-        with _blaming(tower.source.name, "processor"):
+        with naming_source(tower.source.name, "processor"):
             load_source_processor(folder, tower.name, model_type=tower.model_type)
-    fields = blueprint.experts.processor_fields()
-    if fields:
-        with _blaming(", ".join(fields["experts"]), "processor"):
-            ExpertMedia(**fields).load(folder)
+    for addition in blueprint.additions:
+        addition.check_processors(folder)
 
 
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:
@@ -208,16 +182,3 @@ def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     for key in ("architectures", "auto_map", "_name_or_path", "transformers_version", "quantization_config"):
         config.pop(key, None)
     return config
-
-
-@contextmanager
-def _blaming(source: str, what: str) -> Iterator[None]:
-    """Turns transformers' complaints about a source's files into a sentence that names the source."""
-    try:
-        yield
-    except Exception as error:  # tokenizers raises this very class, and the configs' validation one of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CompositionError(
-            f"The {what} of source '{source}' cannot be loaded: {reason:.300}",
-            hint=f"Its folder must hold the files of its {what}, as `save_pretrained` writes them.",
-        ) from error

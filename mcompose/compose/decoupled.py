@@ -10,10 +10,11 @@ Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import GROUP, LANGUAGE, ORIGIN, Slot
+from mcompose.compose.extension import Addition, Draft, Extension
 from mcompose.compose.groups import (
     TEXT,
     DenseGroup,
@@ -35,22 +36,100 @@ if TYPE_CHECKING:
     from mcompose.merge import SourceParts
     from mcompose.recipe import Recipe
 
-__all__ = ["Decoupling", "carries_groups", "decouple"]
+__all__ = ["Decoupling", "DecouplingExtension", "carries_groups"]
 
 Group = DenseGroup | LowRankGroup
 
 
 @dataclass(frozen=True)
-class Decoupling:
-    """What the output's config says of its groups.
+class Decoupling(Addition):
+    """The decoupled groups of an output; without groups all tokens use the merged language model.
 
     Args:
         groups: Modality (or ``text``) to its fields, as ``ComposedConfig.routed_groups`` has them.
         base: ``shared`` or ``separate``, as ``ComposedConfig.routed_base``.
+        notes: Sentences for the user.
     """
 
-    groups: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
     base: str = "shared"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        return self.notes
+
+    def config_fields(self, tokenizer: Any) -> dict[str, Any]:
+        """``routed_groups`` and ``routed_base``."""
+        return {
+            "routed_groups": {name: dict(fields) for name, fields in self.groups.items()},
+            "routed_base": self.base,
+        }
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The language model's tensors, once any linear has groups."""
+        return ("model.language_model.",) if self.language is not None else ()
+
+    def misfit(self, name: str, made: object, held: object) -> CompositionError:
+        """Returns the error about a linear that cannot have groups."""
+        return CompositionError(
+            f"The layers of this language model cannot be decoupled: '{name}' is {made} among the sources' tensors, "
+            f"and {held} in the network.",
+            hint="Leave 'compose.decouple' out for this language model.",
+        )
+
+
+class DecouplingExtension(Extension):
+    """DAMC's decoupled groups."""
+
+    def needs_composed(self, recipe: Recipe) -> bool:
+        """Whether the recipe decouples."""
+        return recipe.compose.decouple != "none"
+
+    def check_source(self, source: SourceParts) -> None:
+        """Refuses an adapter on a source whose groups add to the tensors that the adapter would change."""
+        if source.adapter is not None and carries_groups(source):
+            raise CompositionError(
+                f"Source '{source.name}' has decoupled groups, and its adapter would change what they add to.",
+                hint="Fold the adapter first: `mcompose merge` of this source alone, without groups.",
+            )
+
+    def plan(self, draft: Draft) -> Decoupling:
+        """Plans the groups of the output.
+
+        Args:
+            draft: What has been decided so far.
+
+        Returns:
+            The groups, with the language model's jobs as they become and, behind them, the groups' own.
+
+        Raises:
+            CompositionError: A source lacks a group, or the language model cannot have any.
+        """
+        recipe, sources = draft.recipe, draft.sources
+        if recipe.compose.decouple == "none":
+            dropped = _dropped(sources, {}, used=set())
+            return Decoupling(dropped=tuple(dropped), notes=_left_out(recipe, sources))
+        language = draft.language
+        linears = _linears(language)
+        _Jobs.check_layers(language)
+        groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in sources.modalities.items()}
+        jobs = _Jobs(recipe, sources, linears)
+        text = stacked_text(sources.sources, list(groups.values()), language, linears)
+        if text is not None:
+            language = jobs.with_factors(language, text)
+        for modality, group in groups.items():
+            jobs.add(modality, group)
+        base = jobs.finish(language)
+        used = {(c.source, c.entry.key) for job in jobs.made for s in job.segments for c in s.contributions}
+        return Decoupling(
+            dropped=tuple(_dropped(sources, groups, used=used)),
+            language=(*language, *jobs.made),
+            groups=jobs.fields,
+            base=base,
+        )
 
 
 def carries_groups(source: SourceParts) -> bool:
@@ -58,37 +137,14 @@ def carries_groups(source: SourceParts) -> bool:
     return any(slot.part.startswith(f"{GROUP}:") for slot in source.anatomy.slots.values())
 
 
-def decouple(
-    recipe: Recipe, sources: SourceSet, language: Sequence[TensorJob]
-) -> tuple[Decoupling | None, list[TensorJob], list[Dropped]]:
-    """Plans the groups of the output.
-
-    Args:
-        recipe: The recipe.
-        sources: Its opened sources.
-        language: Jobs of the shared language model.
-
-    Returns:
-        The groups, None when there are none; the language model's jobs as they become, and those of the groups; what
-        is dropped of the sources' groups.
-
-    Raises:
-        CompositionError: A source lacks a group, or the language model cannot have any.
-    """
-    if recipe.compose.decouple == "none":
-        return None, list(language), _dropped(sources, {}, used=set())
-    linears = _linears(language)
-    _Jobs.check_layers(language)
-    groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in sources.modalities.items()}
-    jobs = _Jobs(recipe, sources, linears)
-    text = stacked_text(sources.sources, list(groups.values()), language, linears)
-    if text is not None:
-        language = jobs.with_factors(language, text)
-    for modality, group in groups.items():
-        jobs.add(modality, group)
-    base = jobs.finish(language)
-    used = {(c.source, c.entry.key) for job in jobs.made for s in job.segments for c in s.contributions}
-    return Decoupling(jobs.fields, base), [*language, *jobs.made], _dropped(sources, groups, used=used)
+def _left_out(recipe: Recipe, sources: SourceSet) -> tuple[str, ...]:
+    """Says what a recipe without decoupling leaves out."""
+    left = ", ".join(f"'{source.name}'" for source in sources.sources if carries_groups(source))
+    if left:
+        return (f"The decoupled groups of {left} are left out; `compose: {{decouple: donor}}` keeps them.",)
+    if recipe.merge.method == "damc" and sources.towers:
+        return ("Nothing is decoupled: all tokens use the merged language model. `compose.decouple` says otherwise.",)
+    return ()
 
 
 def _linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:

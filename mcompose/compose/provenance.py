@@ -14,28 +14,25 @@ what for:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose import __version__
-from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import digest_file
-from mcompose.ledger import FileRow, Ledger, SourceRow, StepRow, TensorRow
+from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
     from mcompose.compose.blueprint import Blueprint
-    from mcompose.compose.experts.expert import OutputExpert
-    from mcompose.compose.experts.plan import ExpertSet
     from mcompose.compose.sources import SourceSet
     from mcompose.merge import SourceParts
     from mcompose.recipe import LoadedRecipe
     from mcompose.refs import ModelRef
 
-__all__ = ["FOLDER", "expert_digests", "library_versions", "lock_text", "make_ledger", "source_digests"]
+__all__ = ["FOLDER", "library_versions", "lock_text", "make_ledger", "portable_ref", "source_digests"]
 
 FOLDER = "mcompose"
 """Folder of the output that holds all of this."""
@@ -76,10 +73,10 @@ def make_ledger(
         versions=library_versions(),
         sources=(
             *(_source_row(source, sources) for source in sources.everything),
-            *(_expert_row(expert) for expert in blueprint.experts.experts if expert.new),
+            *(row for addition in blueprint.additions for row in addition.source_rows()),
         ),
         tensors=tuple(rows),
-        files=tuple(row for expert in blueprint.experts.experts for row in _file_rows(expert)),
+        files=tuple(row for addition in blueprint.additions for row in addition.file_rows()),
         steps=(StepRow("merge", f"mcompose merge {loaded.path.name}", details=dict(details)),),
     )
 
@@ -88,7 +85,7 @@ def _source_row(source: SourceParts, sources: SourceSet) -> SourceRow:
     checkpoint = source.checkpoint
     return SourceRow(
         name=source.name,
-        ref=_portable(source.checkpoint.ref),
+        ref=portable_ref(source.checkpoint.ref),
         model_type=source.anatomy.model_type,
         modalities=tuple(m for m, name in sources.modalities.items() if name == source.name),
         licence=checkpoint.licence,
@@ -97,52 +94,26 @@ def _source_row(source: SourceParts, sources: SourceSet) -> SourceRow:
     )
 
 
-def _expert_row(expert: OutputExpert) -> SourceRow:
-    assert expert.new is not None, "carried experts belong to their source"
-    checkpoint = expert.new.checkpoint
-    return SourceRow(
-        name=expert.name,
-        ref=_portable(checkpoint.ref),
-        model_type=checkpoint.model_type or ("onnx" if "onnx" in expert.entry else ""),
-        modalities=(expert.modality,),
-        licence=checkpoint.licence,
-        base_model=checkpoint.base_model,
-        commit=checkpoint.commit or "",
-    )
-
-
-def _file_rows(expert: OutputExpert) -> Iterator[FileRow]:
-    """The files of an ONNX expert: those in the output, and those that are left where they are."""
-    part, sources = f"{EXPERT}:{expert.name}", (expert.source or expert.name,)
-    for file in expert.files:
-        note = f"was '{file.path.relative_to(expert.new.checkpoint.folder).as_posix()}'" if expert.new else ""
-        yield FileRow(file.name, "copied", part, sources, file.sha256, note)
-    for file in expert.left:
-        yield FileRow(file.name, "dropped", part, sources, file.sha256, "kept by reference")
-
-
-def _portable(ref: ModelRef) -> str:
-    """The reference as written, but never a path of this machine."""
+def portable_ref(ref: ModelRef) -> str:
+    """Returns a reference as it was written, but never a path of this machine."""
     if ref.kind == "hub" or not Path(ref.location).expanduser().is_absolute():
         return str(ref)
     return f"local:{Path(ref.location).name}"
 
 
-def source_digests(sources: SourceSet) -> dict[str, dict[str, Any]]:
-    """What every source was, file by file; the ledger has the digest of every tensor that was read.
+def source_digests(blueprint: Blueprint) -> dict[str, dict[str, Any]]:
+    """Returns what every checkpoint was, file by file; the ledger has the digest of every tensor that was read.
 
     Args:
-        sources: The opened sources.
+        blueprint: What was decided.
 
     Returns:
-        Source to its reference, commit and files.
+        Name of each source, and of each checkpoint that an extension reads, to its reference, commit and files.
     """
-    return dict(_source_entry(source) for source in sources.everything)
-
-
-def expert_digests(experts: ExpertSet) -> dict[str, dict[str, Any]]:
-    """The same of the checkpoints that new experts came from."""
-    return {expert.name: _checkpoint_entry(expert.new.checkpoint) for expert in experts.experts if expert.new}
+    entries = dict(_source_entry(source) for source in blueprint.sources.everything)
+    for addition in blueprint.additions:
+        entries |= {name: _checkpoint_entry(checkpoint) for name, checkpoint in addition.checkpoints().items()}
+    return entries
 
 
 def _checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -150,7 +121,7 @@ def _checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     small = [*([config] if config.is_file() else []), *checkpoint.sidecars()]  # a folder of a graph may have none
     files = {name: _weight_file(checkpoint, name) for name in checkpoint.weight_files}
     files |= {path.relative_to(checkpoint.folder).as_posix(): vars(digest_file(path)) for path in small}
-    return {"ref": _portable(checkpoint.ref), "commit": checkpoint.commit, "files": files}
+    return {"ref": portable_ref(checkpoint.ref), "commit": checkpoint.commit, "files": files}
 
 
 def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
@@ -159,7 +130,7 @@ def _source_entry(source: SourceParts) -> tuple[str, dict[str, Any]]:
     if adapter is not None:
         paths = [adapter.folder / "adapter_config.json", *dict.fromkeys(t.file for t in adapter.tensors.values())]
         files = {path.name: vars(digest_file(path)) for path in paths}
-        entry["adapter"] = {"ref": _portable(adapter.ref), "commit": adapter.commit, "files": files}
+        entry["adapter"] = {"ref": portable_ref(adapter.ref), "commit": adapter.commit, "files": files}
     return source.name, entry
 
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mcompose.ledger import human_bytes
+
 if TYPE_CHECKING:
     from mcompose.compose import Blueprint, ComposeResult
-    from mcompose.compose.experts.expert import OutputExpert
 
-__all__ = ["InspectReport", "MergeReport", "PlanReport", "SourceReport", "human_bytes"]
-
-
-def human_bytes(count: int) -> str:
-    """Bytes in decimal units: ``1.96 GB``."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.2f} {unit}"
-        amount /= 1000
-    return f"{amount:.2f} TB"
+__all__ = ["InspectReport", "MergeReport", "PlanReport", "SourceReport"]
 
 
 @dataclass(frozen=True)
@@ -109,27 +100,6 @@ def _parts(source: SourceReport) -> list[dict[str, Any]]:
     ]
 
 
-def _expert(expert: OutputExpert) -> dict[str, Any]:
-    """What a plan tells of a domain expert; ``tokens`` of one item, None where the item decides."""
-    entry = expert.entry
-    tokens = entry["tokens"] if isinstance(entry["tokens"], int) else None
-    stored = "reference" if entry.get("reference") else "inside"
-    encoder = f"ONNX value '{entry['onnx']['output']}'" if "onnx" in entry else entry["class_name"]
-    told = {"encoder": encoder, "modality": entry["modality"], "domain": entry["domain"],
-            "tokens": tokens, "store": stored}  # fmt: skip
-    return told | ({"files": {file.name: file.path.stat().st_size for file in expert.files}} if expert.files else {})
-
-
-def _expert_lines(blueprint: Blueprint) -> list[str]:
-    told = [(expert.name, _expert(expert)) for expert in blueprint.experts.experts]
-    shown = [
-        f"'{name}' ({one['encoder']}, {one['tokens'] or 'varying'} tokens an item"
-        + (f", copies {human_bytes(sum(one['files'].values()))})" if "files" in one else ")")
-        for name, one in told
-    ]
-    return [f"  experts      {', '.join(shown)}"] if shown else []
-
-
 @dataclass(frozen=True)
 class PlanReport:
     """What a merge would do.
@@ -155,7 +125,7 @@ class PlanReport:
         lines = [
             f"{self.name}: {self.blueprint.format} output, {self.method} over {len(sources.sources)} sources",
             f"  brings       {brings or 'text only'}",
-            *_expert_lines(self.blueprint),
+            *(f"  {title:12} {text}" for each in self.blueprint.additions for title, text in each.report_lines()),
             f"  tensors      {counts}, {len(plan.dropped)} dropped",
             f"  reads        {human_bytes(plan.bytes_to_read)}",
             f"  writes       {human_bytes(plan.bytes_to_write)} in {len(shards)} file{'s' * (len(shards) > 1)}",
@@ -182,7 +152,7 @@ class PlanReport:
             "output": self.output,
             "modalities": self.blueprint.sources.modalities,
             "sources": sources,
-            "experts": {one.name: _expert(one) for one in self.blueprint.experts.experts},
+            **{key: value for each in self.blueprint.additions for key, value in each.report().items()},
             "files": {shard.filename: shard.size for shard in self.blueprint.plan.layout.shards},
             **self.blueprint.plan.to_dict(),
             "warnings": list(self.blueprint.warnings),

@@ -7,7 +7,7 @@ short fine-tunes that they need stand in ``align/stages.py``.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,11 +15,16 @@ from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
 
+if TYPE_CHECKING:
+    from mcompose.recipe.schema import Recipe
+
 __all__ = [
     "AdapterMix",
     "ComposeSpec",
     "Tiles",
     "VisionMix",
+    "check_compose",
+    "check_compose",
 ]
 
 
@@ -104,3 +109,50 @@ class ComposeSpec(Spec):
                     hint="Give one of them another name.",
                 )
         return self
+
+
+def check_compose(recipe: Recipe) -> None:
+    """Checks what the `compose` section asks for against the rest of the recipe.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        FieldError: A rule is broken; it says where.
+    """
+    _check_decouple(recipe)
+    _check_experts(recipe)
+
+
+def _check_decouple(recipe: Recipe) -> None:
+    """Decoupled groups belong to the composed format, and to layers that stay where they are."""
+    decouple, wanted = recipe.compose.decouple, recipe.output.format
+    if decouple == "none":
+        return
+    if wanted not in {"auto", "composed"}:
+        raise FieldError(
+            f"'{{path}}: {wanted}' has no room for decoupled groups.",
+            at=("output", "format"),
+            hint=f"Write 'composed', or leave out 'decouple: {decouple}'.",
+        )
+    if recipe.merge.slices:
+        raise FieldError("'{path}' cannot be decoupled.", at=("merge", "slices"), hint="Leave the slices out.")
+    if recipe.compose.towers == "merge":
+        hint = "Leave 'towers: merge' out; every source keeps its own."
+        raise FieldError("'{path}: merge' goes with no decoupled groups.", at=("compose", "towers"), hint=hint)
+
+
+def _check_experts(recipe: Recipe) -> None:
+    """Experts stand in a composed checkpoint, beside the sources' towers and under names of their own."""
+    if not recipe.compose.experts:
+        return
+    for name in recipe.compose.experts:
+        if name in recipe.source_names:
+            at = ("compose", "experts", name)
+            raise FieldError("'{path}' has the name of a source.", at=at, hint="Give the expert another name.")
+    if recipe.output.format not in {"auto", "composed"}:
+        raise FieldError(
+            f"'{{path}}: {recipe.output.format}' has no room for experts.",
+            at=("output", "format"),
+            hint="Write 'composed', or leave out 'compose.experts'.",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcompose.errors import RecipeError, nearest_name
-from mcompose.recipe.compose import VisionMix
+from mcompose.recipe.compose import VisionMix, check_compose
 from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.field_errors import FieldError
 
@@ -34,8 +34,7 @@ def check_rules(recipe: Recipe) -> None:
     _check_slices(recipe)
     _check_weight_mix(recipe.merge, names)
     _check_tokenizer(recipe)
-    _check_decouple(recipe)
-    _check_experts(recipe)
+    check_compose(recipe)
 
 
 def _check_sources(recipe: Recipe) -> None:
@@ -125,40 +124,6 @@ def _settings(merge: MergeSpec) -> Iterable[tuple[KeyPath, str, Any, Mapping[str
         method = override.method or merge.method
         inherited = merge.weights if override.weights is None else override.weights
         yield ("merge", "overrides", index), method, inherited, override.parameters
-
-
-def _check_decouple(recipe: Recipe) -> None:
-    """Decoupled groups belong to the composed format, and to layers that stay where they are."""
-    decouple, wanted = recipe.compose.decouple, recipe.output.format
-    if decouple == "none":
-        return
-    if wanted not in {"auto", "composed"}:
-        raise FieldError(
-            f"'{{path}}: {wanted}' has no room for decoupled groups.",
-            at=("output", "format"),
-            hint=f"Write 'composed', or leave out 'decouple: {decouple}'.",
-        )
-    if recipe.merge.slices:
-        raise FieldError("'{path}' cannot be decoupled.", at=("merge", "slices"), hint="Leave the slices out.")
-    if recipe.compose.towers == "merge":
-        hint = "Leave 'towers: merge' out; every source keeps its own."
-        raise FieldError("'{path}: merge' goes with no decoupled groups.", at=("compose", "towers"), hint=hint)
-
-
-def _check_experts(recipe: Recipe) -> None:
-    """Experts stand in a composed checkpoint, beside the sources' towers and under names of their own."""
-    if not recipe.compose.experts:
-        return
-    for name in recipe.compose.experts:
-        if name in recipe.source_names:
-            at = ("compose", "experts", name)
-            raise FieldError("'{path}' has the name of a source.", at=at, hint="Give the expert another name.")
-    if recipe.output.format not in {"auto", "composed"}:
-        raise FieldError(
-            f"'{{path}}: {recipe.output.format}' has no room for experts.",
-            at=("output", "format"),
-            hint="Write 'composed', or leave out 'compose.experts'.",
-        )
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

@@ -9,44 +9,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import MASK, MODALITIES, ROUTER, SEPARATORS, expert_of, is_expert_slot
 from mcompose.checkpoint import open_checkpoint
 from mcompose.compose.experts.expert import OutputExpert
 from mcompose.compose.experts.open import output_experts
-from mcompose.errors import CompositionError
+from mcompose.compose.extension import Addition, Draft, Extension
+from mcompose.compose.foreign_errors import naming_source
+from mcompose.errors import CheckpointError, CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
 from mcompose.recipe import Router
 
 if TYPE_CHECKING:
-    from mcompose.checkpoint import TensorEntry
+    from mcompose.checkpoint import Checkpoint, StagedOutput, TensorEntry
     from mcompose.compose.sources import SourceSet
     from mcompose.compose.towers import OutputTower
+    from mcompose.ledger import FileRow, SourceRow
     from mcompose.merge import SourceParts
-    from mcompose.recipe import LoadedRecipe
+    from mcompose.recipe import LoadedRecipe, Recipe
 
-__all__ = ["ExpertSet", "draw_experts"]
+__all__ = ["ExpertExtension", "ExpertSet"]
 
 NONE = "none"
 
 
+_CHECKED = ("model.experts.", "model.routers.", "model.domain_tokens", "model.mask_token")
+
+
 @dataclass(frozen=True)
-class ExpertSet:
+class ExpertSet(Addition):
     """The expert side of a composed output.
 
     Args:
         experts: The experts, in the order of the routers' classes.
         routers: Modality to its router's entry in the network's config.
-        jobs: All their tensors.
-        dropped: What no output holds.
         mask_token: Whether a source's learned vector for hidden tokens is kept.
     """
 
     experts: tuple[OutputExpert, ...] = ()
     routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
-    jobs: tuple[TensorJob, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
     mask_token: bool = False
 
     @property
@@ -60,13 +63,32 @@ class ExpertSet:
         )
         return (*local, *(expert.note for expert in self.experts if expert.note))
 
-    def config_fields(self) -> dict[str, Any]:
-        """Fields of the network's config, but for the tokens' ids; nothing without experts."""
+    def config_fields(self, tokenizer: Any) -> dict[str, Any]:
+        """Experts, routers and the ids of their tokens; nothing without experts."""
         made: dict[str, Any] = {}
         if self.experts:
+            from mcompose.modeling.experts.processing import add_expert_tokens  # noqa: PLC0415 - torch, when needed
+
             made["experts"] = {expert.name: dict(expert.entry) for expert in self.experts}
             made["routers"] = {modality: dict(entry) for modality, entry in self.routers.items()}
+            made |= add_expert_tokens(tokenizer, [expert.name for expert in self.experts])
         return made | ({"mask_token": True} if self.mask_token else {})
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The tensors of experts and routers."""
+        return _CHECKED if self.experts else ()
+
+    def misfit(self, name: str, made: object, held: object) -> CompositionError:
+        """Returns the error about an expert's tensor that does not fit."""
+        return CompositionError(
+            f"The experts do not fit the network: '{name}' is {made} among their tensors, and {held} in it."
+        )
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The encoders that are kept by reference."""
+        return tuple(f"model.experts.{e.name}.encoder." for e in self.experts if e.entry.get("reference"))
 
     def processor_fields(self) -> dict[str, Any]:
         """What the processor is made with."""
@@ -74,31 +96,89 @@ class ExpertSet:
             return {}
         return {"experts": {e.name: dict(e.summary) for e in self.experts}, "routers": list(self.routers)}
 
+    def processor_folders(self) -> dict[str, Path]:
+        """Each expert's own processor."""
+        return {expert.name: expert.processor_folder for expert in self.experts}
 
-def draw_experts(
-    loaded: LoadedRecipe,
-    sources: SourceSet,
-    towers: Sequence[OutputTower],
-    *,
-    table: Contribution,
-    weights: bool = True,
-) -> ExpertSet:
-    """Decides the expert side of a composed output, from headers alone.
+    def check_processors(self, folder: Path) -> None:
+        """Loads the experts' processors out of the written output."""
+        fields = self.processor_fields()
+        if fields:
+            from mcompose.modeling.experts.processing import ExpertMedia  # noqa: PLC0415 - torch, when needed
 
-    Args:
-        loaded: The recipe.
-        sources: The opened sources.
-        towers: The towers of the output.
-        table: The base's token embeddings, or the owner's, whose mean the separators begin with.
-        weights: Whether the experts' weights will be read.
+            with naming_source(", ".join(fields["experts"]), "processor"):
+                ExpertMedia(**fields).load(folder)
 
-    Raises:
-        CompositionError: Experts or routers that do not fit.
-        CheckpointError: A checkpoint cannot be read.
-    """
+    def write_files(self, staged: StagedOutput) -> None:
+        """Copies the graphs of ONNX experts, and compares them with what was planned.
+
+        Raises:
+            CheckpointError: A file changed meanwhile.
+        """
+        for expert in self.experts:
+            for file in expert.files:
+                if staged.copy_file(file.path, file.name).sha256 != file.sha256:
+                    raise CheckpointError(
+                        f"'{file.path}' of expert '{expert.name}' is not the file that it was: its sha256 should be "
+                        f"{file.sha256}.",
+                        hint="It is damaged, or was changed meanwhile; fetch it again.",
+                    )
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """The checkpoints of new experts."""
+        return {expert.name: expert.new.checkpoint for expert in self.experts if expert.new}
+
+    def source_rows(self) -> tuple[SourceRow, ...]:
+        """A row for each new expert; one that a source carries belongs to that source."""
+        return tuple(expert.source_row() for expert in self.experts if expert.new)
+
+    def file_rows(self) -> tuple[FileRow, ...]:
+        """The files of ONNX experts."""
+        return tuple(row for expert in self.experts for row in expert.file_rows())
+
+    def report(self) -> dict[str, Any]:
+        """What each expert is."""
+        return {"experts": {expert.name: expert.report() for expert in self.experts}}
+
+    def report_lines(self) -> tuple[tuple[str, str], ...]:
+        """One line, naming all experts."""
+        return (("experts", ", ".join(expert.report_text() for expert in self.experts)),) if self.experts else ()
+
+
+class ExpertExtension(Extension):
+    """Chimera's domain experts."""
+
+    def needs_composed(self, recipe: Recipe) -> bool:
+        """Whether the recipe brings experts."""
+        return bool(recipe.compose.experts)
+
+    def plan(self, draft: Draft) -> ExpertSet:
+        """Decides the expert side of a composed output.
+
+        Args:
+            draft: What has been decided so far; the mean of its table is what separators begin with.
+
+        Raises:
+            CompositionError: Experts or routers that do not fit.
+            CheckpointError: A checkpoint cannot be read.
+        """
+        recipe, sources = draft.recipe, draft.sources
+        own = [slot for source in sources.sources for slot in source.anatomy.slots.values() if is_expert_slot(slot)]
+        present = bool(recipe.compose.experts or own)
+        router = recipe.compose.router
+        if router is not None and router.made and not present:
+            raise CompositionError(
+                "'compose.router' has nothing to choose among: neither the recipe nor a source has experts.",
+                hint="Leave it out, or write 'compose.experts'.",
+            )
+        return _expert_set(draft) if draft.composed and present else ExpertSet()
+
+
+def _expert_set(draft: Draft) -> ExpertSet:
+    loaded, sources, towers, table = draft.loaded, draft.sources, draft.towers, draft.table
     width = table.entry.shape[1]
     names = [*(source.name for source in sources.sources), *(tower.name for tower in towers)]
-    experts = output_experts(loaded, towers, text_width=width, names=names, weights=weights)
+    experts = output_experts(loaded, towers, text_width=width, names=names, weights=draft.weights)
     keeping = [source for source in sources.sources if _keeps(source, towers)]
     jobs = [job for expert in experts for job in expert.jobs]
     seed = loaded.recipe.merge.seed
@@ -116,7 +196,9 @@ def draw_experts(
     dropped = [row for expert in experts for row in expert.dropped]
     jobs += [mask] if mask else []
     dropped += _left_out(sources, jobs)
-    return ExpertSet(experts, routers, tuple(jobs), tuple(dropped), mask is not None)
+    return ExpertSet(
+        jobs=tuple(jobs), dropped=tuple(dropped), experts=experts, routers=routers, mask_token=mask is not None
+    )
 
 
 def _keeps(source: SourceParts, towers: Sequence[OutputTower]) -> bool:

@@ -1,0 +1,12 @@
+"""The extensions of a composed output, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from mcompose.compose.decoupled import DecouplingExtension
+from mcompose.compose.experts.plan import ExpertExtension
+from mcompose.compose.extension import Extension
+from mcompose.compose.prefixes import PrefixExtension
+
+__all__ = ["EXTENSIONS"]
+
+EXTENSIONS: tuple[Extension, ...] = (DecouplingExtension(), ExpertExtension(), PrefixExtension())
