@@ -24,7 +24,6 @@ __all__ = [
     "Tiles",
     "VisionMix",
     "check_compose",
-    "check_compose",
 ]
 
 
