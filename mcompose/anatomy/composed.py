@@ -23,7 +23,6 @@ from mcompose.anatomy.part import (
     HEAD,
     LANGUAGE,
     MASK,
-    MODALITIES,
     ORIGIN,
     PROJECTOR,
     ROUTER,
@@ -33,6 +32,7 @@ from mcompose.anatomy.part import (
 from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
+from mcompose.modalities import MODALITIES
 
 __all__ = ["OWN_TYPES", "describe_own", "mark_groups"]
 

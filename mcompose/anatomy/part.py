@@ -26,7 +26,6 @@ __all__ = [
     "HEAD",
     "LANGUAGE",
     "MASK",
-    "MODALITIES",
     "ORIGIN",
     "PARTS",
     "PROJECTOR",
@@ -47,7 +46,6 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
     "projector",
     "unused",
 )
-MODALITIES = ("image", "audio", "video", "points")
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
 """Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
 expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""

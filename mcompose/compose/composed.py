@@ -13,7 +13,7 @@ from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower, vectors_around
 from mcompose.errors import CheckpointError, CompositionError
 from mcompose.modeling import island_files
-from mcompose.modeling.families import MROPE_TEXT, family_of
+from mcompose.modeling.families import family_of, text_family_of
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import ExpertFile, StagedOutput
@@ -199,7 +199,7 @@ def _check_processors(folder: Path, blueprint: Blueprint) -> None:
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     """The owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
-    lead = next((s for s in towers if s.anatomy.text_config["model_type"] in MROPE_TEXT), blueprint.owner)
+    lead = next((s for s in towers if text_family_of(s.anatomy.text_config["model_type"]).mrope), blueprint.owner)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
     config.update(layer_changes(config, blueprint.layers, depth=blueprint.owner.anatomy.num_layers))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

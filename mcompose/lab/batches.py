@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mcompose.lab.words import FILLERS, MODALITIES, NUMBER_WORDS
+from mcompose.lab.words import FILLERS, NUMBER_WORDS
+from mcompose.modalities import MODALITIES
 
 if TYPE_CHECKING:
     import torch

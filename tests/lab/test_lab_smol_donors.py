@@ -19,9 +19,10 @@ from mcompose.lab.smol import media as smol_media
 from mcompose.lab.smol.donors import Seen, _answer, see, settle, train_reader
 from mcompose.lab.smol.make import train_smol_decoupled
 from mcompose.lab.smol.media import items_of
-from mcompose.lab.smol.questions import KINDS, MODALITIES, PLACEHOLDERS, ask
+from mcompose.lab.smol.questions import KINDS, MODALITIES, ask
 from mcompose.lab.smol.text import batch_of, linears, tune_base
 from mcompose.lab.smol.towers import build_smol_donor
+from mcompose.modalities import PLACEHOLDERS
 
 ARGUMENTS = {"image": "images", "audio": "audio", "points": "points"}
 

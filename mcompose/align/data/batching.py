@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from mcompose.align.data.collator import Collator
 from mcompose.align.data.mixture import Mixture
 from mcompose.errors import McomposeError
-from mcompose.media import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
 __all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]

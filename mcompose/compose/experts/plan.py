@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import MASK, MODALITIES, ROUTER, SEPARATORS, expert_of, is_expert_slot
+from mcompose.anatomy.part import MASK, ROUTER, SEPARATORS, expert_of, is_expert_slot
 from mcompose.checkpoint import open_checkpoint
 from mcompose.compose.experts.expert import OutputExpert
 from mcompose.compose.experts.open import output_experts
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
+from mcompose.modalities import MODALITIES
 from mcompose.recipe import Router
 
 if TYPE_CHECKING:

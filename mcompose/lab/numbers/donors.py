@@ -32,7 +32,7 @@ from mcompose.lab.questions import SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import NumbersSettings
 from mcompose.lab.towers import Donor
-from mcompose.lab.words import PLACEHOLDERS
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = ["Pool", "adopt_language_model", "make_pool", "pretrain_encoder", "single_accuracy", "train_donor"]
 

@@ -28,9 +28,10 @@ from mcompose.lab.questions import Question
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 from mcompose.lab.smol.media import Items
-from mcompose.lab.smol.questions import KINDS, PLACEHOLDERS, SINGLE_TASKS, ask
+from mcompose.lab.smol.questions import KINDS, SINGLE_TASKS, ask
 from mcompose.lab.smol.text import batch_of, fast, linears
 from mcompose.lab.towers import Donor
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = [
     "Seen", "see", "settle", "single_accuracy", "train_language", "train_points", "train_projector", "train_reader",

@@ -24,21 +24,18 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..experts.configuration import check_experts, set_expert_fields, unused_expert_fields
+from ..experts.configuration import check_experts, is_name, set_expert_fields, unused_expert_fields
 from ..families import MODALITIES, family_of, refusal
 from ..groups.specs import TEXT, group_specs
 from .native import native_config, text_config_of
 
 __all__ = ["AUTO_MAP", "ComposedConfig", "composed_config", "stored_source"]
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]|[A-Za-z]")
 
 _PREFIX_FIELDS = ("prefix_tokens", "suffix_tokens", "prefix_token_ids", "suffix_token_ids")
 
@@ -272,7 +269,7 @@ def _check_sources(config: ComposedConfig) -> None:
 
 def _check_source(name: str, source: Mapping[str, Any], *, text_type: str) -> None:
     kind = source["model_type"]
-    if not _NAME.fullmatch(name) or "__" in name:
+    if not is_name(name):
         raise ValueError(f"The source name {name!r} must be letters, digits, '-' and single '_', from a letter on.")
     if reason := refusal(kind):
         raise ValueError(f"Source {name!r} ({kind}) cannot be composed: {reason}")

@@ -23,6 +23,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..families import EXPERT_MODALITIES
 from .onnx_graph import is_plain_path
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SLOT_TOKEN",
     "check_experts",
     "expert_token",
+    "is_name",
     "set_expert_fields",
     "unused_expert_fields",
 ]
@@ -50,13 +52,18 @@ _DEFAULTS: dict[str, Any] = {
     "mask_token": False,
 }
 _CHOICES = {
-    "modality": ("image", "audio"),
+    "modality": EXPERT_MODALITIES,
     "padding": ("keep", "mask", "drop"),
     "kind": ("mlp", "linear", "pixel_shuffle", "resampler"),
     "feature": ("class", "mean"),
     "tile": ("first", "last", "mean"),
     "rule": ("argmax", "threshold", "top_k"),
 }
+
+
+def is_name(name: str) -> bool:
+    """Returns whether a source or an expert can have a name: modules and inputs are named by it."""
+    return _NAME.fullmatch(name) is not None and "__" not in name
 
 
 def expert_token(name: str) -> str:
@@ -103,7 +110,7 @@ def check_experts(config: Any) -> None:
 
 
 def _check_expert(config: Any, name: str, entry: Mapping[str, Any]) -> None:
-    if not _NAME.fullmatch(name) or "__" in name or name in (NONE, "auto") or name in config.sources:
+    if not is_name(name) or name in (NONE, "auto") or name in config.sources:
         raise ValueError(
             f"The expert name {name!r} must be letters, digits, '-' and single '_', from a letter on, and neither a "
             "source's name nor 'none' nor 'auto'."

@@ -30,7 +30,7 @@ from ..experts.forward import ExpertForward, Reading
 from ..experts.hidden_tokens import learnable
 from ..experts.places import own_ids, place_blocks, take_extras, unseen
 from ..experts.references import attach_graphs, fetch_encoders, referenced, referenced_keys, save_graphs
-from ..families import MROPE_TEXT, family_of
+from ..families import family_of, text_family_of
 from ..groups.linear import check_taken, route_inputs, route_language
 from ..groups.specs import group_specs
 from ..own_code import copy_own_code
@@ -123,7 +123,7 @@ class ComposedModel(MediaFeatures, ExpertForward, ComposedPositions, ComposedPre
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
         self.first_position = max((f.first_position for f in families), default=0)
-        self.mrope = config.text_config.model_type in MROPE_TEXT
+        self.mrope = text_family_of(config.text_config.model_type).mrope
         if not self.mrope and any(family.mrope for family in families):
             logger.warning_once(
                 f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images "
