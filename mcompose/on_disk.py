@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "CARD",
     "COMPOSED_TYPE",
     "FOLDER",
     "LEDGER",
@@ -28,6 +29,9 @@ POINTS_TYPE: Final = "mcompose_points"
 
 PROCESSORS: Final = "processors"
 """Folder of a composed checkpoint with one folder for each source's and each expert's processor."""
+
+CARD: Final = "README.md"
+"""The model card."""
 
 FOLDER: Final = "mcompose"
 """Folder of an output that says what it is made of. The paths below are relative to the output."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mcompose.align.parts import part_label
 from mcompose.anatomy.part import GROUP
 from mcompose.errors import RequestError
+from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.recipe import GroupsSpec, Stage
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) ->
 
 def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGroups:
     """The groups of a strategy that the checkpoint has not got yet."""
-    if config.get("model_type") != "mcompose":
+    if config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
             f"'strategy: {stage.strategy}' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
             hint="Compose the source alone first ('output: {format: composed}'), then train that.",

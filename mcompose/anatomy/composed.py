@@ -33,10 +33,11 @@ from mcompose.anatomy.settings import Settings, inner_config, read_settings, sig
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
 from mcompose.modalities import MODALITIES
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
 
 __all__ = ["OWN_TYPES", "describe_own", "mark_groups"]
 
-OWN_TYPES = ("mcompose", "mcompose_points")
+OWN_TYPES = (COMPOSED_TYPE, POINTS_TYPE)
 
 _DECODER = "model.language_model"
 _GROUP = re.compile(r"\.groups\.([a-z]+)\.(?:weight|bias|lora_[AB]\.weight)$")
@@ -53,7 +54,7 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
     if not isinstance(text, Mapping) or not text.get("model_type"):
         raise AnatomyError(f"The config of type '{config['model_type']}' has no `text_config.model_type`.")
     parts, layers = _language(text)
-    if config["model_type"] == "mcompose_points":
+    if config["model_type"] == POINTS_TYPE:
         parts.update({"model.points_tower": ENCODER, "model.multi_modal_projector": PROJECTOR})
         modalities: tuple[str, ...] = ("points",)
     else:

@@ -14,6 +14,7 @@ from mcompose.compose.towers import OutputTower, vectors_around
 from mcompose.errors import CheckpointError, CompositionError
 from mcompose.modeling import island_files
 from mcompose.modeling.families import family_of, text_family_of
+from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import ExpertFile, StagedOutput
@@ -112,7 +113,7 @@ def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
     """The owner's, with the chat template that the composition is to have, and warnings."""
     owner = blueprint.owner
     tokenizer = _tokenizer(owner)
-    if not owner.anatomy.modalities or owner.anatomy.model_type == "mcompose":
+    if not owner.anatomy.modalities or owner.anatomy.model_type == COMPOSED_TYPE:
         return tokenizer, []
     if len(blueprint.sources.everything) > 1:
         tokenizer.chat_template = None  # written for one source's own placeholders, perhaps for message lists

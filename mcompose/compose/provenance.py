@@ -24,6 +24,7 @@ from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import digest_file
 from mcompose.ledger import FileRow, Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
+from mcompose.on_disk import CARD, LOCK
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe
     from mcompose.refs import ModelRef
 
-__all__ = ["FOLDER", "expert_digests", "library_versions", "lock_text", "make_ledger", "source_digests"]
+__all__ = ["expert_digests", "library_versions", "lock_text", "make_ledger", "source_digests"]
 
-FOLDER = "mcompose"
 """Folder of the output that holds all of this."""
 
 LIBRARIES = ("transformers", "numpy", "numba", "mergekit")
@@ -193,4 +193,4 @@ def lock_text(folder: Path, weight_files: Mapping[str, Mapping[str, Any]], sourc
 def _is_working_file(name: str) -> bool:
     """Files of the run itself, and those that are derived from the lock file and the ledger."""
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return hidden or name in {"README.md", f"{FOLDER}/lock.json"} or name.endswith(".safetensors")
+    return hidden or name in {CARD, LOCK} or name.endswith(".safetensors")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR, is_expert_slot
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
+from mcompose.on_disk import COMPOSED_TYPE, PROCESSORS
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -45,7 +46,6 @@ TORCH_WORDS = frozenset(_WORDS.split())
 
 LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
 TOWER_PARTS = (ENCODER, PROJECTOR)
-COMPOSED_TYPE = "mcompose"
 PREFIXES = ("prefix_tokens", "suffix_tokens")
 
 
@@ -84,7 +84,7 @@ class OutputTower:
     def processor_folder(self) -> Path:
         """Where the files of its processor are."""
         folder = self.source.checkpoint.folder
-        return folder / "processors" / self.inner if self.inner else folder
+        return folder / PROCESSORS / self.inner if self.inner else folder
 
     @property
     def _entry(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mcompose.modeling.experts.processing import AUTO
 from mcompose.modeling.families import PROCESSOR_ARGUMENTS, PROCESSOR_PARTS
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.on_disk import COMPOSED_TYPE
 
 __all__ = ["Subject", "load_subject"]
 
@@ -216,7 +217,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
 
 
 def _hint(config: Mapping[str, Any], *, trust_remote_code: bool) -> str:
-    if config.get("model_type") != "mcompose" and config.get("auto_map") and not trust_remote_code:
+    if config.get("model_type") != COMPOSED_TYPE and config.get("auto_map") and not trust_remote_code:
         return "A checkpoint with code of its own needs --trust-remote-code."
     return "Files may be missing or damaged: run mcompose verify on it, or make or fetch it again."
 

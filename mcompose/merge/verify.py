@@ -18,13 +18,11 @@ from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_he
 from mcompose.errors import CheckpointError
 from mcompose.ledger import FileRow, Ledger, TensorRow
 from mcompose.merge.progress import Progress, Silent
+from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
-LOCK = "mcompose/lock.json"
-LEDGER = "mcompose/ledger.json"
 INDEX = "model.safetensors.index.json"
-CARD = "README.md"
 SHOWN = 20
 
 
@@ -255,6 +253,4 @@ def _is_inside(name: str) -> bool:
 def _is_free(name: str) -> bool:
     """Whether a file may stand in an output without being in its lock."""
     parts = name.split("/")
-    return (
-        name == CARD or parts[0] == "mcompose" or any(part.startswith(".") or part == "__pycache__" for part in parts)
-    )
+    return name == CARD or parts[0] == FOLDER or any(part.startswith(".") or part == "__pycache__" for part in parts)

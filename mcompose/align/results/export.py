@@ -26,6 +26,7 @@ from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.errors import CheckpointError, InterruptedRunError
 from mcompose.ledger import Ledger, StepRow, TensorRow
 from mcompose.modeling import island_files
+from mcompose.on_disk import CARD, COMPOSED_TYPE, FOLDER, LEDGER, LOCK, RECIPE, RESOLVED
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage, StageResult
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ExportRequest", "export"]
 
 _BLOCK = 1 << 22
-_FOLDER = "mcompose"
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
         except KeyboardInterrupt:
             raise InterruptedRunError("The export was stopped.", hint="Run the same command again.") from None
         ledger = _ledger(lineage, request, digests)
-        staged.write_file(f"{_FOLDER}/ledger.json", ledger.to_json())
+        staged.write_file(LEDGER, ledger.to_json())
         sizes = {shard.filename: {"size": shard.size} for shard in layout.shards}
-        staged.write_file(f"{_FOLDER}/lock.json", lock_text(staged.partial, sizes, _sources(lineage)))
+        staged.write_file(LOCK, lock_text(staged.partial, sizes, _sources(lineage)))
         if request.card is not None:
-            staged.write_file("README.md", request.card(ledger, staged.partial))
+            staged.write_file(CARD, request.card(ledger, staged.partial))
         return staged.finish()
 
 
@@ -115,21 +115,21 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
         )
     for path in root.graphs():
         staged.copy_file(path, path.relative_to(root.folder).as_posix())
-    own = lineage.config.get("model_type") == "mcompose"
+    own = lineage.config.get("model_type") == COMPOSED_TYPE
     for path in island_files() if own else root.code():
         staged.copy_file(path, path.name)
     if lineage.config == root.config:
         staged.copy_file(root.folder / "config.json", "config.json")
     else:
         staged.write_file("config.json", json.dumps(lineage.config, indent=2, ensure_ascii=False) + "\n")
-    staged.write_file(f"{_FOLDER}/recipe.yaml", request.recipe)
-    resolved = root.folder / _FOLDER / "resolved.yaml"
+    staged.write_file(RECIPE, request.recipe)
+    resolved = root.folder / RESOLVED
     if resolved.is_file():
-        staged.copy_file(resolved, f"{_FOLDER}/resolved.yaml")
+        staged.copy_file(resolved, RESOLVED)
     for result in lineage.results:
-        staged.write_file(f"{_FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
+        staged.write_file(f"{FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
         if (result.folder / PLOT).is_file():
-            staged.copy_file(result.folder / PLOT, f"{_FOLDER}/stages/{result.number}.png")
+            staged.copy_file(result.folder / PLOT, f"{FOLDER}/stages/{result.number}.png")
 
 
 def _tiles_afterwards(lineage: Lineage) -> int | None:
@@ -211,7 +211,7 @@ def _step(result: StageResult, recipe: str) -> StepRow:
 
 def _sources(lineage: Lineage) -> dict[str, Any]:
     """The parent's sources, and its own files where it is no output of mcompose."""
-    path = lineage.root.folder / _FOLDER / "lock.json"
+    path = lineage.root.folder / LOCK
     if path.is_file():
         return dict(read_json_object(path).get("sources") or {})
     return {"parent": {"ref": f"local:{lineage.root.folder.name}", "identity": lineage.identity}}

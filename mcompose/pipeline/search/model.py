@@ -27,6 +27,7 @@ from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.checkpoint import open_checkpoint
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.compose import draw_blueprint, open_sources
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.evaluate.subject import Subject, load_subject
 from mcompose.ledger import Ledger, TensorRow
 from mcompose.merge import MergePlan, TensorJob, build_plan, execute, find_method
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["TrialModel", "digest_of", "varying_jobs"]
 
 PARTS = (LANGUAGE, EMBEDDING, HEAD)
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {code: getattr(torch, name) for code, name in FLOAT_NAMES.items()}
 ONE_FILE = 1 << 62
 """Shard size of plans that are never laid out on disk."""
 
