@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mcompose.align.parts import part_label
-from mcompose.anatomy.part import GROUP
+from mcompose.anatomy import GROUP, group_part
 from mcompose.errors import RequestError
 from mcompose.on_disk import COMPOSED_TYPE
+from mcompose.part_names import qualified
 from mcompose.recipe import GroupsSpec, Stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class NewGroups:
     @property
     def parts(self) -> tuple[str, ...]:
         """As learning rates name them."""
-        return tuple(f"{GROUP}:{name}" for name in self.names)
+        return tuple(qualified(GROUP, name) for name in self.names)
 
 
 def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> tuple[Stage, NewGroups | None]:
@@ -117,9 +117,5 @@ def group_names(model: Any, groups: NewGroups) -> dict[str, str]:
         model: With its groups.
         groups: That were added.
     """
-    found = {}
-    for name, _ in model.named_parameters():
-        role, which = part_label(name, "")
-        if role == "groups" and which in groups.names:
-            found[name] = f"{GROUP}:{which}"
-    return found
+    parts = {name: group_part(name) for name, _ in model.named_parameters()}
+    return {name: part for name, part in parts.items() if part in groups.parts}

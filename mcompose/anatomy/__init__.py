@@ -5,6 +5,7 @@ torch and transformers.
 """
 
 from mcompose.anatomy.compare import can_compose
+from mcompose.anatomy.composed import group_part
 from mcompose.anatomy.part import (
     EMBEDDING,
     ENCODER,
@@ -21,6 +22,7 @@ from mcompose.anatomy.part import (
     UNUSED,
     Anatomy,
     Slot,
+    part_label,
 )
 from mcompose.anatomy.read import read_anatomy
 from mcompose.anatomy.summary import summarise
@@ -42,6 +44,8 @@ __all__ = [
     "Anatomy",
     "Slot",
     "can_compose",
+    "group_part",
+    "part_label",
     "read_anatomy",
     "summarise",
 ]

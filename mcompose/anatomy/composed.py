@@ -34,8 +34,9 @@ from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
 from mcompose.modalities import MODALITIES
 from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
+from mcompose.part_names import qualified
 
-__all__ = ["OWN_TYPES", "describe_own", "mark_groups"]
+__all__ = ["OWN_TYPES", "describe_own", "group_part", "mark_groups"]
 
 OWN_TYPES = (COMPOSED_TYPE, POINTS_TYPE)
 
@@ -100,10 +101,22 @@ def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:
 
 
 def _marked(slot: Slot) -> Slot:
-    group = _GROUP.search(slot.name)
+    return replace(slot, part=group_part(slot.name) or slot.part)
+
+
+def group_part(name: str) -> str:
+    """Returns the decoupled group that a tensor of a language model belongs to; empty where it is the model's own.
+
+    Args:
+        name: Name of the tensor, in files or in memory.
+
+    Returns:
+        ``group:<modality>``; ``origin`` for what low-rank groups add to.
+    """
+    group = _GROUP.search(name)
     if group:
-        return replace(slot, part=f"{GROUP}:{group.group(1)}")
-    return replace(slot, part=ORIGIN) if _ORIGIN.search(slot.name) else slot
+        return qualified(GROUP, group[1])
+    return ORIGIN if _ORIGIN.search(name) else ""
 
 
 def _settings(config: Mapping[str, Any], text: Mapping[str, Any]) -> Settings:

@@ -11,12 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Pl
 from mcompose.dtypes import FLOAT_CODES
 from mcompose.errors import RequestError, nearest_name
 from mcompose.modalities import MODALITIES
+from mcompose.part_names import SOURCE_PARTS
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.values import Value, parse_value, parse_weight
 from mcompose.refs import ModelRef
 
 __all__ = [
-    "PARTS",
     "Bytes",
     "Count",
     "Dtype",
@@ -32,7 +32,6 @@ __all__ = [
     "one_of",
 ]
 
-PARTS = ("language", "embedding", "head", "encoder", "projector")
 
 _DTYPE_NICKNAMES = {
     "bf16": "bfloat16",
@@ -157,4 +156,4 @@ WeightValue: TypeAlias = Annotated[Any, PlainValidator(parse_weight)]
 ParameterValue: TypeAlias = Annotated[Any, PlainValidator(_parameter)]
 Modality: TypeAlias = Annotated[str, one_of("modality", MODALITIES)]
 Dtype: TypeAlias = Annotated[str, one_of("dtype", tuple(FLOAT_CODES), _DTYPE_NICKNAMES)]
-Part: TypeAlias = Annotated[str, one_of("part", PARTS)]
+Part: TypeAlias = Annotated[str, one_of("part", SOURCE_PARTS)]

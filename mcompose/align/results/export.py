@@ -17,9 +17,8 @@ import numpy as np
 
 from mcompose import __version__
 from mcompose.align.data.tiles import patched_processor
-from mcompose.align.parts import part_label
 from mcompose.align.results.folder import PLOT
-from mcompose.anatomy.part import GROUP
+from mcompose.anatomy import part_label
 from mcompose.checkpoint import Layout, StagedOutput, TensorDigest, TensorEntry, TensorFiles, plan_layout
 from mcompose.checkpoint.headers import read_json_object
 from mcompose.compose.provenance import library_versions, lock_text
@@ -191,9 +190,7 @@ def _parent_ledger(lineage: Lineage, request: ExportRequest) -> Ledger:
 def _row(lineage: Lineage, key: str, row: TensorRow | None, digest: str) -> TensorRow:
     if row is None:
         slot = lineage.anatomy.slots[key]
-        role, which = part_label(key, slot.part)
-        role = GROUP if role == "groups" else role  # as merges and the anatomy call it
-        part = f"{role}:{which}" if which else role
+        part = part_label(slot.name, slot.part)
         row = TensorRow(key, "copied", part, dtype=lineage.dtypes[key], shape=lineage.shapes[key], digest=digest)
     stage = lineage.changed.get(key)
     if stage is None:
