@@ -15,12 +15,14 @@ __all__ = [
     "GROUP",
     "HEAD",
     "LANGUAGE",
+    "LANGUAGE_PARTS",
     "MASK",
     "ORIGIN",
     "PROJECTOR",
     "ROUTER",
     "SEPARATORS",
     "SOURCE_PARTS",
+    "TOWER_PARTS",
     "qualified",
 ]
 
@@ -32,6 +34,8 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR = SOURCE_PARTS = (
     "projector",
 )
 """Parts that every multimodal model has."""
+LANGUAGE_PARTS: Final = (LANGUAGE, EMBEDDING, HEAD)
+TOWER_PARTS: Final = (ENCODER, PROJECTOR)
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
 """Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
 expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy import EMBEDDING, EXPERT, HEAD, LANGUAGE, ORIGIN, UNUSED, part_label
+from mcompose.anatomy import EMBEDDING, EXPERT, HEAD, ORIGIN, UNUSED, part_label
 from mcompose.errors import UnknownNameError, nearest_name
-from mcompose.part_names import qualified
+from mcompose.part_names import LANGUAGE_PARTS, qualified
 from mcompose.recipe import LoraSpec, part_role
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import Stage
 
 __all__ = ["LoraPart", "Part", "Training", "parts_of", "plan_training", "select"]
-
-_LLM = (LANGUAGE, EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple
         # An expert's encoder is trained only where it is named.
         return tuple(key for part in able if part.role != EXPERT for key in part.keys)
     if role == "llm":
-        return tuple(key for part in able if part.role in _LLM for key in part.keys)
+        return tuple(key for part in able if part.role in LANGUAGE_PARTS for key in part.keys)
     if role == "key":
         keys = tuple(key for part in able for key in part.keys if fnmatchcase(key, which))
         if not keys:

@@ -55,6 +55,7 @@ from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, train
 from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible, shown
 from mcompose.anatomy import part_label
 from mcompose.errors import InterruptedRunError, McomposeError
+from mcompose.part_names import LANGUAGE_PARTS
 from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
@@ -308,7 +309,7 @@ class _Run:
             plan,
             precision=self.precision,
             report_to=request.report_to,
-            unused=any(part_role(part)[0] not in {"language", "embedding", "head"} for part in trained.parts.values()),
+            unused=any(part_role(part)[0] not in LANGUAGE_PARTS for part in trained.parts.values()),
         )
         frozen = FrozenModules(model, checkpointing=stage.gradient_checkpointing)
         trainer = AlignTrainer(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy import GROUP, group_part
 from mcompose.errors import RequestError
+from mcompose.modeling.groups.specs import TEXT
 from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.part_names import qualified
 from mcompose.recipe import GroupsSpec, Stage
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NewGroups", "add_new_groups", "apply_strategy", "group_names"]
 
-_TEXT = "text"
 _KINDS = {"dense": "dense", "low-rank": "low_rank"}
 _PROJECTIONS = "key:model.language_model.layers.*_proj.weight"
 
@@ -86,8 +86,8 @@ def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGro
     spec = stage.groups or GroupsSpec()
     there = dict(config.get("routed_groups") or {})
     names = [name for name in spec.modalities or anatomy.modalities if name not in there]
-    if stage.strategy == "modality+text" and spec.kind == "low-rank" and _TEXT not in there:
-        names.append(_TEXT)
+    if stage.strategy == "modality+text" and spec.kind == "low-rank" and TEXT not in there:
+        names.append(TEXT)
     return NewGroups(tuple(names), spec)
 
 

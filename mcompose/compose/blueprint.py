@@ -17,7 +17,6 @@ from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, is_expert_slot
 from mcompose.compose.decoupled import Decoupling, carries_groups, decouple
 from mcompose.compose.experts.plan import ExpertSet, draw_experts
 from mcompose.compose.towers import (
-    LANGUAGE_PARTS,
     OutputTower,
     composed_towers,
     merged_towers,
@@ -28,6 +27,7 @@ from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, s
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
+from mcompose.part_names import LANGUAGE_PARTS
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet

@@ -18,7 +18,7 @@ from mcompose.anatomy.part import GROUP, LANGUAGE
 from mcompose.checkpoint import LowRank
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution
-from mcompose.modeling.groups.specs import GroupSpec, group_keys, group_specs
+from mcompose.modeling.groups.specs import TEXT, GroupSpec, group_keys, group_specs
 from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ __all__ = [
     "text_factors",
     "text_terms",
 ]
-
-TEXT = "text"
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from mcompose.checkpoint import Checkpoint, StagedOutput, TensorEntry, open_chec
 from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.compose.released import Factors, ReleasedDonor, read_released
 from mcompose.compose.sources import open_parts
-from mcompose.compose.towers import LANGUAGE_PARTS
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.ledger import Ledger, SourceRow, StepRow
 from mcompose.merge import MergePlan, Segment, TensorJob, build_plan, copy_job, execute
 from mcompose.on_disk import LEDGER, LOCK
+from mcompose.part_names import LANGUAGE_PARTS
 
 if TYPE_CHECKING:
     from mcompose.merge import SourceParts

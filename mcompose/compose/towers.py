@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR, is_expert_slot
+from mcompose.anatomy.part import GROUP, ORIGIN, is_expert_slot
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
 from mcompose.on_disk import COMPOSED_TYPE, PROCESSORS
+from mcompose.part_names import LANGUAGE_PARTS, TOWER_PARTS
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import Recipe
 
 __all__ = [
-    "LANGUAGE_PARTS",
     "OutputTower",
     "composed_towers",
     "merged_towers",
@@ -44,8 +44,6 @@ zero_grad
 TORCH_WORDS = frozenset(_WORDS.split())
 """Attributes of ``torch.nn.ModuleDict``, which holds the towers; listed, so that a plan needs no torch."""
 
-LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
-TOWER_PARTS = (ENCODER, PROJECTOR)
 PREFIXES = ("prefix_tokens", "suffix_tokens")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_header, read_json_object
+from mcompose.checkpoint.layout import INDEX_FILE
 from mcompose.errors import CheckpointError
 from mcompose.ledger import FileRow, Ledger, TensorRow
 from mcompose.merge.progress import Progress, Silent
@@ -22,7 +23,6 @@ from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
-INDEX = "model.safetensors.index.json"
 SHOWN = 20
 
 
@@ -196,15 +196,15 @@ class _Check:
 
     def _index(self, entries: Mapping[str, TensorEntry]) -> None:
         """Readers go by the index, so it must place every tensor where it is."""
-        if not (self.folder / INDEX).is_file():
+        if not (self.folder / INDEX_FILE).is_file():
             return
         try:
-            weight_map = read_json_object(self.folder / INDEX).get("weight_map")
+            weight_map = read_json_object(self.folder / INDEX_FILE).get("weight_map")
         except CheckpointError as error:
-            self._say(INDEX, error.message)
+            self._say(INDEX_FILE, error.message)
             return
         if weight_map != {key: entry.file.name for key, entry in entries.items()}:
-            self._say(INDEX, "does not place the tensors where they are")
+            self._say(INDEX_FILE, "does not place the tensors where they are")
 
     def _tensor(self, row: TensorRow, entry: TensorEntry) -> None:
         self.tensor_count += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "EXPERT_MODALITIES",
+    "EXPERT_TYPE",
     "MODALITIES",
     "PLACEHOLDERS",
     "PROCESSOR_ARGUMENTS",
@@ -29,6 +30,7 @@ __all__ = [
 
 # transformers' own numbering of mm_token_type_ids (0 is text), continued; "expert" is the block of a domain expert.
 TYPE_IDS = {"image": 1, "video": 2, "audio": 3, "points": 4, "expert": 5}
+EXPERT_TYPE = TYPE_IDS["expert"]
 # In the order of their numbers, which is also the order of their placeholders in a tokenizer and of groups in a model.
 MODALITIES = tuple(name for name in TYPE_IDS if name != "expert")
 # Modalities beside whose items domain experts can stand.

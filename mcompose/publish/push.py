@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from mcompose.checkpoint import digest_file
 from mcompose.checkpoint.hub import LOG_IN, hub_errors
+from mcompose.checkpoint.weight_files import PICKLES
 from mcompose.errors import CheckpointError, HubError, InterruptedRunError, OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["PushOptions", "PushReport", "PushedFile", "push"]
 
 _SKIPPED = ("*.partial", "*.tmp", "*.lock", "*.log", "journal.jsonl", "__pycache__", ".*")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _STALE = ["model*.safetensors", "model*.safetensors.index.json"]
 """Weights of an earlier push that this one does not have would be loaded instead of ours, or beside them."""
 
@@ -242,7 +242,7 @@ def _published_names(folder: Path) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _is_skipped(part: str) -> bool:
-    return any(fnmatch(part, pattern) for pattern in (*_SKIPPED, *_PICKLES))
+    return any(fnmatch(part, pattern) for pattern in (*_SKIPPED, *PICKLES))
 
 
 def _refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:

@@ -32,14 +32,14 @@ from mcompose.checkpoint import (
     read_json_object,
     read_tensor,
 )
+from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.errors import CheckpointError, NumericsError
 from mcompose.ledger import Ledger
 
-__all__ = ["ADAPTER", "DELTA", "RECORD", "Lineage", "StageResult", "open_lineage", "open_result"]
+__all__ = ["DELTA", "RECORD", "Lineage", "StageResult", "open_lineage", "open_result"]
 
 RECORD = "stage.json"
 DELTA = "delta.safetensors"
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def open_lineage(folder: Path) -> Lineage:
             hint="Run the stage again, or bring the checkpoint back.",
         )
     adapter = None
-    if (folder / ADAPTER).is_file():
+    if (folder / ADAPTER_FILE).is_file():
         adapter = open_adapter(folder).bind(_entries(parent))
     results, adapters = (*parent.results, result), (*parent.adapters, adapter)
     return Lineage(parent.root, results, adapters, result.identity)

@@ -18,6 +18,7 @@ from mcompose.compose.experts.open import output_experts
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
 from mcompose.modalities import MODALITIES
+from mcompose.modeling.experts.configuration import NONE
 from mcompose.recipe import Router
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["ExpertSet", "draw_experts"]
-
-NONE = "none"
 
 
 @dataclass(frozen=True)

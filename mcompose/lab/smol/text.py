@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
-from mcompose.lab.batches import Batch
+from mcompose.lab.batches import Batch, pad_rows
 from mcompose.lab.fit import answer_loss, fit
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
@@ -58,15 +57,7 @@ def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) 
     if any(len(tail) != 1 for tail in tails):
         raise ValueError(f"An answer among {sorted(set(answers))} is not one token.")
     rows = [[*head, *tail, tokenizer.eos_token_id] for head, tail in zip(heads, tails, strict=True)]
-    length = max(len(row) for row in rows)
-    ids = np.full((len(rows), length), tokenizer.eos_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = 1
-    labels = np.full_like(ids, -100)
-    labels[:, -2:] = ids[:, -2:]
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+    return pad_rows(rows, pad=tokenizer.eos_token_id)
 
 
 def tune_base(
