@@ -16,7 +16,17 @@ from typing import Any, Protocol
 from mcompose.errors import RequestError
 from mcompose.lab.family import LabFamily
 
-__all__ = ["Evaluator", "Row", "Scores", "family_scores", "new_figure", "plot_rows", "table", "table_json", "wide_table"]
+__all__ = [
+    "Evaluator",
+    "Row",
+    "Scores",
+    "family_scores",
+    "new_figure",
+    "plot_rows",
+    "table",
+    "table_json",
+    "wide_table",
+]
 
 Scores = Mapping[str, float]
 

@@ -5,6 +5,10 @@ model does in the forward of its *base* class, which a composition has to do in 
 medium (M-RoPE), which tokens see each other (bidirectional images, prefixes), features that enter later layers
 (deepstack), and where the features are found. A family that is not listed needs none of these: its features are
 scattered over the placeholders and the language model does the rest.
+
+All that the network, its processor and what is measured of them know about one family stands here. What the *names* of
+its tensors need (which part a key belongs to, wrappers, parts that no answer needs) stands in ``anatomy/data`` and is
+read without torch; both say which families cannot be composed, since this file must be able to without mcompose.
 """
 
 from __future__ import annotations
