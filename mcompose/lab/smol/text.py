@@ -12,14 +12,13 @@ from typing import Any, Final
 import torch
 
 from mcompose.lab.batches import Batch, pad_rows
-from mcompose.lab.fit import answer_loss, fit
+from mcompose.lab.fit import answer_loss, fit, linears
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 from mcompose.lab.smol.questions import PAIR_TASKS, SINGLE_TASKS, text_question
 
-__all__ = ["LINEAR", "batch_of", "fast", "linears", "text_accuracy", "tune_base"]
+__all__ = ["batch_of", "fast", "text_accuracy", "tune_base"]
 
-LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _KINDS: Final = (SINGLE_TASKS, (*PAIR_TASKS, "common"), ("common",))
 _SHARES: Final = (0.3, 0.4, 0.3)
 
@@ -27,15 +26,6 @@ _SHARES: Final = (0.3, 0.4, 0.3)
 def fast() -> Any:
     """Matrix products in bfloat16, all else in float32: weights, their gradients, the optimiser."""
     return torch.autocast("cpu", torch.bfloat16)
-
-
-def linears(language: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights that tuning changes, groups of decoupled donors among them."""
-    return [
-        values
-        for name, values in language.named_parameters()
-        if ".groups." in name or (name.split(".")[-2] in LINEAR and name.endswith("weight"))
-    ]
 
 
 def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) -> Batch:
