@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcompose.errors import CheckpointError
+from mcompose.on_disk import LEDGER
 
 __all__ = ["FORMAT", "FileRow", "Ledger", "SourceRow", "StepRow", "TensorRow", "human_bytes"]
 
@@ -181,11 +182,9 @@ class Ledger:
         Raises:
             CheckpointError: The folder holds no ledger.
         """
-        path = folder / "mcompose" / "ledger.json"
+        path = folder / LEDGER
         if not path.is_file():
-            raise CheckpointError(
-                f"'{folder}' holds no mcompose/ledger.json.", hint="Was it written by 'mcompose merge'?"
-            )
+            raise CheckpointError(f"'{folder}' holds no {LEDGER}.", hint="Was it written by 'mcompose merge'?")
         return cls.from_json(path.read_text(encoding="utf-8"))
 
 

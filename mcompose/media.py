@@ -21,9 +21,8 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mcompose.errors import RequestError
 
-__all__ = ["FRAMES", "MODALITIES", "MediaError", "read_media"]
+__all__ = ["FRAMES", "MediaError", "read_media"]
 
-MODALITIES: Final = ("image", "audio", "video", "points")
 FRAMES: Final = 8
 """Frames taken of a film, evenly spread: what the video encoders of arXiv 2402.12750 see. Animated pictures and arrays
 are given whole."""

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mcompose.align.parts import part_label
 from mcompose.align.tensor_file import raw_bytes
+from mcompose.anatomy import group_part
 from mcompose.checkpoint import TensorDigest
 from mcompose.errors import NumericsError
 
 __all__ = ["FrozenModules", "check_unchanged", "frozen_digests", "keep_evaluating"]
 
 
-def frozen_digests(model: nn.Module, roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def frozen_digests(model: nn.Module, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Digests of everything that is not trained.
 
     Args:
         model: With ``requires_grad`` set.
-        roles: Name in memory to the anatomy's part, where it is known.
+        labels: Name in memory to the label of its part, where the anatomy has it.
 
     Returns:
         Part to ``tensors`` (how many) and ``digest``.
@@ -34,8 +34,8 @@ def frozen_digests(model: nn.Module, roles: Mapping[str, str]) -> dict[str, dict
     digests: dict[str, TensorDigest] = {}
     counts: dict[str, int] = {}
     for name, tensor in _frozen(model):
-        role, which = part_label(name, roles.get(name.replace(".base_layer.", "."), "other"))
-        part = f"{role}:{which}" if which else role
+        # What the files do not hold is a group that this stage adds, or something that the model computes.
+        part = labels.get(name.replace(".base_layer.", ".")) or group_part(name) or "other"
         digest = digests.setdefault(part, TensorDigest())
         digest.update(name.encode())
         digest.update(raw_bytes(tensor))

@@ -22,6 +22,7 @@ from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.errors import CheckpointError
 from mcompose.modeling import register
 from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage
@@ -97,7 +98,7 @@ def _model_class(config: Any) -> Any:
         return named
     return (
         AutoModelForMultimodalLM
-        if config.model_type in {*MULTIMODAL_MODELS, "mcompose", "mcompose_points"}
+        if config.model_type in {*MULTIMODAL_MODELS, COMPOSED_TYPE, POINTS_TYPE}
         else AutoModelForCausalLM
     )
 

@@ -18,11 +18,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from mcompose.align.parts import LoraPart
+from mcompose.checkpoint.adapter_keys import PREFIX
 from mcompose.errors import CheckpointError
 
 __all__ = ["adapter_config", "adapter_tensors", "add_factors"]
-
-_PREFIX = "base_model.model."
 
 
 def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str, str], *, seed: int) -> dict[str, str]:
@@ -98,7 +97,7 @@ def adapter_tensors(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     found = {}
     for name, value in values.items():
         layer, kind = _layer_of(name)
-        found[f"{_PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
+        found[f"{PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
     return found
 
 

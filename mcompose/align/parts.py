@@ -1,45 +1,28 @@
 """Which tensors a stage trains: parts of a checkpoint by role, from its headers alone.
 
-A part is what the anatomy says (``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``) and what
-lies inside the language model by name: decoupled groups (``groups:audio``). A domain expert is two parts,
-``expert:charts`` (its encoder) and ``projector:charts``; beside them stand ``router:image``, ``separators`` and
-``mask``. Selection needs no torch, so a misspelt part is told before a model is loaded.
+A part is what the anatomy says: ``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``, and
+``group:audio`` for decoupled groups. A domain expert is two parts, ``expert:charts`` (its encoder) and
+``projector:charts``; beside them stand ``router:image``, ``separators`` and ``mask``.
+Selection needs no torch, so a misspelt part is told before a model is loaded.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, UNUSED
+from mcompose.anatomy import EMBEDDING, EXPERT, HEAD, ORIGIN, UNUSED, part_label
 from mcompose.errors import UnknownNameError, nearest_name
+from mcompose.part_names import LANGUAGE_PARTS, qualified
 from mcompose.recipe import LoraSpec, part_role
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Anatomy
     from mcompose.recipe import Stage
 
-__all__ = ["LoraPart", "Part", "Training", "part_label", "parts_of", "plan_training", "select"]
-
-_INSIDE = (
-    ("groups", re.compile(r"\.groups\.([^.]+)\.")),
-    ("origin", re.compile(r"\.base(?:\.weight|\.bias)()$")),
-)
-"""Roles that are told by names, and what qualifies them. An origin (W0 of decoupled groups) is never trained."""
-_TOWER = re.compile(r"(?:^|\.)towers\.([^.]+)\.")
-_EXPERTS = (
-    ("expert", re.compile(r"(?:^|\.)experts\.([^.]+)\.encoder\.")),
-    ("projector", re.compile(r"(?:^|\.)experts\.([^.]+)\.projector\.")),
-    ("router", re.compile(r"^model\.routers\.([^.]+)\.")),
-    ("separators", re.compile(r"^model\.domain_tokens()$")),
-    ("mask", re.compile(r"^model\.mask_token()$")),
-)
-"""Parts of domain experts. An encoder among them is trained only where it is named: not as ``all``."""
-_LLM = (LANGUAGE, EMBEDDING, HEAD)
-_COMPOSED = re.compile(r"^model\.(?:experts|routers|domain_tokens|mask_token)")
+__all__ = ["LoraPart", "Part", "Training", "parts_of", "plan_training", "select"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +30,7 @@ class Part:
     """Tensors that are trained or frozen together.
 
     Args:
-        role: ``projector``, ``language``, ``groups``...
+        role: ``projector``, ``language``, ``group``...
         which: Source, modality or name; empty where a role has one part.
         keys: Its tensors, as the checkpoint's files spell them.
     """
@@ -59,7 +42,7 @@ class Part:
     @property
     def name(self) -> str:
         """As recipes write it: ``projector:sees``."""
-        return f"{self.role}:{self.which}" if self.which else self.role
+        return qualified(self.role, self.which)
 
 
 @dataclass(frozen=True)
@@ -92,21 +75,6 @@ class Training:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-def part_label(key: str, role: str) -> tuple[str, str]:
-    """Role and qualifier of one tensor.
-
-    Args:
-        key: Its name in the files or in memory.
-        role: What the anatomy says it is.
-    """
-    for inner, pattern in (*_INSIDE, *(_EXPERTS if _COMPOSED.match(key) else ())):
-        found = pattern.search(key)
-        if found:
-            return inner, found.group(1) or ""
-    tower = _TOWER.search(key)
-    return role, tower.group(1) if tower else ""
-
-
 def parts_of(anatomy: Anatomy) -> dict[str, Part]:
     """All parts of a checkpoint.
 
@@ -116,12 +84,11 @@ def parts_of(anatomy: Anatomy) -> dict[str, Part]:
     Returns:
         Name to part, in the order of the checkpoint.
     """
-    labels: dict[tuple[str, str], list[str]] = {}
+    labels: dict[str, list[str]] = {}
     for key, slot in anatomy.slots.items():
         if slot.part != UNUSED:
-            labels.setdefault(part_label(key, slot.part), []).append(key)
-    found = [Part(role, which, tuple(keys)) for (role, which), keys in labels.items()]
-    return {part.name: part for part in found}
+            labels.setdefault(part_label(slot.name, slot.part), []).append(key)
+    return {label: Part(*part_role(label), tuple(keys)) for label, keys in labels.items()}
 
 
 def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple[str, ...]:
@@ -139,11 +106,12 @@ def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple
         UnknownNameError: The checkpoint has no such part.
     """
     role, which = part_role(name)
-    able = [part for part in parts.values() if part.role != "origin"]
+    able = [part for part in parts.values() if part.role != ORIGIN]  # what low-rank groups add to is never trained
     if role == "all":
-        return tuple(key for part in able if part.role != "expert" for key in part.keys)
+        # An expert's encoder is trained only where it is named.
+        return tuple(key for part in able if part.role != EXPERT for key in part.keys)
     if role == "llm":
-        return tuple(key for part in able if part.role in _LLM for key in part.keys)
+        return tuple(key for part in able if part.role in LANGUAGE_PARTS for key in part.keys)
     if role == "key":
         keys = tuple(key for part in able for key in part.keys if fnmatchcase(key, which))
         if not keys:
@@ -181,7 +149,7 @@ def plan_training(
         parts: What the checkpoint has.
         matrices: Keys of its two-dimensional tensors.
         tied: Whether its head is its embedding.
-        added: Names of parts that the stage adds and trains (``groups:audio``).
+        added: Names of parts that the stage adds and trains (``group:audio``).
 
     Returns:
         The decision; nothing is trained twice.

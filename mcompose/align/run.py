@@ -53,7 +53,9 @@ from mcompose.align.stage_data import StageData, open_data
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
 from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible, shown
+from mcompose.anatomy import part_label
 from mcompose.errors import InterruptedRunError, McomposeError
+from mcompose.part_names import LANGUAGE_PARTS
 from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
@@ -198,10 +200,10 @@ class _Run:
         main, notices = processes.is_main(), tuple(self.data.notices())
         with told_when_full(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
-            roles = self._roles(model)
+            labels = self._labels(model)
             trained, patch = self._make_trainable(model)
             fitted = self._fit_routers(model)
-            before = frozen_digests(model, roles) if main else {}
+            before = frozen_digests(model, labels) if main else {}
             wrapped = model
             if trained.names:
                 wrapped, more = self._run_steps(model, trained)
@@ -211,7 +213,7 @@ class _Run:
         changed = fitted.written(trained)
         values = full_values(wrapped, changed.names)
         if main:
-            after = frozen_digests(model, roles)
+            after = frozen_digests(model, labels)
             check_unchanged(before, after)
             record = fitted.record(alone=not trained.names)
             kept = fitted.frozen(after)
@@ -290,11 +292,12 @@ class _Run:
     def _keys(self) -> list[str]:
         return [*self.training.direct, *(key for part in self.training.lora for key in part.keys)]
 
-    def _roles(self, model: Any) -> dict[str, str]:
-        """Name in memory to the anatomy's part, for all that can be found."""
+    def _labels(self, model: Any) -> dict[str, str]:
+        """Name in memory to the label of its part, for all that can be found."""
         anatomy = self.lineage.anatomy
         found = memory_names(model, anatomy, keys=anatomy.slots, strict=False)
-        return {name: anatomy.slots[key].part for key, name in found.items()}
+        slots = {name: anatomy.slots[key] for key, name in found.items()}
+        return {name: part_label(slot.name, slot.part) for name, slot in slots.items()}
 
     def _trainer(self, model: Any, trained: Trained) -> tuple[AlignTrainer, StageWatch]:
         stage, plan, request = self.stage, self.plan, self.request
@@ -306,7 +309,7 @@ class _Run:
             plan,
             precision=self.precision,
             report_to=request.report_to,
-            unused=any(part_role(part)[0] not in {"language", "embedding", "head"} for part in trained.parts.values()),
+            unused=any(part_role(part)[0] not in LANGUAGE_PARTS for part in trained.parts.values()),
         )
         frozen = FrozenModules(model, checkpointing=stage.gradient_checkpointing)
         trainer = AlignTrainer(

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mcompose.align.parts import part_label
-from mcompose.anatomy.part import GROUP
+from mcompose.anatomy import GROUP, group_part
 from mcompose.errors import RequestError
+from mcompose.modeling.groups.specs import TEXT
+from mcompose.on_disk import COMPOSED_TYPE
+from mcompose.part_names import qualified
 from mcompose.recipe import GroupsSpec, Stage
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NewGroups", "add_new_groups", "apply_strategy", "group_names"]
 
-_TEXT = "text"
 _KINDS = {"dense": "dense", "low-rank": "low_rank"}
 _PROJECTIONS = "key:model.language_model.layers.*_proj.weight"
 
@@ -42,7 +43,7 @@ class NewGroups:
     @property
     def parts(self) -> tuple[str, ...]:
         """As learning rates name them."""
-        return tuple(f"{GROUP}:{name}" for name in self.names)
+        return tuple(qualified(GROUP, name) for name in self.names)
 
 
 def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> tuple[Stage, NewGroups | None]:
@@ -77,7 +78,7 @@ def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) ->
 
 def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGroups:
     """The groups of a strategy that the checkpoint has not got yet."""
-    if config.get("model_type") != "mcompose":
+    if config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
             f"'strategy: {stage.strategy}' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
             hint="Compose the source alone first ('output: {format: composed}'), then train that.",
@@ -85,8 +86,8 @@ def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGro
     spec = stage.groups or GroupsSpec()
     there = dict(config.get("routed_groups") or {})
     names = [name for name in spec.modalities or anatomy.modalities if name not in there]
-    if stage.strategy == "modality+text" and spec.kind == "low-rank" and _TEXT not in there:
-        names.append(_TEXT)
+    if stage.strategy == "modality+text" and spec.kind == "low-rank" and TEXT not in there:
+        names.append(TEXT)
     return NewGroups(tuple(names), spec)
 
 
@@ -116,9 +117,5 @@ def group_names(model: Any, groups: NewGroups) -> dict[str, str]:
         model: With its groups.
         groups: That were added.
     """
-    found = {}
-    for name, _ in model.named_parameters():
-        role, which = part_label(name, "")
-        if role == "groups" and which in groups.names:
-            found[name] = f"{GROUP}:{which}"
-    return found
+    parts = {name: group_part(name) for name, _ in model.named_parameters()}
+    return {name: part for name, part in parts.items() if part in groups.parts}

@@ -13,22 +13,12 @@ import numpy as np
 import torch
 
 from mcompose.checkpoint import TensorDigest, TensorEntry, digest_file, plan_layout, read_header, read_tensor
+from mcompose.dtypes import TORCH_NAMES
 from mcompose.errors import StorageError
 
 __all__ = ["DTYPES", "as_torch", "dtype_name", "raw_bytes", "read_tensors", "write_tensors"]
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in TORCH_NAMES.items()}
 """safetensors dtype to torch's."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -5,6 +5,7 @@ torch and transformers.
 """
 
 from mcompose.anatomy.compare import can_compose
+from mcompose.anatomy.composed import group_part
 from mcompose.anatomy.part import (
     EMBEDDING,
     ENCODER,
@@ -13,7 +14,6 @@ from mcompose.anatomy.part import (
     HEAD,
     LANGUAGE,
     MASK,
-    MODALITIES,
     ORIGIN,
     PARTS,
     PROJECTOR,
@@ -22,6 +22,7 @@ from mcompose.anatomy.part import (
     UNUSED,
     Anatomy,
     Slot,
+    part_label,
 )
 from mcompose.anatomy.read import read_anatomy
 from mcompose.anatomy.summary import summarise
@@ -34,7 +35,6 @@ __all__ = [
     "HEAD",
     "LANGUAGE",
     "MASK",
-    "MODALITIES",
     "ORIGIN",
     "PARTS",
     "PROJECTOR",
@@ -44,6 +44,8 @@ __all__ = [
     "Anatomy",
     "Slot",
     "can_compose",
+    "group_part",
+    "part_label",
     "read_anatomy",
     "summarise",
 ]

@@ -17,14 +17,9 @@ from typing import Any
 from mcompose import __version__
 from mcompose.anatomy.family import Family, Renaming
 from mcompose.anatomy.settings import Settings
+from mcompose.on_disk import cache_folder
 
-__all__ = ["ask_transformers", "cache_folder"]
-
-
-def cache_folder() -> Path:
-    """Where answers are kept: ``$XDG_CACHE_HOME/mcompose/anatomy``, or the same under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "anatomy"
+__all__ = ["ask_transformers"]
 
 
 def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
@@ -36,7 +31,7 @@ def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | Non
     Raises:
         AnatomyError: transformers knows the type and cannot build it, or it does not answer in text.
     """
-    file = cache_folder() / _file_name(config)
+    file = cache_folder("anatomy") / _file_name(config)
     kept = _load(file)
     if kept is not None:
         return kept

@@ -23,7 +23,6 @@ from mcompose.anatomy.part import (
     HEAD,
     LANGUAGE,
     MASK,
-    MODALITIES,
     ORIGIN,
     PROJECTOR,
     ROUTER,
@@ -33,10 +32,13 @@ from mcompose.anatomy.part import (
 from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
+from mcompose.modalities import MODALITIES
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
+from mcompose.part_names import qualified
 
-__all__ = ["OWN_TYPES", "describe_own", "mark_groups"]
+__all__ = ["OWN_TYPES", "describe_own", "group_part", "mark_groups"]
 
-OWN_TYPES = ("mcompose", "mcompose_points")
+OWN_TYPES = (COMPOSED_TYPE, POINTS_TYPE)
 
 _DECODER = "model.language_model"
 _GROUP = re.compile(r"\.groups\.([a-z]+)\.(?:weight|bias|lora_[AB]\.weight)$")
@@ -53,7 +55,7 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
     if not isinstance(text, Mapping) or not text.get("model_type"):
         raise AnatomyError(f"The config of type '{config['model_type']}' has no `text_config.model_type`.")
     parts, layers = _language(text)
-    if config["model_type"] == "mcompose_points":
+    if config["model_type"] == POINTS_TYPE:
         parts.update({"model.points_tower": ENCODER, "model.multi_modal_projector": PROJECTOR})
         modalities: tuple[str, ...] = ("points",)
     else:
@@ -99,10 +101,22 @@ def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:
 
 
 def _marked(slot: Slot) -> Slot:
-    group = _GROUP.search(slot.name)
+    return replace(slot, part=group_part(slot.name) or slot.part)
+
+
+def group_part(name: str) -> str:
+    """Returns the decoupled group that a tensor of a language model belongs to; empty where it is the model's own.
+
+    Args:
+        name: Name of the tensor, in files or in memory.
+
+    Returns:
+        ``group:<modality>``; ``origin`` for what low-rank groups add to.
+    """
+    group = _GROUP.search(name)
     if group:
-        return replace(slot, part=f"{GROUP}:{group.group(1)}")
-    return replace(slot, part=ORIGIN) if _ORIGIN.search(slot.name) else slot
+        return qualified(GROUP, group[1])
+    return ORIGIN if _ORIGIN.search(name) else ""
 
 
 def _settings(config: Mapping[str, Any], text: Mapping[str, Any]) -> Settings:

@@ -27,10 +27,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mcompose.anatomy.family import Family, Renaming
-from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, MODALITIES, PROJECTOR
+from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
 from mcompose.anatomy.settings import Settings, without_noise
 from mcompose.anatomy.tables import exceptions
 from mcompose.errors import AnatomyError, McomposeError
+from mcompose.modalities import MODALITIES
 
 __all__ = [
     "NO_ENCODER",

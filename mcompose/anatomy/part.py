@@ -13,9 +13,26 @@ two sources are compared name by name however their files spell them:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from mcompose.part_names import (
+    EMBEDDING,
+    ENCODER,
+    EXPERT,
+    GROUP,
+    HEAD,
+    LANGUAGE,
+    MASK,
+    ORIGIN,
+    PROJECTOR,
+    ROUTER,
+    SEPARATORS,
+    SOURCE_PARTS,
+    qualified,
+)
 
 __all__ = [
     "EMBEDDING",
@@ -26,7 +43,6 @@ __all__ = [
     "HEAD",
     "LANGUAGE",
     "MASK",
-    "MODALITIES",
     "ORIGIN",
     "PARTS",
     "PROJECTOR",
@@ -37,24 +53,14 @@ __all__ = [
     "Slot",
     "expert_of",
     "is_expert_slot",
+    "part_label",
 ]
 
-LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR, UNUSED = PARTS = (
-    "language",
-    "embedding",
-    "head",
-    "encoder",
-    "projector",
-    "unused",
-)
-MODALITIES = ("image", "audio", "video", "points")
-EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
-"""Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
-expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""
+UNUSED = "unused"
+PARTS = (*SOURCE_PARTS, UNUSED)
 EXPERT_PARTS = (EXPERT, ROUTER, SEPARATORS, MASK)
-GROUP, ORIGIN = "group", "origin"
-"""Parts of composed checkpoints with decoupled parameters: ``group:image`` is what image tokens use instead of the
-language model's own linears, ``group:text`` the low-rank part of the text's, ``origin`` what low-rank groups add to."""
+
+_OWNED = re.compile(r"(?:towers|experts|routers)\.([^.]+)\.")
 
 
 @dataclass(frozen=True)
@@ -124,3 +130,14 @@ def is_expert_slot(slot: Slot) -> bool:
 def expert_of(slot: Slot) -> str:
     """Name of the expert that a tensor belongs to; empty for routers and vectors."""
     return slot.name.split(".")[1] if slot.name.startswith("experts.") else ""
+
+
+def part_label(name: str, part: str) -> str:
+    """Returns a part's name with its owner, as stages and ledgers write it: ``projector:sees``, ``group:audio``.
+
+    Args:
+        name: Name of one of the part's tensors; see the module's docstring.
+        part: What the anatomy says of the tensor.
+    """
+    owner = _OWNED.match(name)
+    return qualified(part, owner[1]) if owner else part

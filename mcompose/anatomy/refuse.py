@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mcompose.anatomy.composed import group_part
 from mcompose.anatomy.tables import exceptions, generated
 
 __all__ = ["refuse_files", "refuse_type"]
@@ -26,7 +27,7 @@ def refuse_files(config: Mapping[str, Any], keys: Iterable[str]) -> str:
         return f"its weights are quantised ({method or 'method not named'}); use the full-precision checkpoint"
     keys = list(keys)
     if config.get("routed_groups"):
-        keys = [key for key in keys if ".groups." not in key]  # factors that the network itself runs
+        keys = [key for key in keys if not group_part(key)]  # factors that the network itself runs
     adapters = sum(1 for key in keys if _ADAPTER.search(key))
     if adapters:
         held = "only low-rank adapters" if adapters == len(keys) else "low-rank adapters beside its weights"

@@ -17,7 +17,6 @@ from mcompose.anatomy.part import (
     ENCODER,
     HEAD,
     LANGUAGE,
-    MODALITIES,
     PROJECTOR,
     UNUSED,
     Anatomy,
@@ -26,6 +25,7 @@ from mcompose.anatomy.part import (
 from mcompose.anatomy.settings import without_noise
 from mcompose.anatomy.tables import generated
 from mcompose.errors import AnatomyError
+from mcompose.modalities import MODALITIES
 
 __all__ = ["read_by_roles"]
 

@@ -1,6 +1,7 @@
 """The two data files of this room: what was generated from transformers, and what it does not tell.
 
-``families.json`` is written by ``python -m mcompose.anatomy.generate``; ``exceptions.json`` by hand.
+``families.json`` is written by ``python -m mcompose.anatomy.generate``; ``exceptions.json`` by hand. They hold what the
+names of tensors need; what a family's network and processor need stands in ``modeling/families.py``.
 """
 
 from __future__ import annotations

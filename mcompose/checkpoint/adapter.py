@@ -21,9 +21,9 @@ from mcompose.checkpoint.tensor import MERGEABLE_DTYPES, TensorEntry
 from mcompose.errors import CheckpointError
 from mcompose.refs import ModelRef
 
-__all__ = ["Adapter", "open_adapter"]
+__all__ = ["ADAPTER_FILE", "Adapter", "open_adapter"]
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 _REFUSED = {
@@ -202,16 +202,16 @@ def open_adapter(
 
 
 def _header(ref: ModelRef, snapshot: HubSnapshot) -> Header:
-    path = snapshot.folder / WEIGHTS
-    if snapshot.headers is not None and WEIGHTS in snapshot.headers:
-        return parse_header(snapshot.headers[WEIGHTS], file=path, size=snapshot.files[WEIGHTS])
+    path = snapshot.folder / ADAPTER_FILE
+    if snapshot.headers is not None and ADAPTER_FILE in snapshot.headers:
+        return parse_header(snapshot.headers[ADAPTER_FILE], file=path, size=snapshot.files[ADAPTER_FILE])
     if not path.exists():
         if (snapshot.folder / "adapter_model.bin").exists() or "adapter_model.bin" in snapshot.files:
             raise CheckpointError(
                 f"The adapter '{ref}' is a pickle (adapter_model.bin), which can run code and is never opened.",
                 hint="Convert it: load it by PEFT where you trust it, then `model.save_pretrained(DIR)`.",
             )
-        raise CheckpointError(f"The adapter '{ref}' has no {WEIGHTS}.")
+        raise CheckpointError(f"The adapter '{ref}' has no {ADAPTER_FILE}.")
     return read_header(path)
 
 

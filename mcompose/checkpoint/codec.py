@@ -16,18 +16,14 @@ from numpy.typing import NDArray
 
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
+from mcompose.dtypes import DTYPES
 
 __all__ = ["decode", "encode", "raw_dtype", "read_float32", "read_tensor"]
-
-_RAW_DTYPES: dict[str, str] = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
-    "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
-}  # fmt: skip
 
 
 def raw_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype that holds a tensor's bytes unchanged; ``uint8`` where numpy has none of its kind."""
-    return np.dtype(_RAW_DTYPES.get(dtype, "u1"))
+    return np.dtype(DTYPES[dtype].raw)
 
 
 def decode(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:

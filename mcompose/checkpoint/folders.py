@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mcompose.errors import OutputError
+from mcompose.on_disk import CARD, LOCK
 
 __all__ = [
     "JOURNAL_NAME",
@@ -28,8 +29,7 @@ __all__ = [
 
 LOCK_NAME = ".mcompose-lock"
 JOURNAL_NAME = ".mcompose-journal.jsonl"
-LOCK_FILE = Path("mcompose") / "lock.json"
-_DERIVED = {"README.md"}  # made from the ledger, hence not in the lock
+_DERIVED = {CARD}  # made from the ledger, hence not in the lock
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -209,7 +209,7 @@ def _foreign(folder: Path) -> list[str]:
 
 def _locked_files(folder: Path) -> set[str] | None:
     try:
-        lock = json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))
+        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     files = cast("dict[str, Any]", lock).get("files") if isinstance(lock, dict) else None

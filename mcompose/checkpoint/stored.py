@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcompose.errors import CheckpointError
+from mcompose.on_disk import COMPOSED_TYPE
 
 __all__ = ["plain_path", "stored_graphs"]
 
@@ -31,7 +32,7 @@ def stored_graphs(config: Mapping[str, Any], *, expert: str | None = None) -> di
         CheckpointError: A name leads out of the folder.
     """
     found: dict[str, str] = {}
-    experts = config.get("experts") if config.get("model_type") == "mcompose" else None
+    experts = config.get("experts") if config.get("model_type") == COMPOSED_TYPE else None
     for name, entry in (experts or {}).items():
         graph = None if entry.get("reference") else entry.get("onnx")
         if not graph or expert not in (None, name):

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcompose.dtypes import DTYPES, FLOAT_NAMES
+
 __all__ = ["DTYPE_BITS", "MERGEABLE_DTYPES", "TensorEntry"]
 
-DTYPE_BITS: dict[str, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
+DTYPE_BITS: dict[str, int] = {code: dtype.bits for code, dtype in DTYPES.items()}
 """Bits of one element, for every dtype of the format."""
 
-MERGEABLE_DTYPES = ("F16", "BF16", "F32", "F64")
+MERGEABLE_DTYPES = tuple(FLOAT_NAMES)
 """The dtypes that arithmetic is done on; all others are copied untouched."""
 
 

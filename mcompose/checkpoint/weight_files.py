@@ -12,9 +12,9 @@ from mcompose.checkpoint.headers import read_json_object
 from mcompose.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from mcompose.errors import CheckpointError
 
-__all__ = ["WeightFiles", "find_weight_files", "plain_name"]
+__all__ = ["PICKLES", "WeightFiles", "find_weight_files", "plain_name"]
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.pt")
 _NOT_MODELS = ("consolidated*.safetensors", "adapter_model*.safetensors")
 
@@ -116,7 +116,7 @@ def _no_weights(files: list[str], weights: list[str], name: str) -> CheckpointEr
             f"'{name}' holds '{file}': GGUF files cannot be merged.",
             hint="Use the original checkpoint, or load it by transformers with `gguf_file=` and save it.",
         )
-    if file := found(*_PICKLES):
+    if file := found(*PICKLES):
         return CheckpointError(
             f"'{name}' holds its weights as a pickle ('{file}'), which can run code and is never opened.",
             hint=_CONVERT,

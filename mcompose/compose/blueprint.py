@@ -17,7 +17,6 @@ from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
 from mcompose.compose.towers import (
-    LANGUAGE_PARTS,
     OutputTower,
     composed_towers,
     merged_towers,
@@ -25,8 +24,10 @@ from mcompose.compose.towers import (
     output_towers,
 )
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
+from mcompose.part_names import LANGUAGE_PARTS
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["COMPOSED", "NATIVE", "TEXT", "Blueprint", "choose_format", "draw_blueprint"]
 
 NATIVE, COMPOSED, TEXT = "native", "composed", "text"
-DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Blueprint:
     @property
     def dtype(self) -> str | None:
         """Of the output's language model, as transformers spells it; None where it has no word."""
-        return DTYPE_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
+        return FLOAT_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
 
 
 def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = False, extended: bool = False) -> str:

@@ -11,13 +11,14 @@ from mcompose.checkpoint import StagedOutput, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
 from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
-from mcompose.compose.provenance import FOLDER, lock_text, make_ledger, source_digests
+from mcompose.compose.provenance import lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
 from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.merge import BaseFigures, check_same_base, execute
 from mcompose.merge.clock import Phases
 from mcompose.methods import METHODS
+from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
 from mcompose.recipe import check_method, resolve_text
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
         with phases("records"):
             _write_records(staged, loaded, blueprint, ledger, sha256=options.sha256)
             if options.card is not None:
-                staged.write_file("README.md", options.card(ledger, staged.partial))
+                staged.write_file(CARD, options.card(ledger, staged.partial))
         with phases("finish"):
             final = staged.finish()
     notices = (staged.notice,) if staged.notice else ()
@@ -203,7 +204,7 @@ def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprin
         write_native(staged, blueprint, dtype=dtype)
     else:
         write_text_model(staged, blueprint, dtype=dtype)
-    staged.write_file(f"{FOLDER}/recipe.yaml", loaded.raw)
+    staged.write_file(RECIPE, loaded.raw)
     return noticed
 
 
@@ -211,12 +212,12 @@ def _write_records(
     staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint, ledger: Ledger, *, sha256: bool
 ) -> None:
     digests = source_digests(blueprint)
-    staged.write_file(f"{FOLDER}/resolved.yaml", _resolved(loaded, blueprint, digests))
-    staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
+    staged.write_file(RESOLVED, _resolved(loaded, blueprint, digests))
+    staged.write_file(LEDGER, ledger.to_json())
     weights: dict[str, dict[str, Any]] = {s.filename: {"size": s.size} for s in blueprint.plan.layout.shards}
     if sha256:
         weights = {name: vars(staged.digest(name)) for name in weights}
-    staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, weights, digests))
+    staged.write_file(LOCK, lock_text(staged.partial, weights, digests))
 
 
 def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower
 from mcompose.errors import CompositionError
 from mcompose.modeling import generate_files
-from mcompose.modeling.families import MROPE_TEXT, family_of
+from mcompose.modeling.families import family_of, text_family_of
+from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import StagedOutput
@@ -103,7 +104,7 @@ def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
     """The owner's, with the chat template that the composition is to have, and warnings."""
     owner = blueprint.owner
     tokenizer = _tokenizer(owner)
-    if not owner.anatomy.modalities or owner.anatomy.model_type == "mcompose":
+    if not owner.anatomy.modalities or owner.anatomy.model_type == COMPOSED_TYPE:
         return tokenizer, []
     if len(blueprint.sources.everything) > 1:
         tokenizer.chat_template = None  # written for one source's own placeholders, perhaps for message lists
@@ -173,7 +174,7 @@ def _check_processors(folder: Path, blueprint: Blueprint) -> None:
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     """The owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
-    lead = next((s for s in towers if s.anatomy.text_config["model_type"] in MROPE_TEXT), blueprint.owner)
+    lead = next((s for s in towers if text_family_of(s.anatomy.text_config["model_type"]).mrope), blueprint.owner)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
     config.update(layer_changes(config, blueprint.layers, depth=blueprint.owner.anatomy.num_layers))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -18,7 +18,8 @@ from mcompose.anatomy.part import GROUP, LANGUAGE
 from mcompose.checkpoint import LowRank
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution
-from mcompose.modeling.groups.specs import GroupSpec, group_keys, group_specs
+from mcompose.modeling.groups.specs import TEXT, GroupSpec, group_keys, group_specs
+from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +39,6 @@ __all__ = [
     "text_factors",
     "text_terms",
 ]
-
-TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -290,7 +289,7 @@ def _carried_origin(source: SourceParts, linears: Sequence[RoutedLinear]) -> dic
 
 def _spec(config: Mapping[str, Any], group: str) -> GroupSpec | None:
     """What a config says of a group; None without one, and for a text group that is the linears themselves."""
-    groups = config.get("routed_groups") if config.get("model_type") == "mcompose" else None
+    groups = config.get("routed_groups") if config.get("model_type") == COMPOSED_TYPE else None
     try:
         return group_specs(groups or {}, base=config.get("routed_base", "shared") if groups else "shared").get(group)
     except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcompose.checkpoint import patch_json
-from mcompose.compose.blueprint import DTYPE_NAMES
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _other_dtype(blueprint: Blueprint) -> str | None:
     table = blueprint.owner.embedding
     assert table is not None, "its rows were counted"
     dtype = blueprint.dtype
-    return None if dtype == DTYPE_NAMES.get(blueprint.owner.entry(table.key).dtype) else dtype
+    return None if dtype == FLOAT_NAMES.get(blueprint.owner.entry(table.key).dtype) else dtype
 
 
 def layer_changes(config: Mapping[str, Any], layers: Sequence[int], *, depth: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mcompose import __version__
 from mcompose.checkpoint import digest_file
 from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
 from mcompose.merge import find_method
+from mcompose.on_disk import CARD, LOCK
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe
     from mcompose.refs import ModelRef
 
-__all__ = ["FOLDER", "library_versions", "lock_text", "make_ledger", "portable_ref", "source_digests"]
-
-FOLDER = "mcompose"
-"""Folder of the output that holds all of this."""
+__all__ = ["library_versions", "lock_text", "make_ledger", "portable_ref", "source_digests"]
 
 LIBRARIES = ("transformers", "numpy", "numba", "mergekit")
 """Beside mcompose, whose versions decide the result."""
@@ -164,4 +162,4 @@ def lock_text(folder: Path, weight_files: Mapping[str, Mapping[str, Any]], sourc
 def _is_working_file(name: str) -> bool:
     """Files of the run itself, and those that are derived from the lock file and the ledger."""
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return hidden or name in {"README.md", f"{FOLDER}/lock.json"} or name.endswith(".safetensors")
+    return hidden or name in {CARD, LOCK} or name.endswith(".safetensors")

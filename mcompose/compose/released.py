@@ -22,11 +22,9 @@ from typing import Any
 
 from mcompose.checkpoint import TensorEntry, read_header, read_json_object
 from mcompose.errors import CheckpointError
+from mcompose.modalities import RELEASED_NAMES
 
-__all__ = ["NAMES", "ReleasedDonor", "read_released"]
-
-NAMES = {"vision": "image", "audio": "audio", "video": "video", "point": "points"}
-"""What the released files call a modality, and its name here."""
+__all__ = ["ReleasedDonor", "read_released"]
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 TEXT = "default"
@@ -99,7 +97,7 @@ def read_released(folder: Path, *, alpha: float | None = None) -> ReleasedDonor:
     value = alpha if alpha is not None else _alpha(config, modality, folder)
     kept = {side: entry for side, entry in vectors.get(modality, {}).items() if all(entry.shape)}
     own = projectors.get(modality, {})
-    return ReleasedDonor(folder, config, NAMES[modality], value / rank, text, group, own, kept)
+    return ReleasedDonor(folder, config, RELEASED_NAMES[modality], value / rank, text, group, own, kept)
 
 
 def _sort_in(
@@ -127,11 +125,11 @@ def _sort_in(
 
 def _modality(names: Iterable[str], folder: Path) -> str:
     found = list(dict.fromkeys(name for name in names if name != TEXT))
-    if len(found) != 1 or found[0] not in NAMES:
+    if len(found) != 1 or found[0] not in RELEASED_NAMES:
         listed = ", ".join(f"'{name}'" for name in found) or "none"
         raise CheckpointError(
             f"The donor in '{folder}' is of {listed}, and a donor is of one modality.",
-            hint=f"Known names: {', '.join(NAMES)}.",
+            hint=f"Known names: {', '.join(RELEASED_NAMES)}.",
         )
     return found[0]
 

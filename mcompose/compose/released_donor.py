@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import ENCODER, GROUP, LANGUAGE, PROJECTOR
 from mcompose.checkpoint import Checkpoint, StagedOutput, TensorEntry, open_checkpoint
-from mcompose.compose.blueprint import DTYPE_NAMES
-from mcompose.compose.provenance import FOLDER, library_versions, lock_text
+from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.compose.released import Factors, ReleasedDonor, read_released
 from mcompose.compose.sources import open_parts
-from mcompose.compose.towers import LANGUAGE_PARTS
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.ledger import Ledger, SourceRow, StepRow
 from mcompose.merge import MergePlan, Segment, TensorJob, build_plan, copy_job, execute
+from mcompose.on_disk import LEDGER, LOCK
+from mcompose.part_names import LANGUAGE_PARTS
 
 if TYPE_CHECKING:
     from mcompose.merge import SourceParts
@@ -257,7 +258,7 @@ def _write_files(
         tie_word_embeddings=base.anatomy.tied,
         routed_groups=groups,
         **prefix_fields(tokenizer, **counts),
-        dtype=DTYPE_NAMES.get(base.entry(base.embedding.key).dtype) if base.embedding else None,
+        dtype=FLOAT_NAMES.get(base.entry(base.embedding.key).dtype) if base.embedding else None,
     )
     config.save_pretrained(staged.partial)
     settings = _image_settings(encoder, donor)
@@ -297,7 +298,7 @@ def _image_settings(encoder: Checkpoint, donor: ReleasedDonor) -> dict[str, Any]
 
 
 def _write_records(staged: StagedOutput, plan: MergePlan, ledger: Ledger) -> None:
-    staged.write_file(f"{FOLDER}/ledger.json", ledger.to_json())
+    staged.write_file(LEDGER, ledger.to_json())
     sizes = {shard.filename: {"size": shard.size} for shard in plan.layout.shards}
     sources = {row.name: {"ref": row.ref} for row in ledger.sources}
-    staged.write_file(f"{FOLDER}/lock.json", lock_text(staged.partial, sizes, sources))
+    staged.write_file(LOCK, lock_text(staged.partial, sizes, sources))

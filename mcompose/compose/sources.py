@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy import read_anatomy
-from mcompose.anatomy.part import MODALITIES
 from mcompose.checkpoint import open_adapter, open_checkpoint
 from mcompose.compose.groups import text_factors
 from mcompose.errors import AnatomyError, CheckpointError, CompositionError, nearest_name
 from mcompose.merge import SourceParts
+from mcompose.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe, Source

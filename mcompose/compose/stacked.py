@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 from mcompose.anatomy.part import LANGUAGE
 from mcompose.compose.groups import DenseGroup, LowRankGroup, RoutedLinear, text_terms
 from mcompose.merge import Contribution, Segment, TensorJob
+from mcompose.methods.damc import NOTHING
 
 if TYPE_CHECKING:
     from mcompose.merge import SourceParts
 
 __all__ = ["StackedText", "stacked_text"]
-
-NOTHING = 1e-9
-"""Coefficients that are written to add up to one may miss it by a rounding error."""
 
 
 @dataclass(frozen=True)

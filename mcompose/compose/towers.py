@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, ENCODER, GROUP, HEAD, LANGUAGE, ORIGIN, PROJECTOR, is_expert_slot
+from mcompose.anatomy.part import GROUP, ORIGIN, is_expert_slot
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
+from mcompose.on_disk import COMPOSED_TYPE, PROCESSORS
+from mcompose.part_names import LANGUAGE_PARTS, TOWER_PARTS
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import Recipe
 
 __all__ = [
-    "LANGUAGE_PARTS",
     "OutputTower",
     "composed_towers",
     "merged_towers",
@@ -43,9 +44,6 @@ zero_grad
 TORCH_WORDS = frozenset(_WORDS.split())
 """Attributes of ``torch.nn.ModuleDict``, which holds the towers; listed, so that a plan needs no torch."""
 
-LANGUAGE_PARTS = (LANGUAGE, EMBEDDING, HEAD)
-TOWER_PARTS = (ENCODER, PROJECTOR)
-COMPOSED_TYPE = "mcompose"
 PREFIXES = ("prefix_tokens", "suffix_tokens")
 
 
@@ -84,7 +82,7 @@ class OutputTower:
     def processor_folder(self) -> Path:
         """Where the files of its processor are."""
         folder = self.source.checkpoint.folder
-        return folder / "processors" / self.inner if self.inner else folder
+        return folder / PROCESSORS / self.inner if self.inner else folder
 
     @property
     def _entry(self) -> dict[str, Any]:

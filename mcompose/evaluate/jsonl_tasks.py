@@ -28,12 +28,13 @@ from mcompose.evaluate.extraction.reading_errors import BadReferenceError
 from mcompose.evaluate.letters import choices_in
 from mcompose.evaluate.metrics import expanded, graded, rule_for
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.modalities import MODALITIES
 
 __all__ = ["load_lines", "read_lines"]
 
 _WORDS: Final = 16
 _PAGE: Final = 512
-_KNOWN: Final = frozenset({"image", "audio", "video", "points", "text"})
+_KNOWN: Final = frozenset({*MODALITIES, "text"})
 
 
 def load_lines(file: Path, *, limit: int | None = None, check_media: bool = True) -> Task:

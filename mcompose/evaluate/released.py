@@ -36,11 +36,11 @@ import yaml
 from mcompose.errors import RequestError, nearest_name
 from mcompose.evaluate.letters import choices_in
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.modalities import MODALITIES, RELEASED_NAMES
 
 __all__ = ["KINDS", "Card", "Kind", "load_card", "load_questions"]
 
-MODALITIES: Final = {"vision": "image", "audio": "audio", "video": "video", "point": "points"}
-_HOLES: Final = {"image": "image", "audio": "audio", "video": "video", "point": "points", "points": "points"}
+_HOLES: Final = {**{modality: modality for modality in MODALITIES}, "point": "points"}
 _HOLE: Final = re.compile(rf"<({'|'.join(_HOLES)})>")
 _CLASSES: Final = """
     airplane bathtub bed bench bookshelf bottle bowl car chair cone cup curtain desk door dresser flower_pot glass_box
@@ -177,7 +177,7 @@ def _task(card: Card, *, limit: int | None, check_media: bool) -> Task:
         name=card.task,
         version=1,
         metric=joint + kind.metric if labelled else "",
-        modalities=tuple(m for m in MODALITIES.values() if any(x.modality == m for item in items for x in item.inputs)),
+        modalities=tuple(m for m in MODALITIES if any(x.modality == m for item in items for x in item.inputs)),
         chance=_chance(card.kind, items),
         items=tuple(items),
         max_new_tokens=card.max_new_tokens,
@@ -258,9 +258,9 @@ def _item(
 
 def _inputs(listed: Any, turn: str, *, media: Path, place: str) -> tuple[MediaInput, ...]:
     """One input per placeholder, in the order of the turn: the k-th of a modality is that modality's k-th path."""
-    if not isinstance(listed, dict) or any(key not in MODALITIES for key in listed):
-        raise RequestError(f"{place}: 'modal_inputs' maps {', '.join(MODALITIES)} to lists of paths.")
-    paths = {modality: list(listed.get(key) or []) for key, modality in MODALITIES.items()}
+    if not isinstance(listed, dict) or any(key not in RELEASED_NAMES for key in listed):
+        raise RequestError(f"{place}: 'modal_inputs' maps {', '.join(RELEASED_NAMES)} to lists of paths.")
+    paths = {modality: list(listed.get(key) or []) for key, modality in RELEASED_NAMES.items()}
     order = [match[1] for match in _HOLE.finditer(turn)]
     for modality, given in paths.items():
         if order.count(modality) != len(given):

@@ -7,14 +7,14 @@ experts and none are controls: what is left of an expert's worth when another's 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from mcompose.errors import RequestError, slip_of
 from mcompose.evaluate.confusion import Confusion, confusion_matrix
+from mcompose.modeling.experts.configuration import NONE
 
 __all__ = ["NONE", "TOLD", "WRONG", "Routes", "expert_for", "forced_routes", "router_confusion", "slips"]
 
-NONE: Final = "none"
 TOLD, WRONG = "told", "wrong"
 """Each medium to the expert of its question's domain; to the one after it."""
 

@@ -21,17 +21,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
 from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
+from mcompose.modalities import MODALITIES
 from mcompose.modeling import register
 from mcompose.modeling.experts.configuration import NONE
 from mcompose.modeling.experts.processing import AUTO
+from mcompose.modeling.families import PROCESSOR_ARGUMENTS, PROCESSOR_PARTS
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.on_disk import COMPOSED_TYPE
 
 __all__ = ["Subject", "load_subject"]
 
-_ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
 _OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
-_PARTS: Final = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Subject:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        given = {_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
+        given = {PROCESSOR_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
         routes: list[Routes] = [{} for _ in prompts]
         if given:
             if self.experts != AUTO:
@@ -216,7 +217,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
 
 
 def _hint(config: Mapping[str, Any], *, trust_remote_code: bool) -> str:
-    if config.get("model_type") != "mcompose" and config.get("auto_map") and not trust_remote_code:
+    if config.get("model_type") != COMPOSED_TYPE and config.get("auto_map") and not trust_remote_code:
         return "A checkpoint with code of its own needs --trust-remote-code."
     return "Files may be missing or damaged: run mcompose verify on it, or make or fetch it again."
 
@@ -236,13 +237,15 @@ def _modalities(model: Any, processor: Any) -> tuple[str, ...]:
     sources = getattr(processor, "sources", None)
     if isinstance(sources, dict):  # composed: what its sources serve
         served = [m for entry in sources.values() for m in entry["modalities"]]
-        return tuple(m for m in _ARGUMENTS if m in served)
+        return tuple(m for m in MODALITIES if m in served)
     if isinstance(processor, FramesProcessor):
         return ("video",)
     if isinstance(processor, PointsProcessor) or type(processor).__name__ == "PointsProcessor":
         return ("points",)
     taken = getattr(model, "input_modalities", ())
-    return tuple(m for m in _ARGUMENTS if m in taken and getattr(processor, _PARTS.get(m, ""), None) is not None)
+    return tuple(
+        m for m in MODALITIES if m in taken and getattr(processor, PROCESSOR_PARTS.get(m, ""), None) is not None
+    )
 
 
 def _nested(modality: str, rows: list[list[Any]]) -> list[Any]:

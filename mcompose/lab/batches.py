@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mcompose.lab.words import FILLERS, MODALITIES, NUMBER_WORDS
+from mcompose.lab.words import FILLERS, NUMBER_WORDS
+from mcompose.modalities import MODALITIES
 
 if TYPE_CHECKING:
     import torch
 
     from mcompose.lab.questions import Question
 
-__all__ = ["Batch", "WordTable", "collate", "said_as_text"]
+__all__ = ["Batch", "WordTable", "collate", "pad_rows", "said_as_text"]
 
 _LABELS = (*MODALITIES, "text")
 _MAX_FILLERS = 4
@@ -82,11 +83,24 @@ def collate(prompts: Sequence[str], questions: Sequence[Question], *, table: Wor
     Returns:
         The batch.
     """
+    rows = [[*table.encode(p), table.ids[q.answer], table.eos] for p, q in zip(prompts, questions, strict=True)]
+    return pad_rows(rows, pad=table.pad)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, pad: int) -> Batch:
+    """Pads rows on the left so that all answers stand in one column.
+
+    Args:
+        rows: Ids of the prompt, of the answer (one token) and of the end.
+        pad: Id that fills up.
+
+    Returns:
+        The batch; labels are the answer and the end.
+    """
     import torch  # noqa: PLC0415 - mcompose.lab imports without torch
 
-    rows = [[*table.encode(p), table.ids[q.answer], table.eos] for p, q in zip(prompts, questions, strict=True)]
     length = max(len(row) for row in rows)
-    ids = np.full((len(rows), length), table.pad, dtype=np.int64)
+    ids = np.full((len(rows), length), pad, dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, length - len(row) :] = row

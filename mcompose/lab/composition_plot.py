@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcompose.errors import RequestError
 from mcompose.lab.composition import DIFFERENCE
-from mcompose.lab.report import Row
+from mcompose.lab.report import Row, new_figure
 
-__all__ = ["plot_composition"]
+__all__ = ["SEARCHED", "plot_composition"]
 
 _PANELS = {
     "retention-mean": "kept of donors",
@@ -19,7 +18,7 @@ _PANELS = {
     "joint-3": "joint, 3 media",
     "joint-4": "joint, 4 media",
 }
-_SEARCHED = "+search"
+SEARCHED = "+search"
 _MARGIN_OF = ("joint-common-", "joint-own-")
 _COUNTS = (2, 3, 4)
 
@@ -35,21 +34,17 @@ def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> Non
     Raises:
         RequestError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError as error:
-        raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
     known = {(row.variant, row.metric): row for row in rows}
     lines = [name for name in dict.fromkeys(row.variant for row in rows) if _is_line(name)]
     drawn = {metric: label for metric, label in _PANELS.items() if any(found == metric for _, found in known)}
-    figure = Figure(figsize=(16, 1.8 + 0.33 * len(lines)), layout="constrained")
+    figure = new_figure((16, 1.8 + 0.33 * len(lines)))
     panels = figure.subplots(1, len(drawn) + 1, squeeze=False, width_ratios=[*[1] * len(drawn), 1.6])[0]
     for axes, (metric, label) in zip(panels, drawn.items(), strict=False):
         _draw_panel(axes, metric, lines, known)
         axes.set_title(label, fontsize=10)
         axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
         axes.set_ylim(len(lines) - 0.5, -0.5)  # the same in all panels, whatever they hold; first line on top
-    if any(variant.endswith(_SEARCHED) for variant, _ in known):
+    if any(variant.endswith(SEARCHED) for variant, _ in known):
         panels[0].legend(loc="lower left", fontsize=8, frameon=False)
     _draw_margins(panels[-1], known)
     if title:
@@ -59,11 +54,11 @@ def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> Non
 
 
 def _is_line(variant: str) -> bool:
-    return DIFFERENCE not in variant and not variant.endswith(_SEARCHED)
+    return DIFFERENCE not in variant and not variant.endswith(SEARCHED)
 
 
 def _draw_panel(axes: Any, metric: str, lines: Sequence[str], known: dict[tuple[str, str], Row]) -> None:
-    for suffix, shift, colour, label in (("", -0.12, "#1b6ca8", "as it is"), (_SEARCHED, 0.12, "#d95f02", "searched")):
+    for suffix, shift, colour, label in (("", -0.12, "#1b6ca8", "as it is"), (SEARCHED, 0.12, "#d95f02", "searched")):
         own = [
             (place, known[name + suffix, metric])
             for place, name in enumerate(lines)

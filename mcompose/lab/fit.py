@@ -11,19 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mcompose.anatomy import group_part
 from mcompose.lab.batches import WordTable, collate, said_as_text
 from mcompose.lab.questions import JOINT_TASKS, SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings, NumbersSettings
 from mcompose.lab.words import ATTRIBUTES, VOCABULARY
 
-__all__ = ["answer_loss", "fit", "text_accuracy", "text_config", "train_base"]
+__all__ = ["answer_loss", "fit", "linears", "text_accuracy", "text_config", "train_base"]
 
 # Questions over 1, 2, 3 and 4 inputs, and how often each count is drawn. The four-option forms are the hard ones, and
 # sum and same are the slow ones.
 _KINDS = (("name", "parity", "size", "choice", "choice"), JOINT_TASKS, ("common",), ("common",))
 _SHARES = (0.25, 0.45, 0.15, 0.15)
 _TRUTH_LAYER = 2
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _OPTION_PLACES = (-10, -8, -6, -4)  # of the four attribute words, counted from the end of prompt + answer + end
 
 
@@ -50,6 +52,15 @@ def text_config(settings: NumbersSettings) -> LlamaConfig:
         eos_token_id=2,
         tie_word_embeddings=False,
     )
+
+
+def linears(language: nn.Module) -> list[nn.Parameter]:
+    """Returns the weights that tuning changes, groups of decoupled donors among them."""
+    return [
+        values
+        for name, values in language.named_parameters()
+        if group_part(name) or (name.split(".")[-2] in _LINEAR and name.endswith("weight"))
+    ]
 
 
 def fit(

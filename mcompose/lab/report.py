@@ -16,7 +16,17 @@ from typing import Any, Protocol
 from mcompose.errors import RequestError
 from mcompose.lab.family import LabFamily
 
-__all__ = ["Evaluator", "Row", "Scores", "family_scores", "plot_rows", "table", "table_json", "wide_table"]
+__all__ = [
+    "Evaluator",
+    "Row",
+    "Scores",
+    "family_scores",
+    "new_figure",
+    "plot_rows",
+    "table",
+    "table_json",
+    "wide_table",
+]
 
 Scores = Mapping[str, float]
 
@@ -179,6 +189,22 @@ def _cell(row: Row | None) -> str:
     return f"{row.mean:.3f}" + (f" +- {row.std:.3f}" if row.n > 1 else "")
 
 
+def new_figure(size: tuple[float, float]) -> Any:
+    """Opens an empty figure of matplotlib.
+
+    Args:
+        size: Width and height in inches.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
+    return Figure(figsize=size, layout="constrained")
+
+
 def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), title: str = "") -> None:
     """Draws bars: one group per metric, one bar per variant, a line for the spread.
 
@@ -191,14 +217,10 @@ def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), t
     Raises:
         RequestError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError as error:
-        raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
     groups = list(metrics) or _joint_metrics(rows)
     variants = list(dict.fromkeys(row.variant for row in rows))
     known = {(row.variant, row.metric): row for row in rows}
-    figure = Figure(figsize=(1.5 + 1.6 * len(groups), 4.2), layout="constrained")
+    figure = new_figure((1.5 + 1.6 * len(groups), 4.2))
     axes = figure.subplots()
     width = 0.85 / len(variants)
     for index, variant in enumerate(variants):

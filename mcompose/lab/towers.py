@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcompose.lab.media import IMAGE_SIDE, NUM_POINTS, SAMPLE_RATE, SAMPLES
-from mcompose.lab.words import PLACEHOLDERS
+from mcompose.modalities import PLACEHOLDERS
 
 if TYPE_CHECKING:
     import torch

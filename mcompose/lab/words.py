@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from mcompose.modalities import MODALITIES
+
 __all__ = [
     "ATTRIBUTES",
     "FILLERS",
     "LETTERS",
-    "MODALITIES",
     "NUMBERS",
     "NUMBER_WORDS",
-    "PLACEHOLDERS",
     "VOCABULARY",
 ]
 
-MODALITIES: Final = ("image", "audio", "video", "points")
-PLACEHOLDERS: Final = {modality: f"<{modality}>" for modality in MODALITIES}
 NUMBERS: Final = tuple(range(10))
 LETTERS: Final = ("A", "B", "C", "D")
 

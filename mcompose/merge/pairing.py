@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR, Anatomy, Slot
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
 from mcompose.merge.settings import bound_segment, output_dtype
+from mcompose.part_names import LANGUAGE_PARTS
 from mcompose.recipe.slices import count_layers, find_slice
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ __all__ = ["KeyOf", "Meeting", "SourceParts"]
 KeyOf = Callable[[str, str], str]
 """(name, part) to the key in the output's files."""
 
-SHARED_PARTS = (LANGUAGE, EMBEDDING, HEAD)
-TOWER_PARTS = (ENCODER, PROJECTOR)
 EMBEDDING_NAME, HEAD_NAME = "embed_tokens.weight", "lm_head.weight"
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
 """Ends of the names of old checkpoints' buffers that the model computes from its config."""
@@ -92,7 +91,7 @@ class Meeting:
         *,
         key_of: KeyOf,
         target: SourceParts | None,
-        parts: Sequence[str] = SHARED_PARTS,
+        parts: Sequence[str] = LANGUAGE_PARTS,
     ) -> None:
         self.merge, self.sources, self.base = merge, sources, base
         self.key_of, self.target = key_of, target

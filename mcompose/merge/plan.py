@@ -15,7 +15,8 @@ from mcompose.anatomy.part import ENCODER, PROJECTOR
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
-from mcompose.merge.pairing import TOWER_PARTS, KeyOf, Meeting, SourceParts
+from mcompose.merge.pairing import KeyOf, Meeting, SourceParts
+from mcompose.part_names import TOWER_PARTS
 from mcompose.recipe.slices import drop_whole_slice
 
 if TYPE_CHECKING:

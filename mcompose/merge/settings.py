@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy.part import EMBEDDING, HEAD, Slot
 from mcompose.checkpoint.tensor import MERGEABLE_DTYPES
+from mcompose.dtypes import FLOAT_CODES
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.job import Contribution, Segment
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from mcompose.recipe.select import Setting
 
 __all__ = ["bound_segment", "output_dtype"]
-
-DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-"""The recipe's spelling to the file's."""
 
 SUMS_OF_CHANGES = ("damc",)
 """Methods that count from a base, and whose only source at coefficient one is that source, to the bit."""
@@ -47,10 +45,10 @@ def output_dtype(requested: str | None, dtype: str) -> str:
     if requested is None or dtype not in MERGEABLE_DTYPES:
         return dtype
     try:
-        return DTYPE_NAMES[requested]
+        return FLOAT_CODES[requested]
     except KeyError:
         raise RecipeError(
-            f"merge.dtype '{requested}' is not a dtype of weights.", hint=nearest_name(requested, DTYPE_NAMES)
+            f"merge.dtype '{requested}' is not a dtype of weights.", hint=nearest_name(requested, FLOAT_CODES)
         ) from None
 
 

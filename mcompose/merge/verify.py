@@ -15,16 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_header, read_json_object
+from mcompose.checkpoint.layout import INDEX_FILE
 from mcompose.errors import CheckpointError
 from mcompose.ledger import FileRow, Ledger, TensorRow
 from mcompose.merge.progress import Progress, Silent
+from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
-LOCK = "mcompose/lock.json"
-LEDGER = "mcompose/ledger.json"
-INDEX = "model.safetensors.index.json"
-CARD = "README.md"
 SHOWN = 20
 
 
@@ -198,15 +196,15 @@ class _Check:
 
     def _index(self, entries: Mapping[str, TensorEntry]) -> None:
         """Readers go by the index, so it must place every tensor where it is."""
-        if not (self.folder / INDEX).is_file():
+        if not (self.folder / INDEX_FILE).is_file():
             return
         try:
-            weight_map = read_json_object(self.folder / INDEX).get("weight_map")
+            weight_map = read_json_object(self.folder / INDEX_FILE).get("weight_map")
         except CheckpointError as error:
-            self._say(INDEX, error.message)
+            self._say(INDEX_FILE, error.message)
             return
         if weight_map != {key: entry.file.name for key, entry in entries.items()}:
-            self._say(INDEX, "does not place the tensors where they are")
+            self._say(INDEX_FILE, "does not place the tensors where they are")
 
     def _tensor(self, row: TensorRow, entry: TensorEntry) -> None:
         self.tensor_count += 1
@@ -255,6 +253,4 @@ def _is_inside(name: str) -> bool:
 def _is_free(name: str) -> bool:
     """Whether a file may stand in an output without being in its lock."""
     parts = name.split("/")
-    return (
-        name == CARD or parts[0] == "mcompose" or any(part.startswith(".") or part == "__pycache__" for part in parts)
-    )
+    return name == CARD or parts[0] == FOLDER or any(part.startswith(".") or part == "__pycache__" for part in parts)

@@ -5,20 +5,45 @@ model does in the forward of its *base* class, which a composition has to do in 
 medium (M-RoPE), which tokens see each other (bidirectional images, prefixes), features that enter later layers
 (deepstack), and where the features are found. A family that is not listed needs none of these: its features are
 scattered over the placeholders and the language model does the rest.
+
+All that the network, its processor and what is measured of them know about one family stands here. What the *names* of
+its tensors need (which part a key belongs to, wrappers, parts that no answer needs) stands in ``anatomy/data`` and is
+read without torch; both say which families cannot be composed, since this file must be able to without mcompose.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["MODALITIES", "MROPE_TEXT", "TYPE_IDS", "Family", "Mrope", "family_of", "refusal"]
+__all__ = [
+    "EXPERT_MODALITIES",
+    "EXPERT_TYPE",
+    "MODALITIES",
+    "PLACEHOLDERS",
+    "PROCESSOR_ARGUMENTS",
+    "PROCESSOR_PARTS",
+    "TYPE_IDS",
+    "Chunks",
+    "Family",
+    "Mrope",
+    "TextFamily",
+    "family_of",
+    "refusal",
+    "text_family_of",
+]
 
-MODALITIES = ("image", "video", "audio", "points")
 # transformers' own numbering of mm_token_type_ids (0 is text), continued; "expert" is the block of a domain expert.
 TYPE_IDS = {"image": 1, "video": 2, "audio": 3, "points": 4, "expert": 5}
-
-# Language models that take (3 or 4, batch, length) positions.
-MROPE_TEXT = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_5_omni_text")
+EXPERT_TYPE = TYPE_IDS["expert"]
+# In the order of their numbers, which is also the order of their placeholders in a tokenizer and of groups in a model.
+MODALITIES = tuple(name for name in TYPE_IDS if name != "expert")
+# Modalities beside whose items domain experts can stand.
+EXPERT_MODALITIES = ("image", "audio")
+# What stands for one item in the text that the composed processor takes.
+PLACEHOLDERS = {modality: f"<{modality}>" for modality in MODALITIES}
+# What processors call a modality among their arguments, and their own part that serves it.
+PROCESSOR_ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio", "points": "points"}
+PROCESSOR_PARTS = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,36 @@ class Mrope:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """How a family's sounds become tokens, where its own processor does not say so in the text.
+
+    Args:
+        frames: Frames of its feature extractor in one chunk.
+        frames_per_token: Frames that become one token.
+    """
+
+    frames: int
+    frames_per_token: int
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """What one type of language model needs from a composition.
+
+    Args:
+        mrope: Whether it takes positions in several dimensions, (3 or 4, batch, length).
+        multiplied_by: Name of the setting that its causal class multiplies logits by, or None.
+        divided_by: Name of the setting that its causal class divides logits by, or None.
+        capped: Whether its causal class caps logits at ``final_logit_softcapping``.
+    """
+
+    mrope: bool = False
+    multiplied_by: str | None = None
+    divided_by: str | None = None
+    capped: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """What one model type needs from a composition.
 
@@ -58,10 +113,17 @@ class Family:
         features: modality -> name of the function in ``towers/features.py`` that stands in for a missing
             ``get_*_features``.
         output: modality -> field of the native output that holds the features, "pooler_output" unless named.
+        inputs: modality -> processor outputs that the native forward takes beside the arguments of its feature
+            function; the seconds of ``mrope`` are taken without being named here.
+        old_names: Native name of a main input -> what the family's processor still calls it.
         image_path: modalities that the native class sends through its image features.
+        flat_items: Whether its processor takes a flat list of items instead of a list per text row.
+        chunks: How its sounds become tokens, None where its processor says so in the text.
         around: modality -> the two tokens that the family's chat template puts around an item.
         needs_text: Language model types that its features depend on; empty for any.
         media_token: The token that features replace, where the processor does not name it itself.
+        whole_tile: Which of an image's tiles is the whole image, "first" or "last".
+        hidden_states: Whether its encoder gives hidden states at its end, which a router can read.
         structure: Names of configuration fields that list ids of tokens which the family fills with learned features.
         refused: Why the family cannot be composed.
     """
@@ -73,10 +135,16 @@ class Family:
     head: str = "text"
     features: dict[str, str] = field(default_factory=dict)
     output: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    old_names: dict[str, str] = field(default_factory=dict)
     image_path: tuple[str, ...] = ()
+    flat_items: bool = False
+    chunks: Chunks | None = None
     around: dict[str, tuple[str, str]] = field(default_factory=dict)
     needs_text: tuple[str, ...] = ()
     media_token: str | None = None
+    whole_tile: str = "last"
+    hidden_states: bool = True
     structure: str | None = None
     refused: str | None = None
 
@@ -85,6 +153,7 @@ _PLAIN = Family()
 _VISION: tuple[str, str] = ("<|vision_start|>", "<|vision_end|>")
 _AUDIO: tuple[str, str] = ("<|audio_bos|>", "<|audio_eos|>")
 _QWEN_VISION: dict[str, tuple[str, str]] = {"image": _VISION, "video": _VISION}
+_FEATURES_MASK: dict[str, tuple[str, ...]] = {"audio": ("input_features_mask",)}
 _CROSS = "its language model has cross-attention layers of its own, so no tower can be lifted out."
 _ENC_DEC = "it is an encoder-decoder model; only decoder language models are composed."
 
@@ -105,16 +174,28 @@ _FAMILIES: dict[str, Family] = {
         around={**_QWEN_VISION, "audio": _AUDIO},
     ),
     "qwen2_audio": Family(features={"audio": "qwen2_audio"}, around={"audio": _AUDIO}),
-    "granite_speech": Family(features={"audio": "granite_speech"}, head="plain"),
-    "video_llama_3": Family(features={"video": "video_llama_3"}),
+    "qwen3_omni_moe_thinker": Family(inputs={"video": ("video_second_per_grid",)}),
+    "granite_speech": Family(features={"audio": "granite_speech"}, inputs=_FEATURES_MASK, head="plain"),
+    "granite_speech_plus": Family(inputs=_FEATURES_MASK),
+    # Its own processor expands sounds only inside chat templates of mistral-common; the features are Whisper's, in
+    # chunks of 30 s that become a fixed number of tokens.
+    "voxtral": Family(chunks=Chunks(frames=3000, frames_per_token=8)),
+    "video_llama_3": Family(features={"video": "video_llama_3"}, inputs={"video": ("video_compression_mask",)}),
+    "video_llava": Family(old_names={"pixel_values": "pixel_values_images"}),
+    "got_ocr2": Family(flat_items=True),
     "paligemma": Family(attention="prefix", first_position=1),
     "gemma3": Family(attention="image_blocks", head="plain"),
+    "llava_next": Family(whole_tile="first"),
+    "llava_next_video": Family(whole_tile="first"),
+    "llava_onevision": Family(whole_tile="first"),
     "internvl": Family(image_path=("video",)),
     "smolvlm": Family(image_path=("video",)),
     "ovis2": Family(
         features={"image": "ovis2"},
         media_token="<IMG_ATOM>",  # noqa: S106 - a text token
         structure="visual_indicator_token_ids",
+        whole_tile="first",
+        hidden_states=False,
     ),
     "phi4_multimodal": Family(
         refused="it switches adapters of its language model by modality, and one shared language model cannot."
@@ -136,9 +217,30 @@ _FAMILIES: dict[str, Family] = {
 }
 
 
+_PLAIN_TEXT = TextFamily()
+_MROPE_TEXT = TextFamily(mrope=True)
+_TEXT_FAMILIES: dict[str, TextFamily] = {
+    "qwen2_vl_text": _MROPE_TEXT,
+    "qwen2_5_vl_text": _MROPE_TEXT,
+    "qwen3_vl_text": _MROPE_TEXT,
+    "qwen2_5_omni_text": _MROPE_TEXT,
+    "cohere": TextFamily(multiplied_by="logit_scale"),
+    "cohere2": TextFamily(multiplied_by="logit_scale"),
+    "granite": TextFamily(divided_by="logits_scaling"),
+    "granitemoe": TextFamily(divided_by="logits_scaling"),
+    "gemma2": TextFamily(capped=True),
+    "gemma3_text": TextFamily(capped=True),
+}
+
+
 def family_of(model_type: str) -> Family:
     """Returns what a model type needs; plain features over placeholders when it is not listed."""
     return _FAMILIES.get(model_type, _PLAIN)
+
+
+def text_family_of(model_type: str) -> TextFamily:
+    """Returns what a type of language model needs; nothing when it is not listed."""
+    return _TEXT_FAMILIES.get(model_type, _PLAIN_TEXT)
 
 
 def refusal(model_type: str) -> str | None:

@@ -16,10 +16,9 @@ from mcompose.evaluate import evaluate as evaluate_tasks
 from mcompose.evaluate.prompts import in_chat
 from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
-
-PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "points": "<points>"}
 
 
 @dataclass(frozen=True)

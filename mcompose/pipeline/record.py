@@ -11,6 +11,7 @@ from typing import Any
 from mcompose.checkpoint import digest_file, read_json_object
 from mcompose.errors import CheckpointError
 from mcompose.ledger import Ledger, StepRow
+from mcompose.on_disk import FOLDER, LEDGER, LOCK
 
 __all__ = ["record_scores"]
 
@@ -35,12 +36,12 @@ def record_scores(folder: Path, results: Sequence[dict[str, Any]], *, plot: Path
     kept = tuple(step for step in ledger.steps if step.step != STEP)
     step = StepRow(STEP, "mcompose eval", details={"results": list(results)})
     ledger = replace(ledger, steps=(*kept, step))
-    files = {"mcompose/ledger.json": ledger.to_json().encode()}
+    files = {LEDGER: ledger.to_json().encode()}
     if plot is not None:
-        files["mcompose/scores.png"] = plot.read_bytes()
-    lock_path = folder / "mcompose/lock.json"
+        files[f"{FOLDER}/scores.png"] = plot.read_bytes()
+    lock_path = folder / LOCK
     if not lock_path.is_file():
-        raise CheckpointError(f"'{folder}' has no mcompose/lock.json.", hint="Was it written by 'mcompose merge'?")
+        raise CheckpointError(f"'{folder}' has no {LOCK}.", hint="Was it written by 'mcompose merge'?")
     lock = read_json_object(lock_path)
     for name, content in files.items():
         _replace(folder / name, content)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mcompose.ledger import FileRow, Ledger, SourceRow, TensorRow
+from mcompose.on_disk import CARD, FOLDER, RECIPE
 from mcompose.publish.licences import licence_fields, licence_remarks
 from mcompose.publish.snippet import usage_snippet
 from mcompose.publish.traces import without_machine_paths
@@ -66,7 +67,7 @@ def write_card(ledger: Ledger, folder: Path, repo_id: str | None) -> bool:
     Returns:
         True when the card was written, False when an edited one was kept.
     """
-    path = folder / "README.md"
+    path = folder / CARD
     if is_edited_card(path):
         return False
     draft = folder / ".README.md.partial"
@@ -223,8 +224,8 @@ def _evaluation(ledger: Ledger, folder: Path) -> str:
         (str(row.get("task", "")), str(row.get("metric", "")), _number(row.get("value")), str(row.get("n", "")))
         for row in results
     ]
-    plots = sorted((folder / "mcompose").glob("*.png"))
-    images = [f"![{plot.stem}](mcompose/{plot.name})" for plot in plots]
+    plots = sorted((folder / FOLDER).glob("*.png"))
+    images = [f"![{plot.stem}]({FOLDER}/{plot.name})" for plot in plots]
     return "\n\n".join([_table(("task", "metric", "value", "n"), rows), *images])
 
 
@@ -233,7 +234,7 @@ def _number(value: Any) -> str:
 
 
 def _recipe(folder: Path) -> str:
-    path = folder / "mcompose" / "recipe.yaml"
+    path = folder / RECIPE
     if not path.is_file():
         return ""
     return _fence("yaml", without_machine_paths(path.read_text(encoding="utf-8", errors="replace")).strip("\n"))

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from mcompose.checkpoint import digest_file
 from mcompose.checkpoint.hub import LOG_IN, hub_errors
+from mcompose.checkpoint.weight_files import PICKLES
 from mcompose.errors import CheckpointError, HubError, InterruptedRunError, OutputError, RequestError
 from mcompose.ledger import Ledger
+from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
 from mcompose.publish.card import is_edited_card, model_card, write_card
 from mcompose.publish.traces import find_machine_paths, holds_secret
 
@@ -32,10 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PushOptions", "PushReport", "PushedFile", "push"]
 
-CARD = "README.md"
-
 _SKIPPED = ("*.partial", "*.tmp", "*.lock", "*.log", "journal.jsonl", "__pycache__", ".*")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _STALE = ["model*.safetensors", "model*.safetensors.index.json"]
 """Weights of an earlier push that this one does not have would be loaded instead of ours, or beside them."""
 
@@ -226,7 +225,7 @@ def _finished_ledger(folder: Path) -> Ledger:
     if folder.resolve().name.endswith(".partial"):
         raise CheckpointError(f"'{folder}' is an unfinished output.", hint="Run the merge again: it resumes.")
     ledger = Ledger.read(folder)
-    for name in ("config.json", "mcompose/lock.json", "mcompose/recipe.yaml"):
+    for name in ("config.json", LOCK, RECIPE):
         if not (folder / name).is_file():
             raise CheckpointError(f"'{folder}' holds no {name}.", hint=hint)
     if not any(folder.glob("*.safetensors")):
@@ -243,7 +242,7 @@ def _published_names(folder: Path) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _is_skipped(part: str) -> bool:
-    return any(fnmatch(part, pattern) for pattern in (*_SKIPPED, *_PICKLES))
+    return any(fnmatch(part, pattern) for pattern in (*_SKIPPED, *PICKLES))
 
 
 def _refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> None:
@@ -258,7 +257,7 @@ def _refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> No
 
 def _check_lock(folder: Path, files: Mapping[str, PushedFile]) -> None:
     """Every file that the lock knows must be there unchanged; the card may have been written anew."""
-    path = folder / "mcompose" / "lock.json"
+    path = folder / LOCK
     try:
         locked = json.loads(path.read_text(encoding="utf-8"))["files"]
         table = cast("dict[str, dict[str, Any]]", locked).items()
@@ -285,11 +284,11 @@ def _planned_card(text: str) -> PushedFile:
 def _machine_notes(folder: Path) -> tuple[str, ...]:
     """Says which records name folders of this machine; they are published as they are."""
     notes: list[str] = []
-    for name in ("recipe.yaml", "resolved.yaml", "lock.json", "ledger.json"):
-        path = folder / "mcompose" / name
+    for name in (RECIPE, RESOLVED, LOCK, LEDGER):
+        path = folder / name
         found = find_machine_paths(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
         if found:
-            notes.append(f"mcompose/{name} names a path of this machine, which readers will see: {found[0]}")
+            notes.append(f"{name} names a path of this machine, which readers will see: {found[0]}")
     return tuple(notes)
 
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mcompose.modalities import EXPERT_MODALITIES
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import Count, Number, Reference, SourceName, Spec, one_of
 
@@ -164,7 +165,7 @@ class Expert(Spec):
     onnx: Onnx | None = None
     processor: Reference | None = None
     domain: Annotated[str, Field(min_length=1)] | None = None
-    modality: Annotated[Literal["image", "audio"], one_of("modality with experts", ("image", "audio"))] = "image"
+    modality: Annotated[str, one_of("modality with experts", EXPERT_MODALITIES)] = "image"
     layer: Count = -1
     class_token: ClassToken = "drop"  # noqa: S105 - a word of recipes
     padding: Annotated[Literal["keep", "mask", "drop"], one_of("way with padding", ("keep", "mask", "drop"))] = "keep"

@@ -8,15 +8,15 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
 
+from mcompose.dtypes import FLOAT_CODES
 from mcompose.errors import RequestError, nearest_name
+from mcompose.modalities import MODALITIES
+from mcompose.part_names import SOURCE_PARTS
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.values import Value, parse_value, parse_weight
 from mcompose.refs import ModelRef
 
 __all__ = [
-    "DTYPES",
-    "MODALITIES",
-    "PARTS",
     "Bytes",
     "Count",
     "Dtype",
@@ -32,9 +32,6 @@ __all__ = [
     "one_of",
 ]
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
-MODALITIES = ("image", "audio", "video", "points")
-PARTS = ("language", "embedding", "head", "encoder", "projector")
 
 _DTYPE_NICKNAMES = {
     "bf16": "bfloat16",
@@ -158,5 +155,5 @@ Number: TypeAlias = Annotated[float, Strict()]
 WeightValue: TypeAlias = Annotated[Any, PlainValidator(parse_weight)]
 ParameterValue: TypeAlias = Annotated[Any, PlainValidator(_parameter)]
 Modality: TypeAlias = Annotated[str, one_of("modality", MODALITIES)]
-Dtype: TypeAlias = Annotated[str, one_of("dtype", DTYPES, _DTYPE_NICKNAMES)]
-Part: TypeAlias = Annotated[str, one_of("part", PARTS)]
+Dtype: TypeAlias = Annotated[str, one_of("dtype", tuple(FLOAT_CODES), _DTYPE_NICKNAMES)]
+Part: TypeAlias = Annotated[str, one_of("part", SOURCE_PARTS)]

@@ -11,8 +11,8 @@ from mcompose.recipe import Stage, parse_recipe
 KEYS = {
     "model.language_model.embed_tokens.weight": ("embedding", (10, 4)),
     "model.language_model.layers.0.self_attn.q_proj.weight": ("language", (4, 4)),
-    "model.language_model.layers.0.self_attn.q_proj.groups.audio.weight": ("language", (4, 4)),
-    "model.language_model.layers.0.self_attn.q_proj.base.weight": ("language", (4, 4)),
+    "model.language_model.layers.0.self_attn.q_proj.groups.audio.weight": ("group:audio", (4, 4)),
+    "model.language_model.layers.0.self_attn.q_proj.base.weight": ("origin", (4, 4)),
     "model.language_model.layers.0.mlp.up_proj.weight": ("language", (8, 4)),
     "model.language_model.norm.weight": ("language", (4,)),
     "model.towers.sees.vision_tower.embeddings.position_embedding.weight": ("encoder", (5, 3)),
@@ -29,7 +29,7 @@ Q, UP, ROUTER = [
 
 @pytest.fixture
 def parts():
-    slots = {key: Slot(key, key, part) for key, (part, _) in KEYS.items()}
+    slots = {key: Slot(key, key.removeprefix("model."), part) for key, (part, _) in KEYS.items()}
     return parts_of(Anatomy("mcompose", "", True, slots, {}, 1))
 
 
@@ -39,7 +39,7 @@ def plan(parts, **stage):
 
 def test_parts_are_told_by_role_source_and_name(parts):
     assert list(parts) == [
-        "embedding", "language", "groups:audio", "origin", "encoder:sees", "projector:sees", "projector:hears",
+        "embedding", "language", "group:audio", "origin", "encoder:sees", "projector:sees", "projector:hears",
         "head",
     ]  # fmt: skip
     # The router of a mixture of experts is a matrix of its language model like any other.
@@ -48,7 +48,8 @@ def test_parts_are_told_by_role_source_and_name(parts):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group:audio", 1), ("language", 4),
+    [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group", 1), ("groups:audio", 1),
+     ("group:audio", 1), ("language", 4),
      ("all", 11), ("key:*.q_proj.weight", 2), ("heads", 1)],
 )  # fmt: skip
 def test_names_stand_for_tensors(parts, name, count):

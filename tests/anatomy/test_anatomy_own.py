@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import tiny_configs
 
-from mcompose.anatomy import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR, can_compose, read_anatomy, summarise
+from mcompose.anatomy import (
+    EMBEDDING,
+    ENCODER,
+    HEAD,
+    LANGUAGE,
+    PROJECTOR,
+    can_compose,
+    group_part,
+    part_label,
+    read_anatomy,
+    summarise,
+)
 from mcompose.anatomy.compare import rope_of
 from mcompose.errors import AnatomyError
 
@@ -68,6 +79,32 @@ def test_composed_checkpoint():
     assert {key: (slot.part, slot.name, slot.layer) for key, slot in anatomy.slots.items()} == keys
     assert anatomy.modalities == ("image", "audio", "points")
     assert anatomy.placeholders == {"image": 128, "audio": 129, "points": 130}
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ("model.towers.sees.multi_modal_projector.linear_1.weight", "projector:sees"),
+        ("model.towers.hears.audio_tower.conv1.weight", "encoder:hears"),
+        ("model.experts.charts.encoder.layers.0.weight", "expert:charts"),
+        ("model.experts.charts.projector.linear.weight", "projector:charts"),
+        ("model.routers.image.weight", "router:image"),
+        ("model.domain_tokens", "separators"),
+        ("model.prefix_tokens.image", "projector"),
+        ("model.language_model.layers.0.mlp.experts.0.up_proj.weight", "language"),
+        ("model.language_model.layers.0.self_attn.q_proj.weight", "language"),
+        ("model.language_model.layers.0.self_attn.q_proj.base.weight", "origin"),
+        ("model.language_model.layers.0.self_attn.q_proj.groups.audio.weight", "group:audio"),
+        ("model.language_model.layers.0.self_attn.q_proj.stack.0.groups.text.lora_A.weight", "group:text"),
+        ("lm_head.weight", "head"),
+    ],
+)
+def test_parts_are_labelled_with_their_owner(key, label):
+    experts = {"experts": {"charts": {"modality": "image"}}, "routers": {"image": {}}}
+    groups = {"routed_groups": {"audio": {"kind": "dense"}, "text": {"kind": "low_rank", "rank": [2, 2]}}}
+    slot = read_anatomy({**COMPOSED, **experts, **groups}, {key: (1,)}).slots[key]
+    assert part_label(slot.name, slot.part) == label
+    assert group_part(key) == (label if label.startswith(("group", "origin")) else "")
 
 
 def test_a_tower_that_the_config_does_not_name_is_an_orphan():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 
 TINY = NumbersSettings(
     width=16,

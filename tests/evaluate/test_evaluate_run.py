@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 from mcompose.errors import CheckpointError, RequestError
 from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_task
 from mcompose.evaluate.subject import load_subject
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 
 
 class Stub:

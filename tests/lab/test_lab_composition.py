@@ -15,7 +15,7 @@ from mcompose.lab.composition_plot import plot_composition
 from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.tasks import write_data, write_validation
 from mcompose.lab.randomness import generator_for
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 
 SIZES = DataSettings(test_media=40, train_media=10, single=20, joint=60)
 

@@ -17,7 +17,7 @@ from mcompose.lab.numbers.donors import _answer, _encoded, adopt_language_model,
 from mcompose.lab.questions import ask
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.towers import build_donor
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.modeling.groups.linear import routed_linears
 
 TINY = NumbersSettings(

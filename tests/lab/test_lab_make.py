@@ -22,7 +22,8 @@ from mcompose.lab.numbers.donors import _answer, _encoded, adopt_language_model,
 from mcompose.lab.questions import ask
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.towers import build_donor
-from mcompose.lab.words import MODALITIES, NUMBER_WORDS, PLACEHOLDERS
+from mcompose.lab.words import NUMBER_WORDS
+from mcompose.modalities import MODALITIES, PLACEHOLDERS
 
 TINY = NumbersSettings(
     width=16,

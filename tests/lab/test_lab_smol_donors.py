@@ -13,15 +13,17 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from mcompose.errors import OutputError
 from mcompose.lab import FitSettings, make_smol
 from mcompose.lab.decoupled import give_group, take_group
+from mcompose.lab.fit import linears
 from mcompose.lab.numbers.donors import adopt_language_model
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol import media as smol_media
 from mcompose.lab.smol.donors import Seen, _answer, see, settle, train_reader
 from mcompose.lab.smol.make import train_smol_decoupled
 from mcompose.lab.smol.media import items_of
-from mcompose.lab.smol.questions import KINDS, MODALITIES, PLACEHOLDERS, ask
-from mcompose.lab.smol.text import batch_of, linears, tune_base
+from mcompose.lab.smol.questions import KINDS, MODALITIES, ask
+from mcompose.lab.smol.text import batch_of, tune_base
 from mcompose.lab.smol.towers import build_smol_donor
+from mcompose.modalities import PLACEHOLDERS
 
 ARGUMENTS = {"image": "images", "audio": "audio", "points": "points"}
 

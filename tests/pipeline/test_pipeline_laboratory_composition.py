@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from mcompose.errors import RequestError
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings, make_numbers
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.pipeline.lab import run as laboratory
 from mcompose.pipeline.lab.composition import decoupled_donors as laboratory_decoupled
 from mcompose.pipeline.lab.composition import run as laboratory_composition

@@ -18,12 +18,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from mcompose.align.data.collator import Collator
 from mcompose.align.data.mixture import Mixture
 from mcompose.errors import McomposeError
-from mcompose.media import MODALITIES
-from mcompose.modeling.families import TYPE_IDS
+from mcompose.modalities import MODALITIES
+from mcompose.modeling.families import EXPERT_TYPE, TYPE_IDS
 
 __all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]
 
-_EXPERT = TYPE_IDS.get("expert", 5)
 _MEGABATCHES = 50  # batches that are sorted together
 
 
@@ -59,7 +58,7 @@ def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> To
         characters += sample.characters()
         text_tokens += int((types == 0).sum())
         media = sample.media()
-        experts = int((types == _EXPERT).sum()) / max(1, sum(map(len, media.values())))
+        experts = int((types == EXPERT_TYPE).sum()) / max(1, sum(map(len, media.values())))
         for modality, items in media.items():
             own = int((types == TYPE_IDS[modality]).sum()) / len(items)
             tokens.setdefault(modality, []).append(own + experts)

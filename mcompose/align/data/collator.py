@@ -21,8 +21,9 @@ from mcompose.align.data.conversation import ChatWriter
 from mcompose.align.data.expert_routing import Routing
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES, read_media
-from mcompose.modeling.families import TYPE_IDS
+from mcompose.media import read_media
+from mcompose.modalities import MODALITIES
+from mcompose.modeling.families import PROCESSOR_ARGUMENTS, TYPE_IDS
 from mcompose.modeling.names import SEPARATOR
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
@@ -30,7 +31,6 @@ from mcompose.modeling.processing.frames import FramesProcessor
 __all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
 
 IGNORED: Final = -100
-_ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
 _ROW_TENSORS: Final = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
 
 
@@ -177,7 +177,10 @@ class Collator:
             if media:
                 raise ValueError(f"The checkpoint takes text only, and {', '.join(media)} came.")
             return self._call(texts, padding=True, return_tensors="pt", **special)
-        given = {_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row] for m, rows in media.items()}
+        given = {
+            PROCESSOR_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row]
+            for m, rows in media.items()
+        }
         if hasattr(self.processor, "sources"):  # composed
             rate = {"sampling_rate": self._rate} if self._rate and "audio" in media else {}
             routed = {"experts": experts} if self.processor.expert_media.entries else {}

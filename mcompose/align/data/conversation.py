@@ -16,9 +16,8 @@ from jinja2.exceptions import TemplateError
 
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES
+from mcompose.modalities import MODALITIES, PLACEHOLDERS
 from mcompose.modeling.processing.chat import DEFAULT_TEMPLATE
-from mcompose.modeling.processing.expansion import PLACEHOLDERS
 
 __all__ = ["PLAIN_TEMPLATE", "ChatWriter", "Conversation"]
 

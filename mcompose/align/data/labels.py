@@ -16,7 +16,7 @@ import torch
 from mcompose.align.data.collator import IGNORED, Collator
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.modeling.families import TYPE_IDS
 
 __all__ = ["CheckedSample", "check_labels"]

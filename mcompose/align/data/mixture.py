@@ -21,7 +21,7 @@ from mcompose.align.data.shares import draw, epoch_order, proportions, shares_of
 from mcompose.align.data.streams import StreamMixture
 from mcompose.align.data.survey import DatasetReport, Survey, read_sample, survey
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.recipe.align.datasets import DatasetSpec
 
 __all__ = ["Mixture", "open_mixture"]

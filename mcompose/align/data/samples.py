@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES
+from mcompose.modalities import MODALITIES
 from mcompose.recipe.align.datasets import INSTRUCTION
 
 __all__ = ["Sample", "instructed", "parse_record"]

@@ -21,7 +21,8 @@ from mcompose.align.data.datasets import Records
 from mcompose.align.data.preference_records import is_pair, parse_pair
 from mcompose.align.data.samples import Sample, instructed, parse_record
 from mcompose.errors import RequestError
-from mcompose.media import MODALITIES, read_media
+from mcompose.media import read_media
+from mcompose.modalities import MODALITIES
 from mcompose.recipe.align.datasets import DatasetSpec
 
 __all__ = [

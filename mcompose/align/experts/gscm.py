@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mcompose.align.data.masks import Batch, mask_generator
-from mcompose.modeling.families import TYPE_IDS
+from mcompose.modeling.families import EXPERT_TYPE
 from mcompose.recipe import Masking
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 _PURPOSE = "gscm"
-_EXPERT = TYPE_IDS.get("expert", 5)
 _SLACK = 1e-9  # of a product such as 0.29 * 100, which is a little less than 29
 
 
@@ -90,7 +89,7 @@ class Gscm:
         hidden_BL = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         for row, (domain, position) in enumerate(zip(batch["domains"].tolist(), batch["positions"], strict=True)):
             ids = self.domains[domain] if domain >= 0 else ()
-            if ids and not (self.served and not (batch["mm_token_type_ids"][row] == _EXPERT).any()):
+            if ids and not (self.served and not (batch["mm_token_type_ids"][row] == EXPERT_TYPE).any()):
                 hidden_BL[row] = torch.from_numpy(self._hidden(batch, row, ids, position))
         return hide(batch, hidden_BL & batch["attention_mask"].bool(), mechanism=self.spec.mechanism)
 
@@ -100,7 +99,7 @@ class Gscm:
         count = 0
         for index in ids:
             found_L, found = units_of(
-                ids_L == index, ends_L=types_L == _EXPERT, form=self.tiles.get(index, TileForm()),
+                ids_L == index, ends_L=types_L == EXPERT_TYPE, form=self.tiles.get(index, TileForm()),
                 unit=self.spec.unit, thumbnail=self.spec.include_thumbnail,
             )  # fmt: skip
             units_L = np.where(found_L >= 0, found_L + count, units_L)

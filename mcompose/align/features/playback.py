@@ -20,6 +20,7 @@ from mcompose.align.data.samples import Sample
 from mcompose.align.features.cache import CacheReport, FeatureCache
 from mcompose.align.features.store import FeatureStore
 from mcompose.errors import RequestError
+from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.recipe import Stage
 
 __all__ = ["FEATURES", "check_cacheable", "playing_features"]
@@ -38,7 +39,7 @@ def check_cacheable(stage: Stage, config: Mapping[str, Any]) -> None:
     Raises:
         RequestError: It is no composed checkpoint.
     """
-    if stage.feature_cache and config.get("model_type") != "mcompose":
+    if stage.feature_cache and config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
             f"'feature_cache' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
             hint="Leave it out, or compose the source alone first ('output: {format: composed}').",

@@ -12,8 +12,9 @@ from torch import nn
 
 from mcompose.align.lora import adapter_config, adapter_tensors
 from mcompose.align.parts import LoraPart
-from mcompose.align.results.lineage import ADAPTER, DELTA
+from mcompose.align.results.lineage import DELTA
 from mcompose.align.tensor_file import DTYPES, file_digest, write_tensors
+from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.errors import NumericsError
 
 __all__ = ["Trained", "full_values", "write_result"]
@@ -91,7 +92,7 @@ def write_result(
     digests = write_tensors(folder / DELTA, delta) if delta else {}
     adapter = ""
     if factors:
-        write_tensors(folder / ADAPTER, factors)
+        write_tensors(folder / ADAPTER_FILE, factors)
         (folder / "adapter_config.json").write_text(adapter_config(trained.lora, trained.factors), encoding="utf-8")
-        adapter = file_digest(folder / ADAPTER)
+        adapter = file_digest(folder / ADAPTER_FILE)
     return {"delta": digests, "adapter": adapter}

@@ -17,15 +17,15 @@ import numpy as np
 
 from mcompose import __version__
 from mcompose.align.data.tiles import patched_processor
-from mcompose.align.parts import part_label
 from mcompose.align.results.folder import PLOT
-from mcompose.anatomy.part import GROUP
+from mcompose.anatomy import part_label
 from mcompose.checkpoint import Layout, StagedOutput, TensorDigest, TensorEntry, TensorFiles, plan_layout
 from mcompose.checkpoint.headers import read_json_object
 from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.errors import CheckpointError, InterruptedRunError
 from mcompose.ledger import Ledger, StepRow, TensorRow
 from mcompose.modeling import generate_files
+from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK, RECIPE, RESOLVED
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage, StageResult
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["ExportRequest", "export"]
 
 _BLOCK = 1 << 22
-_FOLDER = "mcompose"
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,11 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
         except KeyboardInterrupt:
             raise InterruptedRunError("The export was stopped.", hint="Run the same command again.") from None
         ledger = _ledger(lineage, request, digests)
-        staged.write_file(f"{_FOLDER}/ledger.json", ledger.to_json())
+        staged.write_file(LEDGER, ledger.to_json())
         sizes = {shard.filename: {"size": shard.size} for shard in layout.shards}
-        staged.write_file(f"{_FOLDER}/lock.json", lock_text(staged.partial, sizes, _sources(lineage)))
+        staged.write_file(LOCK, lock_text(staged.partial, sizes, _sources(lineage)))
         if request.card is not None:
-            staged.write_file("README.md", request.card(ledger, staged.partial))
+            staged.write_file(CARD, request.card(ledger, staged.partial))
         return staged.finish()
 
 
@@ -120,18 +119,18 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
         staged.copy_file(root.folder / "config.json", "config.json")
     else:
         staged.write_file("config.json", json.dumps(lineage.config, indent=2, ensure_ascii=False) + "\n")
-    staged.write_file(f"{_FOLDER}/recipe.yaml", request.recipe)
-    resolved = root.folder / _FOLDER / "resolved.yaml"
+    staged.write_file(RECIPE, request.recipe)
+    resolved = root.folder / RESOLVED
     if resolved.is_file():
-        staged.copy_file(resolved, f"{_FOLDER}/resolved.yaml")
+        staged.copy_file(resolved, RESOLVED)
     for result in lineage.results:
-        staged.write_file(f"{_FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
+        staged.write_file(f"{FOLDER}/stages/{result.number}.json", json.dumps(result.record, indent=1) + "\n")
         if (result.folder / PLOT).is_file():
-            staged.copy_file(result.folder / PLOT, f"{_FOLDER}/stages/{result.number}.png")
+            staged.copy_file(result.folder / PLOT, f"{FOLDER}/stages/{result.number}.png")
 
 
 def _write_code(staged: StagedOutput, lineage: Lineage) -> None:
-    if lineage.config.get("model_type") == "mcompose":
+    if lineage.config.get("model_type") == COMPOSED_TYPE:
         for name, text in generate_files("composed").items():
             staged.write_file(name, text)
     else:
@@ -198,9 +197,7 @@ def _parent_ledger(lineage: Lineage, request: ExportRequest) -> Ledger:
 def _row(lineage: Lineage, key: str, row: TensorRow | None, digest: str) -> TensorRow:
     if row is None:
         slot = lineage.anatomy.slots[key]
-        role, which = part_label(key, slot.part)
-        role = GROUP if role == "groups" else role  # as merges and the anatomy call it
-        part = f"{role}:{which}" if which else role
+        part = part_label(slot.name, slot.part)
         row = TensorRow(key, "copied", part, dtype=lineage.dtypes[key], shape=lineage.shapes[key], digest=digest)
     stage = lineage.changed.get(key)
     if stage is None:
@@ -218,7 +215,7 @@ def _step(result: StageResult, recipe: str) -> StepRow:
 
 def _sources(lineage: Lineage) -> dict[str, Any]:
     """The parent's sources, and its own files where it is no output of mcompose."""
-    path = lineage.root.folder / _FOLDER / "lock.json"
+    path = lineage.root.folder / LOCK
     if path.is_file():
         return dict(read_json_object(path).get("sources") or {})
     return {"parent": {"ref": f"local:{lineage.root.folder.name}", "identity": lineage.identity}}

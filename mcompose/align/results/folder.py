@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mcompose.align.results.lineage import ADAPTER, DELTA, RECORD
+from mcompose.align.results.lineage import DELTA, RECORD
+from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
 from mcompose.checkpoint.headers import read_json_object
 from mcompose.errors import CheckpointError, OutputError, StorageError
@@ -25,7 +26,7 @@ LOG = "log.jsonl"
 PLOT = "loss.png"
 POINTS = "run"
 _RUN = "run.json"
-_OWN = {_RUN, POINTS, LOG, PLOT, DELTA, ADAPTER, RECORD, "adapter_config.json", LOCK_NAME}
+_OWN = {_RUN, POINTS, LOG, PLOT, DELTA, ADAPTER_FILE, RECORD, "adapter_config.json", LOCK_NAME}
 
 
 def stages_folder(checkpoint: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcompose.anatomy import Anatomy, read_anatomy
+from mcompose.anatomy import GROUP, Anatomy, group_part, read_anatomy
 from mcompose.checkpoint import (
     Adapter,
     Checkpoint,
@@ -32,16 +32,14 @@ from mcompose.checkpoint import (
     read_json_object,
     read_tensor,
 )
+from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.errors import CheckpointError, NumericsError
 from mcompose.ledger import Ledger
 
-__all__ = ["ADAPTER", "DELTA", "RECORD", "Lineage", "StageResult", "open_lineage", "open_result"]
+__all__ = ["DELTA", "RECORD", "Lineage", "StageResult", "open_lineage", "open_result"]
 
 RECORD = "stage.json"
 DELTA = "delta.safetensors"
-ADAPTER = "adapter_model.safetensors"
-GROUPS = ".groups."
-"""Between the name of a linear layer and one of its decoupled groups."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,9 @@ class Lineage:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Its parts. Decoupled groups belong where their linear does."""
-        grouped = {key: key.partition(GROUPS)[0] for key in self.shapes if GROUPS in key}
-        plain = {key: shape for key, shape in self.shapes.items() if key not in grouped}
-        anatomy = read_anatomy(self.config, plain)
-        slots = dict(anatomy.slots)
-        for key, linear in grouped.items():
-            own = slots[f"{linear}.weight"]
-            slots[key] = replace(own, key=key, name=own.name.removesuffix(".weight") + key.removeprefix(linear))
-        return replace(anatomy, slots=slots)
+        """Its parts, decoupled groups last."""
+        keys = sorted(self.shapes, key=lambda key: group_part(key).startswith(GROUP))
+        return read_anatomy(self.config, {key: self.shapes[key] for key in keys})
 
     def read(self, key: str) -> NDArray[Any]:
         """A tensor's raw values, in the dtype of ``dtypes``.
@@ -197,7 +189,7 @@ def open_lineage(folder: Path) -> Lineage:
             hint="Run the stage again, or bring the checkpoint back.",
         )
     adapter = None
-    if (folder / ADAPTER).is_file():
+    if (folder / ADAPTER_FILE).is_file():
         adapter = open_adapter(folder).bind(_entries(parent))
     results, adapters = (*parent.results, result), (*parent.adapters, adapter)
     return Lineage(parent.root, results, adapters, result.identity)

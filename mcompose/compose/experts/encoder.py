@@ -24,6 +24,7 @@ from mcompose.anatomy.meta import config_of, is_known, renamings_of
 from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import Checkpoint
 from mcompose.errors import AnatomyError, CompositionError
+from mcompose.modalities import EXPERT_MODALITIES
 from mcompose.modeling.configuration.native import native_config
 from mcompose.modeling.experts.expert import encoder_class
 from mcompose.modeling.towers.native_classes import build_encoder
@@ -139,7 +140,7 @@ def _the_encoder(
         if base is encoder or not isinstance(base, PreTrainedModel):
             return path, encoder
         return f"{path}.{encoder.base_model_prefix}".lstrip("."), base
-    others = [other for other in ("image", "audio") if other != modality and any(_encoders(whole, "", other))]
+    others = [other for other in EXPERT_MODALITIES if other != modality and any(_encoders(whole, "", other))]
     if not found and others:
         raise CompositionError(
             f"The checkpoint of expert '{name}' ({checkpoint.model_type}) has an encoder for {others[0]}, and none for "

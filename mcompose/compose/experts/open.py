@@ -19,6 +19,7 @@ from mcompose.compose.experts.projector import opened, projector_jobs, projector
 from mcompose.compose.towers import TORCH_WORDS
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job
+from mcompose.on_disk import PROCESSORS
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Slot
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import Expert, LoadedRecipe
 
 __all__ = ["open_expert", "output_experts"]
-
-COMPOSED_TYPE = "mcompose"
 
 
 def output_experts(
@@ -105,7 +104,7 @@ def _carried(tower: OutputTower, towers: Sequence[OutputTower]) -> list[OutputEx
             continue
         slots = [slot for slot in source.anatomy.slots.values() if expert_of(slot) == name]
         jobs = tuple(_carried_job(source, slot, name) for slot in slots)
-        folder = source.checkpoint.folder / "processors" / name
+        folder = source.checkpoint.folder / PROCESSORS / name
         held = stored_graphs(source.checkpoint.config, expert=name)
         files = tuple(ExpertFile(source.checkpoint.folder / file, file, sha256) for file, sha256 in held.items())
         experts.append(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import MASK, MODALITIES, ROUTER, SEPARATORS, expert_of, is_expert_slot
+from mcompose.anatomy.part import MASK, ROUTER, SEPARATORS, expert_of, is_expert_slot
 from mcompose.checkpoint import open_checkpoint
 from mcompose.compose.experts.expert import OutputExpert
 from mcompose.compose.experts.open import output_experts
@@ -20,6 +20,8 @@ from mcompose.compose.extension import Addition, Draft, Extension
 from mcompose.compose.foreign_errors import naming_source
 from mcompose.errors import CheckpointError, CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
+from mcompose.modalities import MODALITIES
+from mcompose.modeling.experts.configuration import NONE
 from mcompose.recipe import Router
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe, Recipe
 
 __all__ = ["ExpertExtension", "ExpertSet"]
-
-NONE = "none"
 
 
 _CHECKED = ("model.experts.", "model.routers.", "model.domain_tokens", "model.mask_token")

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mcompose.compose.experts.encoder import leading_tokens
 from mcompose.errors import CompositionError
 from mcompose.modeling.configuration.native import native_config
 from mcompose.modeling.experts.expert import Expert, encoder_width, hidden_states, missing_layer
-from mcompose.modeling.experts.processing import native_inputs, whole_items
+from mcompose.modeling.experts.processing import load_item_processor, native_inputs
 from mcompose.modeling.experts.projectors import build_projector
+from mcompose.modeling.families import family_of
 from mcompose.modeling.towers.native_classes import build_tower
 
 __all__ = [
@@ -36,14 +37,8 @@ __all__ = [
     "probe_expert",
 ]
 
-_LOADERS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 _SIZES = ((320, 200), (200, 240))  # neither is the other turned over, which would give as many vectors
 _SECONDS = (0.5, 0.25)
-_FIRST_IS_WHOLE = ("llava_next", "llava_next_video", "llava_onevision", "ovis2")
-"""Families that put the whole image before its tiles; the others put it behind them."""
-
-_UNTOLD = ("ovis2",)
-"""Families whose encoder gives no hidden states at its end."""
 _ASSUMED = 1
 """Width of vectors until it is measured."""
 _FAULTS = (ValueError, RuntimeError, IndexError, TypeError, AttributeError)
@@ -141,7 +136,7 @@ def _built(name: str, entry: dict[str, Any], *, text_width: int) -> tuple[dict[s
 
 def _processor(name: str, modality: str, folder: Path) -> Any:
     try:
-        return whole_items(_LOADERS[modality].from_pretrained(folder))
+        return load_item_processor(modality, folder)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CompositionError(
@@ -344,13 +339,13 @@ def look_at_general(config: Mapping[str, Any], model_type: str, modality: str) -
         tower = build_tower(native_config(model_type, config), attn_implementation=None)
     found = _encoders(tower)
     encoder = next((one for one in found if modality in _takes(one)), found[0] if found else None)
-    if encoder is None or model_type in _UNTOLD:
+    family = family_of(model_type)
+    if encoder is None or not family.hidden_states:
         raise CompositionError(
             f"What a router could read of the encoder of '{model_type}' cannot be told.",
             hint="Write 'router: none', and name the expert of each item.",
         )
-    tile = "first" if model_type in _FIRST_IS_WHOLE else "last"
-    return GeneralEncoder(_general_width(encoder.config), leading_tokens(encoder) > 0, tile)
+    return GeneralEncoder(_general_width(encoder.config), leading_tokens(encoder) > 0, family.whole_tile)
 
 
 def _encoders(module: torch.nn.Module) -> list[PreTrainedModel]:

@@ -8,10 +8,10 @@ from typing import Final
 
 from mcompose.errors import RequestError
 from mcompose.evaluate.jsonl_tasks import read_lines
+from mcompose.modalities import MODALITIES
 
-__all__ = ["MODALITIES", "Entity", "read_captions"]
+__all__ = ["Entity", "read_captions"]
 
-MODALITIES: Final = ("image", "audio", "video", "points")
 _OTHER_NAMES: Final = {"vision": "image", "point": "points", "pointcloud": "points"}
 
 

@@ -13,15 +13,16 @@ from typing import Any, Final
 import numpy as np
 
 from mcompose.errors import OutputError, RequestError
-from mcompose.evaluate.commonality.captions import MODALITIES, Entity
+from mcompose.evaluate.commonality.captions import Entity
 from mcompose.evaluate.commonality.embedding import Embed
 from mcompose.evaluate.commonality.grouping import Group, group_entities
 from mcompose.evaluate.commonality.questions import Asked, Writer
+from mcompose.modalities import MODALITIES, RELEASED_NAMES
 
 __all__ = ["MadeSet", "MakeSettings", "make_sets"]
 
-_KEYS: Final = {"image": "vision", "audio": "audio", "video": "video", "points": "point"}
-_HOLES: Final = {"image": "image", "audio": "audio", "video": "video", "points": "point"}
+_RELEASED: Final = {name: released for released, name in RELEASED_NAMES.items()}
+_HOLES: Final = {**_RELEASED, "image": "image"}  # placeholders call only a picture as mcompose does
 _LETTERS: Final = "ABCD"
 
 
@@ -159,7 +160,7 @@ def _records(
         options.insert(int(place), one.common)
         key = f"{name}-{number}"
         turns = [{"from": "human", "value": _turn(group, one.question, options)}]
-        inputs = {_KEYS[m.modality]: [_relative(m.path, folder)] for m in group.members}
+        inputs = {_RELEASED[m.modality]: [_relative(m.path, folder)] for m in group.members}
         told = {"captions": {m.modality: m.caption for m in group.members}, "similarity": round(group.similarity, 4)}
         records.append(
             {"id": key, "conversations": [*turns, {"from": "gpt", "value": None}], "modal_inputs": inputs} | told

@@ -26,18 +26,17 @@ from transformers import LlamaForCausalLM
 
 from mcompose.lab.batches import WordTable, collate
 from mcompose.lab.decoupled import give_group, route_arguments
-from mcompose.lab.fit import answer_loss, fit
+from mcompose.lab.fit import answer_loss, fit, linears
 from mcompose.lab.media import DigitImages, draw
 from mcompose.lab.questions import SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import NumbersSettings
 from mcompose.lab.towers import Donor
-from mcompose.lab.words import PLACEHOLDERS
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = ["Pool", "adopt_language_model", "make_pool", "pretrain_encoder", "single_accuracy", "train_donor"]
 
 _CHUNK = 250
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -196,11 +195,9 @@ def train_donor(
     fit(projector, settings.projector, loss=loss, progress=part(0.0, share))
     if decouple:
         give_group(donor)
-    linear = [
+    linear = linears(model.model.language_model)
+    for values in linear:
         values.requires_grad_()
-        for name, values in model.model.language_model.named_parameters()
-        if ".groups." in name or name.split(".")[-2] in _LINEAR
-    ]
     if settings.keep_projector:
         model.model.multi_modal_projector.requires_grad_(requires_grad=False)
         projector = []

@@ -29,7 +29,7 @@ from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.tasks import TASK_NAMES, write_data
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import NumbersSettings
-from mcompose.lab.words import MODALITIES
+from mcompose.modalities import MODALITIES
 
 __all__ = ["Progress", "make_numbers"]
 

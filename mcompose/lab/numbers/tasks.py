@@ -27,7 +27,7 @@ from mcompose.lab.media_files import SUFFIXES, write_media
 from mcompose.lab.questions import SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import DataSettings
-from mcompose.lab.words import MODALITIES, PLACEHOLDERS
+from mcompose.modalities import MODALITIES, PLACEHOLDERS
 
 __all__ = ["TASK_NAMES", "VALIDATION", "question_row", "write_data", "write_lines", "write_validation"]
 

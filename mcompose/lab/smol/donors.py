@@ -23,14 +23,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from mcompose.lab.decoupled import give_group, route_arguments
-from mcompose.lab.fit import answer_loss, fit
+from mcompose.lab.fit import answer_loss, fit, linears
 from mcompose.lab.questions import Question
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 from mcompose.lab.smol.media import Items
-from mcompose.lab.smol.questions import KINDS, PLACEHOLDERS, SINGLE_TASKS, ask
-from mcompose.lab.smol.text import batch_of, fast, linears
+from mcompose.lab.smol.questions import KINDS, SINGLE_TASKS, ask
+from mcompose.lab.smol.text import batch_of, fast
 from mcompose.lab.towers import Donor
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = [
     "Seen", "see", "settle", "single_accuracy", "train_language", "train_points", "train_projector", "train_reader",

@@ -19,14 +19,15 @@ from typing import Final
 import numpy as np
 
 from mcompose.lab.questions import Question
+from mcompose.modalities import MODALITIES as ALL_MODALITIES
 
 __all__ = [
-    "ATTRIBUTES", "KINDS", "MODALITIES", "PAIR_TASKS", "PLACEHOLDERS", "SINGLE_TASKS", "ask", "said_as_text",
+    "ATTRIBUTES", "KINDS", "MODALITIES", "PAIR_TASKS", "SINGLE_TASKS", "ask", "said_as_text",
     "shown", "some_labels", "text_question",
 ]  # fmt: skip
 
-MODALITIES: Final = ("image", "audio", "points")
-PLACEHOLDERS: Final = {modality: f"<{modality}>" for modality in MODALITIES}
+MODALITIES: Final = tuple(modality for modality in ALL_MODALITIES if modality != "video")
+"""What objects of this family are shown as: they do not move, so there are no videos."""
 KINDS: Final = (
     "bottle", "cabinet", "car", "chair", "couch", "door", "lamp", "person", "plug", "table", "tree", "window",
 )  # fmt: skip

@@ -18,12 +18,12 @@ from mcompose.lab.smol.questions import (
     KINDS,
     MODALITIES,
     PAIR_TASKS,
-    PLACEHOLDERS,
     SINGLE_TASKS,
     ask,
     text_question,
 )
 from mcompose.lab.smol.settings import SmolSettings
+from mcompose.modalities import PLACEHOLDERS
 
 __all__ = ["SMOL_TASK_NAMES", "write_smol_data"]
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
-from mcompose.lab.batches import Batch
-from mcompose.lab.fit import answer_loss, fit
+from mcompose.lab.batches import Batch, pad_rows
+from mcompose.lab.fit import answer_loss, fit, linears
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 from mcompose.lab.smol.questions import PAIR_TASKS, SINGLE_TASKS, text_question
 
-__all__ = ["LINEAR", "batch_of", "fast", "linears", "text_accuracy", "tune_base"]
+__all__ = ["batch_of", "fast", "text_accuracy", "tune_base"]
 
-LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _KINDS: Final = (SINGLE_TASKS, (*PAIR_TASKS, "common"), ("common",))
 _SHARES: Final = (0.3, 0.4, 0.3)
 
@@ -28,15 +26,6 @@ _SHARES: Final = (0.3, 0.4, 0.3)
 def fast() -> Any:
     """Matrix products in bfloat16, all else in float32: weights, their gradients, the optimiser."""
     return torch.autocast("cpu", torch.bfloat16)
-
-
-def linears(language: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights that tuning changes, groups of decoupled donors among them."""
-    return [
-        values
-        for name, values in language.named_parameters()
-        if ".groups." in name or (name.split(".")[-2] in LINEAR and name.endswith("weight"))
-    ]
 
 
 def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) -> Batch:
@@ -58,15 +47,7 @@ def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) 
     if any(len(tail) != 1 for tail in tails):
         raise ValueError(f"An answer among {sorted(set(answers))} is not one token.")
     rows = [[*head, *tail, tokenizer.eos_token_id] for head, tail in zip(heads, tails, strict=True)]
-    length = max(len(row) for row in rows)
-    ids = np.full((len(rows), length), tokenizer.eos_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = 1
-    labels = np.full_like(ids, -100)
-    labels[:, -2:] = ids[:, -2:]
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+    return pad_rows(rows, pad=tokenizer.eos_token_id)
 
 
 def tune_base(

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mcompose.lab.smol.questions import PLACEHOLDERS
 from mcompose.lab.smol.speech import SAMPLE_RATE, SPOKEN_SAMPLES
 from mcompose.lab.towers import Donor
+from mcompose.modalities import PLACEHOLDERS
 
 if TYPE_CHECKING:
     import torch

@@ -34,6 +34,7 @@ import torch
 
 from mcompose.checkpoint.codec import raw_dtype
 from mcompose.checkpoint.digest import TensorDigest
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import McomposeError, NumericsError, RequestError
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.device.copies import Queue, host_memory, open_queue
@@ -53,7 +54,7 @@ DEVICE_THREADS = 4
 SLICE = 1 << 21
 """Elements of a slice and of a copy: 4 MiB of bfloat16, long enough to fill the bus."""
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+TORCH_DTYPES = {code: getattr(torch, name) for code, name in FLOAT_NAMES.items()}
 
 
 def check_device(name: str) -> torch.device:

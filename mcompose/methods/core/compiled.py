@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Kernel", "cache_folder"]
+from mcompose.on_disk import cache_folder
+
+__all__ = ["Kernel"]
 
 _COMPILING = threading.Lock()
 _SYMBOL = "kernel"
@@ -35,12 +37,6 @@ _C_TYPES: dict[str, Any] = {
     "uint64": ctypes.c_uint64,
     "float32": ctypes.c_float,
 }
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: ``$XDG_CACHE_HOME/mcompose/kernels``, or the same under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "kernels"
 
 
 class Kernel:
@@ -80,7 +76,7 @@ class Kernel:
             return self._function
 
     def _address(self) -> int:
-        file = cache_folder() / f"{self.module}.{self.name}-{self._key()}.o"
+        file = cache_folder("kernels") / f"{self.module}.{self.name}-{self._key()}.o"
         code = _read(file)
         if code is None:
             code = self._compiled()

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..configuration.extension import ConfigExtension
+from ..families import EXPERT_MODALITIES
 from ..names import is_plain_name
 from .onnx_graph import is_plain_path
 
@@ -32,7 +33,7 @@ DOMAIN_TOKENS = ("<domain>", "</domain>")
 SLOT_TOKEN = "<expert>"  # noqa: S105 - a text token
 
 _CHOICES = {
-    "modality": ("image", "audio"),
+    "modality": EXPERT_MODALITIES,
     "padding": ("keep", "mask", "drop"),
     "kind": ("mlp", "linear", "pixel_shuffle", "resampler"),
     "feature": ("class", "mean"),

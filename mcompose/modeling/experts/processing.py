@@ -25,10 +25,9 @@ from ..processing.resampling import resampled
 from ..processing.sources import PROCESSOR_FOLDER, Unavailable
 from .configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
 
-__all__ = ["AUTO", "ExpertMedia", "add_expert_tokens", "expert_summary", "native_inputs", "whole_items"]
+__all__ = ["AUTO", "ExpertMedia", "add_expert_tokens", "expert_summary", "load_item_processor", "native_inputs"]
 
 AUTO = "auto"
-_ENCODER_LOADERS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
 # Switches of native processors that cut an image into tiles, or ask for a question.
 _SWITCHED_OFF = ("crop_to_patches", "do_image_splitting", "is_vqa")
 
@@ -94,7 +93,7 @@ class ExpertMedia:
         for name, entry in self.entries.items():
             where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
             try:
-                self.processors[name] = whole_items(_ENCODER_LOADERS[entry["modality"]].from_pretrained(path, **where))
+                self.processors[name] = load_item_processor(entry["modality"], path, **where)
             except ImportError as error:
                 self.processors[name] = Unavailable(" ".join(str(error).split(". ")[0].split()))
 
@@ -226,8 +225,16 @@ class ExpertMedia:
         return blocks, tensors
 
 
-def whole_items(processor: Any) -> Any:
-    """Returns a native processor that neither cuts an image nor asks for a question."""
+def load_item_processor(modality: str, path: Any, **where: Any) -> Any:
+    """Loads an encoder's own processor, set to neither cut an image nor ask for a question.
+
+    Args:
+        modality: "image" or "audio".
+        path: A folder or a repository.
+        **where: ``subfolder``, ``revision`` and their kind.
+    """
+    loader = AutoImageProcessor if modality == "image" else AutoFeatureExtractor
+    processor = loader.from_pretrained(path, **where)
     for switch in _SWITCHED_OFF:
         if getattr(processor, switch, False):
             setattr(processor, switch, False)

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from ..configuration.composed import ComposedConfig
 from ..experts.extension import ExpertMethods
-from ..families import MROPE_TEXT, family_of
+from ..families import family_of, text_family_of
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..positions.composed import ComposedPositions
@@ -116,7 +116,7 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
         self.first_position = max((f.first_position for f in families), default=0)
-        self.mrope = config.text_config.model_type in MROPE_TEXT
+        self.mrope = text_family_of(config.text_config.model_type).mrope
         if not self.mrope and any(family.mrope for family in families):
             logger.warning_once(
                 f"The language model ({config.text_config.model_type}) counts positions in one dimension, so images "

@@ -10,13 +10,9 @@ from __future__ import annotations
 import torch
 
 from ..configuration.composed import ComposedConfig
-from ..families import family_of
+from ..families import family_of, text_family_of
 
 __all__ = ["scale_logits"]
-
-_MULTIPLIED = {"cohere": "logit_scale", "cohere2": "logit_scale"}
-_DIVIDED = {"granite": "logits_scaling", "granitemoe": "logits_scaling"}
-_CAPPED = ("gemma2", "gemma3_text")
 
 
 def scale_logits(logits: torch.Tensor, config: ComposedConfig) -> torch.Tensor:
@@ -27,13 +23,13 @@ def scale_logits(logits: torch.Tensor, config: ComposedConfig) -> torch.Tensor:
         config: The composition's configuration.
     """
     text = config.text_config
-    kind = text.model_type
+    family = text_family_of(text.model_type)
     if any(family_of(source["model_type"]).head == "plain" for source in config.sources.values()):
         return logits
-    if kind in _MULTIPLIED:
-        return logits * getattr(text, _MULTIPLIED[kind])
-    if kind in _DIVIDED:
-        return logits / getattr(text, _DIVIDED[kind])
-    if kind in _CAPPED and (cap := getattr(text, "final_logit_softcapping", None)) is not None:
+    if family.multiplied_by is not None:
+        return logits * getattr(text, family.multiplied_by)
+    if family.divided_by is not None:
+        return logits / getattr(text, family.divided_by)
+    if family.capped and (cap := getattr(text, "final_logit_softcapping", None)) is not None:
         return torch.tanh(logits / cap) * cap
     return logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .expansion import PLACEHOLDERS
+from ..families import MODALITIES, PLACEHOLDERS
 
 __all__ = ["DEFAULT_TEMPLATE", "flattened", "media_of"]
 
@@ -19,7 +19,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 # Where a content entry may hold its medium.
-_SOURCES = ("image", "video", "audio", "points", "url", "path", "base64")
+_SOURCES = (*MODALITIES, "url", "path", "base64")
 
 
 def flattened(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -28,12 +28,12 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..configuration.composed import AUTO_MAP
 from ..experts.processing import ExpertMedia
-from ..families import MODALITIES, TYPE_IDS
+from ..families import MODALITIES, PLACEHOLDERS, TYPE_IDS
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..prefixes.tokens import prefix_counts, prefix_token_types, wrapped
 from .chat import DEFAULT_TEMPLATE, flattened, media_of
-from .expansion import PLACEHOLDERS, expand_media
+from .expansion import expand_media
 from .items import media_items
 from .sources import (
     PROCESSOR_FOLDER,

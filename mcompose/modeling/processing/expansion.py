@@ -17,24 +17,18 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..families import family_of
+from ..families import PLACEHOLDERS, PROCESSOR_ARGUMENTS, Chunks, family_of
 from ..points.processing import PointsProcessor
 from .frames import FramesProcessor
 
-__all__ = ["PLACEHOLDERS", "Expansion", "expand_media"]
+__all__ = ["Expansion", "expand_media"]
 
 logger = logging.get_logger(__name__)
 
-PLACEHOLDERS = {"image": "<image>", "video": "<video>", "audio": "<audio>", "points": "<points>"}
-_ARGUMENT = {"image": "images", "video": "videos", "audio": "audio", "points": "points"}
 # Outputs of a source's processor that belong to its text, not to its media.
 _TEXT_OUTPUTS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets"}
 )
-# Processors that take no list of images per text row.
-_FLAT = frozenset({"got_ocr2"})
-_VOXTRAL_FRAMES_PER_TOKEN = 8
-_VOXTRAL_CHUNK = 3000
 
 
 @dataclass(frozen=True)
@@ -91,22 +85,21 @@ def expand_media(
     Returns:
         Texts per item in order over all rows, and the tensors.
     """
-    if model_type == "voxtral":
-        return _voxtral(processor, [item for row in rows for item in row], options)
+    family = family_of(model_type)
+    if family.chunks is not None:
+        return _chunked(processor, [item for row in rows for item in row], family.chunks, options)
     token = _text_token(processor, modality)
-    flat = model_type in _FLAT
-    if flat:
+    if family.flat_items:
         rows = [[item] for row in rows for item in row]
-    outputs = _run_processor(processor, modality, rows, token, options, flat=flat)
+    outputs = _run_processor(processor, modality, rows, token, options, flat=family.flat_items)
     offsets = outputs.get("text_replacement_offsets")
     if offsets is not None and any(offsets):
         replaced = [entry["replacement"] for row in offsets for entry in row]
     else:
         # No record of what was replaced: one row per item, so that a row's text is its item's.
         rows = [[item] for row in rows for item in row]
-        outputs = _run_processor(processor, modality, rows, token, options, flat=flat)
+        outputs = _run_processor(processor, modality, rows, token, options, flat=family.flat_items)
         replaced = _decoded(processor.tokenizer, outputs)
-    family = family_of(model_type)
     media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
     texts = [_translated(processor.tokenizer, text, media, PLACEHOLDERS[modality], known) for text in replaced]
     fences = family.around.get(modality, ("", ""))
@@ -137,7 +130,7 @@ def _run_processor(
     if modality != "points":
         asked["return_text_replacement_offsets"] = True
     texts = [token * len(row) for row in nested]
-    return dict(processor(text=texts, **{_ARGUMENT[modality]: items}, **asked))
+    return dict(processor(text=texts, **{PROCESSOR_ARGUMENTS[modality]: items}, **asked))
 
 
 def _text_token(processor: Any, modality: str) -> str:
@@ -179,17 +172,15 @@ def _translated(tokenizer: Any, text: str, media: frozenset[str], placeholder: s
     return "".join(kept)
 
 
-def _voxtral(processor: Any, items: list[Any], options: Mapping[str, Any]) -> Expansion:
-    # Its own processor expands audio only inside chat templates of mistral-common; the features are Whisper's, in
-    # chunks of 30 s that become a fixed number of tokens.
+def _chunked(processor: Any, items: list[Any], chunks: Chunks, options: Mapping[str, Any]) -> Expansion:
     extractor = getattr(processor, "feature_extractor", processor)
     chunk = extractor.n_samples
     texts, features = [], []
     for item in items:
         made = extractor(item, padding=True, truncation=False, pad_to_multiple_of=chunk, return_tensors="pt", **options)
         x_FT = made["input_features"][0]
-        x_CFT = x_FT.reshape(x_FT.shape[0], -1, _VOXTRAL_CHUNK).transpose(0, 1)
+        x_CFT = x_FT.reshape(x_FT.shape[0], -1, chunks.frames).transpose(0, 1)
         features.append(x_CFT)
-        tokens = x_CFT.shape[0] * _VOXTRAL_CHUNK // _VOXTRAL_FRAMES_PER_TOKEN
+        tokens = x_CFT.shape[0] * chunks.frames // chunks.frames_per_token
         texts.append(PLACEHOLDERS["audio"] * tokens)
     return Expansion(texts, {"input_features": torch.cat(features)})

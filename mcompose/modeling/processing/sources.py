@@ -19,6 +19,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.processing_utils import ProcessorMixin
 
+from ..families import PROCESSOR_PARTS, family_of
 from ..points.processing import PointsProcessor
 from .frames import FramesProcessor
 
@@ -33,7 +34,6 @@ __all__ = [
 
 PROCESSOR_FOLDER = "processors"
 _OWN_PROCESSORS = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
-_PART = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
 _PART_LOADERS = {
     "tokenizer": AutoTokenizer,
     "image_processor": AutoImageProcessor,
@@ -83,8 +83,8 @@ def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
     own = _OWN_PROCESSORS.get(str(_settings(path, where).get("processor_class")))
     if own is not None:
         return own.from_pretrained(path, **where)
-    if model_type == "voxtral":
-        # Its tokenizer needs mistral-common, and only its features are used.
+    if family_of(model_type).chunks is not None:
+        # Only its features are used, and its tokenizer may need a library of its own (mistral-common).
         return AutoFeatureExtractor.from_pretrained(path, **where)
     try:
         return AutoProcessor.from_pretrained(path, **where)
@@ -103,7 +103,7 @@ def check_part(processor: Any, modality: str, source: str) -> None:
     """
     if isinstance(processor, Unavailable):
         raise ValueError(f"The processor of source {source!r} cannot be loaded: {processor.reason}")
-    part = _PART.get(modality)
+    part = PROCESSOR_PARTS.get(modality)
     if part in getattr(processor, "missing_parts", {}):
         reason = processor.missing_parts[part]
         raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {reason}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..families import MODALITIES, family_of
-from .expansion import PLACEHOLDERS
+from ..families import MODALITIES, PLACEHOLDERS, family_of
 
 __all__ = ["add_placeholders", "structure_ids"]
 

@@ -27,15 +27,6 @@ Tower = Any
 """A native base model without its language model; its family decides its attributes."""
 # Arguments of feature functions that are settings and not processor outputs.
 _NOT_INPUTS = frozenset({"self", "kwargs", "args", "return_dict"})
-# What native forwards take besides the arguments of their feature functions.
-_AROUND = {
-    "image": ("image_grid_thw",),
-    "video": ("video_grid_thw", "second_per_grid_ts", "video_second_per_grid", "video_compression_mask"),
-    "audio": ("input_features_mask", "feature_attention_mask"),
-    "points": (),
-}
-# Main inputs that a family's processor still calls by an older name (Video-LLaVA).
-_OLD_NAMES = {"pixel_values": "pixel_values_images"}
 
 
 @dataclass
@@ -87,7 +78,10 @@ def accepted_names(tower: Tower, modality: str) -> list[str]:
 
     For a modality of the native image path each name carries the modality first: ``video_pixel_values``.
     """
-    names = [*_parameters(_native_function(tower, modality)), *_AROUND[modality]]
+    family = family_of(tower.config.model_type)
+    names = [*_parameters(_native_function(tower, modality)), *family.inputs.get(modality, ())]
+    if modality == "video" and family.mrope is not None and family.mrope.seconds is not None:
+        names.append(family.mrope.seconds)
     if main_input(tower, modality) not in names:
         names.append(main_input(tower, modality))
     prefix = _prefix(tower, modality)
@@ -112,8 +106,9 @@ def own_inputs(tower: Tower, modality: str, named: Mapping[str, Any]) -> dict[st
         if named.get(name) is not None
     }
     main = main_input(tower, modality)
-    if main not in found and _OLD_NAMES.get(main) in found:
-        found[main] = found.pop(_OLD_NAMES[main])
+    old = family_of(tower.config.model_type).old_names.get(main)
+    if main not in found and old in found:
+        found[main] = found.pop(old)
     return found if main in found else {}
 
 

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
 from mcompose.checkpoint import open_checkpoint
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.compose import draw_blueprint, open_sources
+from mcompose.dtypes import FLOAT_NAMES
 from mcompose.evaluate.subject import Subject, load_subject
 from mcompose.ledger import Ledger, TensorRow
 from mcompose.merge import MergePlan, TensorJob, build_plan, execute, find_method
+from mcompose.part_names import LANGUAGE_PARTS
 from mcompose.pipeline.search.space import Settings, applied
 from mcompose.refs import ModelRef
 
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrialModel", "digest_of", "varying_jobs"]
 
-PARTS = (LANGUAGE, EMBEDDING, HEAD)
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {code: getattr(torch, name) for code, name in FLOAT_NAMES.items()}
 ONE_FILE = 1 << 62
 """Shard size of plans that are never laid out on disk."""
 
@@ -111,7 +111,7 @@ class TrialModel:
         self._parameters: dict[str, torch.Tensor] | None = None
         plan = self._begin()
         if in_place:
-            jobs = [job for job in plan.jobs if job.part in PARTS or job.action == "merged"]
+            jobs = [job for job in plan.jobs if job.part in LANGUAGE_PARTS or job.action == "merged"]
             self._parameters = find_parameters(self._subject.model, jobs, scratch)
         if self._parameters is None:
             self._leave_memory()

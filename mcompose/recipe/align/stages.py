@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from mcompose.errors import nearest_name
+from mcompose.part_names import EMBEDDING, ENCODER, EXPERT, GROUP, HEAD, LANGUAGE, MASK, PROJECTOR, ROUTER, SEPARATORS
 from mcompose.recipe.align.datasets import DatasetSpec, Temperature
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference, check_preference
@@ -38,8 +39,8 @@ __all__ = [
 ]
 
 ROLES = (
-    *("projector", "encoder", "language", "embedding", "head", "llm", "groups", "all", "key"),
-    *("router", "expert", "separators", "mask"),
+    *(PROJECTOR, ENCODER, LANGUAGE, EMBEDDING, HEAD, "llm", GROUP, "all", "key"),
+    *(ROUTER, EXPERT, SEPARATORS, MASK),
 )
 """What a part's name may begin with; ``key:<glob>`` takes tensors by name, ``llm`` is language, embedding and head.
 
@@ -49,15 +50,9 @@ PRECISIONS = ("float32", "mixed", "bfloat16")
 STRATEGIES = ("projector", "shared", "modality", "modality+text")
 SCHEDULES = ("cosine", "linear", "constant")
 
-_PLURALS = {
-    "projectors": "projector",
-    "encoders": "encoder",
-    "embeddings": "embedding",
-    "heads": "head",
-    "routers": "router",
-    "experts": "expert",
-    "group": "groups",
-    "separator": "separators",
+_NICKNAMES = {
+    **{f"{role}s": role for role in (PROJECTOR, ENCODER, EMBEDDING, HEAD, ROUTER, EXPERT, GROUP)},
+    "separator": SEPARATORS,
 }
 
 
@@ -65,13 +60,13 @@ def part_role(name: str) -> tuple[str, str]:
     """Takes a part's name apart.
 
     Args:
-        name: ``projectors``, ``projector:sees``, ``groups:audio``, ``key:*.q_proj.weight``.
+        name: ``projectors``, ``projector:sees``, ``group:audio``, ``key:*.q_proj.weight``.
 
     Returns:
         The role in the singular, and what stands after the colon; empty when the whole role is meant.
     """
     role, _, which = name.partition(":")
-    return _PLURALS.get(role, role), which
+    return _NICKNAMES.get(role, role), which
 
 
 def _part_name(raw: Any) -> str:
@@ -79,7 +74,7 @@ def _part_name(raw: Any) -> str:
         raise FieldError("'{path}' must be the name of a part.", hint=f"Parts are {', '.join(ROLES)}.")
     role, which = part_role(raw)
     if role not in ROLES:
-        hint = nearest_name(raw.partition(":")[0], (*ROLES, *_PLURALS))
+        hint = nearest_name(raw.partition(":")[0], (*ROLES, *_NICKNAMES))
         raise FieldError(f"'{{path}}' is not a known part: '{raw}'.", hint=hint)
     if raw.endswith(":") or (role == "key" and not which):
         raise FieldError(f"'{{path}}' names nothing after the colon: '{raw}'.", hint="Write 'projector:<source>'.")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcompose.errors import RequestError
 from mcompose.lab import LabFamily, Row, table
+from mcompose.lab.report import new_figure
 from mcompose.pipeline.lab.chimera.recipes import CONCAT, MASKED, NAIVE, SINGLE
 from mcompose.pipeline.lab.chimera.run import BASE, COMPARED, MEANS, ROUTES, Plan, chimera_run
 from mcompose.pipeline.lab.table import LabReport
@@ -89,12 +89,8 @@ def plot_chimera(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
     Raises:
         RequestError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError as error:
-        raise RequestError("A plot needs matplotlib.", hint="Install it: pip install 'mcompose[lab]'.") from error
     known = {(row.variant, row.metric): row for row in rows}
-    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    figure = new_figure((15, 8.5))
     (scores, gaps), (attention, router) = figure.subplots(2, 2, width_ratios=[1.5, 1])
     _draw_scores(scores, known)
     _draw_gaps(gaps, known)

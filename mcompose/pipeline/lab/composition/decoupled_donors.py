@@ -30,6 +30,7 @@ from mcompose.lab.smol.make import train_smol_decoupled
 from mcompose.lab.towers import build_donor
 from mcompose.modeling import ComposedForConditionalGeneration, add_groups, register
 from mcompose.modeling.groups.linear import routed_linears
+from mcompose.on_disk import CARD, FOLDER
 from mcompose.pipeline.write import MergeOptions, merge
 
 if TYPE_CHECKING:
@@ -149,6 +150,6 @@ def _save_with_group(work: Path, modality: str, group: dict[str, torch.Tensor], 
         for name, linear in routed_linears(model.model.language_model):
             for kind, values in linear.groups[modality].named_parameters():
                 values.copy_(group[f"{name}.{kind}"])
-    shutil.rmtree(plain / "mcompose")  # they tell of weights without a group
-    (plain / "README.md").unlink(missing_ok=True)
+    shutil.rmtree(plain / FOLDER)  # they tell of weights without a group
+    (plain / CARD).unlink(missing_ok=True)
     model.save_pretrained(plain)

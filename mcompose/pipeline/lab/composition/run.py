@@ -20,12 +20,13 @@ from typing import Any
 from mcompose.errors import RequestError
 from mcompose.lab import LabFamily, NumbersSettings, SmolSettings, family_scores
 from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
+from mcompose.lab.composition_plot import SEARCHED
 from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.tasks import write_validation
 from mcompose.lab.randomness import generator_for
 from mcompose.pipeline.lab.composition.answers import mixed_results
 from mcompose.pipeline.lab.composition.decoupled_donors import DecoupledDonors, decoupled_donors
-from mcompose.pipeline.lab.composition.variants import BASE, SEARCHED, VARIANTS, Variant, searched_form, write_recipe
+from mcompose.pipeline.lab.composition.variants import BASE, VARIANTS, Variant, searched_form, write_recipe
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.search.objective import Questions
 from mcompose.pipeline.search.run import SearchOptions, search

@@ -19,10 +19,9 @@ import yaml
 from mcompose.lab import LabFamily
 from mcompose.pipeline.search.request import SpaceRequest
 
-__all__ = ["BASE", "SEARCHED", "SMOL_GROWN", "SMOL_VARIANTS", "VARIANTS", "Variant", "searched_form", "write_recipe"]
+__all__ = ["BASE", "SMOL_GROWN", "SMOL_VARIANTS", "VARIANTS", "Variant", "searched_form", "write_recipe"]
 
 BASE = "base"
-SEARCHED = "+search"
 _LAMBDA = ("lambda:0.1:2.0",)
 
 
