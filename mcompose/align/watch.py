@@ -23,6 +23,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from mcompose.errors import NumericsError
+from mcompose.whole_files import write_text
 
 __all__ = ["Divergence", "ProgressLine", "StageWatch", "interruptible", "mark_complete", "shown"]
 
@@ -237,7 +238,7 @@ def mark_complete(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
-    (folder / COMPLETE).write_text("", encoding="utf-8")
+    write_text(folder / COMPLETE, "")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +16,10 @@ from typing import Any
 from mcompose import __version__
 from mcompose.anatomy.family import Family, Renaming
 from mcompose.anatomy.settings import Settings
+from mcompose.errors import StorageError
+from mcompose.whole_files import cache_folder, write_bytes
 
-__all__ = ["ask_transformers", "cache_folder"]
-
-
-def cache_folder() -> Path:
-    """Where answers are kept: ``$XDG_CACHE_HOME/mcompose/anatomy``, or the same under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "anatomy"
+__all__ = ["ask_transformers"]
 
 
 def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
@@ -36,7 +31,7 @@ def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | Non
     Raises:
         AnatomyError: transformers knows the type and cannot build it, or it does not answer in text.
     """
-    file = cache_folder() / _file_name(config)
+    file = cache_folder("anatomy") / _file_name(config)
     kept = _load(file)
     if kept is not None:
         return kept
@@ -76,8 +71,5 @@ def _store(file: Path, answer: tuple[Family, Settings]) -> None:
         "family": family.to_json(renamings),
         "settings": vars(settings),
     }
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data, default=str), encoding="utf-8")
-        partial.replace(file)
+    with suppress(StorageError):
+        write_bytes(file, json.dumps(data, default=str).encode(), shared=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mcompose.evaluate import evaluate as evaluate_tasks
 from mcompose.evaluate.prompts import in_chat
 from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
+from mcompose.whole_files import write_json
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
 
@@ -110,8 +110,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
             ),
         )
     if options.save:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
-        (options.save / "report.json").write_text(text, encoding="utf-8")
+        write_json(options.save / "report.json", report.to_json())
     return report
 
 

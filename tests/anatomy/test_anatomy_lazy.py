@@ -13,8 +13,9 @@ import pytest
 import tiny_configs
 
 from mcompose.anatomy import read_anatomy
-from mcompose.anatomy.cache import ask_transformers, cache_folder
+from mcompose.anatomy.cache import ask_transformers
 from mcompose.anatomy.tables import generated
+from mcompose.whole_files import cache_folder
 
 pytestmark = pytest.mark.floor
 
@@ -130,7 +131,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path, monkeypat
         blocked.mkdir()
         blocked.chmod(stat.S_IRUSR | stat.S_IXUSR)
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert cache_folder().parent.parent == blocked
+    assert cache_folder("anatomy").parent.parent == blocked
     assert read_anatomy(UNLISTED, {"model.norm.weight": (1,)}).known
     if kind == "read-only" and os.geteuid() != 0:
         assert not list(blocked.iterdir())

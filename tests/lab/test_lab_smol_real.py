@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mcompose.lab.smol.assets import cache_folder, fetch
+from mcompose.lab.smol.assets import fetch
 from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
 from mcompose.lab.smol.parts import _things, export_language
 from mcompose.lab.smol.questions import ATTRIBUTES, KINDS
 from mcompose.lab.smol.speech import HELD_OUT_VOICES, SPOKEN_SAMPLES, VOICES, Utterance, speak
 from mcompose.lab.smol.text import batch_of
 from mcompose.lab.smol.towers import build_smol_donor
+from mcompose.whole_files import cache_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,8 +27,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cache():
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    return cache_folder()
+    cache_folder("smol").mkdir(parents=True, exist_ok=True)
+    return cache_folder("smol")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from mcompose.align.parts import LoraPart
 from mcompose.align.results.lineage import ADAPTER, DELTA
 from mcompose.align.tensor_file import DTYPES, file_digest, write_tensors
 from mcompose.errors import NumericsError
+from mcompose.whole_files import write_text
 
 __all__ = ["Trained", "full_values", "write_result"]
 
@@ -92,6 +93,6 @@ def write_result(
     adapter = ""
     if factors:
         write_tensors(folder / ADAPTER, factors)
-        (folder / "adapter_config.json").write_text(adapter_config(trained.lora, trained.factors), encoding="utf-8")
+        write_text(folder / "adapter_config.json", adapter_config(trained.lora, trained.factors))
         adapter = file_digest(folder / ADAPTER)
     return {"delta": digests, "adapter": adapter}

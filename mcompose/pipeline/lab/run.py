@@ -30,6 +30,7 @@ from mcompose.lab.pictures.settings import READING
 from mcompose.pipeline.lab.table import LabReport
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.whole_files import write_text
 
 __all__ = ["LabFamily", "MadeFamily", "compose", "make", "measure", "report"]
 
@@ -204,7 +205,7 @@ def compose(family: LabFamily, method: str) -> Path:
     recipe["merge"] |= {"method": method, "parameters": METHODS.get(method, {})}
     recipe["output"]["dir"] = f"composed/{method}"
     path = family.folder / f"recipe-{method}.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return merge(path, options=MergeOptions(quiet=True)).result.folder
 
 

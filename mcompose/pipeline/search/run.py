@@ -38,6 +38,7 @@ from mcompose.pipeline.search.report import PLOT_FILE, TABLE_FILE, SearchReport,
 from mcompose.pipeline.search.request import SpaceRequest, defaults_of, make_grid, make_space
 from mcompose.pipeline.search.space import Settings, Space, applied
 from mcompose.recipe import load_recipe
+from mcompose.whole_files import draft_of
 
 if TYPE_CHECKING:
     from mcompose.pipeline.search.objective import Outcome, Told
@@ -50,7 +51,8 @@ __all__ = ["SearchOptions", "search"]
 TRIALS = 40
 SCRATCH, COPY = "model", "model-"
 JOURNAL = "study.journal"
-OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", TABLE_FILE, f".{TABLE_FILE}.partial", PLOT_FILE)
+_RESULTS = (TABLE_FILE, PLOT_FILE)
+OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", *_RESULTS, *(draft_of(Path(name)).name for name in _RESULTS))
 
 
 @dataclass(frozen=True)

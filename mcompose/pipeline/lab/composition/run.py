@@ -30,6 +30,7 @@ from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.search.objective import Questions
 from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.whole_files import write_json
 
 __all__ = ["COMPARED", "Plan", "composition_run"]
 
@@ -88,8 +89,7 @@ class _Bench:
                 options = EvaluateOptions(batch_size=self.plan.batch, leave_out=leave_out, quiet=True)
                 results = evaluate(checkpoint, tasks, options=options).results
             rows = [{"task": row.task, "metric": row.metric, "value": row.value} for row in results]
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(rows), encoding="utf-8")
+            write_json(known, rows)
         return json.loads(known.read_text(encoding="utf-8"))
 
 
