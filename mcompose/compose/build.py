@@ -18,10 +18,10 @@ from mcompose.ledger import Ledger
 from mcompose.merge import BaseFigures, check_same_base, execute
 from mcompose.merge.clock import Phases
 from mcompose.methods import METHODS
+from mcompose.progress import Progress
 from mcompose.recipe import check_method, resolve_text
 
 if TYPE_CHECKING:
-    from mcompose.merge import Progress
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["ComposeOptions", "ComposeResult", "check_output", "compose", "make_blueprint", "output_folder"]

@@ -12,18 +12,14 @@ from mcompose.merge.execute import default_threads, execute
 from mcompose.merge.initial_values import new_job, start_of
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
 from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
-from mcompose.merge.progress import Bar, Progress, Silent
 
 __all__ = [
-    "Bar",
     "BaseFigures",
     "Contribution",
     "Dropped",
     "KeyOf",
     "MergePlan",
-    "Progress",
     "Segment",
-    "Silent",
     "SourceParts",
     "TensorJob",
     "build_plan",

@@ -23,9 +23,9 @@ from mcompose.errors import InterruptedRunError
 from mcompose.ledger import TensorRow
 from mcompose.merge.clock import Clock
 from mcompose.merge.job import MergePlan, TensorJob
-from mcompose.merge.progress import Progress, Shared, Silent
 from mcompose.merge.stream import Cancelled, JobStream, Made, Write
 from mcompose.merge.survey import Surveys
+from mcompose.progress import Progress, ProgressBar, SharedProgress
 
 __all__ = ["Executed", "default_threads", "execute"]
 
@@ -70,7 +70,7 @@ def execute(
         threads: Threads; None for one per core, or what a device is kept busy by. The bytes do not depend on it.
         device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` takes the
             torch path on the CPU, which is how that path is tested; it has not been run on a GPU.
-        progress: Told the bytes written.
+        progress: Watches the bytes that are written.
         check_finite: Whether a NaN or infinity in a source or in the result is an error.
 
     Returns:
@@ -84,7 +84,7 @@ def execute(
         InterruptedRunError: Ctrl-C; what is finished is kept for the next run.
     """
     finished = {name: _made(row) for name, row in staged.allocate(plan.layout).items()}
-    run = _Run(plan, staged, finished=finished, progress=progress or Silent(), check_finite=check_finite)
+    run = _Run(plan, staged, finished=finished, progress=progress or ProgressBar(quiet=True), check_finite=check_finite)
     if device != "cpu":
         from mcompose.merge.device.stream import DEVICE_THREADS, torch_streams  # noqa: PLC0415 - torch, when asked for
 
@@ -120,7 +120,7 @@ class _Run:
         todo = [job for job in self.plan.jobs if job.name not in self.finished]
         done_bytes = sum(job.nbytes for job in self.plan.jobs) - sum(job.nbytes for job in todo)
         self.progress.start(self.plan.bytes_to_write, done_bytes)
-        shared = Shared(self.progress)
+        shared = SharedProgress(self.progress)
         try:
             surveys = Surveys.of(self.plan.jobs) if todo else Surveys()
             for index in range(surveys.passes):
@@ -144,7 +144,7 @@ class _Run:
 
         return make
 
-    def _spread(self, items: Sequence[Any], work: Work, shared: Shared, *, threads: int) -> None:
+    def _spread(self, items: Sequence[Any], work: Work, shared: SharedProgress, *, threads: int) -> None:
         """Gives the items to threads in order; the first failure stops all and is raised."""
         queue, lock = iter(items), threading.Lock()
         go = threading.Event()  # an interrupt while the pool starts its threads would leave one at work unseen

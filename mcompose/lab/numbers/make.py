@@ -30,10 +30,10 @@ from mcompose.lab.numbers.tasks import TASK_NAMES, write_data
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import NumbersSettings
 from mcompose.lab.words import MODALITIES
+from mcompose.progress import OnShare
 
-__all__ = ["Progress", "make_numbers"]
+__all__ = ["make_numbers"]
 
-Progress = Callable[[str, float], None]
 
 _CONTEXT: Final = multiprocessing.get_context("spawn")
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn")
@@ -46,7 +46,7 @@ def make_numbers(
     *,
     seed: int = 0,
     settings: NumbersSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -102,7 +102,7 @@ def _existing(folder: Path, digest: str) -> LabFamily:
 
 
 def _build(
-    folder: Path, settings: NumbersSettings, *, seed: int, progress: Progress | None, workers: int | None
+    folder: Path, settings: NumbersSettings, *, seed: int, progress: OnShare | None, workers: int | None
 ) -> dict[str, Any]:
     total = _SHARES["base"] + len(MODALITIES) * (_SHARES["encoder"] + _SHARES["donor"])
     done = _CONTEXT.Array("d", 1 + 2 * len(MODALITIES))

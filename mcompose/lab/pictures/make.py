@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +25,10 @@ from mcompose.lab.pictures.render import render, render_many
 from mcompose.lab.pictures.settings import PicturesSettings
 from mcompose.lab.pictures.tasks import recipe_text, write_pictures
 from mcompose.lab.randomness import deterministic_torch, generator_for
+from mcompose.progress import OnShare
 
 __all__ = ["make_pictures"]
 
-Progress = Callable[[str, float], None]
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "pillow", "scikit-learn", "matplotlib", "vega-datasets")
 _JOBS: Final = ("data", "general", *EXPERTS)
@@ -40,7 +39,7 @@ def make_pictures(
     *,
     seed: int = 0,
     settings: PicturesSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -98,7 +97,7 @@ def _existing(folder: Path, digest: str, seed: int) -> LabFamily:
 
 
 def _build(
-    folder: Path, settings: PicturesSettings, *, seed: int, progress: Progress | None, workers: int | None
+    folder: Path, settings: PicturesSettings, *, seed: int, progress: OnShare | None, workers: int | None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     count = min(4, os.cpu_count() or 1) if workers is None else workers
@@ -131,7 +130,7 @@ def _build(
     }
 
 
-def _tell(progress: Progress | None, label: str, done: int) -> None:
+def _tell(progress: OnShare | None, label: str, done: int) -> None:
     if progress:
         progress(label, done / len(_JOBS))
 

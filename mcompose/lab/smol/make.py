@@ -23,6 +23,7 @@ from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.smol.questions import MODALITIES
 from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
+from mcompose.progress import OnShare
 
 if TYPE_CHECKING:
     from mcompose.lab.smol.media import Items
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["make_smol", "train_smol_decoupled"]
 
-Progress = Callable[[str, float], None]
 _PACKAGES: Final = ("torch", "transformers", "numpy")
 _STAGE_ONE: Final = "stage-1"
 
@@ -40,7 +40,7 @@ def make_smol(
     *,
     seed: int = 0,
     settings: SmolSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     parts: SmolParts | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -85,7 +85,7 @@ def make_smol(
     return open_family(folder)
 
 
-def _real_parts(settings: SmolSettings, *, progress: Progress | None = None) -> SmolParts:
+def _real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> SmolParts:
     from mcompose.lab.smol.parts import real_parts  # noqa: PLC0415 - torch
 
     return real_parts(settings, progress=progress)
@@ -111,7 +111,7 @@ class _Work:
 
 
 def _build(
-    folder: Path, settings: SmolSettings, parts: SmolParts, *, seed: int, progress: Progress | None
+    folder: Path, settings: SmolSettings, parts: SmolParts, *, seed: int, progress: OnShare | None
 ) -> dict[str, Any]:
     work = _Work(folder, settings, parts, seed)
     shutil.copytree(parts.base, folder / "base")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from mcompose.lab.smol.objects import Thing, read_things
 from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.text import tune_base
 from mcompose.lab.smol.towers import Shapes
+from mcompose.progress import OnShare
 from mcompose.whole_files import cache_folder
 
 __all__ = ["export_language", "keep_things", "kept_things", "real_parts"]
@@ -28,7 +28,7 @@ _THINGS_VERSION: Final = 1
 _FIRST_POSITIONS: Final = "embed_positions.weight"
 
 
-def real_parts(settings: SmolSettings, *, progress: Callable[[str, float], None] | None = None) -> SmolParts:
+def real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> SmolParts:
     """Fetches and converts everything, or finds it in the cache.
 
     Args:
