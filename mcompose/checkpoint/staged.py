@@ -23,17 +23,17 @@ from mcompose.checkpoint.folders import (
     JOURNAL_NAME,
     LOCK_NAME,
     FolderLock,
+    check_partial,
     check_replaceable,
     clear_partial,
     discard,
-    is_partial,
     partial_folder,
     swap_in,
 )
 from mcompose.checkpoint.journal import Journal, JournalRow
 from mcompose.checkpoint.layout import INDEX_FILE, Layout, ShardLayout
 from mcompose.checkpoint.sidecar import FileDigest, copy_file, digest_file
-from mcompose.errors import OutputError, StorageError
+from mcompose.errors import StorageError
 from mcompose.whole_files import DRAFT_PREFIX, draft_of, storage_errors, write_bytes
 
 __all__ = ["StagedOutput"]
@@ -91,11 +91,7 @@ class StagedOutput:
         return staged
 
     def _begin(self, *, resume: bool) -> None:
-        if not is_partial(self.partial):
-            raise OutputError(
-                f"'{self.partial}' holds something that is not mcompose's, and is needed for the output.",
-                hint="Move it away.",
-            )
+        check_partial(self.partial)
         self._journal = Journal.resume(self._path(JOURNAL_NAME), fingerprint=self._fingerprint) if resume else None
         if self._journal is None:
             if clear_partial(self.partial):

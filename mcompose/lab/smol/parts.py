@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from mcompose.checkpoint import whole_folder
 from mcompose.errors import RequestError
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol.assets import fetch
@@ -103,15 +103,14 @@ def _base(cache: Path, settings: SmolSettings) -> Path:
     if folder.is_dir():
         return folder
     plain = export_language(fetch("language", cache), cache / "language-plain")
-    work = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(plain)
     with deterministic_torch(0, "smol base"):
         model: Any = LlamaForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
         tune_base(model, tokenizer, settings.base, seed=0)
-    model.to(torch.bfloat16).to(torch.float32).save_pretrained(work)  # values as in a release, and fast to compute with
-    tokenizer.save_pretrained(work)
-    work.rename(folder)
+    with whole_folder(folder) as work:
+        # values as in a release, and fast to compute with
+        model.to(torch.bfloat16).to(torch.float32).save_pretrained(work)
+        tokenizer.save_pretrained(work)
     return folder
 
 

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mcompose.checkpoint import whole_folder
 from mcompose.errors import RequestError
 from mcompose.lab import LabFamily, NumbersSettings, SmolSettings, family_scores
 from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
@@ -135,12 +136,10 @@ def _validation(bench: _Bench) -> list[Path]:
         raise RequestError(f"The family {bench.family.name} has no validation questions to search by.")
     folder = bench.folder / "validation"
     if not folder.is_dir():
-        partial = folder.with_name("validation.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         seed = int(bench.family.figures["seed"])
         digits = load_digits(generator=generator_for(seed, "digits"))
-        write_validation(partial, settings.data, seed=seed, digits=digits)
-        partial.rename(folder)
+        with whole_folder(folder) as work:
+            write_validation(work, settings.data, seed=seed, digits=digits)
     return sorted(folder.glob("*.jsonl"))
 
 
