@@ -36,10 +36,12 @@ __all__ = [
     "RequestError",
     "StorageError",
     "UnknownNameError",
+    "first_line",
     "nearest_name",
     "slip_of",
 ]
 
+_QUOTED = 200  # characters of a foreign error that a sentence has room for
 _SLIP = 0.8  # likeness from which a word is taken for another, where it need not be one of the known ones
 
 
@@ -119,6 +121,21 @@ class HubError(McomposeError):
 
 class InterruptedRunError(McomposeError):
     """The user interrupted the run."""
+
+
+def first_line(error: object) -> str:
+    """Quotes what a library says of an error, as the end of a sentence.
+
+    Args:
+        error: The library's error, or its text.
+
+    Returns:
+        Its first line without a full stop, 200 characters at the most; with the next line where the first only
+        announces it with a colon. The error's type when it says nothing.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return text[:_QUOTED].rstrip(". ") or type(error).__name__
 
 
 def slip_of(word: str, known: Iterable[str]) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from mcompose.errors import RequestError
+from mcompose.errors import RequestError, first_line
 
 __all__ = ["FRAMES", "MediaError", "read_media"]
 
@@ -101,7 +101,7 @@ def _read(opened: _Opened, modality: str) -> Any:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture that Pillow knows"  # its own words name a buffer's address
-    return str(error).rstrip(".") or type(error).__name__
+    return first_line(error)
 
 
 def _picture(opened: _Opened) -> Image.Image:

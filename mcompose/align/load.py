@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from mcompose.align.tensor_file import as_torch
 from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
-from mcompose.errors import CheckpointError
+from mcompose.errors import CheckpointError, first_line
 from mcompose.modeling import register
 from mcompose.modeling.processing.frames import FramesProcessor
 from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
@@ -104,8 +104,7 @@ def _model_class(config: Any) -> Any:
 
 
 def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return CheckpointError(f"'{folder}' cannot be loaded: {first}")
+    return CheckpointError(f"'{folder}' cannot be loaded: {first_line(error)}.")
 
 
 def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str], strict: bool = True) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcompose.errors import StorageError
+from mcompose.whole_files import whole_file
 
 __all__ = ["plot_losses", "read_losses"]
 
@@ -49,8 +49,6 @@ def plot_losses(losses: list[tuple[int, float]], path: Path, *, title: str) -> b
         axes.legend()
     axes.set(title=title, xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
-    try:
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True

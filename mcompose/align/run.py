@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,10 +52,11 @@ from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.stage_data import StageData, open_data
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
 from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
-from mcompose.align.watch import Divergence, ProgressLine, StageWatch, interruptible, shown
+from mcompose.align.watch import Divergence, StageWatch, interruptible
 from mcompose.anatomy import part_label
 from mcompose.errors import InterruptedRunError, McomposeError
 from mcompose.part_names import LANGUAGE_PARTS
+from mcompose.progress import LINE_SECONDS, ProgressBar, track
 from mcompose.recipe import Stage, part_role
 
 __all__ = ["StageOutcome", "StageRequest", "run_stage"]
@@ -243,14 +244,19 @@ class _Run:
         """Fits routers by themselves, where the stage says so; every process comes to the same."""
         if not self.stage.fits_router:
             return FittedRouters()
-        samples = shown(
-            self.data.mixture.samples(),
-            label=f"stage {self.request.number}, what the router reads",
-            total=len(self.data.mixture),
-            quiet=self.request.quiet or not processes.is_main(),
-        )
+        samples = self._samples("what the router reads")
         folder = stages_folder(self.lineage.root.folder) / FEATURES
         return fit_routers(model, self.data.experts, samples, folder=folder, precision=self.precision)
+
+    def _samples(self, purpose: str) -> Iterator[Any]:
+        """All samples of the stage once, with progress."""
+        return track(
+            self.data.mixture.samples(),
+            label=f"stage {self.request.number}, {purpose}",
+            total=len(self.data.mixture),
+            unit="sample",
+            quiet=self.request.quiet or not processes.is_main(),
+        )
 
     def _features(self, trainer: AlignTrainer) -> AbstractContextManager[tuple[str, ...]]:
         """Plays the outputs of frozen encoders back, where the stage says so."""
@@ -258,12 +264,7 @@ class _Run:
             return nullcontext(())
         model, batches = cast("Any", trainer.model), cast("Any", trainer.data_collator)
         folder = stages_folder(self.lineage.root.folder) / FEATURES
-        samples = shown(
-            self.data.mixture.samples(),
-            label=f"stage {self.request.number}, features",
-            total=len(self.data.mixture),
-            quiet=self.request.quiet or not processes.is_main(),
-        )
+        samples = self._samples("features")
         return playing_features(model, batches.collate, samples, folder=folder, precision=self.precision)
 
     def _make_trainable(self, model: Any) -> tuple[Trained, dict[str, Any]]:
@@ -331,7 +332,9 @@ class _Run:
         main = processes.is_main()
         watch = StageWatch(
             request.folder / LOG if main else None,
-            progress=ProgressLine(f"stage {request.number}", plan.steps, quiet=request.quiet or not main),
+            progress=ProgressBar(
+                f"stage {request.number}", unit="step", quiet=request.quiet or not main, every=LINE_SECONDS
+            ),
             steps=plan.steps,
             divergence=Divergence() if stage.stop_on_divergence else None,
             tokens=lambda: trainer.tokens,

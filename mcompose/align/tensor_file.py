@@ -14,7 +14,7 @@ import torch
 
 from mcompose.checkpoint import TensorDigest, TensorEntry, digest_file, plan_layout, read_header, read_tensor
 from mcompose.dtypes import TORCH_NAMES
-from mcompose.errors import StorageError
+from mcompose.whole_files import whole_file
 
 __all__ = ["DTYPES", "as_torch", "dtype_name", "raw_bytes", "read_tensors", "write_tensors"]
 
@@ -59,22 +59,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
     specs = [(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
     shard = plan_layout(specs, max_shard_size=2**62).shards[0]
     digests: dict[str, str] = {}
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as handle:
-            handle.write(shard.header)
-            for name in shard.offsets:
-                data, digest = raw_bytes(tensors[name]), TensorDigest()
-                handle.write(data)
-                digest.update(data)
-                digests[name] = digest.text()
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(
-            f"'{path}' cannot be written: {error.strerror}.", hint="Free some space, or name another folder with -o."
-        ) from error
+    with whole_file(path, needed=shard.size) as file:
+        file.write(shard.header)
+        for name in shard.offsets:
+            data, digest = raw_bytes(tensors[name]), TensorDigest()
+            file.write(data)
+            digest.update(data)
+            digests[name] = digest.text()
     return {name: digests[name] for name in tensors}
 
 

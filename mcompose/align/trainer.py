@@ -28,7 +28,8 @@ from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
 from mcompose.align.tensor_file import read_tensors, write_tensors
-from mcompose.align.watch import COMPLETE, shown
+from mcompose.align.watch import COMPLETE
+from mcompose.progress import track
 from mcompose.recipe import Stage
 
 __all__ = ["AlignTrainer", "TrainerParts", "last_point", "parameter_groups", "training_arguments"]
@@ -231,7 +232,7 @@ class AlignTrainer(Trainer):
         items = {pair_key(sample): (position, sample) for position, sample in map(data.__getitem__, range(len(data)))}
         waiting, size = list(items.values()), self.parts.plan.micro
         rows = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-        seen = shown(rows, label=label, total=len(rows), quiet=quiet)
+        seen = track(rows, label=label, total=len(rows), unit="step", quiet=quiet)
         made = (([sample for _, sample in row], self._prepare_inputs(batches(row))) for row in seen)
         with self.accelerator.autocast():
             batches.collate.reference = reference_of(self.model, made)

@@ -13,20 +13,20 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed
 from transformers import TrainerCallback
 
 from mcompose.errors import NumericsError
+from mcompose.progress import ProgressBar
+from mcompose.whole_files import write_text
 
-__all__ = ["Divergence", "ProgressLine", "StageWatch", "interruptible", "mark_complete", "shown"]
-
-T = TypeVar("T")
+__all__ = ["Divergence", "StageWatch", "interruptible", "mark_complete"]
 
 COMPLETE = "complete"
 """Marks a point that a run can go on from; written after everything else of it."""
@@ -48,7 +48,7 @@ class Divergence:
         self._recent: deque[float] = deque(maxlen=window)
         self._first = self._best = math.nan
 
-    def told(self, loss: float) -> bool:
+    def has_diverged(self, loss: float) -> bool:
         """Takes the next loss; True when the run has diverged."""
         self._recent.append(loss)
         if len(self._recent) < (self._recent.maxlen or 1):
@@ -60,84 +60,13 @@ class Divergence:
         return mean > self._first + 2.0 or mean > max(3 * self._best, self._first) + 0.1
 
 
-class ProgressLine:
-    """Loss, tokens per second and time left: a bar on a terminal, else a line now and then.
-
-    Args:
-        label: What is trained.
-        steps: Of the stage.
-        quiet: Show nothing.
-        every: Seconds between lines where stderr is no terminal.
-    """
-
-    def __init__(self, label: str, steps: int, *, quiet: bool = False, every: float = 15.0) -> None:
-        self._label, self._steps, self._quiet, self._every = label, steps, quiet, every
-        self._bar: Any = None
-        self._said = time.monotonic()
-
-    def told(self, step: int, loss: float, rate: float, left: float) -> None:
-        """Shows where the run is.
-
-        Args:
-            step: Finished steps.
-            loss: Of the last.
-            rate: Tokens per second.
-            left: Seconds.
-        """
-        if self._quiet:
-            return
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
-
-                self._bar = tqdm(total=self._steps, initial=step - 1, desc=self._label, unit="step", file=sys.stderr)
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif time.monotonic() - self._said >= self._every or step == self._steps:
-            self._said = time.monotonic()
-            sys.stderr.write(
-                f"{self._label}: step {step} of {self._steps}, loss {loss:.4f}, {rate:,.0f} tokens/s, "
-                f"{left:.0f} s left\n"
-            )
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def shown(items: Iterable[T], *, label: str, total: int, quiet: bool = False, every: float = 15.0) -> Iterator[T]:
-    """Hands samples on and shows how many are done with: a bar on a terminal, else a line now and then.
-
-    Args:
-        items: The samples.
-        label: What is done with them.
-        total: How many there are.
-        quiet: Show nothing.
-        every: Seconds between lines where stderr is no terminal.
-    """
-    if quiet:
-        yield from items
-    elif sys.stderr.isatty():
-        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
-
-        yield from tqdm(items, total=total, desc=label, unit="sample", file=sys.stderr)
-    else:
-        said = time.monotonic()
-        for number, item in enumerate(items, start=1):
-            yield item
-            if time.monotonic() - said >= every or number == total:
-                said = time.monotonic()
-                sys.stderr.write(f"{label}: {number} of {total} samples\n")
-
-
 class StageWatch(TrainerCallback):
     """Sees every step.
 
     Args:
         log: Where ``log.jsonl`` goes; None in processes that only help.
-        progress: What shows it.
-        steps: Of the stage.
+        progress: Shows how far the stage is.
+        steps: Number of steps of the stage.
         divergence: Stops a run that diverges; None never does.
         tokens: Real tokens that this process has seen so far.
     """
@@ -146,7 +75,7 @@ class StageWatch(TrainerCallback):
         self,
         log: Path | None,
         *,
-        progress: ProgressLine,
+        progress: ProgressBar,
         steps: int,
         divergence: Divergence | None,
         tokens: Callable[[], int],
@@ -155,15 +84,16 @@ class StageWatch(TrainerCallback):
         self._log_path, self._progress, self._steps = log, progress, steps
         self._divergence, self._tokens = divergence, tokens
         self._log: Any = None
-        self._started, self._first_step = time.monotonic(), 0
+        self._started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Starts the log with the steps that an earlier run did."""
-        self._started, self._first_step = time.monotonic(), state.global_step
+        self._started = time.monotonic()
+        self._progress.start(self._steps, state.global_step)
         losses = [row for row in state.log_history if "loss" in row]
         for row in losses:
             if self._divergence is not None:
-                self._divergence.told(row["loss"])
+                self._divergence.has_diverged(row["loss"])
         if self._log_path is not None:
             self._log = self._log_path.open("w", encoding="utf-8")
             for row in losses:
@@ -179,14 +109,13 @@ class StageWatch(TrainerCallback):
             return
         loss, step = float(logs["loss"]), state.global_step
         seconds = max(time.monotonic() - self._started, 1e-9)
-        done = max(step - self._first_step, 1)
         rate = self._tokens() * max(1, args.world_size) / seconds
         cost = {"tokens": self._tokens(), "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
         self._write({**state.log_history[-1], **cost})
-        self._progress.told(step, loss, rate, seconds / done * (self._steps - step))
+        self._progress.move_to(step, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
         if not math.isfinite(loss):
             raise NumericsError(f"The loss became {loss} in step {step} of {self._steps}.", hint=_ADVICE)
-        if self._divergence is not None and self._divergence.told(loss):
+        if self._divergence is not None and self._divergence.has_diverged(loss):
             raise NumericsError(
                 f"The loss runs away: {loss:.2f} in step {step} of {self._steps}.",
                 hint=f"{_ADVICE} 'stop_on_divergence: false' lets it run.",
@@ -211,7 +140,7 @@ class StageWatch(TrainerCallback):
 
     def close(self) -> None:
         """Closes log and bar; may be called twice."""
-        self._progress.close()
+        self._progress.finish()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -237,7 +166,7 @@ def mark_complete(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
-    (folder / COMPLETE).write_text("", encoding="utf-8")
+    write_text(folder / COMPLETE, "")
 
 
 @contextmanager

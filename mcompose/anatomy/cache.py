@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 from mcompose import __version__
 from mcompose.anatomy.family import Family, Renaming
 from mcompose.anatomy.settings import Settings
+from mcompose.errors import StorageError
 from mcompose.on_disk import cache_folder
+from mcompose.whole_files import write_bytes
 
 __all__ = ["ask_transformers"]
 
@@ -71,8 +72,5 @@ def _store(file: Path, answer: tuple[Family, Settings]) -> None:
         "family": family.to_json(renamings),
         "settings": vars(settings),
     }
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data, default=str), encoding="utf-8")
-        partial.replace(file)
+    with suppress(StorageError):
+        write_bytes(file, json.dumps(data, default=str).encode(), shared=True)

@@ -30,7 +30,7 @@ from mcompose.anatomy.family import Family, Renaming
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, PROJECTOR
 from mcompose.anatomy.settings import Settings, without_noise
 from mcompose.anatomy.tables import exceptions
-from mcompose.errors import AnatomyError, McomposeError
+from mcompose.errors import AnatomyError, McomposeError, first_line
 from mcompose.modalities import MODALITIES
 
 __all__ = [
@@ -99,8 +99,7 @@ def _asking(model_type: str) -> Iterator[None]:
     except McomposeError:
         raise
     except Exception as error:  # a config can break any line of any model's code
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AnatomyError(f"transformers cannot build '{model_type}' from its config: {reason}") from error
+        raise AnatomyError(f"transformers cannot build '{model_type}' from its config: {first_line(error)}.") from error
 
 
 def describe(config: PreTrainedConfig) -> Family:

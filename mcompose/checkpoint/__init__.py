@@ -11,7 +11,7 @@ from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, r
 from mcompose.checkpoint.digest import TensorDigest, digest_tensor
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.fold import LowRank
-from mcompose.checkpoint.folders import partial_folder
+from mcompose.checkpoint.folders import partial_folder, whole_folder
 from mcompose.checkpoint.graphs import ExpertFile, open_files
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.journal import JournalRow
@@ -74,4 +74,5 @@ __all__ = [
     "read_tensor",
     "sidecar_files",
     "stored_graphs",
+    "whole_folder",
 ]

@@ -8,23 +8,27 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from mcompose.errors import OutputError
 from mcompose.on_disk import CARD, LOCK
+from mcompose.whole_files import storage_errors
 
 __all__ = [
     "JOURNAL_NAME",
     "LOCK_NAME",
     "FolderLock",
+    "check_partial",
     "check_replaceable",
     "clear_partial",
     "discard",
     "is_output",
-    "is_partial",
     "partial_folder",
     "swap_in",
+    "whole_folder",
 ]
 
 LOCK_NAME = ".mcompose-lock"
@@ -78,10 +82,53 @@ def partial_folder(final: Path) -> Path:
     return final.parent / (final.name + ".partial")
 
 
-def is_partial(folder: Path) -> bool:
-    """Whether a partial folder is mcompose's own: a journal or an output is in it, or nothing is."""
-    names = [path.name for path in folder.iterdir() if path.name != LOCK_NAME]
-    return not names or JOURNAL_NAME in names or is_output(folder)
+@contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """Makes a folder that appears when the block ends without an error, and not otherwise.
+
+    Args:
+        folder: The folder; it does not exist yet, or is empty.
+
+    Yields:
+        Where to make it: ``<folder>.partial``, empty. What a killed run has left there is discarded.
+
+    Raises:
+        OutputError: The partial folder holds something that is not mcompose's, cannot be made, or another run has it.
+        StorageError: The system refused to give the folder its name.
+    """
+    partial = partial_folder(folder)
+    check_partial(partial)
+    lock = FolderLock.take(partial)
+    try:
+        clear_partial(partial)
+        with storage_errors(folder):
+            (partial / JOURNAL_NAME).touch()  # killed from here on, it is known as mcompose's own
+        yield partial
+        with storage_errors(folder):
+            if folder.is_dir():
+                folder.rmdir()
+            partial.rename(folder)
+            for name in (JOURNAL_NAME, LOCK_NAME):
+                (folder / name).unlink()
+    except BaseException:
+        if partial.is_dir():
+            discard(partial)
+        raise
+    finally:
+        lock.release()
+
+
+def check_partial(folder: Path) -> None:
+    """Checks that a partial folder is mcompose's own: a journal or an output is in it, or nothing is.
+
+    Raises:
+        OutputError: It holds something else, which must not be deleted.
+    """
+    names = [path.name for path in folder.iterdir() if path.name != LOCK_NAME] if folder.is_dir() else []
+    if names and JOURNAL_NAME not in names and not is_output(folder):
+        raise OutputError(
+            f"'{folder}' holds something that is not mcompose's, and is needed for the output.", hint="Move it away."
+        )
 
 
 def clear_partial(folder: Path) -> bool:

@@ -30,7 +30,7 @@ from mcompose.checkpoint.sidecar import SIDECAR_PATTERNS, is_sidecar
 from mcompose.checkpoint.snapshot import HubSnapshot
 from mcompose.checkpoint.stored import stored_graphs
 from mcompose.checkpoint.weight_files import find_weight_files
-from mcompose.errors import CheckpointError, HubError, McomposeError, StorageError, nearest_name
+from mcompose.errors import CheckpointError, HubError, McomposeError, StorageError, first_line, nearest_name
 from mcompose.refs import ModelRef
 
 if TYPE_CHECKING:
@@ -351,16 +351,16 @@ def _refused(error: Any, repo_id: str, *, token: str | None, explain: _Explain |
             f"The Hub does not let this token do that in '{repo_id}'.",
             hint=explain("permission") if explain else "Use a token that has the permission.",
         )
-    words = redact(str(error.server_message or error).splitlines()[0], token=token)
-    return HubError(f"The Hub answered {status} for '{repo_id}': {words.rstrip('.')}.", hint="Try again later.")
+    words = first_line(redact(str(error.server_message or error), token=token))
+    return HubError(f"The Hub answered {status} for '{repo_id}': {words}.", hint="Try again later.")
 
 
 def _unreachable(error: BaseException, repo_id: str, *, token: str | None) -> McomposeError:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StorageError("The disk is full.", hint="Make room, or move the Hub's cache with HF_HOME.")
-    words = redact(str(error) or type(error).__name__, token=token).splitlines()[0].strip()
+    words = first_line(redact(str(error) or type(error).__name__, token=token))
     return HubError(
-        f"The exchange with the Hub about '{repo_id}' broke off: {words.rstrip('.')}.",
+        f"The exchange with the Hub about '{repo_id}' broke off: {words}.",
         hint="Check the connection and run again: what arrived is kept.",
     )
 

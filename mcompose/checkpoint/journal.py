@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from mcompose.errors import StorageError
+from mcompose.whole_files import storage_errors
 
 __all__ = ["Journal", "JournalRow"]
 
@@ -129,18 +129,14 @@ class Journal:
 
     def _append(self, table: Mapping[str, Any]) -> None:
         data = json.dumps(table, ensure_ascii=False).encode("utf-8") + b"\n"
-        try:
+        with storage_errors(self.path):
             while data:
                 data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            raise StorageError(f"'{self.path}' cannot be written: {error.strerror}.") from error
 
 
 def _open(path: Path) -> int:
-    try:
+    with storage_errors(path):
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
 
 
 def _row(line: bytes) -> JournalRow | None:

@@ -17,7 +17,8 @@ from typing import Any, cast
 import yaml
 
 from mcompose.checkpoint.headers import read_json_object
-from mcompose.errors import CheckpointError, StorageError
+from mcompose.errors import CheckpointError
+from mcompose.whole_files import whole_file
 
 __all__ = [
     "SIDECAR_PATTERNS",
@@ -139,16 +140,11 @@ def copy_file(source: Path, target: Path) -> FileDigest:
         raise CheckpointError(f"'{source}' cannot be read: {error.strerror}.") from error
     sha256 = hashlib.sha256()
     size = 0
-    with reader:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as writer:
-                while block := reader.read(_COPY_BYTES):
-                    writer.write(block)
-                    sha256.update(block)
-                    size += len(block)
-        except OSError as error:
-            raise StorageError(f"'{target}' cannot be written: {error.strerror}.") from error
+    with reader, whole_file(target) as writer:
+        while block := reader.read(_COPY_BYTES):
+            writer.write(block)
+            sha256.update(block)
+            size += len(block)
     return FileDigest(size, sha256.hexdigest())
 
 

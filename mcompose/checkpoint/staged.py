@@ -23,21 +23,20 @@ from mcompose.checkpoint.folders import (
     JOURNAL_NAME,
     LOCK_NAME,
     FolderLock,
+    check_partial,
     check_replaceable,
     clear_partial,
     discard,
-    is_partial,
     partial_folder,
     swap_in,
 )
 from mcompose.checkpoint.journal import Journal, JournalRow
 from mcompose.checkpoint.layout import INDEX_FILE, Layout, ShardLayout
 from mcompose.checkpoint.sidecar import FileDigest, copy_file, digest_file
-from mcompose.errors import OutputError, StorageError
+from mcompose.errors import StorageError
+from mcompose.whole_files import DRAFT_PREFIX, draft_of, storage_errors, write_bytes
 
 __all__ = ["StagedOutput"]
-
-_PREFIX = ".partial-"
 
 
 class StagedOutput:
@@ -92,11 +91,7 @@ class StagedOutput:
         return staged
 
     def _begin(self, *, resume: bool) -> None:
-        if not is_partial(self.partial):
-            raise OutputError(
-                f"'{self.partial}' holds something that is not mcompose's, and is needed for the output.",
-                hint="Move it away.",
-            )
+        check_partial(self.partial)
         self._journal = Journal.resume(self._path(JOURNAL_NAME), fingerprint=self._fingerprint) if resume else None
         if self._journal is None:
             if clear_partial(self.partial):
@@ -128,12 +123,12 @@ class StagedOutput:
             journal.restart(fingerprint=self._fingerprint, keep=finished)
         self.finished = dict(finished)
         try:
-            self._make_files(layout)
-        except OSError as error:
-            refusal = _refused(self.final, error, needed=layout.total_bytes)
+            with storage_errors(self.final, needed=layout.total_bytes):
+                self._make_files(layout)
+        except StorageError:
             if not finished:
                 self.abandon()
-            raise refusal from error
+            raise
         if layout.index_json is not None:
             self.write_file(INDEX_FILE, layout.index_json)
         return self.finished
@@ -155,11 +150,9 @@ class StagedOutput:
             raise ValueError(f"Bytes {offset} to {offset + len(view)} are not all in '{shard}'.")
         descriptor = self._descriptors[shard]
         done = 0
-        try:
+        with storage_errors(self._weights(shard)):
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], offset + done)
-        except OSError as error:
-            raise _refused(self._path(_PREFIX + shard), error) from error
 
     def record(self, name: str, *, digest: str, row: Mapping[str, Any] | None = None) -> None:
         """Notes in the journal that all bytes of a tensor were written; any thread.
@@ -188,15 +181,7 @@ class StagedOutput:
             StorageError: The disk is full or refused the write.
         """
         path = self._path(name)
-        fresh = path.with_name(_PREFIX + path.name)
-        data = content.encode("utf-8") if isinstance(content, str) else content
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(data)
-            fresh.replace(path)
-        except OSError as error:
-            fresh.unlink(missing_ok=True)
-            raise _refused(path, error, needed=len(data)) from error
+        write_bytes(path, content.encode("utf-8") if isinstance(content, str) else content)
         return path
 
     def copy_file(self, source: Path, name: str) -> FileDigest:
@@ -205,7 +190,7 @@ class StagedOutput:
 
     def digest(self, shard: str) -> FileDigest:
         """Size and sha256 of a weight file as it stands."""
-        return digest_file(self._path(_PREFIX + shard))
+        return digest_file(self._weights(shard))
 
     def finish(self) -> Path:
         """Makes the output appear.
@@ -219,21 +204,23 @@ class StagedOutput:
         """
         check_replaceable(self.final)
         try:
-            if self._durable:
-                self._sync()
-            self._close_files()
-            for shard in self._sizes:
-                self._path(_PREFIX + shard).rename(self._path(shard))
-            for torn in self.partial.rglob(_PREFIX + "*"):  # a small file that a killed run was writing
-                torn.unlink()
-            swap_in(self.partial, self.final, durable=self._durable)
-            for name in (JOURNAL_NAME, LOCK_NAME):  # last: killed before, nothing that was done is lost
-                (self.final / name).unlink()
-        except OSError as error:
-            raise _refused(self.final, error) from error
+            with storage_errors(self.final):
+                self._commit()
         finally:
             self.close()
         return self.final
+
+    def _commit(self) -> None:
+        if self._durable:
+            self._sync()
+        self._close_files()
+        for shard in self._sizes:
+            self._weights(shard).rename(self._path(shard))
+        for torn in self.partial.rglob(DRAFT_PREFIX + "*"):  # a small file that a killed run was writing
+            torn.unlink()
+        swap_in(self.partial, self.final, durable=self._durable)
+        for name in (JOURNAL_NAME, LOCK_NAME):  # last: killed before, nothing that was done is lost
+            (self.final / name).unlink()
 
     def abandon(self) -> None:
         """Deletes everything that was written."""
@@ -251,21 +238,25 @@ class StagedOutput:
     def _path(self, name: str) -> Path:
         return self.partial / name
 
+    def _weights(self, shard: str) -> Path:
+        """Where a weight file lies until the output is finished."""
+        return draft_of(self._path(shard))
+
     def _open_journal(self) -> Journal:
         assert self._journal is not None, "the output is closed"
         return self._journal
 
     def _tidy(self, layout: Layout) -> None:
         """Gives files back their unfinished names (killed while finishing), and removes those of no shard."""
-        names = {_PREFIX + shard.filename for shard in layout.shards}
+        names = {self._weights(shard.filename).name for shard in layout.shards}
         for path in sorted(self.partial.glob("*.safetensors")):
-            if not path.name.startswith(_PREFIX):
-                path = path.rename(self._path(_PREFIX + path.name))
+            if not path.name.startswith(DRAFT_PREFIX):
+                path = path.rename(draft_of(path))
             if path.name not in names:
                 path.unlink()
 
     def _is_allocated(self, shard: ShardLayout) -> bool:
-        path = self._path(_PREFIX + shard.filename)
+        path = self._weights(shard.filename)
         try:
             with path.open("rb") as handle:
                 return path.stat().st_size == shard.size and handle.read(len(shard.header)) == shard.header
@@ -281,11 +272,11 @@ class StagedOutput:
 
     def _digest(self, layout: Layout, name: str) -> str:
         place = layout.places[name]
-        path = self._path(_PREFIX + place.filename)
+        path = self._weights(place.filename)
         return digest_file_range(path, place.offset, place.nbytes)
 
     def _make_files(self, layout: Layout) -> None:
-        paths = {shard.filename: self._path(_PREFIX + shard.filename) for shard in layout.shards}
+        paths = {shard.filename: self._weights(shard.filename) for shard in layout.shards}
         there = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
         if layout.total_bytes - there > shutil.disk_usage(self.partial).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -301,7 +292,7 @@ class StagedOutput:
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
         for path in sorted(self.partial.rglob("*")):
-            if path.is_file() and not path.name.startswith(_PREFIX):
+            if path.is_file() and not path.name.startswith(DRAFT_PREFIX):
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
 
@@ -328,16 +319,3 @@ def _preallocate(descriptor: int, size: int) -> None:
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # some file systems cannot; writing will tell
             raise
-
-
-def _refused(path: Path, error: OSError, *, needed: int = 0) -> StorageError:
-    """The disk's refusal as a sentence with figures."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
-        free = shutil.disk_usage(folder).free
-        figures = f"{needed:,} bytes are needed, {free:,} are free" if needed else f"{free:,} bytes are free"
-        reason = "the file would be larger than allowed" if error.errno == errno.EFBIG else "the disk is full"
-        return StorageError(
-            f"'{path}' cannot be written: {reason} ({figures}).", hint="Make room, or name another folder."
-        )
-    return StorageError(f"'{path}' cannot be written: {error.strerror}.")

@@ -19,10 +19,10 @@ from mcompose.merge import BaseFigures, check_same_base, execute
 from mcompose.merge.clock import Phases
 from mcompose.methods import METHODS
 from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
+from mcompose.progress import Progress
 from mcompose.recipe import check_method, resolve_text
 
 if TYPE_CHECKING:
-    from mcompose.merge import Progress
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["ComposeOptions", "ComposeResult", "check_output", "compose", "make_blueprint", "output_folder"]

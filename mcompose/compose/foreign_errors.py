@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mcompose.errors import CompositionError
+from mcompose.errors import CompositionError, first_line
 
 __all__ = ["naming_source"]
 
@@ -24,8 +24,7 @@ def naming_source(source: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises this very class, and the configs' validation one of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CompositionError(
-            f"The {what} of source '{source}' cannot be loaded: {reason:.300}",
+            f"The {what} of source '{source}' cannot be loaded: {first_line(error)}.",
             hint=f"Its folder must hold the files of its {what}, as `save_pretrained` writes them.",
         ) from error

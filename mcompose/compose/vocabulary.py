@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mcompose.errors import CheckpointError, CompositionError
+from mcompose.errors import CheckpointError, CompositionError, first_line
 from mcompose.merge import Contribution, Segment, TensorJob
 
 __all__ = ["SharedRows", "Vocabulary", "fit_rows", "read_vocabulary", "shared_rows"]
@@ -80,7 +80,7 @@ def read_vocabulary(
     try:
         tokens = _tokens(path.read_bytes(), {} if models is None else models)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise CheckpointError(
             f"'{source}' has a tokenizer.json that cannot be read ('{path}'): {reason}.",
             hint="Fetch the file again; it is copied into the output.",

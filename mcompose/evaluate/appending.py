@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_lines", "whole_lines"]
+from mcompose.whole_files import storage_errors
+
+__all__ = ["append_lines", "json_lines", "whole_lines"]
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Writes objects as lines of JSON."""
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -17,14 +24,18 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Args:
         path: The file; made with its folder when it is not there.
         rows: The objects.
+
+    Raises:
+        StorageError: The disk is full or refused the write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json_lines(rows))
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -30,13 +30,12 @@ from mcompose.evaluate.routes import TOLD, WRONG, router_confusion, slips
 from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.media import MediaError, read_media
+from mcompose.progress import OnCount
 
 if TYPE_CHECKING:
     from mcompose.evaluate.subject import Subject
 
 __all__ = ["Options", "evaluate", "evaluate_task"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def _silent(_: str) -> None:
@@ -77,7 +76,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: OnCount | None = None,
     options: Options | None = None,
 ) -> Report:
     """Evaluates a checkpoint.
@@ -126,7 +125,7 @@ def evaluate_task(
     task: Task,
     *,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: OnCount | None = None,
     options: Options | None = None,
 ) -> list[Prediction]:
     """Asks one task; inputs of modalities that the checkpoint lacks are dropped.

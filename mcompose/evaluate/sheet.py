@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcompose.evaluate.appending import append_lines, whole_lines
+from mcompose.evaluate.appending import append_lines, json_lines, whole_lines
 from mcompose.evaluate.task import Item
+from mcompose.whole_files import write_bytes
 
 __all__ = ["Sheet", "fingerprint"]
 
@@ -82,7 +83,4 @@ class Sheet:
             return
         used = {row["key"] for row in rows}
         rows = [*rows, *(row for key, row in self.found.items() if key not in used)]
-        draft = self._path.with_name(f".{self._path.name}.partial")
-        draft.unlink(missing_ok=True)
-        append_lines(draft, [self._header, *rows])
-        draft.replace(self._path)
+        write_bytes(self._path, json_lines([self._header, *rows]))

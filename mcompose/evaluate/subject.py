@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 
-from mcompose.errors import CheckpointError, RequestError, UnknownNameError, nearest_name
+from mcompose.errors import CheckpointError, RequestError, UnknownNameError, first_line, nearest_name
 from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
 from mcompose.modalities import MODALITIES
 from mcompose.modeling import register
@@ -210,7 +210,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
         processor = _processor(folder, trust)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
+            f"{folder} cannot be loaded: {first_line(error)}.",
             hint=_hint(config, trust_remote_code=trust_remote_code),
         ) from error
     return Subject(folder, model.eval(), processor, _modalities(model, processor))

@@ -9,7 +9,7 @@ family ``smol``, from real pretrained weights, mirror these; their names begin w
 """
 
 from mcompose.lab.family import LabFamily, open_family, recipe_text
-from mcompose.lab.numbers.make import Progress, make_numbers
+from mcompose.lab.numbers.make import make_numbers
 from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json, wide_table
 from mcompose.lab.settings import DataSettings, FitSettings, NumbersSettings
 from mcompose.lab.smol.make import make_smol
@@ -21,7 +21,6 @@ __all__ = [
     "FitSettings",
     "LabFamily",
     "NumbersSettings",
-    "Progress",
     "Row",
     "Scores",
     "SmolSettings",

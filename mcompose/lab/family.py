@@ -9,9 +9,10 @@ from typing import Any
 
 from mcompose.errors import RequestError
 
-__all__ = ["LabFamily", "open_family", "recipe_text"]
+__all__ = ["MARKER", "LabFamily", "open_family", "recipe_text"]
 
-_MARKER = "lab.json"
+MARKER = "lab.json"
+"""The file that a finished family has; written last."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def open_family(folder: Path) -> LabFamily:
     Raises:
         RequestError: The folder holds no finished family.
     """
-    marker = folder / _MARKER
+    marker = folder / MARKER
     if not marker.is_file():
         raise RequestError(
             f"{folder} holds no finished lab family.", hint=f"Make one: mcompose lab make numbers -o {folder}"

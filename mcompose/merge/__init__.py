@@ -8,24 +8,21 @@ to tensors: it knows no network. Importing it loads neither torch nor mergekit.
 from mcompose.merge.build import build_plan
 from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
-from mcompose.merge.execute import default_threads, execute
+from mcompose.merge.execute import TensorSink, default_threads, execute
 from mcompose.merge.initial_values import new_job, start_of
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
 from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
-from mcompose.merge.progress import Bar, Progress, Silent
 
 __all__ = [
-    "Bar",
     "BaseFigures",
     "Contribution",
     "Dropped",
     "KeyOf",
     "MergePlan",
-    "Progress",
     "Segment",
-    "Silent",
     "SourceParts",
     "TensorJob",
+    "TensorSink",
     "build_plan",
     "catalogue",
     "check_same_base",

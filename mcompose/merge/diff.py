@@ -27,7 +27,7 @@ from mcompose.checkpoint import (
     raw_dtype,
     stored_graphs,
 )
-from mcompose.merge.progress import Progress, Silent
+from mcompose.progress import Progress, ProgressBar
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Anatomy
@@ -177,7 +177,7 @@ def diff(
     if anatomy_a is None or anatomy_b is None:
         anatomy_a = anatomy_b = None
     first, second = _places(a, anatomy_a), _places(b, anatomy_b)
-    progress = progress or Silent()
+    progress = progress or ProgressBar(quiet=True)
     progress.start(a.total_bytes, 0)
     tensors: list[TensorDiff] = []
     with TensorFiles() as files:

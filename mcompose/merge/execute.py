@@ -13,26 +13,53 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout
-from mcompose.checkpoint.staged import StagedOutput
 from mcompose.errors import InterruptedRunError
 from mcompose.ledger import TensorRow
 from mcompose.merge.clock import Clock
 from mcompose.merge.job import MergePlan, TensorJob
-from mcompose.merge.progress import Progress, Shared, Silent
 from mcompose.merge.stream import Cancelled, JobStream, Made, Write
 from mcompose.merge.survey import Surveys
+from mcompose.progress import Progress, ProgressBar, SharedProgress
 
-__all__ = ["Executed", "default_threads", "execute"]
+__all__ = ["Executed", "TensorSink", "default_threads", "execute"]
 
 MAX_DEFAULT_THREADS = 16
 """Beyond this, memory bandwidth and not arithmetic is the limit."""
 
-Work = Callable[[JobStream, Any], None]
+Item = TypeVar("Item")
+
+
+class TensorSink(Protocol):
+    """Where a merge writes to: the folder of an output (``StagedOutput``), or the model of a search."""
+
+    @property
+    def partial(self) -> Path | str:
+        """What holds the tensors of an interrupted run, as its message names it."""
+        ...
+
+    def allocate(self, layout: Layout) -> Mapping[str, JournalRow]:
+        """Makes room for every tensor of a layout; returns those that an earlier run has finished, by name."""
+        ...
+
+    def pwrite_all(self, shard: str, offset: int, data: memoryview) -> None:
+        """Writes bytes to their place in a file of the layout; any thread, any order."""
+        ...
+
+    def record(self, name: str, *, digest: str, row: Mapping[str, Any] | None = None) -> None:
+        """Notes that all bytes of a tensor were written; any thread.
+
+        Args:
+            name: Name of the tensor.
+            digest: ``xxh3:<hex>`` of its bytes.
+            row: A plain table that ``allocate`` gives back to the next run.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +82,7 @@ def default_threads() -> int:
 
 def execute(
     plan: MergePlan,
-    staged: StagedOutput,
+    sink: TensorSink,
     *,
     threads: int | None = None,
     device: str = "cpu",
@@ -65,12 +92,12 @@ def execute(
     """Writes every tensor of a plan into its place.
 
     Args:
-        plan: The plan; ``staged`` must have been opened with its fingerprint.
-        staged: The output in the making. The caller finishes it.
+        plan: The plan; an output folder must have been opened with its fingerprint.
+        sink: Where the tensors are written; the caller finishes and closes it.
         threads: Threads; None for one per core, or what a device is kept busy by. The bytes do not depend on it.
         device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` takes the
             torch path on the CPU, which is how that path is tested; it has not been run on a GPU.
-        progress: Told the bytes written.
+        progress: Watches the bytes that are written.
         check_finite: Whether a NaN or infinity in a source or in the result is an error.
 
     Returns:
@@ -83,8 +110,8 @@ def execute(
         StorageError: The disk is full or refused a write.
         InterruptedRunError: Ctrl-C; what is finished is kept for the next run.
     """
-    finished = {name: _made(row) for name, row in staged.allocate(plan.layout).items()}
-    run = _Run(plan, staged, finished=finished, progress=progress or Silent(), check_finite=check_finite)
+    finished = {name: _made(row) for name, row in sink.allocate(plan.layout).items()}
+    run = _Run(plan, sink, finished=finished, progress=progress or ProgressBar(quiet=True), check_finite=check_finite)
     if device != "cpu":
         from mcompose.merge.device.stream import DEVICE_THREADS, torch_streams  # noqa: PLC0415 - torch, when asked for
 
@@ -106,7 +133,7 @@ class _Run:
     """The state that the threads share."""
 
     plan: MergePlan
-    staged: StagedOutput
+    sink: TensorSink
     finished: dict[str, Made]
     progress: Progress
     check_finite: bool
@@ -120,12 +147,11 @@ class _Run:
         todo = [job for job in self.plan.jobs if job.name not in self.finished]
         done_bytes = sum(job.nbytes for job in self.plan.jobs) - sum(job.nbytes for job in todo)
         self.progress.start(self.plan.bytes_to_write, done_bytes)
-        shared = Shared(self.progress)
+        shared = SharedProgress(self.progress)
         try:
             surveys = Surveys.of(self.plan.jobs) if todo else Surveys()
             for index in range(surveys.passes):
-                work = [pair for pair in surveys.segments if index < surveys.of_segment(pair[1]).passes]
-                self._spread(work, surveys.measurer(index), shared, threads=threads)
+                self._spread(surveys.segments(index), surveys.measurer(index), shared, threads=threads)
                 surveys.finish(index)
             largest_first = sorted(todo, key=lambda job: -job.nbytes * _inputs(job))
             self._spread(largest_first, self._maker(surveys), shared, threads=threads)
@@ -136,15 +162,17 @@ class _Run:
             self.progress.finish()
             self.files.close()
 
-    def _maker(self, surveys: Surveys) -> Work:
+    def _maker(self, surveys: Surveys) -> Callable[[JobStream, TensorJob], None]:
         def make(stream: JobStream, job: TensorJob) -> None:
-            made = stream.run(job, _writer(self.staged, self.plan.layout, job), surveys=surveys)
-            self.staged.record(job.name, digest=made.digest, row={"inputs": list(made.inputs)})
+            made = stream.run(job, _writer(self.sink, self.plan.layout, job), surveys=surveys)
+            self.sink.record(job.name, digest=made.digest, row={"inputs": list(made.inputs)})
             self.finished[job.name] = made
 
         return make
 
-    def _spread(self, items: Sequence[Any], work: Work, shared: Shared, *, threads: int) -> None:
+    def _spread(
+        self, items: Sequence[Item], work: Callable[[JobStream, Item], None], shared: SharedProgress, *, threads: int
+    ) -> None:
         """Gives the items to threads in order; the first failure stops all and is raised."""
         queue, lock = iter(items), threading.Lock()
         go = threading.Event()  # an interrupt while the pool starts its threads would leave one at work unseen
@@ -188,16 +216,16 @@ class _Run:
     def _interrupted(self) -> InterruptedRunError:
         kept, total = len(self.finished), len(self.plan.jobs)
         return InterruptedRunError(
-            f"Interrupted: {kept} of {total} tensors are finished and kept in '{self.staged.partial}'.",
+            f"Interrupted: {kept} of {total} tensors are finished and kept in '{self.sink.partial}'.",
             hint="Run the same command again to go on from there; '--no-resume' starts anew.",
         )
 
 
-def _writer(staged: StagedOutput, layout: Layout, job: TensorJob) -> Write:
+def _writer(sink: TensorSink, layout: Layout, job: TensorJob) -> Write:
     place = layout.places[job.name]
 
     def write(offset: int, block: memoryview) -> None:
-        staged.pwrite_all(place.filename, place.offset + offset, block)
+        sink.pwrite_all(place.filename, place.offset + offset, block)
 
     return write
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Surveys:
     """The surveys of a plan."""
 
     def __init__(self) -> None:
-        self.segments: list[tuple[TensorJob, Segment]] = []
+        self._members: list[tuple[TensorJob, Segment]] = []
         self._by_key: dict[str, Survey] = {}
 
     @classmethod
@@ -45,7 +45,7 @@ class Surveys:
                 if segment.action == "merged" and find_method(segment.method).whole_model:
                     groups.setdefault(_key(segment), []).append((job, segment))
         for key, members in groups.items():
-            surveys.segments += members
+            surveys._members += members
             surveys._by_key[key] = _survey(members)
         return surveys
 
@@ -54,16 +54,20 @@ class Surveys:
         """Most passes that any survey takes."""
         return max((survey.passes for survey in self._by_key.values()), default=0)
 
-    def of_segment(self, segment: Segment) -> Any:
-        """The survey that a segment belongs to; None when its method needs none."""
+    def of_segment(self, segment: Segment) -> Survey | None:
+        """Finds the survey that a segment belongs to; None when its method needs none."""
         return self._by_key.get(_key(segment)) if self._by_key else None
+
+    def segments(self, index: int) -> list[tuple[TensorJob, Segment]]:
+        """Lists the segments whose surveys look at them in a pass, counted from 0."""
+        return [(job, segment) for job, segment in self._members if index < self._by_key[_key(segment)].passes]
 
     def measurer(self, index: int) -> Callable[[JobStream, tuple[TensorJob, Segment]], None]:
         """What a thread does with one segment in a pass."""
 
         def measure(stream: JobStream, item: tuple[TensorJob, Segment]) -> None:
             job, segment = item
-            survey = self.of_segment(segment)
+            survey = self._by_key[_key(segment)]
 
             def visit(start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
                 del start

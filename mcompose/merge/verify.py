@@ -18,8 +18,8 @@ from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_he
 from mcompose.checkpoint.layout import INDEX_FILE
 from mcompose.errors import CheckpointError
 from mcompose.ledger import FileRow, Ledger, TensorRow
-from mcompose.merge.progress import Progress, Silent
 from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK
+from mcompose.progress import Progress, ProgressBar
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
@@ -96,7 +96,7 @@ def verify(folder: Path, *, progress: Progress | None = None) -> VerifyReport:
         raise CheckpointError(
             f"'{folder}' holds no {LEDGER} and no {LOCK}.", hint="Was it written by 'mcompose merge'?"
         )
-    check = _Check(folder, progress or Silent())
+    check = _Check(folder, progress or ProgressBar(quiet=True))
     check.files()
     check.tensors()
     return VerifyReport(str(folder), tuple(check.problems), check.file_count, check.tensor_count, check.nbytes)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from mcompose.evaluate.prompts import in_chat
 from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
 from mcompose.modalities import PLACEHOLDERS
+from mcompose.progress import OnCount, ProgressBar
+from mcompose.whole_files import write_json
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
 
@@ -89,13 +90,13 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
     """
     options = options or EvaluateOptions()
     _quieten_loading()
-    with _bar(quiet=options.quiet) as told:
+    with ProgressBar(unit="question", quiet=options.quiet, leave=False) as bar:
         report = evaluate_tasks(
             checkpoint,
             tasks,
             batch_size=options.batch_size,
             limit=options.limit,
-            progress=told,
+            progress=_on_progress(bar),
             options=Options(
                 leave_out=options.leave_out,
                 predictions=options.save,
@@ -109,8 +110,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
             ),
         )
     if options.save:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
-        (options.save / "report.json").write_text(text, encoding="utf-8")
+        write_json(options.save / "report.json", report.to_json())
     return report
 
 
@@ -137,31 +137,15 @@ def _silent(_: str) -> None:
     pass
 
 
-class _bar:  # noqa: N801 - used like a function
-    """A bar that counts the questions of one task after the other; only on a terminal."""
+def _on_progress(bar: ProgressBar) -> OnCount:
+    """Shows the questions of one task after the other."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet or not sys.stderr.isatty()
-        self._bar: Any = None
-        self._task = ""
+    def report(task: str, done: int, total: int) -> None:
+        if bar.label != task:
+            bar.start(total, label=task)
+        bar.move_to(done)
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        return self._told
-
-    def _told(self, task: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
-        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
-
-        if task != self._task:
-            self.__exit__()
-            self._task, self._bar = task, tqdm(total=total, desc=task, unit="question", file=sys.stderr, leave=False)
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    return report
 
 
 def _quieten_loading() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from mcompose.checkpoint import digest_file, read_json_object
 from mcompose.errors import CheckpointError
 from mcompose.ledger import Ledger, StepRow
 from mcompose.on_disk import FOLDER, LEDGER, LOCK
+from mcompose.whole_files import write_bytes, write_json
 
 __all__ = ["record_scores"]
 
@@ -31,6 +31,7 @@ def record_scores(folder: Path, results: Sequence[dict[str, Any]], *, plot: Path
 
     Raises:
         CheckpointError: The folder holds no ledger or no lock file.
+        StorageError: The disk is full or refused a write.
     """
     ledger = Ledger.read(folder)
     kept = tuple(step for step in ledger.steps if step.step != STEP)
@@ -44,17 +45,10 @@ def record_scores(folder: Path, results: Sequence[dict[str, Any]], *, plot: Path
         raise CheckpointError(f"'{folder}' has no {LOCK}.", hint="Was it written by 'mcompose merge'?")
     lock = read_json_object(lock_path)
     for name, content in files.items():
-        _replace(folder / name, content)
+        write_bytes(folder / name, content)
         lock["files"][name] = vars(digest_file(folder / name))
-    _replace(lock_path, (json.dumps(lock, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(lock_path, lock)
     from mcompose.publish import write_card  # noqa: PLC0415 - the Hub's library, for the card only
 
     write_card(ledger, folder, None)
     return ledger
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_bytes(content)
-    draft.replace(path)

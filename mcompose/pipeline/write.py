@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mcompose.compose import ComposeOptions, compose
 from mcompose.ledger import Ledger
-from mcompose.merge import Bar
 from mcompose.pipeline.reports import MergeReport
+from mcompose.progress import ProgressBar
 from mcompose.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def merge(recipe: Path, *, output: Path | None = None, options: MergeOptions | N
     result = compose(
         loaded,
         output=output,
-        options=replace(options, progress=Bar(quiet=True if options.quiet else None), card=_card),
+        options=replace(options, progress=ProgressBar("merge", quiet=options.quiet), card=_card),
     )
     return MergeReport(result, time.monotonic() - started)
 

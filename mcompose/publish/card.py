@@ -20,6 +20,7 @@ from mcompose.publish.licences import licence_fields, licence_remarks
 from mcompose.publish.snippet import usage_snippet
 from mcompose.publish.traces import without_machine_paths
 from mcompose.refs import ModelRef
+from mcompose.whole_files import write_text
 
 __all__ = ["is_edited_card", "model_card", "write_card"]
 
@@ -66,13 +67,14 @@ def write_card(ledger: Ledger, folder: Path, repo_id: str | None) -> bool:
 
     Returns:
         True when the card was written, False when an edited one was kept.
+
+    Raises:
+        StorageError: The disk is full or refused the write.
     """
     path = folder / CARD
     if is_edited_card(path):
         return False
-    draft = folder / ".README.md.partial"
-    draft.write_text(model_card(ledger, folder, repo_id), encoding="utf-8", newline="\n")
-    draft.replace(path)
+    write_text(path, model_card(ledger, folder, repo_id))
     return True
 
 

@@ -13,8 +13,8 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from mcompose.align.plot import read_losses
 from mcompose.align.results.folder import LOG
 from mcompose.align.run import StageRequest, run_stage
-from mcompose.align.watch import shown
 from mcompose.errors import RequestError
+from mcompose.progress import track
 from mcompose.recipe import Stage
 
 STEPS = 9
@@ -110,7 +110,7 @@ def test_encoding_shows_how_far_it_is_unless_nobody_wants_to_know(home, monkeypa
 
 
 def test_lines_come_as_samples_are_done_with(capsys):
-    for item in shown("abc", label="features", total=3, every=0.0):
+    for item in track("abc", label="features", total=3, unit="sample", every=0.0):
         if item == "b":
             assert capsys.readouterr().err == "features: 1 of 3 samples\n"
     assert capsys.readouterr().err == "features: 2 of 3 samples\nfeatures: 3 of 3 samples\n"

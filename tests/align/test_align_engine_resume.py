@@ -179,11 +179,11 @@ def test_a_loss_that_is_no_number_stops_with_advice(home, tmp_path):
 
 def test_divergence_is_told_from_noise():
     noisy, falling, rising, back = Divergence(5), Divergence(5), Divergence(5), Divergence(5)
-    assert not any(noisy.told(2 + (-1) ** step) for step in range(200))
-    assert not any(falling.told(8 / (1 + step)) for step in range(200))
-    assert [rising.told(1 + 0.2 * step) for step in range(40)].index(True) == 15  # the mean rose by more than 2
+    assert not any(noisy.has_diverged(2 + (-1) ** step) for step in range(200))
+    assert not any(falling.has_diverged(8 / (1 + step)) for step in range(200))
+    assert [rising.has_diverged(1 + 0.2 * step) for step in range(40)].index(True) == 15  # the mean rose by more than 2
     values = [0.5, 0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, *[0.8] * 5]
-    assert [back.told(value) for value in values].index(True) == 10  # their mean is then 0.52, the best was 0.1
+    assert [back.has_diverged(value) for value in values].index(True) == 10  # their mean is then 0.52, the best was 0.1
 
 
 def test_a_run_that_diverges_stops(home, tmp_path):

@@ -77,12 +77,12 @@ def test_lab_second_call_opens_what_is_there(family, monkeypatch) -> None:
 
 
 def test_lab_other_settings_or_contents_are_refused(family, tmp_path) -> None:
-    with pytest.raises(OutputError, match=r"another seed or other settings \(seed 0\)"):
+    with pytest.raises(OutputError, match=r"another kind, seed or settings \(numbers, seed 0; asked for seed 1\)"):
         make_numbers(family.folder, seed=1, settings=TINY)
-    with pytest.raises(OutputError, match="another seed or other settings"):
+    with pytest.raises(OutputError, match="another kind, seed or settings"):
         make_numbers(family.folder, seed=0, settings=replace(TINY, pool=30))
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(OutputError, match="no lab family"):
+    with pytest.raises(OutputError, match="not a lab family"):
         make_numbers(tmp_path, settings=TINY)
     assert (tmp_path / "note.txt").read_text() == "mine"
 
@@ -93,6 +93,14 @@ def test_lab_settings_keep_numbers_balanced() -> None:
     with pytest.raises(ValueError, match="test_media is 0"):
         DataSettings(test_media=0)
     assert replace(TINY, pool=30).digest(0) != TINY.digest(0) != TINY.digest(1)
+
+
+def test_lab_leaves_a_strangers_partial_folder_alone(tmp_path) -> None:
+    (tmp_path / "numbers.partial").mkdir()
+    (tmp_path / "numbers.partial" / "thesis.txt").write_text("treasure")
+    with pytest.raises(OutputError, match="holds something that is not mcompose's"):
+        make_numbers(tmp_path / "numbers", settings=TINY, workers=0)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["treasure"]
 
 
 def test_lab_half_made_work_never_looks_finished(tmp_path, monkeypatch) -> None:

@@ -133,10 +133,10 @@ def test_smol_donors_change_linears_and_keep_the_projector_of_stage_one(families
 def test_smol_family_is_opened_again_and_not_overwritten(families, parts, tmp_path) -> None:
     one = families[0]
     assert make_smol(one.folder, settings=stand_ins.TINY, parts=parts).figures == one.figures
-    with pytest.raises(OutputError, match="other settings or another seed"):
+    with pytest.raises(OutputError, match="another kind, seed or settings"):
         make_smol(one.folder, settings=replace(stand_ins.TINY, copies=3), parts=parts)
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(OutputError, match="no lab family"):
+    with pytest.raises(OutputError, match="not a lab family"):
         make_smol(tmp_path, settings=stand_ins.TINY, parts=parts)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 

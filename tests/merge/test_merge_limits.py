@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
 import subprocess
 import sys
@@ -18,8 +16,7 @@ import mcompose
 from mcompose.checkpoint import encode
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CheckpointError, StorageError
-from mcompose.merge import Bar, Contribution, Segment, TensorJob, build_plan
-from mcompose.merge.progress import Shared
+from mcompose.merge import Contribution, Segment, TensorJob, build_plan
 
 CHILD = """
 import pickle, sys
@@ -137,45 +134,3 @@ def test_a_source_that_is_cut_while_it_is_read_is_named(bench):
         handle.truncate(file.stat().st_size // 2)
     with pytest.raises(CheckpointError, match=r"b/model\.safetensors' ends at byte \d+, inside tensor"):
         bench.run(plan, threads=2)
-
-
-def test_the_bar_shows_speed_on_a_terminal_and_nothing_elsewhere(monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    bar = Bar()
-    bar.start(100, 0)
-    bar.advance(50)
-    bar.finish()
-    assert capsys.readouterr().err == ""
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    bar = Bar("merge")
-    bar.start(2_000_000, 500_000)
-    bar.advance(1_000_000)
-    bar.finish()
-    assert "merge" in terminal.getvalue()
-    assert "B/s" in terminal.getvalue()
-
-
-def test_progress_is_told_every_byte_in_large_steps():
-    told = []
-
-    class Listener:
-        def start(self, total_bytes, done_bytes):
-            pass
-
-        def advance(self, nbytes):
-            told.append(nbytes)
-
-        def finish(self):
-            pass
-
-    shared = Shared(Listener(), step=100)
-    for _ in range(25):
-        shared.advance(30)
-    shared.flush()
-    assert sum(told) == 750
-    assert len(told) == 7
-    assert json.dumps(told)

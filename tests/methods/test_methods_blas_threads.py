@@ -9,10 +9,10 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from mcompose.methods import merge_tensors
-from mcompose.methods.core import blas_threads
-from mcompose.methods.core.blas_threads import one_blas_thread
+from mcompose.methods.core.singular import OneBlasThread
 
 PROGRAM = """
 import hashlib
@@ -29,10 +29,16 @@ for name, parameters in cases:
         print(hashlib.sha256(np.ascontiguousarray(merged).tobytes()).hexdigest())
 """
 
-openblas = pytest.mark.skipif(blas_threads._controls() is None, reason="numpy's BLAS here is not OpenBLAS")
+
+def blas_threads():
+    """Threads of every OpenBLAS that is loaded."""
+    return {library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"}
 
 
-@openblas
+controlled = pytest.mark.skipif(not blas_threads(), reason="numpy's BLAS here cannot be asked for threads")
+
+
+@controlled
 def test_the_number_of_blas_threads_does_not_reach_the_bytes():
     outputs = []
     for threads in ("1", "2", "3"):
@@ -45,32 +51,60 @@ def test_the_number_of_blas_threads_does_not_reach_the_bytes():
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-@openblas
-def test_the_number_of_blas_threads_is_given_back(monkeypatch):
-    calls = []
-    monkeypatch.setattr(blas_threads, "_controls", lambda: (lambda: 7, calls.append))
-    entered, leave = threading.Event(), threading.Event()
+@controlled
+def test_the_number_of_blas_threads_is_given_back_by_the_last_who_leaves():
+    one_thread, entered, leave = OneBlasThread(), threading.Event(), threading.Event()
 
     def hold():
-        with one_blas_thread():
+        with one_thread:
             entered.set()
             leave.wait(10)
 
-    other = threading.Thread(target=hold)
-    other.start()
-    entered.wait(10)
-    with pytest.raises(KeyError), one_blas_thread():  # a second thread inside, which leaves first, by an error
-        raise KeyError
-    assert calls == [1], "set once, and not given back while somebody is inside"
-    leave.set()
-    other.join()
-    assert calls == [1, 7]
+    with threadpool_limits(3, user_api="blas"):
+        other = threading.Thread(target=hold)
+        other.start()
+        entered.wait(10)
+        with pytest.raises(KeyError), one_thread:  # a second thread inside, which leaves first, by an error
+            raise KeyError
+        assert blas_threads() == {1}, "not given back while somebody is inside"
+        leave.set()
+        other.join()
+        assert blas_threads() == {3}
+        with one_thread:
+            assert blas_threads() == {1}
+        assert blas_threads() == {3}
 
 
-def test_another_blas_is_left_alone(monkeypatch):
-    monkeypatch.setattr(blas_threads, "_controls", lambda: None)
+@controlled
+def test_a_merge_in_a_worker_is_on_one_thread_although_another_thread_set_a_number():
+    one_thread, seen = OneBlasThread(), []
+
+    def work():
+        with one_thread:
+            seen.append(blas_threads())
+        seen.append(blas_threads())
+
+    with threadpool_limits(3, user_api="blas"):  # from here on the number is this thread's, says threadpoolctl
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+        assert seen == [{1}, {3}]
+        threadpool_limits(2, user_api="blas")  # and it is again
+        assert blas_threads() == {2}
+
+
+@controlled
+def test_a_merge_runs_on_one_blas_thread(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        np.linalg, "eigh", lambda matrix, eigh=np.linalg.eigh: seen.append(blas_threads()) or eigh(matrix)
+    )
     deltas = [np.eye(2, dtype=np.float32), 2 * np.eye(2, dtype=np.float32)]
-    np.testing.assert_allclose(merge_tensors("iso-c", deltas, base=0 * deltas[0]), 3 * np.eye(2), rtol=1e-6)
+    with threadpool_limits(3, user_api="blas"):
+        merged = merge_tensors("iso-c", deltas, base=0 * deltas[0])
+    np.testing.assert_allclose(merged, 3 * np.eye(2), rtol=1e-6)
+    assert seen
+    assert all(threads == {1} for threads in seen)
 
 
 def test_several_threads_give_the_bytes_of_one():

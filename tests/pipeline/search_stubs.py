@@ -42,7 +42,7 @@ class Hill:
     def __call__(self):
         done = 0
 
-        def bench(settings: Settings, *, told=None) -> Outcome:
+        def bench(settings: Settings, *, on_progress=None) -> Outcome:
             nonlocal done
             weight = settings.weights["a"]
             with self.log.open("a") as file:

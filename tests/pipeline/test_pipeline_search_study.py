@@ -50,7 +50,7 @@ def test_two_coefficients_and_a_parameter(tmp_path):
     space = Space(("a", "b"), "free", parameters=(Axis("parameter:density", 0.0, 1.0),))
 
     def make():
-        def bench(settings, *, told=None):
+        def bench(settings, *, on_progress=None):
             a, b = settings.weights.values()
             return Outcome(2.0 - (a - 0.2) ** 2 - (b - 0.8) ** 2 - (settings.parameters["density"] - 0.5) ** 2)
 
@@ -157,7 +157,7 @@ def test_settings_that_were_tried_before_take_over_their_score(tmp_path):
     asked = []
 
     def make():
-        def bench(settings, *, told=None):
+        def bench(settings, *, on_progress=None):
             asked.append(settings.parameters["method"])
             return Outcome({"x": 0.1, "y": 0.5, "z": 0.2}[asked[-1]], digest=asked[-1])
 
@@ -179,7 +179,7 @@ def test_a_grid_is_gone_through_in_order_once_and_resumes(tmp_path):
     asked = []
 
     def make(stop_at=None):
-        def bench(settings, *, told=None):
+        def bench(settings, *, on_progress=None):
             place = round(settings.weights["b"] / 0.1)
             asked.append(place)
             if place == stop_at:

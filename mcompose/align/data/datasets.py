@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from mcompose.errors import HubError, RequestError
+from mcompose.errors import HubError, RequestError, first_line
 from mcompose.recipe.align.datasets import DatasetSpec
 from mcompose.refs import ModelRef
 
@@ -276,7 +276,7 @@ def _from_hub(spec: DatasetSpec) -> Any:
         )
     except (OSError, ValueError) as error:  # its own errors descend from these
         raise HubError(
-            f"The dataset '{spec.path}' cannot be loaded: {str(error).splitlines()[0]}",
+            f"The dataset '{spec.path}' cannot be loaded: {first_line(error)}.",
             hint="Name 'split' and 'subset' when it has several, and log in when it is private.",
         ) from error
 

@@ -26,6 +26,7 @@ from mcompose.align.features.store import FeatureStore
 from mcompose.align.results.delta import Trained
 from mcompose.errors import RequestError
 from mcompose.recipe import Masking, Stage
+from mcompose.whole_files import write_text
 
 __all__ = [
     "MASK",
@@ -90,7 +91,7 @@ class FittedRouters:
         """Writes the losses of all iterations, as the log of a stage that trains nothing else."""
         losses = [loss for probe in self.probes.values() for loss in probe.losses]
         lines = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses, start=1)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(lines) + "\n")
 
 
 def routers_loss(model: Any, experts: ExpertStage) -> RouterLoss | None:

@@ -16,6 +16,7 @@ from mcompose.align.results.lineage import DELTA
 from mcompose.align.tensor_file import DTYPES, file_digest, write_tensors
 from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.errors import NumericsError
+from mcompose.whole_files import write_text
 
 __all__ = ["Trained", "full_values", "write_result"]
 
@@ -93,6 +94,6 @@ def write_result(
     adapter = ""
     if factors:
         write_tensors(folder / ADAPTER_FILE, factors)
-        (folder / "adapter_config.json").write_text(adapter_config(trained.lora, trained.factors), encoding="utf-8")
+        write_text(folder / "adapter_config.json", adapter_config(trained.lora, trained.factors))
         adapter = file_digest(folder / ADAPTER_FILE)
     return {"delta": digests, "adapter": adapter}

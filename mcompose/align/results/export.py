@@ -25,7 +25,7 @@ from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.errors import CheckpointError, InterruptedRunError
 from mcompose.ledger import Ledger, StepRow, TensorRow
 from mcompose.modeling import generate_files
-from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK, RECIPE, RESOLVED
+from mcompose.on_disk import CARD, COMPOSED_TYPE, FOLDER, LEDGER, LOCK, RECIPE, RESOLVED
 
 if TYPE_CHECKING:
     from mcompose.align.results.lineage import Lineage, StageResult

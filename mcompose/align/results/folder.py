@@ -7,7 +7,6 @@ done.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from mcompose.align.results.lineage import DELTA, RECORD
 from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
 from mcompose.checkpoint.headers import read_json_object
-from mcompose.errors import CheckpointError, OutputError, StorageError
+from mcompose.errors import CheckpointError, OutputError
+from mcompose.whole_files import write_json
 
 __all__ = ["LOG", "PLOT", "POINTS", "begin", "finish", "held", "is_done", "stages_folder"]
 
@@ -98,22 +98,6 @@ def finish(folder: Path, record: dict[str, Any]) -> None:
     """Writes the record, which makes the stage's result one, and removes the points."""
     write_json(folder / RECORD, record)
     shutil.rmtree(folder / POINTS, ignore_errors=True)
-
-
-def write_json(path: Path, table: dict[str, Any]) -> None:
-    """Writes a small file whole or not at all.
-
-    Raises:
-        StorageError: The disk refused.
-    """
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

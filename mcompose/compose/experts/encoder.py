@@ -23,7 +23,7 @@ from mcompose.anatomy.family import BUFFERS, Family
 from mcompose.anatomy.meta import config_of, is_known, renamings_of
 from mcompose.anatomy.part import EXPERT
 from mcompose.checkpoint import Checkpoint
-from mcompose.errors import AnatomyError, CompositionError
+from mcompose.errors import AnatomyError, CompositionError, first_line
 from mcompose.modalities import EXPERT_MODALITIES
 from mcompose.modeling.configuration.native import native_config
 from mcompose.modeling.experts.expert import encoder_class
@@ -115,8 +115,9 @@ def _whole_model(checkpoint: Checkpoint, name: str) -> PreTrainedModel:
     except AnatomyError as error:
         raise CompositionError(f"The checkpoint of expert '{name}': {error.message}", hint=error.hint) from error
     except Exception as error:  # a config can break any line of any model's code
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CompositionError(f"transformers cannot build '{kind}' of expert '{name}': {reason}") from error
+        raise CompositionError(
+            f"transformers cannot build '{kind}' of expert '{name}': {first_line(error)}."
+        ) from error
 
 
 def _class_of(raw: Mapping[str, Any], config: PreTrainedConfig) -> Any:

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mcompose.compose.experts.encoder import leading_tokens
-from mcompose.errors import CompositionError
+from mcompose.errors import CompositionError, first_line
 from mcompose.modeling.configuration.native import native_config
 from mcompose.modeling.experts.expert import Expert, encoder_width, hidden_states, missing_layer
 from mcompose.modeling.experts.processing import load_item_processor, native_inputs
@@ -138,9 +138,8 @@ def _processor(name: str, modality: str, folder: Path) -> Any:
     try:
         return load_item_processor(modality, folder)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CompositionError(
-            f"The processor of expert '{name}' cannot be loaded: {reason:.200}",
+            f"The processor of expert '{name}' cannot be loaded: {first_line(error)}.",
             hint="Its folder must hold a preprocessor_config.json; 'processor:' names the checkpoint that has one.",
         ) from error
 
@@ -293,10 +292,9 @@ def _state_of_one_layer(expert: Expert, made: Mapping[str, torch.Tensor]) -> tor
 
 
 def _unread(expert: Expert, error: Exception) -> CompositionError:
-    reason = " ".join(str(error).split()) or type(error).__name__
     return CompositionError(
         f"The encoder of expert '{expert.name}' ({type(expert.encoder).__name__}) cannot read what its processor "
-        f"makes: {reason:.200}",
+        f"makes: {first_line(error)}.",
         hint="Do encoder and processor belong together?",
     )
 

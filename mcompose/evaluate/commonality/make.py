@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from mcompose.evaluate.commonality.embedding import Embed
 from mcompose.evaluate.commonality.grouping import Group, group_entities
 from mcompose.evaluate.commonality.questions import Asked, Writer
 from mcompose.modalities import MODALITIES, RELEASED_NAMES
+from mcompose.whole_files import write_json, write_text
 
 __all__ = ["MadeSet", "MakeSettings", "make_sets"]
 
@@ -127,8 +127,8 @@ def make_sets(
             hint="Captions of different modalities must have words in common; or lower --min-similarity.",
         )
     settings_told = asdict(settings) | {"embedding": embedding[0], "writer": writer.name}
-    _json(folder / f"{settings.name}-made.json", {"settings": settings_told, "sets": told})
-    _json(answers_file, answers)
+    write_json(folder / f"{settings.name}-made.json", {"settings": settings_told, "sets": told})
+    write_json(answers_file, answers)
     return made
 
 
@@ -176,15 +176,10 @@ def _turn(group: Group, question: str, options: Sequence[str]) -> str:
 
 
 def _write(folder: Path, name: str, records: Sequence[Mapping[str, Any]], answers_file: Path) -> Path:
-    _json(folder / f"{name}.json", records)
+    write_json(folder / f"{name}.json", records)
     card = folder / f"{name}.yaml"
-    card.write_text(f"task: {name}\nkind: mcub\nquestions: {name}.json\nanswers: {answers_file.name}\n", "utf-8")
+    write_text(card, f"task: {name}\nkind: mcub\nquestions: {name}.json\nanswers: {answers_file.name}\n")
     return card
-
-
-def _json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -1,21 +1,18 @@
 """Makes the family ``numbers``: base, donors, data and recipe, in one folder that appears when everything is done.
 
-Work goes to ``<folder>.partial``, which is renamed at the end, so that a half-made family never looks finished. Each
-training runs in a process of its own with one thread: the bytes do not depend on how many run at once.
+Each training runs in a process of its own with one thread: the bytes do not depend on how many run at once.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
 import platform
-import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -23,17 +20,18 @@ from typing import Any, Final
 import numpy as np
 
 from mcompose import __version__
-from mcompose.errors import OutputError
-from mcompose.lab.family import LabFamily, open_family, recipe_text
+from mcompose.lab.family import LabFamily, recipe_text
+from mcompose.lab.family_folder import find_family, make_family
 from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.tasks import TASK_NAMES, write_data
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import NumbersSettings
 from mcompose.modalities import MODALITIES
+from mcompose.progress import OnShare
+from mcompose.whole_files import write_text
 
-__all__ = ["Progress", "make_numbers"]
+__all__ = ["make_numbers"]
 
-Progress = Callable[[str, float], None]
 
 _CONTEXT: Final = multiprocessing.get_context("spawn")
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn")
@@ -46,7 +44,7 @@ def make_numbers(
     *,
     seed: int = 0,
     settings: NumbersSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -68,41 +66,16 @@ def make_numbers(
     """
     settings = settings or NumbersSettings()
     digest = settings.digest(seed)
-    if (folder / "lab.json").is_file():
-        return _existing(folder, digest)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} holds something that is no lab family.", hint="Name another folder.")
+    family = find_family(folder, digest=digest, seed=seed)
+    if family is not None:
+        return family
     load_digits(generator=generator_for(seed, "digits"))  # a missing extra is said before any work
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    started = time.perf_counter()
-    try:
-        figures = _build(partial, settings, seed=seed, progress=progress, workers=workers)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    figures |= {"digest": digest, "seconds": round(time.perf_counter() - started, 1)}
-    (partial / "lab.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
-    return open_family(folder)
-
-
-def _existing(folder: Path, digest: str) -> LabFamily:
-    family = open_family(folder)
-    if family.figures.get("digest") != digest:
-        raise OutputError(
-            f"{folder} holds a lab family of another seed or other settings (seed {family.figures.get('seed')}).",
-            hint="Name another folder, or remove this one.",
-        )
-    return family
+    build = partial(_build, settings=settings, seed=seed, progress=progress, workers=workers)
+    return make_family(folder, build, digest=digest)
 
 
 def _build(
-    folder: Path, settings: NumbersSettings, *, seed: int, progress: Progress | None, workers: int | None
+    folder: Path, *, settings: NumbersSettings, seed: int, progress: OnShare | None, workers: int | None
 ) -> dict[str, Any]:
     total = _SHARES["base"] + len(MODALITIES) * (_SHARES["encoder"] + _SHARES["donor"])
     done = _CONTEXT.Array("d", 1 + 2 * len(MODALITIES))
@@ -119,7 +92,7 @@ def _build(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    (folder / "recipe.yaml").write_text(recipe_text(list(MODALITIES)), encoding="utf-8")
+    write_text(folder / "recipe.yaml", recipe_text(list(MODALITIES)))
     return {
         "family": "numbers",
         "seed": seed,

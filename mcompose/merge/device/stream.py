@@ -23,7 +23,6 @@ never on CUDA or MPS.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +34,7 @@ import torch
 from mcompose.checkpoint.codec import raw_dtype
 from mcompose.checkpoint.digest import TensorDigest
 from mcompose.dtypes import FLOAT_NAMES
-from mcompose.errors import McomposeError, NumericsError, RequestError
+from mcompose.errors import McomposeError, NumericsError, RequestError, first_line
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.device.copies import Queue, host_memory, open_queue
 from mcompose.merge.device.memory import Accelerator
@@ -67,8 +66,9 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = re.split(r"[.:\n] |\n", str(error))[0].rstrip(".") or "torch refused it"
-        raise RequestError(f"Device '{name}' cannot be used: {reason}.", hint="Use '--device cpu'.") from error
+        raise RequestError(
+            f"Device '{name}' cannot be used: {first_line(error)}.", hint="Use '--device cpu'."
+        ) from error
     return device
 
 

@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from mcompose.errors import StorageError
 from mcompose.on_disk import cache_folder
+from mcompose.whole_files import write_bytes
 
 __all__ = ["Kernel"]
 
@@ -80,7 +82,8 @@ class Kernel:
         code = _read(file)
         if code is None:
             code = self._compiled()
-            _keep(file, code)
+            with suppress(StorageError):  # a folder that refuses it only means that the code is made again
+                write_bytes(file, hashlib.sha256(code).digest() + code, mode=0o600, shared=True)
         return _linker().load(code)
 
     def _key(self) -> str:
@@ -141,16 +144,3 @@ def _read(file: Path) -> bytes | None:
         return None
     digest, code = data[:32], data[32:]
     return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _keep(file: Path, code: bytes) -> None:
-    """Writes the file whole or not at all; a folder that refuses it is no error."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(hashlib.sha256(code).digest() + code)
-        fresh.chmod(0o600)
-        fresh.replace(file)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)

@@ -11,15 +11,17 @@ inputs can tell apart (`rank_floor`); smaller ones are rounding, their direction
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from mcompose.methods.core.arrays import doubles, is_numpy, singles
-from mcompose.methods.core.blas_threads import one_blas_thread
 
 __all__ = ["Eigen", "average", "combine", "eigen", "library", "merge_matrices", "products", "rank_floor", "wide"]
 
@@ -30,6 +32,48 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 Solve = Callable[[Sequence[Any], float], Any]
 """Merges matrices: ``(deltas, scale) -> merged delta``, float32."""
+
+
+class OneBlasThread:
+    """Holds numpy's linear algebra to one thread while at least one thread is inside; a context manager.
+
+    BLAS and LAPACK cut their sums differently for every number of threads, so the last bits of a product or of an
+    eigenvector depend on it, and the bytes of a merge must not. One thread also is the faster choice here: the engine
+    already merges several tensors at once. Only OpenBLAS, which numpy's own packages bring, is held; with another BLAS
+    the number must be held from outside (``MKL_NUM_THREADS=1``).
+
+    OpenBLAS has one number for the whole process: the first to enter sets it and the last to leave gives it back. To
+    threadpoolctl the number belongs to the thread that set it first, and requests of others are dropped without a word;
+    so it is taken from whoever has it, and let go at the end.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                OpenBLASController.clear_controlling_thread(force=True)
+                self._limits = _openblas().limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                OpenBLASController.clear_controlling_thread(force=True)
+                self._limits.restore_original_limits()
+                OpenBLASController.clear_controlling_thread()
+
+
+_ONE_BLAS_THREAD = OneBlasThread()
+
+
+@cache
+def _openblas() -> ThreadpoolController:
+    """The OpenBLAS libraries that are loaded; numpy's is, once it is imported."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 @dataclass(frozen=True)
@@ -77,7 +121,7 @@ def merge_matrices(deltas: Sequence[Any], solve: Solve, *, scale: float) -> Any:
     first = deltas[0]
     if first.ndim != 2 or 0 in first.shape or not all(bool(_finite(delta)) for delta in deltas):
         return average(deltas, scale=scale)
-    with one_blas_thread():
+    with _ONE_BLAS_THREAD:
         return solve(deltas, scale)
 
 

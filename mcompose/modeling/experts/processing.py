@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 from ..families import TYPE_IDS
 from ..names import SEPARATOR
 from ..processing.resampling import resampled
-from ..processing.sources import PROCESSOR_FOLDER, Unavailable
+from ..processing.sources import PROCESSOR_FOLDER, Unavailable, first_sentence
 from .configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
 
 __all__ = ["AUTO", "ExpertMedia", "add_expert_tokens", "expert_summary", "load_item_processor", "native_inputs"]
@@ -95,7 +95,7 @@ class ExpertMedia:
             try:
                 self.processors[name] = load_item_processor(entry["modality"], path, **where)
             except ImportError as error:
-                self.processors[name] = Unavailable(" ".join(str(error).split(". ")[0].split()))
+                self.processors[name] = Unavailable(first_sentence(error))
 
     def save(self, folder: str | Path) -> None:
         """Writes every expert's own processor.

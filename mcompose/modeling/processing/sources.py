@@ -28,6 +28,7 @@ __all__ = [
     "Unavailable",
     "check_part",
     "copy_source_processor",
+    "first_sentence",
     "load_source_processor",
     "write_stubs",
 ]
@@ -159,7 +160,7 @@ def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
     settings = _settings(path, where)
     whole = getattr(transformers, str(settings.get("processor_class")), None)
     if whole is None:
-        return Unavailable(_first_line(error))
+        return Unavailable(first_sentence(error))
     parts: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for attribute in whole.get_attributes():
@@ -167,15 +168,15 @@ def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
         try:
             parts[attribute] = loader.from_pretrained(path, **where) if loader is not None else None
         except ImportError as reason:
-            parts[attribute], missing[attribute] = None, _first_line(reason)
+            parts[attribute], missing[attribute] = None, first_sentence(reason)
         if loader is None:
-            missing[attribute] = _first_line(error)
+            missing[attribute] = first_sentence(error)
     known = set(inspect.signature(whole.__init__).parameters)
     own = {key: value for key, value in settings.items() if key in known and key not in parts}
     try:
         made = type(whole.__name__, (_Lenient, whole), {})(**parts, **own)
     except ImportError as reason:
-        return Unavailable(_first_line(reason))
+        return Unavailable(first_sentence(reason))
     made.missing_parts = missing
     return made
 
@@ -195,7 +196,8 @@ def _settings(path: Any, where: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _first_line(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
+    """Quotes the first sentence of a library's error, without its full stop."""
     return " ".join(str(error).split(". ")[0].split())
 
 

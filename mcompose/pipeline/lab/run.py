@@ -30,6 +30,8 @@ from mcompose.lab.pictures.settings import READING
 from mcompose.pipeline.lab.table import LabReport
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.progress import ProgressBar
+from mcompose.whole_files import write_text
 
 __all__ = ["LabFamily", "MadeFamily", "compose", "make", "measure", "report"]
 
@@ -103,8 +105,8 @@ def make(name: str, folder: Path, *, seed: int = 0) -> MadeFamily:
         OutputError: The folder holds something else.
     """
     _check(name)
-    with _Bar(f"lab {name}, seed {seed}") as bar:
-        return MadeFamily(FAMILIES[name](folder, seed=seed, progress=bar.told))
+    with ProgressBar(f"lab {name}, seed {seed}", unit="%") as bar:
+        return MadeFamily(FAMILIES[name](folder, seed=seed, progress=lambda what, share: bar.move_to(share, what)))
 
 
 def _check(name: str) -> None:
@@ -204,7 +206,7 @@ def compose(family: LabFamily, method: str) -> Path:
     recipe["merge"] |= {"method": method, "parameters": METHODS.get(method, {})}
     recipe["output"]["dir"] = f"composed/{method}"
     path = family.folder / f"recipe-{method}.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return merge(path, options=MergeOptions(quiet=True)).result.folder
 
 
@@ -215,30 +217,3 @@ def _scores(checkpoint: Path, tasks: list[Path], *, leave_out: bool) -> list[Map
 
 def _say(variant: str) -> None:
     sys.stderr.write(f"measuring {variant}\n")
-
-
-class _Bar:
-    """A bar of the share that is done; only on a terminal."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._bar: Any = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def told(self, what: str, share: float) -> None:
-        """Moves the bar; ``share`` is 0 to 1."""
-        if not sys.stderr.isatty():
-            return
-        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
-
-        if self._bar is None:
-            layout = "{desc} {percentage:3.0f} %|{bar}| {elapsed} < {remaining} {postfix}"
-            self._bar = tqdm(total=1.0, desc=self._label, file=sys.stderr, bar_format=layout)
-        self._bar.set_postfix_str(what)
-        self._bar.update(share - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -15,6 +15,7 @@ import gc
 import hashlib
 import os
 import shutil
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from mcompose.compose import draw_blueprint, open_sources
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.evaluate.subject import Subject, load_subject
 from mcompose.ledger import Ledger, TensorRow
-from mcompose.merge import MergePlan, TensorJob, build_plan, execute, find_method
+from mcompose.merge import MergePlan, Segment, TensorJob, build_plan, execute, find_method
 from mcompose.part_names import LANGUAGE_PARTS
 from mcompose.pipeline.search.space import Settings, applied
 from mcompose.refs import ModelRef
@@ -37,7 +38,7 @@ from mcompose.refs import ModelRef
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mcompose.checkpoint import Layout
+    from mcompose.checkpoint import JournalRow, Layout
     from mcompose.checkpoint.tensor import TensorEntry
     from mcompose.recipe import LoadedRecipe
 
@@ -65,7 +66,7 @@ def _digest(tensors: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def varying_jobs(plan: MergePlan, known: Mapping[str, Any]) -> list[TensorJob]:
+def varying_jobs(plan: MergePlan, known: Mapping[str, tuple[Segment, ...]]) -> list[TensorJob]:
     """The jobs whose output differs from what is known.
 
     Args:
@@ -121,7 +122,7 @@ class TrialModel:
         plan = draw_blueprint(self._loaded, self._sources).plan
         rows = Ledger.read(self._scratch).tensors
         self._layout = plan.layout
-        self._segments: dict[str, Any] = {job.name: job.segments for job in plan.jobs}
+        self._segments: dict[str, tuple[Segment, ...]] = {job.name: job.segments for job in plan.jobs}
         self._digests = {row.name: row.digest for row in rows if row.action != "dropped"}
         return plan
 
@@ -165,16 +166,16 @@ class TrialModel:
         for job in jobs:
             self._segments.pop(job.name, None)  # half-written, should this be cut off: made anew next time
         part = build_plan(jobs, [], max_shard_size=ONE_FILE, metadata={})
-        output: Any = self._output(jobs)
+        sink = self._sink(jobs)
         try:
-            execute(part, output, threads=self._threads)
+            execute(part, sink, threads=self._threads)
         finally:
-            output.close()
-        self._digests |= output.digests
+            sink.close()
+        self._digests |= sink.digests
         self._segments |= {job.name: job.segments for job in jobs}
         return _digest(self._digests)
 
-    def _output(self, jobs: Sequence[TensorJob]) -> _Output:
+    def _sink(self, jobs: Sequence[TensorJob]) -> _TrialSink:
         """Where a trial is written: the model, or the scratch files, whose model then goes first."""
         if self._parameters is not None:
             return _InModel(self._parameters, {job.name: job.dtype for job in jobs})
@@ -231,8 +232,8 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-class _Output:
-    """Stands where the engine expects an output folder: hears where every tensor lies, and passes its bytes on."""
+class _TrialSink(ABC):
+    """A ``TensorSink`` of whole tensors: remembers where the layout has every tensor, and passes its bytes on."""
 
     partial = "the loaded model"
 
@@ -240,8 +241,8 @@ class _Output:
         self._places: dict[str, tuple[list[int], list[str]]] = {}
         self.digests: dict[str, str] = {}
 
-    def allocate(self, layout: Layout) -> dict[str, Any]:
-        """Notes where the engine thinks every tensor lies; nothing is finished yet."""
+    def allocate(self, layout: Layout) -> Mapping[str, JournalRow]:
+        """Notes where the layout has every tensor; nothing is finished yet."""
         for shard in layout.shards:
             pairs = sorted((offset, name) for name, offset in shard.offsets.items() if shard.lengths[name])
             self._places[shard.filename] = [offset for offset, _ in pairs], [name for _, name in pairs]
@@ -255,18 +256,19 @@ class _Output:
 
     def record(self, name: str, *, digest: str, row: Mapping[str, Any] | None = None) -> None:
         """Notes that a tensor is complete."""
-        del row
+        del row  # nothing is resumed
         self.digests[name] = digest
 
+    @abstractmethod
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Writes bytes from ``start`` of a tensor on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Lets go of what is open."""
 
 
-class _InModel(_Output):
+class _InModel(_TrialSink):
     """Writes into parameters; by way of a buffer where dtype or device differ from the file's.
 
     Args:
@@ -294,8 +296,11 @@ class _InModel(_Output):
             self._parameters[name].copy_(buffer)
         super().record(name, digest=digest, row=row)
 
+    def close(self) -> None:
+        self._buffers.clear()
 
-class _InFiles(_Output):
+
+class _InFiles(_TrialSink):
     """Writes into the files of a checkpoint.
 
     Args:

@@ -9,7 +9,7 @@ the rule of ``search_consistency``; what the questions' answers should be is nev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from mcompose.errors import RequestError, nearest_name
 from mcompose.evaluate import Options, Task, evaluate_task, find_tasks, load_task
 from mcompose.evaluate.prompts import check_template
 from mcompose.evaluate.results import figures
+from mcompose.progress import OnCount
 
 if TYPE_CHECKING:
     from mcompose.evaluate.subject import Subject
@@ -29,8 +30,6 @@ __all__ = ["Exam", "Outcome", "Questions", "open_exam"]
 Objective = Literal["validation", "single", "consistency"]
 PROMPTS = 100
 """Unlabelled inputs of the consistency rule, as in its paper."""
-
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class Exam:
     tasks: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
-    def ask(self, subject: Subject, *, told: Told | None = None) -> Outcome:
+    def ask(self, subject: Subject, *, on_progress: OnCount | None = None) -> Outcome:
         """Asks a model everything.
 
         Args:
             subject: The model.
-            told: Told task, questions done, and questions in all.
+            on_progress: Called with the task, the questions done, and the questions in all.
 
         Returns:
             Its score, or its answers.
@@ -109,7 +108,7 @@ class Exam:
         scores: dict[str, float] = {}
         answers: list[str] = []
         for task in self.tasks:
-            made = evaluate_task(subject, task, batch_size=wanted.batch_size, progress=told, options=options)
+            made = evaluate_task(subject, task, batch_size=wanted.batch_size, progress=on_progress, options=options)
             answers += [prediction.output.strip() for prediction in made]
             if wanted.objective != "consistency":
                 scores[task.name] = figures(task, made)[0].value

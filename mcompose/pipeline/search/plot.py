@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcompose.errors import StorageError
+from mcompose.whole_files import whole_file
 
 __all__ = ["Dot", "plot_search"]
 
@@ -73,11 +73,8 @@ def plot_search(dots: Sequence[Dot], labels: Sequence[str], path: Path, *, title
     figure.suptitle(title)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize="small")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {error.strerror}.") from error
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from mcompose.errors import InterruptedRunError, NumericsError
 from mcompose.pipeline.search.consistency import changed_answers, choose
 from mcompose.pipeline.search.plot import Dot, plot_search
 from mcompose.pipeline.search.recipe_text import MARK, searched_path, searched_text
+from mcompose.whole_files import write_json, write_text
 
 if TYPE_CHECKING:
     from mcompose.pipeline.search.objective import Exam
@@ -192,8 +192,8 @@ def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchRepor
     )
     drawn = plot_search(_dots(report), _labels(report), plot, title=_title(loaded, report), measure=_measure(objective))
     report = replace(report, plot=plot if drawn else None, notes=(*exam.notes, *_notes(report, plan, drawn=drawn)))
-    _replace(plan.folder / TABLE_FILE, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    _replace(report.recipe, searched_text(loaded, report.best.settings, remarks=_remarks(loaded, report, exam)))
+    write_json(plan.folder / TABLE_FILE, report.to_dict())
+    write_text(report.recipe, searched_text(loaded, report.best.settings, remarks=_remarks(loaded, report, exam)))
     return report
 
 
@@ -273,10 +273,3 @@ def _remarks(loaded: LoadedRecipe, report: SearchReport, exam: Exam) -> tuple[st
         f"{MARK.removeprefix('# ')} in {loaded.path.name}: trial {best.number} of {count}, {report.score_text()}.",
         f"Asked: {told}.",
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

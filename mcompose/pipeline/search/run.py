@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING, Any
 from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
 from mcompose.compose import Blueprint, ComposeOptions, compose, draw_blueprint, make_blueprint
 from mcompose.errors import InterruptedRunError, OutputError, RequestError
-from mcompose.merge import Bar
 from mcompose.pipeline.search.objective import Exam, Questions, open_exam
 from mcompose.pipeline.search.recipe_text import check_target, searched_path, searched_text
 from mcompose.pipeline.search.report import PLOT_FILE, TABLE_FILE, SearchReport, write_results
 from mcompose.pipeline.search.request import SpaceRequest, defaults_of, make_grid, make_space
 from mcompose.pipeline.search.space import Settings, Space, applied
+from mcompose.progress import OnCount, ProgressBar
 from mcompose.recipe import load_recipe
+from mcompose.whole_files import draft_of
 
 if TYPE_CHECKING:
-    from mcompose.pipeline.search.objective import Outcome, Told
+    from mcompose.pipeline.search.objective import Outcome
     from mcompose.pipeline.search.study import Study, StudyPlan
     from mcompose.pipeline.search.workers import Bench
     from mcompose.recipe import LoadedRecipe
@@ -50,7 +51,8 @@ __all__ = ["SearchOptions", "search"]
 TRIALS = 40
 SCRATCH, COPY = "model", "model-"
 JOURNAL = "study.journal"
-OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", TABLE_FILE, f".{TABLE_FILE}.partial", PLOT_FILE)
+_RESULTS = (TABLE_FILE, PLOT_FILE)
+OWN = (JOURNAL, f"{JOURNAL}.lock", "study.lock", *_RESULTS, *(draft_of(Path(name)).name for name in _RESULTS))
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def _scratch(loaded: LoadedRecipe, study: Study, blueprint: Blueprint, options: 
         options=ComposeOptions(
             threads=options.threads,
             allow_different_base=options.allow_different_base,
-            progress=Bar("compose", quiet=True if options.quiet else None),
+            progress=ProgressBar("compose", quiet=options.quiet),
         ),
     )
     study.note("scratch", blueprint.plan.fingerprint)
@@ -300,9 +302,9 @@ class _MergedModel:
     def __init__(self, model: Any, exam: Exam) -> None:
         self._model, self._exam = model, exam
 
-    def __call__(self, settings: Settings, *, told: Told | None = None) -> Outcome:
+    def __call__(self, settings: Settings, *, on_progress: OnCount | None = None) -> Outcome:
         digest = self._model.merge(settings)
-        return replace(self._exam.ask(self._model.subject, told=told), digest=digest)
+        return replace(self._exam.ask(self._model.subject, on_progress=on_progress), digest=digest)
 
 
 def open_bench(recipe: Path, scratch: Path, questions: Questions, options: SearchOptions) -> Bench:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mcompose.errors import McomposeError, NumericsError
 from mcompose.pipeline.search.study import Study, StudyPlan, open_study
+from mcompose.progress import OnCount, ProgressBar
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from mcompose.pipeline.search.objective import Outcome, Told
+    from mcompose.pipeline.search.objective import Outcome
     from mcompose.pipeline.search.space import Settings
 
 __all__ = ["Bench", "SearchBar", "run_trials"]
@@ -33,7 +34,7 @@ POLL = 0.2
 class Bench(Protocol):
     """Tells what settings are worth."""
 
-    def __call__(self, settings: Settings, *, told: Told | None = None) -> Outcome:
+    def __call__(self, settings: Settings, *, on_progress: OnCount | None = None) -> Outcome:
         """Merges, asks and scores."""
         ...
 
@@ -42,38 +43,34 @@ class SearchBar:
     """A bar that counts trials, with the best score so far; only on a terminal.
 
     Args:
-        total: Trials in all.
-        quiet: Show nothing.
+        total: Number of trials in all.
+        quiet: Whether nothing is shown.
     """
 
     def __init__(self, total: int, *, quiet: bool) -> None:
-        self._total, self._quiet = total, quiet or not sys.stderr.isatty()
-        self._bar: Any = None
+        self._total, self._bar = total, ProgressBar("search", unit="trial", quiet=quiet)
+        self._finished: int | None = None
         self._best = ""
 
     def show(self, study: Study) -> None:
         """Counts what is finished."""
-        if self._quiet:
+        if self._bar.is_silent:
             return
         rows = [row for row in study.rows() if row.finished]
         scores = [row.score for row in rows if row.score is not None]
         self._best = f"best {max(scores):.4f}" if scores else ""
-        if self._bar is None:
-            from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+        if self._finished is None:
+            self._bar.start(self._total, len(rows))
+        self._finished = len(rows)
+        self._bar.move_to(self._finished, self._best)
 
-            self._bar = tqdm(total=self._total, initial=len(rows), desc="search", unit="trial", file=sys.stderr)
-        self._bar.set_postfix_str(self._best, refresh=False)
-        self._bar.update(len(rows) - self._bar.n)
-
-    def told(self, task: str, done: int, total: int) -> None:
+    def on_progress(self, task: str, done: int, total: int) -> None:
         """Shows how far the trial under way is."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._best} {task} {done}/{total}".strip())
+        self._bar.move_to(self._finished or 0, f"{self._best} {task} {done}/{total}".strip())
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.finish()
 
 
 def run_trials(
@@ -111,7 +108,7 @@ def _work(study: Study, make: Callable[[], Bench], *, deadline: float | None, ba
             bench = bench or make()
             started = time.monotonic()
             try:
-                outcome = bench(claim.settings, told=bar.told if bar else None)
+                outcome = bench(claim.settings, on_progress=bar.on_progress if bar else None)
                 study.finish(claim, outcome, seconds=time.monotonic() - started)
             except NumericsError as error:
                 study.fail(claim, error.message, seconds=time.monotonic() - started)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mcompose.lab import LabFamily
+from mcompose.whole_files import write_text
 
 __all__ = [
     "CONCAT",
@@ -138,8 +139,7 @@ def write_recipe(family: LabFamily, variant: Variant, path: Path, *, training: T
         }
     }
     recipe["output"] = {"dir": variant.group, "format": "composed"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from mcompose.pipeline.lab.chimera.recipes import (
     write_recipe,
 )
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.whole_files import write_json
 
 __all__ = ["BASE", "COMPARED", "MEANS", "ROUTES", "Plan", "chimera_run", "domain_means", "gaps"]
 
@@ -191,10 +191,7 @@ class _Bench:
         known = self.folder / "answers" / f"{digest.hexdigest()[:32]}.json"
         if not known.is_file():
             found = measure()
-            known.parent.mkdir(parents=True, exist_ok=True)
-            partial = known.with_suffix(".partial")
-            partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            shutil.move(partial, known)
+            write_json(known, found)
         return json.loads(known.read_text(encoding="utf-8"))
 
 

@@ -32,6 +32,7 @@ from mcompose.modeling import ComposedForConditionalGeneration, add_groups, regi
 from mcompose.modeling.groups.linear import routed_linears
 from mcompose.on_disk import CARD, FOLDER
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.whole_files import write_text
 
 if TYPE_CHECKING:
     from mcompose.lab.towers import Donor
@@ -141,7 +142,7 @@ def _save_with_group(work: Path, modality: str, group: dict[str, torch.Tensor], 
         "output": {"dir": "composed", "format": "composed"},
     }
     path = work / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     plain = merge(path, options=MergeOptions(quiet=True)).result.folder
     register()
     model: Any = ComposedForConditionalGeneration.from_pretrained(plain)

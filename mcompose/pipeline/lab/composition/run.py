@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mcompose.checkpoint import whole_folder
 from mcompose.errors import RequestError
 from mcompose.lab import LabFamily, NumbersSettings, SmolSettings, family_scores
 from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
@@ -31,6 +32,7 @@ from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.search.objective import Questions
 from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.whole_files import write_json
 
 __all__ = ["COMPARED", "Plan", "composition_run"]
 
@@ -89,8 +91,7 @@ class _Bench:
                 options = EvaluateOptions(batch_size=self.plan.batch, leave_out=leave_out, quiet=True)
                 results = evaluate(checkpoint, tasks, options=options).results
             rows = [{"task": row.task, "metric": row.metric, "value": row.value} for row in results]
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(rows), encoding="utf-8")
+            write_json(known, rows)
         return json.loads(known.read_text(encoding="utf-8"))
 
 
@@ -136,12 +137,10 @@ def _validation(bench: _Bench) -> list[Path]:
         raise RequestError(f"The family {bench.family.name} has no validation questions to search by.")
     folder = bench.folder / "validation"
     if not folder.is_dir():
-        partial = folder.with_name("validation.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         seed = int(bench.family.figures["seed"])
         digits = load_digits(generator=generator_for(seed, "digits"))
-        write_validation(partial, settings.data, seed=seed, digits=digits)
-        partial.rename(folder)
+        with whole_folder(folder) as work:
+            write_validation(work, settings.data, seed=seed, digits=digits)
     return sorted(folder.glob("*.jsonl"))
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from mcompose.lab import LabFamily
 from mcompose.pipeline.search.request import SpaceRequest
+from mcompose.whole_files import write_text
 
 __all__ = ["BASE", "SMOL_GROWN", "SMOL_VARIANTS", "VARIANTS", "Variant", "searched_form", "write_recipe"]
 
@@ -120,8 +121,7 @@ def write_recipe(
     if variant.decouple != "none":
         recipe["compose"] = {"decouple": variant.decouple}
     recipe["output"] = {"dir": path.stem}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 

@@ -1,0 +1,202 @@
+"""How far a task is: a protocol for whoever watches, and the bar of the command line.
+
+Progress goes to stderr, so that stdout holds results alone. Two things make it silent: ``quiet``, which is what
+``--quiet`` asks for, and a stderr that is not a terminal, where a task of hours may write a line now and then instead.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["OnCount", "OnShare", "Progress", "ProgressBar", "SharedProgress", "track"]
+
+T = TypeVar("T")
+
+OnCount = Callable[[str, int, int], None]
+"""Called with the name of a task, how much of it is done, and how much it is in all."""
+
+OnShare = Callable[[str, float], None]
+"""Called with what is being done, and the share of everything that is done, 0 to 1."""
+
+LINE_SECONDS = 15.0
+"""Seconds between two lines of a long task where stderr is not a terminal."""
+
+_SHARE_LAYOUT = "{desc} {percentage:3.0f} %|{bar}| {elapsed} < {remaining} {postfix}"
+
+
+class Progress(Protocol):
+    """Watches how far a task is; called from one thread at a time."""
+
+    def start(self, total: int, done: int, /) -> None:
+        """Begins a task of ``total`` units, of which an earlier run has done some."""
+        ...
+
+    def advance(self, amount: int, /) -> None:
+        """Counts units that were done since."""
+        ...
+
+    def finish(self) -> None:
+        """Ends the task, completed or not."""
+        ...
+
+
+class ProgressBar:
+    """A bar with speed and time left on a terminal; elsewhere nothing, or a line now and then.
+
+    Args:
+        label: What stands before the bar.
+        unit: What is counted, in the singular; ``B`` is shown in powers of a thousand, ``%`` is a share from 0 to 1.
+        quiet: Whether nothing is shown, on a terminal either.
+        every: Seconds between two lines where stderr is not a terminal; None writes no lines.
+        leave: Whether the bar stays on the screen when the task has ended.
+    """
+
+    def __init__(
+        self,
+        label: str = "",
+        *,
+        unit: str = "B",
+        quiet: bool = False,
+        every: float | None = None,
+        leave: bool = True,
+    ) -> None:
+        self.label = label
+        self._unit, self._quiet, self._every, self._leave = unit, quiet, every, leave
+        self._bar: Any = None
+        self._total = self._first = self._done = 0.0
+        self._began = self._written = time.monotonic()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing will be shown, so that what only a bar needs need not be computed."""
+        return self._quiet or (self._every is None and not sys.stderr.isatty())
+
+    def start(self, total: float, done: float = 0, *, label: str | None = None) -> None:
+        """Begins a task; one that is under way ends.
+
+        Args:
+            total: Units of the whole task.
+            done: Units that an earlier run has done, which do not count towards the speed.
+            label: What stands before the bar from now on; None keeps the label.
+        """
+        self.finish()
+        self.label = self.label if label is None else label
+        self._total, self._first, self._done = total, done, done
+        self._began = self._written = time.monotonic()
+        if self._quiet or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+
+        layout: Any = {"bar_format": _SHARE_LAYOUT} if self._unit == "%" else {"unit_scale": self._unit == "B"}
+        self._bar = tqdm(
+            total=total,
+            initial=done,  # pyright: ignore[reportArgumentType] - a share is one as well
+            desc=self.label,
+            unit=self._unit,
+            file=sys.stderr,
+            leave=self._leave,
+            dynamic_ncols=True,
+            **layout,
+        )
+
+    def advance(self, amount: float) -> None:
+        """Counts units that were done since."""
+        self.move_to(self._done + amount)
+
+    def move_to(self, done: float, note: str = "") -> None:
+        """Shows how many units are done in all.
+
+        Args:
+            done: Units, with those of an earlier run.
+            note: A remark behind the bar, such as the last loss.
+        """
+        step, self._done = done - self._done, done
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=not step)
+            self._bar.update(step)
+        elif self._every is not None and not self.is_silent:
+            self._write_line(note)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Leaves the bar as it stands; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _write_line(self, note: str) -> None:
+        now = time.monotonic()
+        if now - self._written < (self._every or 0) and self._done != self._total:
+            return
+        self._written = now
+        left = (now - self._began) / max(self._done - self._first, 1) * (self._total - self._done)
+        parts = [f"{self.label}: {self._done:g} of {self._total:g} {self._unit}s"]
+        parts += [note] if note else []
+        parts += [f"{left:.0f} s left"] if left >= 1 else []
+        sys.stderr.write(", ".join(parts) + "\n")
+
+
+def track(
+    items: Iterable[T], *, label: str, total: int, unit: str, quiet: bool = False, every: float = LINE_SECONDS
+) -> Iterator[T]:
+    """Hands items on and shows how many are done with.
+
+    Args:
+        items: What is worked through.
+        label: What is done with it.
+        total: How many items there are.
+        unit: What an item is called, in the singular.
+        quiet: Whether nothing is shown.
+        every: Seconds between two lines where stderr is not a terminal.
+
+    Yields:
+        The items.
+    """
+    bar = ProgressBar(label, unit=unit, quiet=quiet, every=every)
+    bar.start(total)
+    try:
+        for item in items:
+            yield item
+            bar.advance(1)
+    finally:
+        bar.finish()
+
+
+class SharedProgress:
+    """Lets several threads report to one ``Progress``, in steps that cost nothing.
+
+    Args:
+        progress: The receiver.
+        step: Units to collect before they are passed on.
+    """
+
+    def __init__(self, progress: Progress, *, step: int = 1 << 24) -> None:
+        self._progress, self._step = progress, step
+        self._lock, self._waiting = threading.Lock(), 0
+
+    def advance(self, amount: int) -> None:
+        """Adds units; passes them on once there are enough."""
+        with self._lock:
+            self._waiting += amount
+            if self._waiting >= self._step:
+                self._flush()
+
+    def flush(self) -> None:
+        """Passes on what was collected."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        if waiting:
+            self._progress.advance(waiting)
