@@ -27,11 +27,13 @@ def copy_of_the_tree(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "line", "wall"),
     [
-        ("methods/method.py", "from mcompose.recipe import load_recipe", "rooms"),
+        ("methods/core/method.py", "from mcompose.recipe import load_recipe", "rooms"),
         ("errors.py", "import mcompose.ledger", "rooms"),
         ("modeling/__init__.py", "import mcompose.errors", "island"),
         ("recipe/__init__.py", "import torch", "plain values"),
-        ("methods/method.py", "import transformers", "maths"),
+        ("progress.py", "import torch", "plain values"),
+        ("whole_files.py", "import mcompose.ledger", "rooms"),
+        ("methods/core/method.py", "import transformers", "maths"),
         ("merge/__init__.py", "import safetensors", "weight files"),
         ("evaluate/__init__.py", "import huggingface_hub", "Hub"),
         ("compose/__init__.py", "import mergekit", "mergekit"),
