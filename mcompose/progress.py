@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["OnCount", "OnShare", "Progress", "ProgressBar", "SharedProgress", "track"]
+__all__ = ["OnCount", "OnShare", "Progress", "ProgressBar", "SharedProgress", "remark", "track"]
 
 T = TypeVar("T")
 
@@ -170,6 +170,12 @@ def track(
             bar.advance(1)
     finally:
         bar.finish()
+
+
+def remark(text: str) -> None:
+    """Writes a line for people to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 class SharedProgress:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mcompose.align.results.folder import stages_folder
 from mcompose.compose import output_folder
 from mcompose.errors import CheckpointError, RequestError, nearest_name
 from mcompose.ledger import Ledger
+from mcompose.progress import remark
 from mcompose.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _export(loaded: LoadedRecipe, folder: Path, target: Path, options: AlignOpti
     from mcompose.align.results.lineage import open_lineage  # noqa: PLC0415
     from mcompose.publish import model_card  # noqa: PLC0415 - the Hub's library, for the card only
 
-    sys.stderr.write(f"writing {target}\n")
+    remark(f"writing {target}")
     export(
         open_lineage(folder),
         ExportRequest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from mcompose.evaluate.prompts import in_chat
 from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
 from mcompose.modalities import PLACEHOLDERS
-from mcompose.progress import OnCount, ProgressBar
+from mcompose.progress import OnCount, ProgressBar, remark
 from mcompose.whole_files import write_json
 
-__all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder"]
+__all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder", "quieten_loading"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
         EndpointError: The judge refused or could not be reached.
     """
     options = options or EvaluateOptions()
-    _quieten_loading()
+    quieten_loading()
     with ProgressBar(unit="question", quiet=options.quiet, leave=False) as bar:
         report = evaluate_tasks(
             checkpoint,
@@ -106,7 +105,7 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
                 template=options.template,
                 judge=options.judge,
                 experts=options.experts,
-                say=_silent if options.quiet else _say,
+                say=_silent if options.quiet else remark,
             ),
         )
     if options.save:
@@ -129,10 +128,6 @@ def predictions_folder(checkpoint: Path, *, experts: str = "auto") -> Path:
     return Path("build/eval") / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}{sent}"
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-
-
 def _silent(_: str) -> None:
     pass
 
@@ -148,8 +143,8 @@ def _on_progress(bar: ProgressBar) -> OnCount:
     return report
 
 
-def _quieten_loading() -> None:
-    """Transformers draws a bar for each file that it loads."""
+def quieten_loading() -> None:
+    """Keeps transformers from drawing a bar for each file that it loads."""
     from transformers.utils import logging  # noqa: PLC0415 - seconds
 
     logging.disable_progress_bar()
@@ -183,7 +178,7 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
         )
     from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - torch and transformers
 
-    _quieten_loading()
+    quieten_loading()
     subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
     items: dict[str, list[list[Any]]] = {}
     for modality, files in given.items():

@@ -31,6 +31,8 @@ def copy_of_the_tree(tmp_path: Path) -> Path:
         ("errors.py", "import mcompose.ledger", "rooms"),
         ("modeling/__init__.py", "import mcompose.errors", "island"),
         ("recipe/__init__.py", "import torch", "plain values"),
+        ("progress.py", "import torch", "plain values"),
+        ("whole_files.py", "import mcompose.ledger", "rooms"),
         ("methods/core/method.py", "import transformers", "maths"),
         ("merge/__init__.py", "import safetensors", "weight files"),
         ("evaluate/__init__.py", "import huggingface_hub", "Hub"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from mcompose.lab.pictures.settings import READING
 from mcompose.pipeline.lab.table import LabReport
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge
-from mcompose.progress import ProgressBar
+from mcompose.progress import ProgressBar, remark
 from mcompose.whole_files import write_text
 
 __all__ = ["LabFamily", "MadeFamily", "compose", "make", "measure", "report"]
@@ -216,4 +215,4 @@ def _scores(checkpoint: Path, tasks: list[Path], *, leave_out: bool) -> list[Map
 
 
 def _say(variant: str) -> None:
-    sys.stderr.write(f"measuring {variant}\n")
+    remark(f"measuring {variant}")

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
 from mcompose.compose import Blueprint, ComposeOptions, compose, draw_blueprint, make_blueprint
 from mcompose.errors import InterruptedRunError, OutputError, RequestError
+from mcompose.pipeline.measure import quieten_loading
 from mcompose.pipeline.search.objective import Exam, Questions, open_exam
 from mcompose.pipeline.search.recipe_text import check_target, searched_path, searched_text
 from mcompose.pipeline.search.report import PLOT_FILE, TABLE_FILE, SearchReport, write_results
@@ -319,11 +320,9 @@ def open_bench(recipe: Path, scratch: Path, questions: Questions, options: Searc
     Returns:
         The function of the trials.
     """
-    from transformers.utils import logging  # noqa: PLC0415 - seconds
+    from mcompose.pipeline.search.model import TrialModel  # noqa: PLC0415 - torch, seconds
 
-    from mcompose.pipeline.search.model import TrialModel  # noqa: PLC0415 - as above
-
-    logging.disable_progress_bar()
+    quieten_loading()
     model = TrialModel(
         load_recipe(recipe), scratch, threads=options.threads, trust_remote_code=options.trust_remote_code
     )

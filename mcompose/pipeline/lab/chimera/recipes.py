@@ -8,7 +8,6 @@ Paper: Peng et al. 2024, arXiv:2412.05983, table 11 (ablation of masking) and ta
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from mcompose.lab import LabFamily
+from mcompose.pipeline.lab.relative import local_reference, relative_path
 from mcompose.whole_files import write_text
 
 __all__ = [
@@ -121,7 +121,7 @@ def write_recipe(family: LabFamily, variant: Variant, path: Path, *, training: T
     recipe: dict[str, Any] = {
         "schema": 1,
         "name": f"{family.name}-{variant.slug}",
-        "sources": [{"name": "general", "model": _reference(family.base, path), "modalities": ["image"]}],
+        "sources": [{"name": "general", "model": local_reference(family.base, path), "modalities": ["image"]}],
         "merge": {"method": "naivemc", "dtype": "float32", "seed": seed},
     }
     if variant.experts:
@@ -146,7 +146,7 @@ def write_recipe(family: LabFamily, variant: Variant, path: Path, *, training: T
 def _expert(family: LabFamily, name: str, path: Path) -> dict[str, Any]:
     """As the family's own recipe has it: padding of charts never reaches the language model."""
     own = yaml.safe_load(family.recipe.read_text(encoding="utf-8"))["compose"]["experts"][name]
-    return {**own, "encoder": _reference(family.donors[name], path)}
+    return {**own, "encoder": local_reference(family.donors[name], path)}
 
 
 def _parts(variant: Variant, number: int) -> dict[str, Any]:
@@ -173,8 +173,4 @@ def _steps(settings: Stage, family: LabFamily) -> dict[str, Any]:
 
 
 def _data(records: Path, domain: str, path: Path) -> dict[str, str]:
-    return {"path": os.path.relpath(records.resolve(), path.parent.resolve()), "domain": domain}
-
-
-def _reference(folder: Path, recipe: Path) -> str:
-    return f"local:{os.path.relpath(folder.resolve(), recipe.parent.resolve())}"
+    return {"path": relative_path(records, path), "domain": domain}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,9 @@ from mcompose.pipeline.lab.chimera.recipes import (
     variants_for,
     write_recipe,
 )
+from mcompose.pipeline.measure import quieten_loading
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.progress import remark
 from mcompose.whole_files import write_json
 
 __all__ = ["BASE", "COMPARED", "MEANS", "ROUTES", "Plan", "chimera_run", "domain_means", "gaps"]
@@ -83,9 +84,7 @@ def chimera_run(family: LabFamily, plan: Plan, *, say: Callable[[str], None] | N
     Returns:
         Variant -> metric -> value; ``<one> - <other>`` are differences, ``router`` is the masked variant's router.
     """
-    from transformers.utils import logging  # noqa: PLC0415 - seconds
-
-    logging.disable_progress_bar()
+    quieten_loading()
     say = say or (lambda what: _say(family, what))
     bench = _Bench(family, family.folder / "chimera", plan, say)
     variants = [one for one in variants_for(tuple(family.donors)) if not plan.names or one.name in plan.names]
@@ -215,5 +214,4 @@ def domain_means(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _say(family: LabFamily, what: str) -> None:
-    sys.stderr.write(f"{family.folder.name}: {what}\n")
-    sys.stderr.flush()
+    remark(f"{family.folder.name}: {what}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -28,10 +27,11 @@ from mcompose.lab.randomness import generator_for
 from mcompose.pipeline.lab.composition.answers import mixed_results
 from mcompose.pipeline.lab.composition.decoupled_donors import DecoupledDonors, decoupled_donors
 from mcompose.pipeline.lab.composition.variants import BASE, VARIANTS, Variant, searched_form, write_recipe
-from mcompose.pipeline.measure import EvaluateOptions, evaluate
+from mcompose.pipeline.measure import EvaluateOptions, evaluate, quieten_loading
 from mcompose.pipeline.search.objective import Questions
 from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.progress import remark
 from mcompose.whole_files import write_json
 
 __all__ = ["COMPARED", "Plan", "composition_run"]
@@ -105,9 +105,7 @@ def composition_run(family: LabFamily, plan: Plan) -> dict[str, dict[str, float]
     Returns:
         Variant -> metric -> value; ``<one> - <other>`` are differences.
     """
-    from transformers.utils import logging  # noqa: PLC0415 - seconds
-
-    logging.disable_progress_bar()
+    quieten_loading()
     decoupled = decoupled_donors(family, plan.settings, progress=lambda m: _say(family, f"training {m}, decoupled"))
     bench = _Bench(family, family.folder / "composition", decoupled, plan)
     questions = _validation(bench) if plan.trials else []
@@ -210,5 +208,4 @@ def _fingerprint(checkpoint: Path, tasks: Sequence[Path], *, leave_out: bool, mi
 
 
 def _say(family: LabFamily, what: str) -> None:
-    sys.stderr.write(f"{family.folder.name}: {what}\n")
-    sys.stderr.flush()
+    remark(f"{family.folder.name}: {what}")

@@ -8,7 +8,6 @@ weights are 1/M each, and free of the sum, like DAMC's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from mcompose.lab import LabFamily
+from mcompose.pipeline.lab.relative import local_reference
 from mcompose.pipeline.search.request import SpaceRequest
 from mcompose.whole_files import write_text
 
@@ -114,8 +114,8 @@ def write_recipe(
     recipe: dict[str, Any] = {
         "schema": 1,
         "name": f"{family.name}-{path.stem}",
-        "base": _reference(family.base, path),
-        "sources": [{"name": m, "model": _reference(donors[m], path), "modalities": [m]} for m in chosen],
+        "base": local_reference(family.base, path),
+        "sources": [{"name": m, "model": local_reference(donors[m], path), "modalities": [m]} for m in chosen],
         "merge": merge,
     }
     if variant.decouple != "none":
@@ -123,7 +123,3 @@ def write_recipe(
     recipe["output"] = {"dir": path.stem}
     write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return path
-
-
-def _reference(folder: Path, recipe: Path) -> str:
-    return f"local:{os.path.relpath(folder.resolve(), recipe.parent.resolve())}"
