@@ -178,6 +178,11 @@ class _Run:
         return stage_precision(self.stage.precision, self.lineage.dtypes.values())
 
     @cached_property
+    def quiet(self) -> bool:
+        """Whether this process shows no progress: as asked, or because another process does."""
+        return self.request.quiet or not processes.is_main()
+
+    @cached_property
     def versions(self) -> dict[str, str]:
         """Of the libraries that decide the numbers."""
         return {"mcompose": __version__, **{name: version(name) for name in _LIBRARIES}}
@@ -227,8 +232,7 @@ class _Run:
         trainer, watch = self._trainer(model, trained)
         processes.together()  # the folder is ready
         if self.stage.dpo is not None:
-            quiet = self.request.quiet or not processes.is_main()
-            trainer.refer(label=f"stage {self.request.number}, reference", quiet=quiet)
+            trainer.refer(label=f"stage {self.request.number}, reference", quiet=self.quiet)
         point = last_point(self.request.folder / POINTS)
         with self._features(trainer) as notices, interruptible(watch):
             try:
@@ -250,13 +254,8 @@ class _Run:
 
     def _samples(self, purpose: str) -> Iterator[Any]:
         """All samples of the stage once, with progress."""
-        return track(
-            self.data.mixture.samples(),
-            label=f"stage {self.request.number}, {purpose}",
-            total=len(self.data.mixture),
-            unit="sample",
-            quiet=self.request.quiet or not processes.is_main(),
-        )
+        mixture, label = self.data.mixture, f"stage {self.request.number}, {purpose}"
+        return track(mixture.samples(), label=label, total=len(mixture), unit="sample", quiet=self.quiet)
 
     def _features(self, trainer: AlignTrainer) -> AbstractContextManager[tuple[str, ...]]:
         """Plays the outputs of frozen encoders back, where the stage says so."""
@@ -329,12 +328,9 @@ class _Run:
             train_dataset=self.data.ordered(stage, plan),
             data_collator=self.data.batches(stage, model, request.masks, plan=plan),
         )
-        main = processes.is_main()
         watch = StageWatch(
-            request.folder / LOG if main else None,
-            progress=ProgressBar(
-                f"stage {request.number}", unit="step", quiet=request.quiet or not main, every=LINE_SECONDS
-            ),
+            request.folder / LOG if processes.is_main() else None,
+            progress=ProgressBar(f"stage {request.number}", unit="step", quiet=self.quiet, every=LINE_SECONDS),
             steps=plan.steps,
             divergence=Divergence() if stage.stop_on_divergence else None,
             tokens=lambda: trainer.tokens,
