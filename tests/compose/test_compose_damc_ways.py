@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from mcompose.checkpoint import StagedOutput
 from mcompose.errors import CompositionError, InterruptedRunError
 from mcompose.ledger import Ledger
+from mcompose.modeling import generate_files, register
 from mcompose.pipeline.write import MergeOptions, merge
 
 DONOR, CONVERT = {"decouple": "donor"}, {"decouple": "convert"}
@@ -84,6 +85,32 @@ def test_a_composition_merged_again_alone_is_itself(natives, pair, tmp_path):
     ours = composed(tmp_path, natives, {"old": pair}, DAMC, compose=DONOR)
     assert torch.equal(logits(ours, "image", "audio"), logits(pair, "image", "audio"))
     assert config(ours)["sources"].keys() == config(pair)["sources"].keys()
+
+
+# The code that a composed checkpoint carried before it was generated: one file per source file.
+OLD_CODE = [
+    "chat_mcompose", "configuration_experts", "configuration_mcompose", "configuration_points", "expert_forward",
+    "expert_places", "expert_projectors", "expert_references", "expert_router", "expert_routes", "experts",
+    "families", "generation_mcompose", "hidden_tokens", "masks_bidirectional", "media_expansion", "media_features",
+    "media_items", "media_prefixes", "modeling_mcompose", "modeling_points", "native_classes", "native_configs",
+    "onnx_encoder", "onnx_graph", "outputs_mcompose", "own_code", "placement", "positions_composed",
+    "positions_mrope", "processing_experts", "processing_frames", "processing_mcompose", "processing_points",
+    "processing_tokens", "registration", "resampling", "routed", "routed_editing", "routed_groups", "routed_low_rank",
+    "routed_routes", "source_processors", "text_head", "towers",
+]  # fmt: skip
+
+
+def test_an_older_checkpoint_with_many_code_files_is_merged_again_and_its_code_is_neither_run_nor_kept(
+    natives, pair, tmp_path
+):
+    older = Path(shutil.copytree(pair, tmp_path / "older", ignore=shutil.ignore_patterns("*.py")))
+    for name in OLD_CODE:
+        (older / f"{name}.py").write_text('raise SystemExit("This code is not to be run.")\n', encoding="utf-8")
+    register()
+    assert AutoModelForImageTextToText.from_pretrained(older, trust_remote_code=True).config.model_type == "mcompose"
+    ours = composed(tmp_path, natives, {"old": older}, DAMC, compose=DONOR)
+    assert {path.name: path.read_text(encoding="utf-8") for path in ours.glob("*.py")} == generate_files("composed")
+    assert torch.equal(logits(ours, "image", "audio"), logits(pair, "image", "audio"))
 
 
 def test_half_of_a_composition_can_be_taken(natives, donors, pair, tmp_path):
