@@ -32,6 +32,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
 _AS_TEXT = (_TAG + "str", _TAG + "timestamp", _TAG + "value")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SCALARS = tuple(_TAG + kind for kind in ("null", "bool", "int", "float"))
 
 
@@ -254,6 +255,10 @@ class _Builder:
         return key
 
     def _scalar(self, node: ScalarNode, *, at: KeyPath) -> Any:
+        if half := _SURROGATE.search(node.value):  # an escape can spell it; no file can hold it, no path name it
+            where = f" in '{spell(at)}'" if at else ""
+            message = f"U+{ord(half[0]):04X}{where} is only half of a character."
+            raise self._error(message, node, hint=r"Write the character itself, or one escape: '\U0001F600'.")
         if node.tag in _AS_TEXT:
             return node.value
         if node.tag not in _SCALARS:

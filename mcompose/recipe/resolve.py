@@ -34,6 +34,11 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(rf"^(?:{FLOAT_PATTERN.pattern})$"), list("-+0123456789.")
 )
+# PyYAML writes U+0085 as it stands, and its reader takes it for a line break: only an escape survives.
+_Dumper.add_representer(
+    str,
+    lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None),
+)
 _Dumper.add_representer(
     list,
     lambda dumper, data: dumper.represent_sequence(

@@ -1,4 +1,4 @@
-"""What starting costs: CPU seconds of help, inspect and plan, and that they load none of the heavy libraries.
+"""What starting costs: help, inspect and plan load none of the heavy libraries; their CPU seconds with ``-m cost``.
 
 The checkpoints are real headers over sparse files, with tokenizers of 32,000 entries. 7B: LLaVA 1.5 by its published
 shapes, and two Vicuna-like language models. 70B: five models of the shapes of Llama 2 70B, in 15 files each.
@@ -73,18 +73,27 @@ def least(*arguments: str) -> float:
     return min(run(*arguments)[0] for _ in range(3))
 
 
+def test_help_and_inspect_load_no_heavy_library(recipe):
+    run("--help")
+    run("inspect", str(recipe.parent / "llava"))
+
+
+@pytest.mark.cost
 def test_help_takes_a_third_of_a_second():
     assert least("--help") <= 0.3
 
 
+@pytest.mark.cost
 def test_a_plan_of_7b_models_takes_a_second(recipe):
     assert least("plan", str(recipe)) <= 1.0
 
 
+@pytest.mark.cost
 def test_a_plan_of_70b_models_takes_three_seconds(large_recipe):
     assert least("plan", str(large_recipe)) <= 3.0
 
 
+@pytest.mark.cost
 def test_inspecting_7b_models_takes_a_second(recipe):
     assert least("inspect", *(str(recipe.parent / name) for name in ("llava", "expert"))) <= 1.0
 

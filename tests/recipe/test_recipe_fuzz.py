@@ -138,6 +138,33 @@ def test_bytes(tmp_path_factory, content):
         parse_recipe(read_text(path)[1], path=path)
 
 
+ONE_VALUE = """\
+schema: 1
+name: n
+base: hub:org/base
+sources: [{{name: sees, model: 'hub:org/sees'}}]
+merge: {{method: linear, parameters: {{{0}: {0}}}}}
+"""
+CHARACTERS = [*range(0x100), 0x2028, 0x2029, 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x1F600, 0x10FFFF]
+
+
+@pytest.mark.parametrize("around", ["{}", "a{}b", "{}{} a", "a {} ", "word " * 14 + "{}"])
+def test_every_character_survives_the_resolved_recipe(around):
+    """YAML takes some of them for line breaks, and cannot hold others but as an escape: U+0085 came back as a space."""
+    for character in map(chr, CHARACTERS):
+        value = around.replace("{}", character)
+        escaped = '"' + "".join(f"\\U{ord(letter):08X}" for letter in value) + '"'
+        assert dict(read(ONE_VALUE.format(escaped)).merge.parameters) == {value: value}, repr(character)
+
+
+@pytest.mark.parametrize("escape", [r"\ud800", r"\udfff", r"\ud83d\ude00", r"a\uDC80"])
+def test_half_a_character_is_refused(escape):
+    for text in (ONE_VALUE.format(f'"{escape}"'), f'"{escape}": 1', f'x: [1, "{escape}"]'):
+        with pytest.raises(RecipeError, match=r"U\+D[0-9A-F]{3}.* is only half of a character") as caught:
+            parse_recipe(text, path=Path("r.yaml"))
+        assert "U0001F600" in caught.value.hint
+
+
 @pytest.mark.parametrize("depth", [50, 100, 150, 200, 250, 300, 350, 400])
 def test_nesting(depth):
     assert read(f"schema: 1\nx: {'[' * depth}{']' * depth}") is None
