@@ -27,7 +27,7 @@ from mcompose.modeling.experts.processing import AUTO
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["EvaluatedModel", "load_evaluated_model"]
 
 _ARGUMENTS: Final = {"image": "images", "audio": "audio", "video": "videos", "points": "points"}
 _OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
@@ -35,7 +35,7 @@ _PARTS: Final = {"image": "image_processor", "audio": "feature_extractor", "vide
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A loaded checkpoint.
 
     Args:
@@ -52,7 +52,7 @@ class Subject:
     modalities: tuple[str, ...]
     experts: str = AUTO
 
-    def sending_to(self, experts: str) -> Subject:
+    def sending_to(self, experts: str) -> EvaluatedModel:
         """The same checkpoint with its items sent elsewhere.
 
         Args:
@@ -182,7 +182,7 @@ def _by_prompt(routes: Sequence[Sequence[str]], prompts: Sequence[str], routers:
     return made
 
 
-def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
+def load_evaluated_model(folder: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
     """Loads a checkpoint of any kind that mcompose knows.
 
     Args:
@@ -204,7 +204,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
     try:
         if model_type in TEXT_MODELS and model_type not in MULTIMODAL_MODELS and not _has_processor(folder):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **trust)
-            return Subject(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
+            return EvaluatedModel(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
         model = _model_class(config.get("architectures") or []).from_pretrained(folder, dtype="auto", **trust)
         processor = _processor(folder, trust)
     except (OSError, ValueError, KeyError) as error:
@@ -212,7 +212,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
             f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
             hint=_hint(config, trust_remote_code=trust_remote_code),
         ) from error
-    return Subject(folder, model.eval(), processor, _modalities(model, processor))
+    return EvaluatedModel(folder, model.eval(), processor, _modalities(model, processor))
 
 
 def _hint(config: Mapping[str, Any], *, trust_remote_code: bool) -> str:

@@ -34,7 +34,7 @@ from typing import Any, Final
 import yaml
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate.letters import choices_in
+from mcompose.evaluate.option_letters import choices_in
 from mcompose.evaluate.task import Item, MediaInput, Task
 
 __all__ = ["KINDS", "Card", "Kind", "load_card", "load_questions"]

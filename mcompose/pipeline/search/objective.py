@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate import Options, Task, evaluate_task, find_tasks, load_task
-from mcompose.evaluate.prompts import check_template
-from mcompose.evaluate.results import figures
+from mcompose.evaluate import Options, Task, check_template, evaluate_task, figures, find_tasks, load_task
 
 if TYPE_CHECKING:
-    from mcompose.evaluate.subject import Subject
+    from mcompose.evaluate import EvaluatedModel
 
 __all__ = ["Exam", "Outcome", "Questions", "open_exam"]
 
@@ -90,7 +88,7 @@ class Exam:
     tasks: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
-    def ask(self, subject: Subject, *, told: Told | None = None) -> Outcome:
+    def ask(self, subject: EvaluatedModel, *, told: Told | None = None) -> Outcome:
         """Asks a model everything.
 
         Args:
