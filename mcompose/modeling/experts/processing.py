@@ -20,6 +20,7 @@ from transformers.audio_utils import load_audio
 from transformers.image_utils import load_image
 
 from ..families import TYPE_IDS
+from ..processing.native_calls import sampling_rate
 from ..processing.resampling import resampled
 from ..processing.sources import PROCESSOR_FOLDER, Unavailable
 from ..towers.features import SEPARATOR
@@ -209,7 +210,7 @@ class ExpertMedia:
         if modality not in routes:
             return [""] * len(items), {}
         if rate is None and modality == "audio":
-            rate = getattr(getattr(beside, "feature_extractor", beside), "sampling_rate", None)
+            rate = sampling_rate(beside)
         mine = routes[modality]
         blocks = [SLOT_TOKEN if route is None else "" for route in mine]
         tensors: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .expansion import PLACEHOLDERS
+from .native_calls import PLACEHOLDERS
 
 __all__ = ["DEFAULT_TEMPLATE", "flattened", "media_of"]
 

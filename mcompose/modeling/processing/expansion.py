@@ -18,21 +18,22 @@ import torch
 from transformers.utils import logging
 
 from ..families import family_of
-from ..points.processing import PointsProcessor
-from .frames import FramesProcessor
+from .native_calls import (
+    PLACEHOLDERS,
+    call_processor,
+    processor_placeholder,
+    takes_flat_images,
+    takes_flat_options,
+)
 
-__all__ = ["PLACEHOLDERS", "Expansion", "expand_media"]
+__all__ = ["Expansion", "expand_media"]
 
 logger = logging.get_logger(__name__)
 
-PLACEHOLDERS = {"image": "<image>", "video": "<video>", "audio": "<audio>", "points": "<points>"}
-_ARGUMENT = {"image": "images", "video": "videos", "audio": "audio", "points": "points"}
 # Outputs of a source's processor that belong to its text, not to its media.
 _TEXT_OUTPUTS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets"}
 )
-# Processors that take no list of images per text row.
-_FLAT = frozenset({"got_ocr2"})
 _VOXTRAL_FRAMES_PER_TOKEN = 8
 _VOXTRAL_CHUNK = 3000
 
@@ -93,18 +94,16 @@ def expand_media(
     """
     if model_type == "voxtral":
         return _voxtral(processor, [item for row in rows for item in row], options)
-    token = _text_token(processor, modality)
-    flat = model_type in _FLAT
-    if flat:
+    if takes_flat_images(processor):
         rows = [[item] for row in rows for item in row]
-    outputs = _run(processor, modality, rows, token, options, flat=flat)
+    outputs = _run(processor, modality, rows, options)
     offsets = outputs.get("text_replacement_offsets")
     if offsets is not None and any(offsets):
         replaced = [entry["replacement"] for row in offsets for entry in row]
     else:
         # No record of what was replaced: one row per item, so that a row's text is its item's.
         rows = [[item] for row in rows for item in row]
-        outputs = _run(processor, modality, rows, token, options, flat=flat)
+        outputs = _run(processor, modality, rows, options)
         replaced = _decoded(processor.tokenizer, outputs)
     family = family_of(model_type)
     media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
@@ -115,38 +114,20 @@ def expand_media(
     return Expansion(texts, tensors, fences if known.issuperset(fences) else ("", ""))
 
 
-def _run(
-    processor: Any,
-    modality: str,
-    rows: Sequence[Sequence[Any]],
-    token: str,
-    options: Mapping[str, Any],
-    *,
-    flat: bool,
-) -> dict[str, Any]:
-    nested = [list(row) for row in rows]
-    items = [item for row in nested for item in row] if flat or modality in ("audio", "points") else nested
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    asked = {"add_special_tokens": False, "return_tensors": "pt", **options}
-    if isinstance(processor, PointsProcessor | FramesProcessor):
-        asked["padding"] = True
-    else:
-        # Said flat, it would also stop a feature extractor from padding sounds to the length that its encoder needs.
-        asked["text_kwargs"] = {"padding": True}
-    if modality != "points":
-        asked["return_text_replacement_offsets"] = True
-    texts = [token * len(row) for row in nested]
-    return dict(processor(text=texts, **{_ARGUMENT[modality]: items}, **asked))
-
-
-def _text_token(processor: Any, modality: str) -> str:
-    token = getattr(processor, f"{modality}_token", None)
-    if modality == "image" and hasattr(processor, "boi_token"):
-        token = processor.boi_token
+def _run(processor: Any, modality: str, rows: Sequence[Sequence[Any]], options: Mapping[str, Any]) -> dict[str, Any]:
+    token = processor_placeholder(processor, modality)
     if token is None:
         raise ValueError(f"{type(processor).__name__} names no {modality}_token, so it cannot serve {modality}.")
-    return str(token)
+    recorded = {} if takes_flat_options(processor) else {"return_text_replacement_offsets": True}
+    made = call_processor(
+        processor,
+        [token * len(row) for row in rows],
+        {modality: rows},
+        text_options={"add_special_tokens": False},
+        **recorded,
+        **options,
+    )
+    return dict(made)
 
 
 def _media_tokens(processor: Any) -> frozenset[str]:

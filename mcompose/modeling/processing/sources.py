@@ -21,6 +21,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..points.processing import PointsProcessor
 from .frames import FramesProcessor
+from .native_calls import PROCESSOR_PARTS
 
 __all__ = [
     "PROCESSOR_FOLDER",
@@ -33,7 +34,6 @@ __all__ = [
 
 PROCESSOR_FOLDER = "processors"
 _ISLAND = {"PointsProcessor": PointsProcessor, "FramesProcessor": FramesProcessor}
-_PART = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
 _LOADERS = {
     "tokenizer": AutoTokenizer,
     "image_processor": AutoImageProcessor,
@@ -103,10 +103,10 @@ def check_part(processor: Any, modality: str, source: str) -> None:
     """
     if isinstance(processor, Unavailable):
         raise ValueError(f"The processor of source {source!r} cannot be loaded: {processor.reason}")
-    part = _PART.get(modality)
-    if part in getattr(processor, "missing_parts", {}):
-        reason = processor.missing_parts[part]
-        raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {reason}")
+    missing = getattr(processor, "missing_parts", {})
+    for part in PROCESSOR_PARTS.get(modality, ()):
+        if part in missing:
+            raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {missing[part]}")
 
 
 def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:

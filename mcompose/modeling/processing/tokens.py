@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..families import MODALITIES, family_of
-from .expansion import PLACEHOLDERS
+from .native_calls import PLACEHOLDERS
 
 __all__ = ["add_placeholders", "structure_ids"]
 

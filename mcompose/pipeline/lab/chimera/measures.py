@@ -84,11 +84,7 @@ def _shown(data: Path, *, limit: int | None) -> list[_Shown]:
 def _prepared(
     evaluated: EvaluatedModel, images: Sequence[Any], texts: Sequence[str], *, experts: Any = None
 ) -> dict[str, Any]:
-    evaluated.tokenizer.padding_side = "left"
-    made = evaluated.processor(
-        text=list(texts), images=[[image] for image in images], padding=True, return_tensors="pt", experts=experts
-    )
-    return {name: value for name, value in made.items() if name != "token_type_ids"}
+    return evaluated.prepare_inputs(texts, {"image": [[image] for image in images]}, experts=experts)
 
 
 @torch.inference_mode()
