@@ -16,7 +16,7 @@ from PIL import Image
 
 from examples.real.expert_nets import LINE, SIDE
 from examples.real.expert_tables import CELL, SPECIAL, draw_tables, render
-from mcompose.evaluate.subject import Subject
+from mcompose.evaluate import EvaluatedModel
 
 __all__ = ["cell_features", "features_of", "read_out", "ridge"]
 
@@ -25,11 +25,11 @@ _CHUNK: Final = 20
 
 
 @torch.inference_mode()
-def features_of(subject: Subject, images: Sequence[Image.Image], expert: str) -> np.ndarray:
+def features_of(evaluated: EvaluatedModel, images: Sequence[Image.Image], expert: str) -> np.ndarray:
     """Features of pictures as a checkpoint holds them, before any projector.
 
     Args:
-        subject: A checkpoint with experts.
+        evaluated: A checkpoint with experts.
         images: Pictures.
         expert: Name of an expert, or "general".
 
@@ -39,30 +39,30 @@ def features_of(subject: Subject, images: Sequence[Image.Image], expert: str) ->
     made = []
     for start in range(0, len(images), _CHUNK):
         some = list(images[start : start + _CHUNK])
-        made.append(_general(subject, some) if expert == "general" else _expert(subject, some, expert))
+        made.append(_general(evaluated, some) if expert == "general" else _expert(evaluated, some, expert))
     return np.concatenate(made)
 
 
-def _general(subject: Subject, images: list[Image.Image]) -> np.ndarray:
-    inputs = _prepared(subject, images, "none")
-    tower = subject.model.model.towers["general"]
-    pixels = inputs["general__pixel_values"].to(subject.model.dtype)
+def _general(evaluated: EvaluatedModel, images: list[Image.Image]) -> np.ndarray:
+    inputs = _prepared(evaluated, images, "none")
+    tower = evaluated.model.model.towers["general"]
+    pixels = inputs["general__pixel_values"].to(evaluated.model.dtype)
     hidden = tower.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     side = round(hidden.shape[1] ** 0.5)
     return hidden.float().numpy().reshape(len(images), side, side, -1)
 
 
-def _expert(subject: Subject, images: list[Image.Image], name: str) -> np.ndarray:
-    inputs = _prepared(subject, images, name)
+def _expert(evaluated: EvaluatedModel, images: list[Image.Image], name: str) -> np.ndarray:
+    inputs = _prepared(evaluated, images, name)
     own = {key.removeprefix(f"{name}__"): value for key, value in inputs.items() if key.startswith(f"{name}__")}
-    seen = subject.model.model.experts[name].encode(own)[0].float().numpy()
+    seen = evaluated.model.model.experts[name].encode(own)[0].float().numpy()
     rows = SIDE // LINE if name == SPECIAL[0] else round(seen.shape[1] ** 0.5)
     return seen.reshape(len(images), rows, -1, seen.shape[-1])
 
 
-def _prepared(subject: Subject, images: list[Image.Image], expert: str) -> Any:
+def _prepared(evaluated: EvaluatedModel, images: list[Image.Image], expert: str) -> Any:
     nested = [[image] for image in images]
-    return subject.processor(text=["<image>"] * len(images), images=nested, return_tensors="pt", experts=expert)
+    return evaluated.processor(text=["<image>"] * len(images), images=nested, return_tensors="pt", experts=expert)
 
 
 def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -79,11 +79,13 @@ def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
     return grid[top : top + height, left : left + width].reshape(-1)
 
 
-def read_out(subject: Subject, *, encoder: str, domain: str, counts: tuple[int, int], seed: int) -> tuple[float, int]:
+def read_out(
+    evaluated: EvaluatedModel, *, encoder: str, domain: str, counts: tuple[int, int], seed: int
+) -> tuple[float, int]:
     """Share of test cells whose number a linear read-out finds.
 
     Args:
-        subject: A checkpoint with experts.
+        evaluated: A checkpoint with experts.
         encoder: Name of an expert, or "general".
         domain: How tables are drawn.
         counts: Training and test pictures.
@@ -95,7 +97,7 @@ def read_out(subject: Subject, *, encoder: str, domain: str, counts: tuple[int, 
     sides = []
     for split, count in zip(("train", "test"), counts, strict=True):
         tables = draw_tables(count, split=split, seed=seed, domain=domain)
-        grids = features_of(subject, [render(table, ruled=domain == SPECIAL[1]) for table in tables], encoder)
+        grids = features_of(evaluated, [render(table, ruled=domain == SPECIAL[1]) for table in tables], encoder)
         rows, numbers = [], []
         for table, grid in zip(tables, grids, strict=True):
             for i, values in enumerate(table.values):

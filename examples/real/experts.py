@@ -26,8 +26,8 @@ from examples.real.expert_nets import NETS, make_encoders
 from examples.real.expert_runs import EXPERTS, PLAIN, Plan, Run, command, run, write_recipe
 from examples.real.expert_tables import SPECIAL, write_data
 from examples.real.sources import make_image_source
+from mcompose.evaluate import load_evaluated_model
 from mcompose.evaluate.routes import expert_for
-from mcompose.evaluate.subject import load_subject
 from mcompose.lab.smol.encoders import dinov2_weights
 from mcompose.lab.smol.parts import export_language
 from mcompose.pipeline.lab.chimera.measures import cost, router
@@ -106,11 +106,11 @@ def asked(one: Run, tasks: Sequence[Path], save: Path, *, expert: str = "auto") 
 
 def read_outs(trained: Path, plan: Plan) -> dict[str, tuple[float, int]]:
     """What a linear read-out finds of the numbers in each encoder's features, for both ways of drawing."""
-    subject = load_subject(trained)
+    evaluated = load_evaluated_model(trained)
     counts = (min(plan.tables, 160), max(plan.asked, 8))
     pairs = [(domain, encoder) for domain in SPECIAL for encoder in ("general", domain)] + [(SPECIAL[1], SPECIAL[0])]
     return {
-        f"{domain} by {encoder}": read_out(subject, encoder=encoder, domain=domain, counts=counts, seed=plan.seed)
+        f"{domain} by {encoder}": read_out(evaluated, encoder=encoder, domain=domain, counts=counts, seed=plan.seed)
         for domain, encoder in pairs
     }
 

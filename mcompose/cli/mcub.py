@@ -50,6 +50,7 @@ def make(
 
     Example: mcompose mcub make captions.jsonl -o build/commonality --size 2 --size 3
     """
+    from mcompose.evaluate import JudgeCache, endpoint_from
     from mcompose.evaluate.commonality import (
         EndpointWriter,
         MakeSettings,
@@ -58,16 +59,14 @@ def make(
         make_sets,
         read_captions,
     )
-    from mcompose.evaluate.endpoint import endpoint_from
-    from mcompose.evaluate.replies import Replies
 
     entities = read_captions(captions)
     asked = endpoint_from(endpoint, endpoint_model)
     if asked is None:
         writer = TemplateWriter(entities, seed=seed, partial=partial)
     else:
-        replies = Replies(asked, name=f"{asked.url} {asked.model}", path=target / f"{name}-replies.jsonl")
-        writer = EndpointWriter(replies, name=asked.model)
+        cache = JudgeCache(asked, name=f"{asked.url} {asked.model}", path=target / f"{name}-replies.jsonl")
+        writer = EndpointWriter(cache, name=asked.model)
     chosen = embedder(embedding)
     output.say(f"captions: {len(entities)}, embedding: {chosen[0]}, questions by: {writer.name}")
     settings = MakeSettings(name, tuple(size or (3, 4)), count, seed, min_similarity, reuse)

@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from mcompose.errors import RequestError
 from mcompose.evaluate.extraction.reading_errors import BadReferenceError
-from mcompose.evaluate.letters import choices_in
 from mcompose.evaluate.metrics import expanded, graded, rule_for
+from mcompose.evaluate.option_letters import choices_in
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.modalities import MODALITIES
 

@@ -12,7 +12,7 @@ from typing import Final
 from mcompose.errors import UnknownNameError, nearest_name
 from mcompose.evaluate.extraction.graded import GRADED, GROUPS, Graded
 from mcompose.evaluate.extraction.relaxed import relaxed_match
-from mcompose.evaluate.letters import parse_letter
+from mcompose.evaluate.option_letters import parse_letter
 from mcompose.evaluate.vqa_answers import normalise_answer
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from mcompose.errors import RequestError
 
 if TYPE_CHECKING:
-    from mcompose.evaluate.subject import Subject
+    from mcompose.evaluate.evaluated_model import EvaluatedModel
 
 __all__ = ["TEMPLATES", "check_template", "in_chat", "in_template"]
 
@@ -37,11 +37,11 @@ def check_template(template: str) -> None:
         )
 
 
-def in_template(subject: Subject, prompt: str, template: str) -> str:
+def in_template(evaluated: EvaluatedModel, prompt: str, template: str) -> str:
     """The turn.
 
     Args:
-        subject: The checkpoint.
+        evaluated: The checkpoint.
         prompt: The question with its placeholders.
         template: As ``check_template`` takes it.
 
@@ -49,21 +49,21 @@ def in_template(subject: Subject, prompt: str, template: str) -> str:
         What the checkpoint reads.
     """
     if template == "chat":
-        return in_chat(subject, prompt)
+        return in_chat(evaluated, prompt)
     return TEMPLATES.get(template, template).replace("{prompt}", prompt)
 
 
-def in_chat(subject: Subject, prompt: str) -> str:
+def in_chat(evaluated: EvaluatedModel, prompt: str) -> str:
     """The prompt as a user's turn, where the checkpoint has a chat template.
 
     Args:
-        subject: The checkpoint.
+        evaluated: The checkpoint.
         prompt: With its placeholders.
 
     Returns:
         The turn; the prompt itself when there is no template.
     """
-    for holder in (subject.processor, subject.tokenizer):
+    for holder in (evaluated.processor, evaluated.tokenizer):
         if getattr(holder, "chat_template", None):
             turns = [{"role": "user", "content": prompt}]
             return str(holder.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -34,7 +34,7 @@ from typing import Any, Final
 import yaml
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate.letters import choices_in
+from mcompose.evaluate.option_letters import choices_in
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.modalities import MODALITIES, RELEASED_NAMES
 

@@ -21,19 +21,19 @@ from mcompose.errors import RequestError
 from mcompose.evaluate.confusion import Confusion
 from mcompose.evaluate.endpoint import Endpoint
 from mcompose.evaluate.judge import judge_prompt, parse_verdict
+from mcompose.evaluate.judge_cache import JudgeCache
 from mcompose.evaluate.metrics import Verdict, is_right, score
+from mcompose.evaluate.predictions_log import PredictionsLog, fingerprint, item_key
 from mcompose.evaluate.prompts import check_template, in_template
-from mcompose.evaluate.reading import find_tasks, load_task
-from mcompose.evaluate.replies import Replies
 from mcompose.evaluate.results import Prediction, Report, Result, figures
 from mcompose.evaluate.routes import TOLD, WRONG, router_confusion, slips
-from mcompose.evaluate.sheet import Sheet, fingerprint, item_key
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.evaluate.task_files import find_tasks, load_task
 from mcompose.media import MediaError, read_media
 from mcompose.progress import OnCount
 
 if TYPE_CHECKING:
-    from mcompose.evaluate.subject import Subject
+    from mcompose.evaluate.evaluated_model import EvaluatedModel
 
 __all__ = ["Options", "evaluate", "evaluate_task"]
 
@@ -104,24 +104,26 @@ def evaluate(
     loaded = [load_task(file, limit=limit, check_media=not options.skip_broken) for file in find_tasks(tasks)]
     _refuse_what_cannot_be_told(loaded, options)
     _refuse_without_domains(loaded, options.experts)
-    from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - tasks are checked before torch is loaded
+    from mcompose.evaluate.evaluated_model import load_evaluated_model  # noqa: PLC0415 - tasks are checked before torch is loaded
 
-    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
+    evaluated = load_evaluated_model(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(
+        options.experts
+    )
     for task in loaded:
-        _tell_of_domains(task, subject, options)
+        _tell_of_domains(task, evaluated, options)
         if not options.leave_out:
-            _refuse_lacking(task, subject)
+            _refuse_lacking(task, evaluated)
     results: list[Result] = []
     asked: list[tuple[Task, Sequence[Prediction]]] = []
     for task in loaded:
-        made = evaluate_task(subject, task, batch_size=batch_size, progress=progress, options=options)
+        made = evaluate_task(evaluated, task, batch_size=batch_size, progress=progress, options=options)
         results += figures(task, made)
         asked.append((task, made))
-    return Report(str(checkpoint), tuple(results), options.experts, _routing(subject, asked))
+    return Report(str(checkpoint), tuple(results), options.experts, _routing(evaluated, asked))
 
 
 def evaluate_task(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     task: Task,
     *,
     batch_size: int = 32,
@@ -131,7 +133,7 @@ def evaluate_task(
     """Asks one task; inputs of modalities that the checkpoint lacks are dropped.
 
     Args:
-        subject: The loaded checkpoint.
+        evaluated: The loaded checkpoint.
         task: The task.
         batch_size: Questions at once.
         progress: Told task, questions done, and questions in all.
@@ -145,34 +147,34 @@ def evaluate_task(
         EndpointError: The judge refused or could not be reached.
     """
     options = options or Options()
-    asking = [_asked(subject, task, item, options) for item in task.items]
-    sheet = _sheet(subject, task, options)
+    asking = [_asked(evaluated, task, item, options) for item in task.items]
+    log = _open_log(evaluated, task, options)
     found: dict[int, Prediction] = {}
     for i, one in enumerate(asking):
-        row = sheet.found.get(one.key)
-        if row is not None and ("routes" in row or not subject.served):  # answers of older versions tell no routes
+        row = log.found.get(one.key)
+        if row is not None and ("routes" in row or not evaluated.served):  # answers of older versions tell no routes
             routes = {m: tuple(map(tuple, sent)) for m, sent in row.get("routes", {}).items()}
             found[i] = replace(one, output=str(row["output"]), routes=routes)
     if found:
         options.say(f"{task.name}: {len(found)} of {len(asking)} answers are those of an earlier run.")
-    for batch in _batches(subject, task.items, batch_size, done=found):
-        made = _answered(subject, task, {i: asking[i] for i in batch}, options)
-        sheet.add([asdict(p) for p in made.values()])
+    for batch in _batches(evaluated, task.items, batch_size, done=found):
+        made = _answered(evaluated, task, {i: asking[i] for i in batch}, options)
+        log.add([asdict(p) for p in made.values()])
         found |= made
         if progress:
             progress(task.name, len(found), len(asking))
     scored = _judged(task, [_scored(task, i, found[i]) for i in range(len(asking))], options)
-    sheet.finish([asdict(p) for p in scored])
+    log.finish([asdict(p) for p in scored])
     skipped = [p for p in scored if p.skipped]
     if skipped:
         options.say(f"{task.name}: {len(skipped)} of {len(scored)} questions were skipped, first: {skipped[0].skipped}")
     return scored
 
 
-def _asked(subject: Subject, task: Task, item: Item, options: Options) -> Prediction:
+def _asked(evaluated: EvaluatedModel, task: Task, item: Item, options: Options) -> Prediction:
     """What will be asked, without an answer yet."""
-    kept = _kept(subject, item)
-    prompt = in_template(subject, item.prompt(kept), options.template or task.template)
+    kept = _kept(evaluated, item)
+    prompt = in_template(evaluated, item.prompt(kept), options.template or task.template)
     dropped = tuple(x.modality for x in item.inputs if not any(x is y for y in kept))
     return Prediction(
         id=item.id,
@@ -182,26 +184,28 @@ def _asked(subject: Subject, task: Task, item: Item, options: Options) -> Predic
         right=False,
         left_out=dropped,
         seen=len(kept),
-        key=item_key(item, prompt) + (f" {item.domain}" if subject.experts in (TOLD, WRONG) else ""),
+        key=item_key(item, prompt) + (f" {item.domain}" if evaluated.experts in (TOLD, WRONG) else ""),
         accepted=item.accepted,
     )
 
 
-def _answered(subject: Subject, task: Task, asking: dict[int, Prediction], options: Options) -> dict[int, Prediction]:
+def _answered(
+    evaluated: EvaluatedModel, task: Task, asking: dict[int, Prediction], options: Options
+) -> dict[int, Prediction]:
     """Answers a batch; questions whose media cannot be read are skipped when that is allowed."""
     made: dict[int, Prediction] = {}
     shown: dict[int, dict[str, list[Any]]] = {}
     for i, one in asking.items():
         try:
-            shown[i] = _media(subject, _kept(subject, task.items[i]))
+            shown[i] = _media(evaluated, _kept(evaluated, task.items[i]))
         except MediaError as error:
             if not options.skip_broken:
                 raise
             made[i] = replace(one, skipped=error.message)
     if shown:
-        used = [m for m in subject.modalities if any(media[m] for media in shown.values())]
+        used = [m for m in evaluated.modalities if any(media[m] for media in shown.values())]
         media = {m: [given[m] for given in shown.values()] for m in used}
-        outputs, routes = subject.answer(
+        outputs, routes = evaluated.answer(
             [asking[i].prompt for i in shown], media, max_new_tokens=task.max_new_tokens,
             domains=[task.items[i].domain for i in shown],
         )  # fmt: skip
@@ -210,9 +214,9 @@ def _answered(subject: Subject, task: Task, asking: dict[int, Prediction], optio
     return made
 
 
-def _routing(subject: Subject, asked: Sequence[tuple[Task, Sequence[Prediction]]]) -> dict[str, Confusion]:
+def _routing(evaluated: EvaluatedModel, asked: Sequence[tuple[Task, Sequence[Prediction]]]) -> dict[str, Confusion]:
     """What the routers chose, where they were asked and questions name domains."""
-    if subject.experts != "auto" or not any(item.domain for task, _ in asked for item in task.items):
+    if evaluated.experts != "auto" or not any(item.domain for task, _ in asked for item in task.items):
         return {}
     seen = [
         (item.domain, made.routes)
@@ -220,7 +224,7 @@ def _routing(subject: Subject, asked: Sequence[tuple[Task, Sequence[Prediction]]
         for item, made in zip(task.items, found, strict=True)
         if made.routes
     ]
-    return router_confusion(getattr(subject.model.config, "routers", None) or {}, subject.expert_entries, seen)
+    return router_confusion(getattr(evaluated.model.config, "routers", None) or {}, evaluated.expert_entries, seen)
 
 
 def _scored(task: Task, index: int, prediction: Prediction) -> Prediction:
@@ -243,7 +247,7 @@ def _judged(task: Task, made: list[Prediction], options: Options) -> list[Predic
     if options.judge is None or not task.judge:
         return made
     path = options.predictions / f"{task.name}.judge.jsonl" if options.predictions else None
-    replies = Replies(options.judge, name=f"{options.judge.url} {options.judge.model}", path=path)
+    replies = JudgeCache(options.judge, name=f"{options.judge.url} {options.judge.model}", path=path)
     asked = [i for i, p in enumerate(made) if not p.skipped]
     told = replies.all([judge_prompt(task, task.items[i], made[i].output) for i in asked])
     for i, reply in zip(asked, told, strict=True):
@@ -253,7 +257,7 @@ def _judged(task: Task, made: list[Prediction], options: Options) -> list[Predic
     return made
 
 
-def _sheet(subject: Subject, task: Task, options: Options) -> Sheet:
+def _open_log(evaluated: EvaluatedModel, task: Task, options: Options) -> PredictionsLog:
     settings = {
         "leave_out": options.leave_out,
         "template": options.template or task.template,
@@ -262,35 +266,37 @@ def _sheet(subject: Subject, task: Task, options: Options) -> Sheet:
     }
     if options.experts != "auto":
         settings["experts"] = options.experts
-    run = fingerprint(Path(subject.folder), settings)
+    run = fingerprint(Path(evaluated.folder), settings)
     header = {"task": task.name, "version": task.version, "metric": task.metric, "run": run}
     path = options.predictions / f"{task.name}.jsonl" if options.predictions else None
-    sheet = Sheet(path, header, resume=options.resume)
-    if sheet.moved:
-        options.say(f"{task.name}: answers of another checkpoint or setting were moved to {sheet.moved}; asked anew.")
-    return sheet
+    log = PredictionsLog(path, header, resume=options.resume)
+    if log.moved:
+        options.say(f"{task.name}: answers of another checkpoint or setting were moved to {log.moved}; asked anew.")
+    return log
 
 
-def _kept(subject: Subject, item: Item) -> list[MediaInput]:
-    return [x for x in item.inputs if x.modality == "text" or x.modality in subject.modalities]
+def _kept(evaluated: EvaluatedModel, item: Item) -> list[MediaInput]:
+    return [x for x in item.inputs if x.modality == "text" or x.modality in evaluated.modalities]
 
 
-def _batches(subject: Subject, items: Sequence[Item], size: int, *, done: dict[int, Prediction]) -> Iterator[list[int]]:
+def _batches(
+    evaluated: EvaluatedModel, items: Sequence[Item], size: int, *, done: dict[int, Prediction]
+) -> Iterator[list[int]]:
     """Batches in which all questions have the same number of items of each modality: some processors need that."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, item in enumerate(items):
         if index not in done:
-            groups.setdefault(tuple(sorted(x.modality for x in _kept(subject, item))), []).append(index)
+            groups.setdefault(tuple(sorted(x.modality for x in _kept(evaluated, item))), []).append(index)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def _media(subject: Subject, kept: Sequence[MediaInput]) -> dict[str, list[Any]]:
-    rate = subject.sampling_rate
+def _media(evaluated: EvaluatedModel, kept: Sequence[MediaInput]) -> dict[str, list[Any]]:
+    rate = evaluated.sampling_rate
     return {
         modality: [read_media(x.path, modality, sampling_rate=rate) for x in kept if x.modality == modality and x.path]
-        for modality in subject.modalities
+        for modality in evaluated.modalities
     }
 
 
@@ -320,22 +326,22 @@ def _refuse_without_domains(tasks: Sequence[Task], experts: str) -> None:
             )
 
 
-def _tell_of_domains(task: Task, subject: Subject, options: Options) -> None:
-    if not subject.served:
+def _tell_of_domains(task: Task, evaluated: EvaluatedModel, options: Options) -> None:
+    if not evaluated.served:
         return
-    for domain, near in slips(subject.expert_entries, (item.domain for item in task.items if item.domain)):
+    for domain, near in slips(evaluated.expert_entries, (item.domain for item in task.items if item.domain)):
         options.say(f"{task.name}: the domain '{domain}' is no expert's, and looks like '{near}'; it counts as none.")
     without = sum(not item.domain for item in task.items)
     if without and options.experts in (TOLD, WRONG):
         options.say(f"{task.name}: {without} of {len(task.items)} questions name no domain; they count as none.")
 
 
-def _refuse_lacking(task: Task, subject: Subject) -> None:
+def _refuse_lacking(task: Task, evaluated: EvaluatedModel) -> None:
     for item in task.items:
         for lacking in (x.modality for x in item.inputs if x.modality != "text"):
-            if lacking not in subject.modalities:
-                takes = ", ".join(subject.modalities) or "text only"
+            if lacking not in evaluated.modalities:
+                takes = ", ".join(evaluated.modalities) or "text only"
                 raise RequestError(
-                    f"The task {task.name} shows {lacking}, which {subject.folder} does not take (it takes {takes}).",
+                    f"The task {task.name} shows {lacking}, which {evaluated.folder} does not take (it takes {takes}).",
                     hint="Leave the task out, or let such inputs be left out: --leave-out.",
                 )

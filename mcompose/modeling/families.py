@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "EXPERT_MODALITIES",
     "EXPERT_TYPE",
+    "FLAT_IMAGE_PROCESSORS",
     "MODALITIES",
     "PLACEHOLDERS",
     "PROCESSOR_ARGUMENTS",
@@ -43,7 +44,14 @@ EXPERT_MODALITIES = ("image", "audio")
 PLACEHOLDERS = {modality: f"<{modality}>" for modality in MODALITIES}
 # What processors call a modality among their arguments, and their own part that serves it.
 PROCESSOR_ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio", "points": "points"}
-PROCESSOR_PARTS = {"image": "image_processor", "video": "video_processor", "audio": "feature_extractor"}
+PROCESSOR_PARTS = {
+    "image": ("image_processor",),
+    "video": ("video_processor",),
+    "audio": ("feature_extractor", "audio_processor"),
+}
+"""Modality -> attributes of a native processor that may hold the part for it."""
+FLAT_IMAGE_PROCESSORS = ("GotOcr2Processor",)
+"""Native processors that take images in one list, one for each text, and not a list per text."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,6 @@ class Family:
             function; the seconds of ``mrope`` are taken without being named here.
         old_names: Native name of a main input -> what the family's processor still calls it.
         image_path: modalities that the native class sends through its image features.
-        flat_items: Whether its processor takes a flat list of items instead of a list per text row.
         chunks: How its sounds become tokens, None where its processor says so in the text.
         around: modality -> the two tokens that the family's chat template puts around an item.
         needs_text: Language model types that its features depend on; empty for any.
@@ -138,7 +145,6 @@ class Family:
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     old_names: dict[str, str] = field(default_factory=dict)
     image_path: tuple[str, ...] = ()
-    flat_items: bool = False
     chunks: Chunks | None = None
     around: dict[str, tuple[str, str]] = field(default_factory=dict)
     needs_text: tuple[str, ...] = ()
@@ -182,7 +188,6 @@ _FAMILIES: dict[str, Family] = {
     "voxtral": Family(chunks=Chunks(frames=3000, frames_per_token=8)),
     "video_llama_3": Family(features={"video": "video_llama_3"}, inputs={"video": ("video_compression_mask",)}),
     "video_llava": Family(old_names={"pixel_values": "pixel_values_images"}),
-    "got_ocr2": Family(flat_items=True),
     "paligemma": Family(attention="prefix", first_position=1),
     "gemma3": Family(attention="image_blocks", head="plain"),
     "llava_next": Family(whole_tile="first"),

@@ -176,20 +176,22 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
             f"A prompt has no domain, so nobody knows which expert is '{options.experts}'.",
             hint="Name the expert, or write 'none' or 'auto'.",
         )
-    from mcompose.evaluate.subject import load_subject  # noqa: PLC0415 - torch and transformers
+    from mcompose.evaluate.evaluated_model import load_evaluated_model  # noqa: PLC0415 - torch and transformers
 
     quieten_loading()
-    subject = load_subject(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(options.experts)
+    evaluated = load_evaluated_model(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(
+        options.experts
+    )
     items: dict[str, list[list[Any]]] = {}
     for modality, files in given.items():
-        if files and modality not in subject.modalities:
-            takes = ", ".join(subject.modalities) or "text only"
+        if files and modality not in evaluated.modalities:
+            takes = ", ".join(evaluated.modalities) or "text only"
             raise RequestError(f"'{checkpoint}' does not take {modality}; it takes {takes}.")
         if files:
-            items[modality] = [[read_media(f, modality, sampling_rate=subject.sampling_rate) for f in files]]
+            items[modality] = [[read_media(f, modality, sampling_rate=evaluated.sampling_rate) for f in files]]
     if not options.plain:
-        prompt = in_chat(subject, prompt)
-    [answer], _ = subject.answer([prompt], items, max_new_tokens=options.max_new_tokens)
+        prompt = in_chat(evaluated, prompt)
+    [answer], _ = evaluated.answer([prompt], items, max_new_tokens=options.max_new_tokens)
     return answer.strip()
 
 

@@ -26,7 +26,7 @@ from mcompose.evaluate.commonality import (
     tfidf,
 )
 from mcompose.evaluate.commonality.words import content_words
-from mcompose.evaluate.replies import Replies
+from mcompose.evaluate.judge_cache import JudgeCache
 
 TOPICS = (
     "dog grass",
@@ -203,7 +203,7 @@ def test_evaluate_questions_by_an_endpoint(tmp_path) -> None:
     settings = MakeSettings(sizes=(2,), count=4)
     with chat_server(reply) as (url, seen):
         for _ in range(2):  # the second run asks nothing
-            replies = Replies(Endpoint(url, "writer"), name="writer", path=tmp_path / "replies.jsonl")
+            replies = JudgeCache(Endpoint(url, "writer"), name="writer", path=tmp_path / "replies.jsonl")
             writer = EndpointWriter(replies, name="writer")
             (one,) = make_sets(entities, tmp_path / "set", embedding=("tfidf", tfidf), writer=writer, settings=settings)
             asked = len(seen)

@@ -19,9 +19,8 @@ from align_experts import build_experts, write_domains
 
 from mcompose.cli.app import app
 from mcompose.errors import RequestError, UnknownNameError
-from mcompose.evaluate import Options, evaluate
+from mcompose.evaluate import Options, evaluate, load_evaluated_model
 from mcompose.evaluate.routes import forced_routes, router_confusion
-from mcompose.evaluate.subject import load_subject
 from mcompose.pipeline.measure import GenerateOptions, generate
 
 
@@ -41,7 +40,7 @@ def home(tmp_path_factory):
 
 def expected(out, task, experts):
     """Answers one by one; the expert is named when the slots are filled, not to the processor as ``eval`` does it."""
-    subject = load_subject(out)
+    subject = load_evaluated_model(out)
     answers = []
     for name in ("charts0", "maths1", "photos0"):
         image = Image.open(task.parent / f"{name}.png").convert("RGB")
@@ -163,7 +162,7 @@ def test_evaluate_sends_media_by_the_domains_of_a_task(home, told, tmp_path, rou
 
 
 def test_evaluate_counts_what_the_router_chose(home, told, tmp_path) -> None:
-    subject = load_subject(home[0])
+    subject = load_evaluated_model(home[0])
     names = subject.model.config.routers["image"]["classes"]
     logits = []
     for name in ("charts0", "maths1", "photos0"):

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from mcompose.cli.app import app
 from mcompose.errors import RequestError
-from mcompose.evaluate import Options, evaluate, evaluate_task, load_task
-from mcompose.evaluate.subject import load_subject
+from mcompose.evaluate import Options, evaluate, evaluate_task, load_evaluated_model, load_task
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def mini(family, tmp_path_factory):
 
 
 def test_evaluate_composed_batches_answer_as_one_by_one(composed, mini) -> None:
-    subject, task = load_subject(composed), replace(load_task(mini), max_new_tokens=12)
+    subject, task = load_evaluated_model(composed), replace(load_task(mini), max_new_tokens=12)
     assert subject.modalities == MODALITIES
     shake(subject)
     single = [p.output for p in evaluate_task(subject, task, batch_size=1)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mcompose.evaluate.letters import choices_in, parse_letter
 from mcompose.evaluate.metrics import label_named, rule_for, score, vqa_match
+from mcompose.evaluate.option_letters import choices_in, parse_letter
 from mcompose.evaluate.vqa_answers import normalise_answer
 
 CHOICES = {"A": "a dog", "B": "red", "C": "music", "D": "a red car"}

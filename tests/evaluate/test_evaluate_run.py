@@ -12,8 +12,7 @@ from PIL import Image, ImageSequence
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
 from mcompose.errors import CheckpointError, RequestError
-from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_task
-from mcompose.evaluate.subject import load_subject
+from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_evaluated_model, load_task
 from mcompose.modalities import MODALITIES
 
 
@@ -83,7 +82,7 @@ def media_of(modality, path):
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_evaluate_batches_answer_as_one_by_one(family, modality) -> None:
     task = load_task(family.tasks[f"{modality}-choice"])
-    subject = load_subject(family.donors[modality])
+    subject = load_evaluated_model(family.donors[modality])
     assert subject.modalities == (modality,)
     together = evaluate_task(subject, task, batch_size=64)
     assert [p.output for p in evaluate_task(subject, task, batch_size=4)] == [p.output for p in together]
@@ -101,7 +100,7 @@ def test_evaluate_batches_answer_as_one_by_one(family, modality) -> None:
 
 def test_evaluate_text_checkpoint_answers_as_plain_transformers(family) -> None:
     task = load_task(family.tasks["text-common-3"])
-    made = evaluate_task(load_subject(family.base), task)
+    made = evaluate_task(load_evaluated_model(family.base), task)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(family.base), AutoTokenizer.from_pretrained(family.base)
     for prediction in made:
         inputs = tokenizer(prediction.prompt, return_tensors="pt")
@@ -159,7 +158,7 @@ def test_evaluate_never_runs_code_that_is_not_trusted(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(CheckpointError, match="trust"):
-        load_subject(tmp_path)
+        load_evaluated_model(tmp_path)
 
 
 def test_evaluate_a_file_that_is_missing_has_nothing_to_do_with_trust(family, tmp_path) -> None:
@@ -167,11 +166,11 @@ def test_evaluate_a_file_that_is_missing_has_nothing_to_do_with_trust(family, tm
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
-        load_subject(folder)
+        load_evaluated_model(folder)
     assert "mcompose verify" in caught.value.hint
     assert "trust" not in caught.value.hint
 
 
-def test_evaluate_processor_plain_class_matches_subject(family) -> None:
+def test_evaluate_processor_plain_class_is_the_one_that_is_loaded(family) -> None:
     assert type(AutoProcessor.from_pretrained(family.donors["image"])).__name__ == "LlavaProcessor"
-    assert type(load_subject(family.donors["video"]).processor).__name__ == "FramesProcessor"
+    assert type(load_evaluated_model(family.donors["video"]).processor).__name__ == "FramesProcessor"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mcompose.errors import RequestError, StorageError
-from mcompose.evaluate.reading import load_task
+from mcompose.evaluate import load_task
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.smol import media as smol_media
 from mcompose.lab.smol.media import cloud_copy, items_of, split_things

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tiny_sources import write_language_model, write_llava, write_recipe
 
-from mcompose.evaluate.subject import load_subject
+from mcompose.evaluate import load_evaluated_model
 from mcompose.media import read_media
 from mcompose.pipeline.write import MergeOptions, merge
 
@@ -27,7 +27,9 @@ def write_searchable(folder: Path) -> Path:
     write_llava(folder / "sees", change=0.6, seed=2)
     recipe(folder)
     oracle = recipe(folder, "oracle.yaml", merge={"method": "linear", "weights": {"sees": 1 - TOP, "expert": TOP}})
-    subject = load_subject(merge(oracle, output=folder / "oracle", options=MergeOptions(quiet=True)).result.folder)
+    subject = load_evaluated_model(
+        merge(oracle, output=folder / "oracle", options=MergeOptions(quiet=True)).result.folder
+    )
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 255, (30, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")

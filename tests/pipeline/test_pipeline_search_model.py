@@ -9,7 +9,7 @@ from tiny_sources import write_family, write_language_model, write_recipe
 
 from mcompose.compose import ComposeOptions, compose
 from mcompose.errors import NumericsError
-from mcompose.evaluate.subject import load_subject
+from mcompose.evaluate import load_evaluated_model
 from mcompose.merge.verify import verify
 from mcompose.pipeline.search.model import TrialModel, digest_of, find_parameters
 from mcompose.pipeline.search.space import Settings, applied
@@ -75,7 +75,7 @@ def check_trial(loaded, scratch: Path, settings: Settings, *, in_place: bool) ->
     digest = model.merge(settings)
     written = compose(applied(loaded, settings), output=scratch.parent / "written", options=ComposeOptions())
     assert digest == digest_of(written.ledger.tensors)
-    wanted = state(load_subject(scratch.parent / "written").model)
+    wanted = state(load_evaluated_model(scratch.parent / "written").model)
     found = state(model.subject.model)
     assert list(found) == list(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -150,21 +150,21 @@ def test_after_a_merge_that_is_not_finite_the_next_is_whole(family, tmp_path):
         model.merge(Settings({"sees": 1e30, "expert": 1e30}))
     assert model.merge(good) == digest
     compose(applied(loaded, good), output=tmp_path / "written", options=ComposeOptions())
-    wanted = state(load_subject(tmp_path / "written").model)
+    wanted = state(load_evaluated_model(tmp_path / "written").model)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in state(model.subject.model).items())
 
 
 def test_a_model_that_was_loaded_in_another_dtype_gets_the_rounded_values(family, tmp_path):
     loaded, scratch = scratch_of(family, tmp_path, merge={"method": "linear", "dtype": "bfloat16"})
     model = TrialModel(loaded, scratch)
-    wide = load_subject(scratch).model.float()
+    wide = load_evaluated_model(scratch).model.float()
     plan_jobs = [job for job in compose_jobs(loaded) if job.part in ("language", "embedding", "head")]
     model._parameters = find_parameters(wide, plan_jobs, scratch)
     assert model._parameters is not None
     settings = Settings({"sees": 0.3, "expert": 0.7})
     model.merge(settings)
     compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
-    wanted = state(load_subject(tmp_path / "written").model)
+    wanted = state(load_evaluated_model(tmp_path / "written").model)
     assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in state(wide).items())
 
 
@@ -177,7 +177,7 @@ def test_a_tensor_that_was_not_looked_for_ends_the_merging_in_place(family, tmp_
     written = compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
     assert model.merge(settings) == digest_of(written.ledger.tensors)
     assert not model.in_place
-    wanted = state(load_subject(tmp_path / "written").model)
+    wanted = state(load_evaluated_model(tmp_path / "written").model)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in state(model.subject.model).items())
 
 
@@ -191,7 +191,7 @@ def test_parameters_that_are_not_found_again_are_told(family, tmp_path):
     """A model whose values are not those of the files: fused, scaled or permuted on loading."""
     loaded, scratch = scratch_of(family, tmp_path)
     jobs = [job for job in compose_jobs(loaded) if job.part == "language"]
-    model = load_subject(scratch).model
+    model = load_evaluated_model(scratch).model
     assert set(find_parameters(model, jobs, scratch)) == {job.name for job in jobs}
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if name.endswith("layers.0.mlp.up_proj.weight")).mul_(2)
@@ -218,4 +218,4 @@ def test_a_tied_head_follows_its_embedding(tmp_path):
     causal = model.subject.model
     assert causal.lm_head.weight.data_ptr() == causal.model.embed_tokens.weight.data_ptr()
     written = compose(applied(loaded, settings), output=tmp_path / "written", options=ComposeOptions())
-    assert torch.equal(load_subject(written.folder).model.lm_head.weight, causal.lm_head.weight)
+    assert torch.equal(load_evaluated_model(written.folder).model.lm_head.weight, causal.lm_head.weight)

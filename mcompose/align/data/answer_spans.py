@@ -16,7 +16,7 @@ import numpy as np
 
 from mcompose.errors import RequestError
 
-__all__ = ["MarkingTokenizer", "mark", "marking_processor"]
+__all__ = ["START", "MarkingTokenizer", "mark", "marking_processor"]
 
 # Unicode keeps these for the inside of programs: no text holds them.
 START, END = "\ufdd0", "\ufdd1"

@@ -16,17 +16,16 @@ import numpy as np
 import torch
 import xxhash
 
-from mcompose.align.data.answer_spans import mark, marking_processor
+from mcompose.align.data.answer_spans import START, mark, marking_processor
 from mcompose.align.data.conversation import ChatWriter
 from mcompose.align.data.expert_routing import Routing
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.media import read_media
 from mcompose.modalities import MODALITIES
-from mcompose.modeling.families import PROCESSOR_ARGUMENTS, TYPE_IDS
+from mcompose.modeling.families import TYPE_IDS
 from mcompose.modeling.names import SEPARATOR
-from mcompose.modeling.points.processing import PointsProcessor
-from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.modeling.processing.native_calls import call_processor, sampling_rate, without_second_bos
 
 __all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
 
@@ -169,28 +168,8 @@ class Collator:
             raise RequestError(f"{sample.place}: {error.message}", hint=error.hint) from error
 
     def _processed(self, texts: list[str], media: Mapping[str, list[list[Any]]], *, experts: Any) -> Any:
-        bos = self.tokenizer.bos_token
-        # A template that writes the first token itself must not get it twice.
-        begun = bos is not None and all(text.removeprefix("\ufdd0").startswith(bos) for text in texts)
-        special = {"add_special_tokens": False} if begun else {}
-        if self._call is self._marking:
-            if media:
-                raise ValueError(f"The checkpoint takes text only, and {', '.join(media)} came.")
-            return self._call(texts, padding=True, return_tensors="pt", **special)
-        given = {
-            PROCESSOR_ARGUMENTS[m]: rows if m == "image" else [i for row in rows for i in row]
-            for m, rows in media.items()
-        }
-        if hasattr(self.processor, "sources"):  # composed
-            rate = {"sampling_rate": self._rate} if self._rate and "audio" in media else {}
-            routed = {"experts": experts} if self.processor.expert_media.entries else {}
-            return self._call(text=texts, padding=True, return_tensors="pt", **special, **rate, **routed, **given)
-        if "image" in given and not all(media["image"]):
-            given["images"] = [row for row in media["image"] if row]
-        if isinstance(self.processor, FramesProcessor | PointsProcessor):
-            return self._call(text=texts, padding=True, return_tensors="pt", **special, **given)
-        # Said flat, padding would also pad sounds to one another only.
-        return self._call(text=texts, text_kwargs={"padding": True, **special}, return_tensors="pt", **given)
+        options = without_second_bos(self.tokenizer, [text.removeprefix(START) for text in texts])
+        return call_processor(self._call, texts, media, text_options=options, experts=experts)
 
     def _types(self, ids_BL: torch.Tensor) -> torch.Tensor:
         types_BL = torch.zeros_like(ids_BL)
@@ -281,14 +260,6 @@ def _router_labels(labels: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         return {}
     made = {modality: torch.tensor(classes, dtype=torch.long) for modality, classes in labels.items()}
     return {"router_labels": next(iter(made.values())) if len(made) == 1 else made}
-
-
-def sampling_rate(processor: Any) -> int | None:
-    """What a checkpoint hears, in hertz; None when no part of its processor says so."""
-    parts = [processor, *getattr(processor, "processors", {}).values()]
-    parts += [getattr(part, "feature_extractor", None) for part in parts]
-    rates = [getattr(part, "sampling_rate", None) for part in parts]
-    return next((rate for rate in rates if isinstance(rate, int)), None)
 
 
 def takes_positions(model: Any) -> bool:

@@ -18,6 +18,7 @@ from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES, PLACEHOLDERS
 from mcompose.modeling.processing.chat import DEFAULT_TEMPLATE
+from mcompose.modeling.processing.native_calls import processor_placeholder
 
 __all__ = ["PLAIN_TEMPLATE", "ChatWriter", "Conversation"]
 
@@ -58,7 +59,7 @@ class ChatWriter:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         own = chat_template or getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self._template = own.get("default") if isinstance(own, dict) else own or DEFAULT_TEMPLATE
-        self.placeholders = {modality: _placeholder(processor, modality) for modality in MODALITIES}
+        self.placeholders = {m: processor_placeholder(processor, m) or PLACEHOLDERS[m] for m in MODALITIES}
         special = (*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab())
         self._special_tokens = tuple(str(token) for token in special)
         # Templates of native processors often read lists of parts only.
@@ -138,15 +139,6 @@ class ChatWriter:
             return _PROBE in self._render([self._message(probe)], prompt=True)
         except (TemplateError, TypeError):
             return False
-
-
-def _placeholder(processor: Any, modality: str) -> str:
-    """What stands for a medium in the text that a processor is given."""
-    if hasattr(processor, "sources"):  # composed
-        return PLACEHOLDERS[modality]
-    if modality == "image" and hasattr(processor, "boi_token"):
-        return str(processor.boi_token)
-    return str(getattr(processor, f"{modality}_token", PLACEHOLDERS[modality]))
 
 
 def _count(messages: Sequence[dict[str, Any]]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from mcompose.evaluate.commonality.captions import Entity
 from mcompose.evaluate.commonality.grouping import Group
 from mcompose.evaluate.commonality.words import content_words
-from mcompose.evaluate.replies import Replies
+from mcompose.evaluate.judge_cache import JudgeCache
 
 __all__ = ["Asked", "EndpointWriter", "TemplateWriter", "Writer"]
 
@@ -124,16 +124,16 @@ class EndpointWriter:
     """Questions by a model; a reply that is not the asked form makes no question.
 
     Args:
-        replies: Who is asked; keeps what was replied.
+        cache: Asks the endpoint, and keeps its replies.
         name: What records call it.
     """
 
-    def __init__(self, replies: Replies, *, name: str) -> None:
-        self._replies, self.name = replies, name
+    def __init__(self, cache: JudgeCache, *, name: str) -> None:
+        self._cache, self.name = cache, name
 
     def write(self, groups: Sequence[Group]) -> list[Asked | None]:
         """One question per group; None where the reply could not be read."""
-        return [_read(reply) for reply in self._replies.all([_prompt(group) for group in groups])]
+        return [_read(reply) for reply in self._cache.all([_prompt(group) for group in groups])]
 
 
 def _prompt(group: Group) -> str:

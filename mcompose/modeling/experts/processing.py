@@ -21,6 +21,7 @@ from transformers.image_utils import load_image
 
 from ..families import TYPE_IDS
 from ..names import SEPARATOR
+from ..processing.native_calls import sampling_rate
 from ..processing.resampling import resampled
 from ..processing.sources import PROCESSOR_FOLDER, Unavailable, first_sentence
 from .configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
@@ -208,7 +209,7 @@ class ExpertMedia:
         if modality not in routes:
             return [""] * len(items), {}
         if rate is None and modality == "audio":
-            rate = getattr(getattr(beside, "feature_extractor", beside), "sampling_rate", None)
+            rate = sampling_rate(beside)
         mine = routes[modality]
         blocks = [SLOT_TOKEN if route is None else "" for route in mine]
         tensors: dict[str, Any] = {}

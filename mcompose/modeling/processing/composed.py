@@ -28,13 +28,14 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..configuration.composed import AUTO_MAP
 from ..experts.processing import ExpertMedia
-from ..families import MODALITIES, PLACEHOLDERS, TYPE_IDS
+from ..families import MODALITIES, PLACEHOLDERS, PROCESSOR_ARGUMENTS, TYPE_IDS
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..prefixes.tokens import prefix_counts, prefix_token_types, wrapped
 from .chat import DEFAULT_TEMPLATE, flattened, media_of
 from .expansion import expand_media
 from .items import media_items
+from .native_calls import set_pad_token, without_second_bos
 from .sources import (
     PROCESSOR_FOLDER,
     Unavailable,
@@ -189,8 +190,7 @@ class ComposedProcessor(ProcessorMixin):
     def _encoded(
         self, texts: list[str], tensors: dict[str, Any], return_tensors: str | None, kwargs: dict[str, Any]
     ) -> BatchFeature:
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        set_pad_token(self.tokenizer)
         # Rows of different lengths cannot become one tensor, so they are padded unless asked otherwise.
         kwargs.setdefault("padding", len(texts) > 1)
         encoded = self.tokenizer(texts, **{**kwargs, "return_token_type_ids": False})
@@ -244,17 +244,8 @@ class ComposedProcessor(ProcessorMixin):
         if not tokenize:
             return texts[0] if one else texts
         held = {modality: [item for chat in batch for item in media_of(chat)[modality]] for modality in MODALITIES}
-        begun = self.tokenizer.bos_token is not None and all(row.startswith(self.tokenizer.bos_token) for row in texts)
-        out = self(
-            text=texts,
-            images=held["image"] or None,
-            videos=held["video"] or None,
-            audio=held["audio"] or None,
-            points=held["points"] or None,
-            # A template that writes the first token itself must not get it twice.
-            **({"add_special_tokens": False} if begun else {}),
-            **own,
-        )
+        media = {PROCESSOR_ARGUMENTS[modality]: items or None for modality, items in held.items()}
+        out = self(text=texts, **media, **without_second_bos(self.tokenizer, texts), **own)
         return out if return_dict else out["input_ids"]
 
     @property

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..families import PLACEHOLDERS, PROCESSOR_ARGUMENTS, Chunks, family_of
-from ..points.processing import PointsProcessor
-from .frames import FramesProcessor
+from ..families import PLACEHOLDERS, Chunks, family_of
+from .native_calls import call_processor, processor_placeholder, takes_flat_images, takes_flat_options
 
 __all__ = ["Expansion", "expand_media"]
 
@@ -88,17 +87,16 @@ def expand_media(
     family = family_of(model_type)
     if family.chunks is not None:
         return _chunked(processor, [item for row in rows for item in row], family.chunks, options)
-    token = _text_token(processor, modality)
-    if family.flat_items:
+    if takes_flat_images(processor):
         rows = [[item] for row in rows for item in row]
-    outputs = _run_processor(processor, modality, rows, token, options, flat=family.flat_items)
+    outputs = _expanded_by(processor, modality, rows, options)
     offsets = outputs.get("text_replacement_offsets")
     if offsets is not None and any(offsets):
         replaced = [entry["replacement"] for row in offsets for entry in row]
     else:
         # No record of what was replaced: one row per item, so that a row's text is its item's.
         rows = [[item] for row in rows for item in row]
-        outputs = _run_processor(processor, modality, rows, token, options, flat=family.flat_items)
+        outputs = _expanded_by(processor, modality, rows, options)
         replaced = _decoded(processor.tokenizer, outputs)
     media = frozenset([family.media_token]) if family.media_token else _media_tokens(processor)
     texts = [_translated(processor.tokenizer, text, media, PLACEHOLDERS[modality], known) for text in replaced]
@@ -108,38 +106,22 @@ def expand_media(
     return Expansion(texts, tensors, fences if known.issuperset(fences) else ("", ""))
 
 
-def _run_processor(
-    processor: Any,
-    modality: str,
-    rows: Sequence[Sequence[Any]],
-    token: str,
-    options: Mapping[str, Any],
-    *,
-    flat: bool,
+def _expanded_by(
+    processor: Any, modality: str, rows: Sequence[Sequence[Any]], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    nested = [list(row) for row in rows]
-    items = [item for row in nested for item in row] if flat or modality in ("audio", "points") else nested
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    asked = {"add_special_tokens": False, "return_tensors": "pt", **options}
-    if isinstance(processor, PointsProcessor | FramesProcessor):
-        asked["padding"] = True
-    else:
-        # Said flat, it would also stop a feature extractor from padding sounds to the length that its encoder needs.
-        asked["text_kwargs"] = {"padding": True}
-    if modality != "points":
-        asked["return_text_replacement_offsets"] = True
-    texts = [token * len(row) for row in nested]
-    return dict(processor(text=texts, **{PROCESSOR_ARGUMENTS[modality]: items}, **asked))
-
-
-def _text_token(processor: Any, modality: str) -> str:
-    token = getattr(processor, f"{modality}_token", None)
-    if modality == "image" and hasattr(processor, "boi_token"):
-        token = processor.boi_token
+    token = processor_placeholder(processor, modality)
     if token is None:
         raise ValueError(f"{type(processor).__name__} names no {modality}_token, so it cannot serve {modality}.")
-    return str(token)
+    recorded = {} if takes_flat_options(processor) else {"return_text_replacement_offsets": True}
+    made = call_processor(
+        processor,
+        [token * len(row) for row in rows],
+        {modality: rows},
+        text_options={"add_special_tokens": False},
+        **recorded,
+        **options,
+    )
+    return dict(made)
 
 
 def _media_tokens(processor: Any) -> frozenset[str]:

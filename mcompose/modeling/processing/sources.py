@@ -104,10 +104,10 @@ def check_part(processor: Any, modality: str, source: str) -> None:
     """
     if isinstance(processor, Unavailable):
         raise ValueError(f"The processor of source {source!r} cannot be loaded: {processor.reason}")
-    part = PROCESSOR_PARTS.get(modality)
-    if part in getattr(processor, "missing_parts", {}):
-        reason = processor.missing_parts[part]
-        raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {reason}")
+    missing = getattr(processor, "missing_parts", {})
+    for part in PROCESSOR_PARTS.get(modality, ()):
+        if part in missing:
+            raise ValueError(f"The {modality} processor of source {source!r} cannot be loaded: {missing[part]}")
 
 
 def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:

@@ -28,7 +28,7 @@ from mcompose.checkpoint import open_checkpoint
 from mcompose.checkpoint.files import TensorFiles
 from mcompose.compose import draw_blueprint, open_sources
 from mcompose.dtypes import FLOAT_NAMES
-from mcompose.evaluate.subject import Subject, load_subject
+from mcompose.evaluate import EvaluatedModel, load_evaluated_model
 from mcompose.ledger import Ledger, TensorRow
 from mcompose.merge import MergePlan, Segment, TensorJob, build_plan, execute, find_method
 from mcompose.part_names import LANGUAGE_PARTS
@@ -108,7 +108,7 @@ class TrialModel:
     ) -> None:
         self._loaded, self._scratch, self._threads, self._trust = loaded, scratch, threads, trust_remote_code
         self._sources = open_sources(loaded, weights=True)
-        self._subject: Subject | None = load_subject(scratch, trust_remote_code=trust_remote_code)
+        self._subject: EvaluatedModel | None = load_evaluated_model(scratch, trust_remote_code=trust_remote_code)
         self._parameters: dict[str, torch.Tensor] | None = None
         plan = self._begin()
         if in_place:
@@ -134,10 +134,10 @@ class TrialModel:
         self._begin()
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> EvaluatedModel:
         """The model, ready to be asked."""
         if self._subject is None:
-            self._subject = load_subject(self._scratch, trust_remote_code=self._trust)
+            self._subject = load_evaluated_model(self._scratch, trust_remote_code=self._trust)
         return self._subject
 
     @property

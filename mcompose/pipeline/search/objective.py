@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate import Options, Task, evaluate_task, find_tasks, load_task
-from mcompose.evaluate.prompts import check_template
-from mcompose.evaluate.results import figures
+from mcompose.evaluate import Options, Task, check_template, evaluate_task, figures, find_tasks, load_task
 from mcompose.progress import OnCount
 
 if TYPE_CHECKING:
-    from mcompose.evaluate.subject import Subject
+    from mcompose.evaluate import EvaluatedModel
 
 __all__ = ["Exam", "Outcome", "Questions", "open_exam"]
 
@@ -89,11 +87,11 @@ class Exam:
     tasks: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
-    def ask(self, subject: Subject, *, on_progress: OnCount | None = None) -> Outcome:
+    def ask(self, evaluated: EvaluatedModel, *, on_progress: OnCount | None = None) -> Outcome:
         """Asks a model everything.
 
         Args:
-            subject: The model.
+            evaluated: The model, loaded.
             on_progress: Called with the task, the questions done, and the questions in all.
 
         Returns:
@@ -108,7 +106,7 @@ class Exam:
         scores: dict[str, float] = {}
         answers: list[str] = []
         for task in self.tasks:
-            made = evaluate_task(subject, task, batch_size=wanted.batch_size, progress=on_progress, options=options)
+            made = evaluate_task(evaluated, task, batch_size=wanted.batch_size, progress=on_progress, options=options)
             answers += [prediction.output.strip() for prediction in made]
             if wanted.objective != "consistency":
                 scores[task.name] = figures(task, made)[0].value

@@ -15,12 +15,18 @@ from typing import Any, Final
 
 import torch
 
-from mcompose.evaluate import Confusion, attention_mass, confusion_matrix, load_task
-from mcompose.evaluate.results import figures
-from mcompose.evaluate.routes import NONE
-from mcompose.evaluate.run import evaluate_task
-from mcompose.evaluate.subject import Subject, load_subject
-from mcompose.evaluate.task import Item
+from mcompose.evaluate import (
+    NONE,
+    Confusion,
+    EvaluatedModel,
+    Item,
+    attention_mass,
+    confusion_matrix,
+    evaluate_task,
+    figures,
+    load_evaluated_model,
+    load_task,
+)
 from mcompose.media import read_media
 
 __all__ = ["answered", "attention", "cost", "router"]
@@ -44,12 +50,13 @@ def answered(
     Returns:
         Task -> share of right answers.
     """
-    subject = load_subject(checkpoint).sending_to(route)
+    evaluated = load_evaluated_model(checkpoint).sending_to(route)
     found = {}
     for path in tasks:
         task = load_task(path, limit=limit)
         items = tuple(replace(item, domain=_folder(item)) for item in task.items)
-        found[task.name] = figures(task, evaluate_task(subject, replace(task, items=items), batch_size=batch))[0].value
+        made = evaluate_task(evaluated, replace(task, items=items), batch_size=batch)
+        found[task.name] = figures(task, made)[0].value
     return found
 
 
@@ -74,12 +81,10 @@ def _shown(data: Path, *, limit: int | None) -> list[_Shown]:
     return [_Shown(domain, [read_media(path, "image") for path in own[:limit]]) for domain, own in found.items()]
 
 
-def _prepared(subject: Subject, images: Sequence[Any], texts: Sequence[str], *, experts: Any = None) -> dict[str, Any]:
-    subject.tokenizer.padding_side = "left"
-    made = subject.processor(
-        text=list(texts), images=[[image] for image in images], padding=True, return_tensors="pt", experts=experts
-    )
-    return {name: value for name, value in made.items() if name != "token_type_ids"}
+def _prepared(
+    evaluated: EvaluatedModel, images: Sequence[Any], texts: Sequence[str], *, experts: Any = None
+) -> dict[str, Any]:
+    return evaluated.prepare_inputs(texts, {"image": [[image] for image in images]}, experts=experts)
 
 
 @torch.inference_mode()
@@ -90,14 +95,14 @@ def confusion(checkpoint: Path, data: Path) -> Confusion:
         checkpoint: A composition with a router.
         data: The family's data.
     """
-    subject = load_subject(checkpoint)
-    classes = [NONE, *subject.model.config.experts]
+    evaluated = load_evaluated_model(checkpoint)
+    classes = [NONE, *evaluated.model.config.experts]
     pairs: list[tuple[str | None, str]] = []
     for shown in _shown(data, limit=None):
         for start in range(0, len(shown.images), _CHUNK):
             some = shown.images[start : start + _CHUNK]
-            inputs = _prepared(subject, some, ["<image>"] * len(some), experts="auto")
-            routes = subject.model.route(**inputs)["routes"]
+            inputs = _prepared(evaluated, some, ["<image>"] * len(some), experts="auto")
+            routes = evaluated.model.route(**inputs)["routes"]
             pairs += [(shown.domain, route[0] if route else NONE) for route in routes]
     return confusion_matrix(pairs, classes=classes)
 
@@ -133,9 +138,9 @@ def attention(checkpoint: Path, data: Path, *, limit: int) -> dict[str, float]:
     Returns:
         ``attention-expert``, ``attention-general``, and ``attention-share``: the first over the sum of both.
     """
-    subject = load_subject(checkpoint)
-    subject.model.set_attn_implementation("eager")
-    experts = list(subject.model.config.experts)
+    evaluated = load_evaluated_model(checkpoint)
+    evaluated.model.set_attn_implementation("eager")
+    experts = list(evaluated.model.config.experts)
     on_expert, on_general = [], []
     for path in sorted(data.glob("*.jsonl")):
         domain = path.stem.partition("-")[0]
@@ -144,12 +149,12 @@ def attention(checkpoint: Path, data: Path, *, limit: int) -> dict[str, float]:
         items = load_task(path, limit=limit).items
         images = [read_media(entry.path, "image") for item in items for entry in item.inputs if entry.path is not None]
         inputs = _prepared(
-            subject, images, [f"{item.prompt(item.inputs)} {item.answer}" for item in items], experts=domain
+            evaluated, images, [f"{item.prompt(item.inputs)} {item.answer}" for item in items], experts=domain
         )
         words = [len(item.answer.split()) for item in items]
-        made = subject.model(**inputs, output_attentions=True).attentions
+        made = evaluated.model(**inputs, output_attentions=True).attentions
         queries_BL = _answers(inputs["input_ids"], words)
-        ids_BL, config = inputs["input_ids"], subject.model.config
+        ids_BL, config = inputs["input_ids"], evaluated.model.config
         for layer_BHLL in made:
             for marked, kept in (
                 (ids_BL == config.expert_token_ids[domain], on_expert),
@@ -186,19 +191,19 @@ def cost(checkpoint: Path, data: Path, *, limit: int) -> dict[str, float]:
         ``tokens-<domain>``: of the expert; ``ms-<domain>`` and ``ms-<domain>-none``: with and without it; ``tokens``,
         ``ms`` and ``ms-none``: their means; ``tokens-general``: of a picture without one.
     """
-    subject = load_subject(checkpoint)
-    experts = list(subject.model.config.experts)
+    evaluated = load_evaluated_model(checkpoint)
+    experts = list(evaluated.model.config.experts)
     made: dict[str, float] = {}
     for shown in _shown(data, limit=limit):
         if shown.domain in experts:
             for name, expert in (("", shown.domain), ("-none", NONE)):
-                lengths, spent = _spent(subject, shown.images, expert)
+                lengths, spent = _spent(evaluated, shown.images, expert)
                 made[f"length-{shown.domain}{name}"] = lengths
                 made[f"ms-{shown.domain}{name}"] = spent
     return _with_means(made, experts)
 
 
-def _spent(subject: Subject, images: Sequence[Any], expert: str) -> tuple[float, float]:
+def _spent(evaluated: EvaluatedModel, images: Sequence[Any], expert: str) -> tuple[float, float]:
     """Mean tokens, and milliseconds of computing, of one picture."""
     best = float("inf")
     lengths: list[int] = []
@@ -206,8 +211,8 @@ def _spent(subject: Subject, images: Sequence[Any], expert: str) -> tuple[float,
         started = time.process_time()
         lengths = []
         for image in images:
-            inputs = _prepared(subject, [image], ["<image>"], experts=expert)
-            subject.model(**inputs, logits_to_keep=1)
+            inputs = _prepared(evaluated, [image], ["<image>"], experts=expert)
+            evaluated.model(**inputs, logits_to_keep=1)
             lengths.append(inputs["input_ids"].shape[1])
         best = min(best, time.process_time() - started)
     return statistics.fmean(lengths), 1000 * best / len(images)

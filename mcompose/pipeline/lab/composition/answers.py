@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-from mcompose.evaluate.reading import load_task
-from mcompose.evaluate.results import figures
-from mcompose.evaluate.run import Options, evaluate_task
-from mcompose.evaluate.subject import load_subject
+from mcompose.evaluate import Options, evaluate_task, figures, load_evaluated_model, load_task
 
 __all__ = ["mixed_results"]
 
@@ -47,11 +44,11 @@ def mixed_results(checkpoint: Path, tasks: Sequence[Path], *, batch: int, leave_
     Returns:
         Rows with ``task``, ``metric`` and ``value``.
     """
-    loaded = load_subject(checkpoint)
-    subject = replace(loaded, model=_Mixed(loaded.model))
+    loaded = load_evaluated_model(checkpoint)
+    evaluated = replace(loaded, model=_Mixed(loaded.model))
     rows: list[Any] = []
     for path in tasks:
         task = load_task(path)
-        made = evaluate_task(subject, task, batch_size=batch, options=Options(leave_out=leave_out))
+        made = evaluate_task(evaluated, task, batch_size=batch, options=Options(leave_out=leave_out))
         rows += figures(task, made)
     return rows

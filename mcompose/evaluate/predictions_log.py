@@ -1,4 +1,4 @@
-"""Answers of one task on disk: written as they come, taken up by the next run, and put in order at the end.
+"""Writes the predictions of one task as they are made, resumes from them, and puts them in order at the end.
 
 The first line is a header that names the run: the checkpoint (its files' names, sizes and times) and the settings that
 decide what is asked. Answers of another run are moved aside, never mixed in. Within a run, an answer belongs to its
@@ -13,21 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcompose.evaluate.appending import append_lines, json_lines, whole_lines
+from mcompose.evaluate.jsonl import append_lines, json_lines, whole_lines
 from mcompose.evaluate.task import Item
 from mcompose.whole_files import write_bytes
 
-__all__ = ["Sheet", "fingerprint"]
+__all__ = ["PredictionsLog", "fingerprint"]
 
 _NO_PART_OF_THE_MODEL: Final = frozenset({"README.md", ".gitattributes"})
 
 
 def fingerprint(checkpoint: Path, settings: Mapping[str, Any]) -> str:
-    """Names a run.
+    """Returns a digest that identifies a run.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        settings: What decides what is asked.
+        settings: Settings that change what is asked.
 
     Returns:
         16 hexadecimal digits; others when a file of the checkpoint was written again, or a setting changed.
@@ -39,7 +39,7 @@ def fingerprint(checkpoint: Path, settings: Mapping[str, Any]) -> str:
 
 
 def item_key(item: Item, prompt: str) -> str:
-    """Names a question by its words and media."""
+    """Returns a digest that identifies a question by its words and media."""
     media = []
     for entry in item.inputs:
         if entry.path is not None and entry.path.is_file():
@@ -48,13 +48,13 @@ def item_key(item: Item, prompt: str) -> str:
     return hashlib.sha256(json.dumps([item.id, prompt, media]).encode()).hexdigest()[:16]
 
 
-class Sheet:
-    """The file of one task.
+class PredictionsLog:
+    """The predictions file of one task.
 
     Args:
-        path: Where; None keeps nothing.
-        header: First line; its ``run`` names the run.
-        resume: Take answers of the same run up.
+        path: The JSON-lines file; None keeps nothing.
+        header: First line of the file; its ``run`` identifies the run.
+        resume: Whether answers of the same run are used again.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any], *, resume: bool = True) -> None:

@@ -21,22 +21,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, first_line, nearest_name
 from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
-from mcompose.modalities import MODALITIES
+from mcompose.modalities import MODALITIES, PLACEHOLDERS
 from mcompose.modeling import register
 from mcompose.modeling.experts.configuration import NONE
 from mcompose.modeling.experts.processing import AUTO
-from mcompose.modeling.families import PROCESSOR_ARGUMENTS, PROCESSOR_PARTS
 from mcompose.modeling.points.processing import PointsProcessor
 from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.modeling.processing.native_calls import (
+    call_processor,
+    processor_modalities,
+    processor_placeholder,
+    sampling_rate,
+    takes_flat_options,
+    without_second_bos,
+)
 from mcompose.on_disk import COMPOSED_TYPE
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["EvaluatedModel", "load_evaluated_model"]
 
 _OWN_PROCESSORS: Final = {"FramesProcessor": FramesProcessor, "PointsProcessor": PointsProcessor}
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A loaded checkpoint.
 
     Args:
@@ -53,7 +60,7 @@ class Subject:
     modalities: tuple[str, ...]
     experts: str = AUTO
 
-    def sending_to(self, experts: str) -> Subject:
+    def sending_to(self, experts: str) -> EvaluatedModel:
         """The same checkpoint with its items sent elsewhere.
 
         Args:
@@ -80,10 +87,8 @@ class Subject:
 
     @property
     def sampling_rate(self) -> int | None:
-        """What it hears, in hertz; None when no part says so."""
-        parts = [self.processor, *getattr(self.processor, "processors", {}).values()]
-        rates = [getattr(getattr(part, "feature_extractor", None), "sampling_rate", None) for part in parts]
-        return next((rate for rate in rates if rate), None)
+        """Samples per second that it expects of sounds; None when its processor does not say."""
+        return sampling_rate(self.processor)
 
     @property
     def expert_entries(self) -> Mapping[str, Mapping[str, Any]]:
@@ -114,21 +119,12 @@ class Subject:
         Returns:
             What the model wrote after each prompt, without special tokens; and where its media went.
         """
-        texts = [self._own_placeholders(prompt) for prompt in prompts]
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        given = {PROCESSOR_ARGUMENTS[m]: _nested(m, rows) for m, rows in media.items()}
         routes: list[Routes] = [{} for _ in prompts]
-        if given:
-            if self.experts != AUTO:
-                routes = self._forced_routes(media, domains or [""] * len(prompts))
-            inputs = self.processor(text=texts, return_tensors="pt", **self._padding(), **given, **_told(routes))
-        else:
-            inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
-        allowed = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+        if media and self.experts != AUTO:
+            routes = self._forced_routes(media, domains or [""] * len(prompts))
+        allowed = self.prepare_inputs(prompts, media, experts=_told(routes))
         with torch.inference_mode():
-            if given and self.served and self.experts == AUTO:
+            if media and self.served and self.experts == AUTO:
                 allowed = self.model.route(**allowed)
                 routes = _by_prompt(allowed.pop("routes"), prompts, self.model.config.routers)
             written = self.model.generate(
@@ -139,6 +135,30 @@ class Subject:
             )
         answers = written[:, allowed["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True), routes
+
+    def prepare_inputs(
+        self, prompts: Sequence[str], media: Mapping[str, list[list[Any]]], *, experts: Any = None
+    ) -> dict[str, Any]:
+        """Makes what the model takes of a batch; texts are padded on the left.
+
+        Args:
+            prompts: Texts with ``<modality>`` placeholders.
+            media: Modality -> for each prompt its items in order.
+            experts: Experts that see the items, as the composed processor takes them.
+
+        Returns:
+            Tensors by the names of the model's arguments.
+        """
+        texts = [self._own_placeholders(prompt) for prompt in prompts]
+        self.tokenizer.padding_side = "left"
+        inputs = call_processor(
+            self.processor if media else self.tokenizer,
+            texts,
+            media,
+            text_options=without_second_bos(self.tokenizer, texts),
+            experts=experts,
+        )
+        return {name: value for name, value in inputs.items() if name != "token_type_ids"}
 
     def _forced_routes(self, media: Mapping[str, Sequence[Sequence[Any]]], domains: Sequence[str]) -> list[Routes]:
         made: list[Routes] = []
@@ -151,24 +171,18 @@ class Subject:
             made.append({modality: (route,) * len(media[modality][number]) for modality, route in sent.items()})
         return made
 
-    def _padding(self) -> dict[str, Any]:
-        """Pads texts alone: said flat, native processors would also pad sounds to one another only."""
-        own = isinstance(self.processor, FramesProcessor | PointsProcessor) or hasattr(self.processor, "sources")
-        return {"padding": True} if own else {"text_kwargs": {"padding": True}}
-
     def _own_placeholders(self, prompt: str) -> str:
         for modality in self.modalities:
-            token = getattr(self.processor, f"{modality}_token", None)
+            token = processor_placeholder(self.processor, modality)
             if token:
-                prompt = prompt.replace(f"<{modality}>", str(token))
+                prompt = prompt.replace(PLACEHOLDERS[modality], token)
         return prompt
 
 
-def _told(routes: Sequence[Routes]) -> dict[str, Any]:
-    """What the processor is told of all prompts' media; nothing where the router is asked."""
+def _told(routes: Sequence[Routes]) -> dict[str, list[tuple[str, ...]]] | None:
+    """Modality -> routes of all prompts' media; None where the router is asked."""
     modalities = dict.fromkeys(modality for one in routes for modality in one)
-    told = {modality: [route for one in routes for route in one.get(modality, ())] for modality in modalities}
-    return {"experts": told} if told else {}
+    return {modality: [route for one in routes for route in one.get(modality, ())] for modality in modalities} or None
 
 
 def _by_prompt(routes: Sequence[Sequence[str]], prompts: Sequence[str], routers: Mapping[str, Any]) -> list[Routes]:
@@ -183,7 +197,7 @@ def _by_prompt(routes: Sequence[Sequence[str]], prompts: Sequence[str], routers:
     return made
 
 
-def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
+def load_evaluated_model(folder: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
     """Loads a checkpoint of any kind that mcompose knows.
 
     Args:
@@ -205,7 +219,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
     try:
         if model_type in TEXT_MODELS and model_type not in MULTIMODAL_MODELS and not _has_processor(folder):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **trust)
-            return Subject(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
+            return EvaluatedModel(folder, model.eval(), AutoTokenizer.from_pretrained(folder, **trust), ())
         model = _model_class(config.get("architectures") or []).from_pretrained(folder, dtype="auto", **trust)
         processor = _processor(folder, trust)
     except (OSError, ValueError, KeyError) as error:
@@ -213,7 +227,7 @@ def load_subject(folder: Path, *, trust_remote_code: bool = False) -> Subject:
             f"{folder} cannot be loaded: {first_line(error)}.",
             hint=_hint(config, trust_remote_code=trust_remote_code),
         ) from error
-    return Subject(folder, model.eval(), processor, _modalities(model, processor))
+    return EvaluatedModel(folder, model.eval(), processor, _modalities(model, processor))
 
 
 def _hint(config: Mapping[str, Any], *, trust_remote_code: bool) -> str:
@@ -234,22 +248,10 @@ def _model_class(architectures: list[str]) -> Any:
 
 
 def _modalities(model: Any, processor: Any) -> tuple[str, ...]:
-    sources = getattr(processor, "sources", None)
-    if isinstance(sources, dict):  # composed: what its sources serve
-        served = [m for entry in sources.values() for m in entry["modalities"]]
-        return tuple(m for m in MODALITIES if m in served)
-    if isinstance(processor, FramesProcessor):
-        return ("video",)
-    if isinstance(processor, PointsProcessor) or type(processor).__name__ == "PointsProcessor":
-        return ("points",)
-    taken = getattr(model, "input_modalities", ())
-    return tuple(
-        m for m in MODALITIES if m in taken and getattr(processor, PROCESSOR_PARTS.get(m, ""), None) is not None
-    )
-
-
-def _nested(modality: str, rows: list[list[Any]]) -> list[Any]:
-    return rows if modality == "image" else [item for row in rows for item in row]
+    taken = processor_modalities(processor)
+    if not takes_flat_options(processor):  # native: a processor may have parts that this network has no use for
+        taken = tuple(modality for modality in taken if modality in getattr(model, "input_modalities", ()))
+    return tuple(modality for modality in MODALITIES if modality in taken)
 
 
 def _has_processor(folder: Path) -> bool:

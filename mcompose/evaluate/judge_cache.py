@@ -1,4 +1,4 @@
-"""What an endpoint replied, kept: no prompt is paid for twice, and a killed run goes on."""
+"""Keeps an endpoint's replies on disk, so that no prompt is paid for twice and a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Final
 
 from mcompose.errors import McomposeError
-from mcompose.evaluate.appending import append_lines, whole_lines
+from mcompose.evaluate.jsonl import append_lines, whole_lines
 
-__all__ = ["Replies"]
+__all__ = ["JudgeCache"]
 
 _AT_ONCE: Final = 8
 
 
-class Replies:
-    """Replies by prompt, in a JSON-lines file that only grows.
+class JudgeCache:
+    """An endpoint, and its replies by prompt in a JSON-lines file that only grows.
 
     Args:
-        ask: Prompt to reply.
-        name: Who replies; replies of another are not used.
-        path: The file; None keeps nothing.
+        ask: Function that sends a prompt to the endpoint and returns its reply.
+        name: Name of the endpoint and its model; replies of another one are not used.
+        path: JSON-lines file of the replies; None keeps nothing.
     """
 
     def __init__(self, ask: Callable[[str], str], *, name: str, path: Path | None) -> None:
@@ -34,16 +34,16 @@ class Replies:
                 self._known[str(row.get("key"))] = row["reply"]
 
     def all(self, prompts: Sequence[str]) -> list[str]:
-        """Replies, in the order of the prompts; several are asked for at once.
+        """Returns the reply to each prompt; new prompts are sent several at a time.
 
         Args:
-            prompts: What to ask; one that was answered before is not asked again.
+            prompts: Prompts; one that was answered before is not sent again.
 
         Returns:
-            The replies.
+            The replies, in the order of the prompts.
 
         Raises:
-            McomposeError: What asking raised first; replies that came are kept.
+            McomposeError: The first error of the endpoint; replies that arrived before it are kept.
         """
         keys = [hashlib.sha256(f"{self._name}\0{prompt}".encode()).hexdigest()[:32] for prompt in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}

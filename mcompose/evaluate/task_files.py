@@ -1,4 +1,4 @@
-"""From what the user names to tasks: one file, or a folder of them."""
+"""Finds and reads task files: one file, or all in a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READERS = {".jsonl": load_lines, ".yaml": load_card, ".yml": load_card, ".json"
 
 
 def find_tasks(wanted: Iterable[str | Path]) -> list[Path]:
-    """Task files behind what the user named.
+    """Lists the task files that a user named.
 
     Args:
         wanted: Files, or folders whose ``*.jsonl`` and task cards (``*.yaml``) are all meant.

@@ -1,4 +1,4 @@
-"""Letters of options in free text: the lenient reading, reported beside the published rule and never instead of it.
+"""Finds letters of options in free text: the lenient rule, reported beside the published one and never instead of it.
 
 The published rule looks at the first character alone. A model that answers "The answer is B." knows the answer and gets
 nothing for it, so a second metric reads what a person would read. It gives up where a person would: no letter, or two.
@@ -20,7 +20,7 @@ _BRACKETED: Final = re.compile(r"[(\[]([A-Za-z])[)\]]")
 
 
 def choices_in(question: str) -> dict[str, str]:
-    """The options of a question.
+    """Finds the options that a question lists.
 
     Args:
         question: With lines such as ``A. a dog``; ``(A)``, ``A)`` and ``A:`` do too.
@@ -32,7 +32,7 @@ def choices_in(question: str) -> dict[str, str]:
 
 
 def parse_letter(output: str, choices: Mapping[str, str]) -> str | None:
-    """Which option an answer means.
+    """Finds the option that an answer means.
 
     Tried in this order: the letter alone; a letter with a mark after it at the start; a letter after "answer", "option"
     or "choice"; a letter in brackets; the words of exactly one option (of "red" and "a red car", the longer).

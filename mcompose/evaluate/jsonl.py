@@ -1,4 +1,4 @@
-"""JSON lines that grow while a run goes on, and survive its end at any byte."""
+"""JSON-lines files that grow while a run goes on, and stay readable when it is killed at any byte."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects that were written whole.
+    """Reads the objects whose lines are complete.
 
     Args:
-        path: The file; none when it is not there.
+        path: The file; may be missing.
 
     Returns:
-        One object per whole line.
+        One object per complete line; none when the file is missing.
     """
     if not path.is_file():
         return []
