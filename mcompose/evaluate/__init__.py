@@ -16,7 +16,7 @@ from mcompose.evaluate.metrics import accuracy, exact_match, first_letter
 from mcompose.evaluate.prompts import check_template, in_chat
 from mcompose.evaluate.results import Prediction, Report, Result, figures
 from mcompose.evaluate.routes import NONE, TOLD, WRONG
-from mcompose.evaluate.run import Options, evaluate, evaluate_task
+from mcompose.evaluate.run import EvaluateOptions, evaluate, evaluate_task
 from mcompose.evaluate.task import Item, MediaInput, Task
 from mcompose.evaluate.task_files import find_tasks, load_task
 from mcompose.media import MediaError
@@ -31,12 +31,12 @@ __all__ = [
     "Confusion",
     "Endpoint",
     "EndpointError",
+    "EvaluateOptions",
     "EvaluatedModel",
     "Item",
     "JudgeCache",
     "MediaError",
     "MediaInput",
-    "Options",
     "Prediction",
     "Report",
     "Result",

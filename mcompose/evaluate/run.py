@@ -35,7 +35,7 @@ from mcompose.progress import OnCount
 if TYPE_CHECKING:
     from mcompose.evaluate.evaluated_model import EvaluatedModel
 
-__all__ = ["Options", "evaluate", "evaluate_task"]
+__all__ = ["EvaluateOptions", "evaluate", "evaluate_task"]
 
 
 def _silent(_: str) -> None:
@@ -43,24 +43,28 @@ def _silent(_: str) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What an evaluation seldom needs.
+class EvaluateOptions:
+    """How to evaluate a checkpoint.
 
     Args:
+        limit: Only the first so many questions of each task; None for all.
+        batch_size: Questions that are answered together.
         leave_out: Drop inputs of modalities that the checkpoint lacks, instead of refusing the task.
-        predictions: Folder for one JSON-lines file of predictions per task; a second run goes on from it.
-        trust_remote_code: Whether code that the checkpoint ships may run.
-        resume: Take up answers that ``predictions`` holds.
-        skip_broken: Count questions whose media are missing or broken and go on, instead of stopping.
-        template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
-        judge: Who judges answers about objects; None: the local rule alone.
+        save: Folder for one JSON-lines file of predictions per task; a second run resumes from it.
+        trust_remote_code: Run Python code that the checkpoint ships.
+        resume: Use the answers that ``save`` holds.
+        skip_broken: Count questions whose media are missing or broken and continue, instead of stopping.
+        template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None for the task's own.
+        judge: Model that judges answers about objects; None for the local rule alone.
         experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none", "told" (to the expert
             of the question's domain), "wrong" (to another one) or an expert's name.
-        say: Told what a person should know.
+        say: Called with each sentence that a person should read.
     """
 
+    limit: int | None = None
+    batch_size: int = 32
     leave_out: bool = False
-    predictions: Path | None = None
+    save: Path | None = None
     trust_remote_code: bool = False
     resume: bool = True
     skip_broken: bool = False
@@ -74,20 +78,16 @@ def evaluate(
     checkpoint: Path,
     tasks: Sequence[str | Path],
     *,
-    batch_size: int = 32,
-    limit: int | None = None,
     progress: OnCount | None = None,
-    options: Options | None = None,
+    options: EvaluateOptions | None = None,
 ) -> Report:
     """Evaluates a checkpoint.
 
     Args:
         checkpoint: Its folder: native, composed, points or text.
         tasks: Task files, task cards, released question files, or folders of task files and cards.
-        batch_size: Questions at once.
-        limit: Only the first so many questions of each task.
-        progress: Told task, questions done, and questions in all.
-        options: What is seldom needed.
+        progress: Called with the task, the questions done, and the questions in all.
+        options: How to evaluate.
 
     Returns:
         The report.
@@ -98,10 +98,10 @@ def evaluate(
         CheckpointError: The checkpoint cannot be loaded.
         EndpointError: The judge refused or could not be reached.
     """
-    options = options or Options()
+    options = options or EvaluateOptions()
     if options.template is not None:
         check_template(options.template)
-    loaded = [load_task(file, limit=limit, check_media=not options.skip_broken) for file in find_tasks(tasks)]
+    loaded = [load_task(file, limit=options.limit, check_media=not options.skip_broken) for file in find_tasks(tasks)]
     _refuse_what_cannot_be_told(loaded, options)
     _refuse_without_domains(loaded, options.experts)
     from mcompose.evaluate.evaluated_model import load_evaluated_model  # noqa: PLC0415 - tasks are checked before torch is loaded
@@ -116,7 +116,7 @@ def evaluate(
     results: list[Result] = []
     asked: list[tuple[Task, Sequence[Prediction]]] = []
     for task in loaded:
-        made = evaluate_task(evaluated, task, batch_size=batch_size, progress=progress, options=options)
+        made = evaluate_task(evaluated, task, progress=progress, options=options)
         results += figures(task, made)
         asked.append((task, made))
     return Report(str(checkpoint), tuple(results), options.experts, _routing(evaluated, asked))
@@ -126,18 +126,16 @@ def evaluate_task(
     evaluated: EvaluatedModel,
     task: Task,
     *,
-    batch_size: int = 32,
     progress: OnCount | None = None,
-    options: Options | None = None,
+    options: EvaluateOptions | None = None,
 ) -> list[Prediction]:
     """Asks one task; inputs of modalities that the checkpoint lacks are dropped.
 
     Args:
         evaluated: The loaded checkpoint.
         task: The task.
-        batch_size: Questions at once.
-        progress: Told task, questions done, and questions in all.
-        options: What is seldom needed.
+        progress: Called with the task, the questions done, and the questions in all.
+        options: How to evaluate; ``limit`` was used when the task was read.
 
     Returns:
         One prediction per item, in the task's order.
@@ -146,7 +144,7 @@ def evaluate_task(
         MediaError: A medium cannot be read, and such questions are not to be skipped.
         EndpointError: The judge refused or could not be reached.
     """
-    options = options or Options()
+    options = options or EvaluateOptions()
     asking = [_asked(evaluated, task, item, options) for item in task.items]
     log = _open_log(evaluated, task, options)
     found: dict[int, Prediction] = {}
@@ -157,7 +155,7 @@ def evaluate_task(
             found[i] = replace(one, output=str(row["output"]), routes=routes)
     if found:
         options.say(f"{task.name}: {len(found)} of {len(asking)} answers are those of an earlier run.")
-    for batch in _batches(evaluated, task.items, batch_size, done=found):
+    for batch in _batches(evaluated, task.items, options.batch_size, done=found):
         made = _answered(evaluated, task, {i: asking[i] for i in batch}, options)
         log.add([asdict(p) for p in made.values()])
         found |= made
@@ -171,7 +169,7 @@ def evaluate_task(
     return scored
 
 
-def _asked(evaluated: EvaluatedModel, task: Task, item: Item, options: Options) -> Prediction:
+def _asked(evaluated: EvaluatedModel, task: Task, item: Item, options: EvaluateOptions) -> Prediction:
     """What will be asked, without an answer yet."""
     kept = _kept(evaluated, item)
     prompt = in_template(evaluated, item.prompt(kept), options.template or task.template)
@@ -190,7 +188,7 @@ def _asked(evaluated: EvaluatedModel, task: Task, item: Item, options: Options) 
 
 
 def _answered(
-    evaluated: EvaluatedModel, task: Task, asking: dict[int, Prediction], options: Options
+    evaluated: EvaluatedModel, task: Task, asking: dict[int, Prediction], options: EvaluateOptions
 ) -> dict[int, Prediction]:
     """Answers a batch; questions whose media cannot be read are skipped when that is allowed."""
     made: dict[int, Prediction] = {}
@@ -242,11 +240,11 @@ def _is_right(verdicts: Mapping[str, Verdict]) -> bool:
     return any(is_right(metric, verdict) for metric, verdict in list(verdicts.items())[:1])
 
 
-def _judged(task: Task, made: list[Prediction], options: Options) -> list[Prediction]:
+def _judged(task: Task, made: list[Prediction], options: EvaluateOptions) -> list[Prediction]:
     """Adds the judge's verdicts; without a judge, or a question for one, nothing changes."""
     if options.judge is None or not task.judge:
         return made
-    path = options.predictions / f"{task.name}.judge.jsonl" if options.predictions else None
+    path = options.save / f"{task.name}.judge.jsonl" if options.save else None
     replies = JudgeCache(options.judge, name=f"{options.judge.url} {options.judge.model}", path=path)
     asked = [i for i, p in enumerate(made) if not p.skipped]
     told = replies.all([judge_prompt(task, task.items[i], made[i].output) for i in asked])
@@ -257,7 +255,7 @@ def _judged(task: Task, made: list[Prediction], options: Options) -> list[Predic
     return made
 
 
-def _open_log(evaluated: EvaluatedModel, task: Task, options: Options) -> PredictionsLog:
+def _open_log(evaluated: EvaluatedModel, task: Task, options: EvaluateOptions) -> PredictionsLog:
     settings = {
         "leave_out": options.leave_out,
         "template": options.template or task.template,
@@ -268,7 +266,7 @@ def _open_log(evaluated: EvaluatedModel, task: Task, options: Options) -> Predic
         settings["experts"] = options.experts
     run = fingerprint(Path(evaluated.folder), settings)
     header = {"task": task.name, "version": task.version, "metric": task.metric, "run": run}
-    path = options.predictions / f"{task.name}.jsonl" if options.predictions else None
+    path = options.save / f"{task.name}.jsonl" if options.save else None
     log = PredictionsLog(path, header, resume=options.resume)
     if log.moved:
         options.say(f"{task.name}: answers of another checkpoint or setting were moved to {log.moved}; asked anew.")
@@ -300,7 +298,7 @@ def _media(evaluated: EvaluatedModel, kept: Sequence[MediaInput]) -> dict[str, l
     }
 
 
-def _refuse_what_cannot_be_told(tasks: Sequence[Task], options: Options) -> None:
+def _refuse_what_cannot_be_told(tasks: Sequence[Task], options: EvaluateOptions) -> None:
     names: dict[str, Path] = {}
     for task in tasks:
         if names.setdefault(task.name, task.file) != task.file:
@@ -326,7 +324,7 @@ def _refuse_without_domains(tasks: Sequence[Task], experts: str) -> None:
             )
 
 
-def _tell_of_domains(task: Task, evaluated: EvaluatedModel, options: Options) -> None:
+def _tell_of_domains(task: Task, evaluated: EvaluatedModel, options: EvaluateOptions) -> None:
     if not evaluated.served:
         return
     for domain, near in slips(evaluated.expert_entries, (item.domain for item in task.items if item.domain)):

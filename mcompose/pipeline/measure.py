@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import Endpoint, Options, Report
+from mcompose.evaluate import EvaluateOptions, Report
 from mcompose.evaluate import evaluate as evaluate_tasks
 from mcompose.evaluate.prompts import in_chat
 from mcompose.evaluate.routes import TOLD, WRONG
@@ -19,38 +19,6 @@ from mcompose.progress import OnCount, ProgressBar, remark
 from mcompose.whole_files import write_json
 
 __all__ = ["EvaluateOptions", "GenerateOptions", "evaluate", "generate", "predictions_folder", "quieten_loading"]
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """How to measure.
-
-    Args:
-        limit: Only the first items of each task.
-        batch_size: Items that are answered together.
-        leave_out: Drop media that the checkpoint cannot take instead of refusing the task.
-        save: Folder for the predictions, one JSONL file a task, and ``report.json``; a second run goes on from them.
-        trust_remote_code: Run Python code that the checkpoint ships.
-        quiet: No progress bar and no remarks.
-        resume: Take up answers of an earlier run that ``save`` holds.
-        skip_broken: Count questions whose media are missing or broken and go on.
-        template: "chat", "plain", "vicuna" or a text with ``{prompt}``; None: the task's.
-        judge: Who judges answers about objects.
-        experts: Where items go in a checkpoint with experts: "auto" (the router decides), "none", "told" (to the expert
-            of the question's domain), "wrong" (to another one) or an expert's name.
-    """
-
-    limit: int | None = None
-    batch_size: int = 32
-    leave_out: bool = False
-    save: Path | None = None
-    trust_remote_code: bool = False
-    quiet: bool = False
-    resume: bool = True
-    skip_broken: bool = False
-    template: str | None = None
-    judge: Endpoint | None = None
-    experts: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -70,13 +38,16 @@ class GenerateOptions:
     experts: str = "auto"
 
 
-def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: EvaluateOptions | None = None) -> Report:
+def evaluate(
+    checkpoint: Path, tasks: Sequence[str | Path], *, options: EvaluateOptions | None = None, quiet: bool = False
+) -> Report:
     """Measures a checkpoint on tasks.
 
     Args:
         checkpoint: Its folder.
         tasks: Task files, task cards, released question files, or folders of task files and cards.
-        options: How.
+        options: How to evaluate; ``report.json`` is written beside the predictions.
+        quiet: Print neither a progress bar nor remarks.
 
     Returns:
         The scores of each task.
@@ -89,24 +60,12 @@ def evaluate(checkpoint: Path, tasks: Sequence[str | Path], *, options: Evaluate
     """
     options = options or EvaluateOptions()
     quieten_loading()
-    with ProgressBar(unit="question", quiet=options.quiet, leave=False) as bar:
+    with ProgressBar(unit="question", quiet=quiet, leave=False) as bar:
         report = evaluate_tasks(
             checkpoint,
             tasks,
-            batch_size=options.batch_size,
-            limit=options.limit,
             progress=_on_progress(bar),
-            options=Options(
-                leave_out=options.leave_out,
-                predictions=options.save,
-                trust_remote_code=options.trust_remote_code,
-                resume=options.resume,
-                skip_broken=options.skip_broken,
-                template=options.template,
-                judge=options.judge,
-                experts=options.experts,
-                say=_silent if options.quiet else remark,
-            ),
+            options=options if quiet else replace(options, say=remark),
         )
     if options.save:
         write_json(options.save / "report.json", report.to_json())
@@ -126,10 +85,6 @@ def predictions_folder(checkpoint: Path, *, experts: str = "auto") -> Path:
     place = checkpoint.resolve()
     sent = "" if experts == "auto" else f"-{experts}"
     return Path("build/eval") / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}{sent}"
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _on_progress(bar: ProgressBar) -> OnCount:

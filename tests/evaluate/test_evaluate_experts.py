@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from align_experts import build_experts, write_domains
 
 from mcompose.cli.app import app
 from mcompose.errors import RequestError, UnknownNameError
-from mcompose.evaluate import Options, evaluate, load_evaluated_model
+from mcompose.evaluate import EvaluateOptions, evaluate, load_evaluated_model
 from mcompose.evaluate.routes import forced_routes, router_confusion
 from mcompose.pipeline.measure import GenerateOptions, generate
 
@@ -58,8 +59,8 @@ def expected(out, task, experts):
 @pytest.mark.parametrize("experts", ["none", "maths", "charts"])
 def test_evaluate_forced_experts_answer_as_if_the_processor_had_been_told(home, tmp_path, experts) -> None:
     out, task = home
-    options = Options(predictions=tmp_path, template="plain", experts=experts)
-    report = evaluate(out, [task], batch_size=2, options=options)
+    options = EvaluateOptions(save=tmp_path, template="plain", experts=experts)
+    report = evaluate(out, [task], options=replace(options, batch_size=2))
     assert report.to_json()["experts"] == experts
     _, *rows = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
     assert [row["output"] for row in rows] == expected(out, task, experts)
@@ -70,7 +71,7 @@ def test_evaluate_experts_tell_answers_apart_and_never_share_them(home, tmp_path
     said: list[str] = []
     found = {}
     for experts in ("auto", "none", "charts"):
-        options = Options(predictions=tmp_path, template="plain", experts=experts, say=said.append)
+        options = EvaluateOptions(save=tmp_path, template="plain", experts=experts, say=said.append)
         report = evaluate(out, [task], options=options)
         assert ("experts" in report.to_json()) == (experts != "auto")
         _, *rows = map(json.loads, (tmp_path / "seen.jsonl").read_text().splitlines())
@@ -82,14 +83,14 @@ def test_evaluate_experts_tell_answers_apart_and_never_share_them(home, tmp_path
 def test_evaluate_unknown_experts_are_named(home) -> None:
     out, task = home
     with pytest.raises(UnknownNameError, match="no expert 'chart'; it has charts, maths") as caught:
-        evaluate(out, [task], options=Options(experts="chart"))
+        evaluate(out, [task], options=EvaluateOptions(experts="chart"))
     assert "charts" in str(caught.value.hint)
 
 
 def test_evaluate_a_checkpoint_without_experts_is_sent_nowhere(family) -> None:
     task = next(path for name, path in family.tasks.items() if name.startswith("text"))
     with pytest.raises(RequestError, match="has no experts"):
-        evaluate(family.base, [task], options=Options(experts="none"))
+        evaluate(family.base, [task], options=EvaluateOptions(experts="none"))
 
 
 def test_generate_sends_media_to_the_expert_that_is_named(home) -> None:
@@ -154,7 +155,7 @@ def rows_in(folder: Path, name: str) -> list:
     ("route", "wanted"), [("told", ["charts", "maths", "none"]), ("wrong", ["maths", "charts", "charts"])]
 )
 def test_evaluate_sends_media_by_the_domains_of_a_task(home, told, tmp_path, route, wanted) -> None:
-    evaluate(home[0], [told], batch_size=3, options=Options(predictions=tmp_path, template="plain", experts=route))
+    evaluate(home[0], [told], options=EvaluateOptions(batch_size=3, save=tmp_path, template="plain", experts=route))
     rows = rows_in(tmp_path, "told")
     assert [row["routes"] for row in rows] == [{"image": [[] if name == "none" else [name]]} for name in wanted]
     alone = [expected(home[0], home[1], name)[i] for i, name in enumerate(wanted)]
@@ -175,7 +176,7 @@ def test_evaluate_counts_what_the_router_chose(home, told, tmp_path) -> None:
             feature = subject.model.config.routers["image"]["feature"]
             pooled = seen[:, 0] if feature == "class" else seen.mean(1)
             logits.append(int((pooled @ subject.model.model.routers["image"].weight.T).argmax()))
-    options = Options(predictions=tmp_path, template="plain")
+    options = EvaluateOptions(save=tmp_path, template="plain")
     report = evaluate(home[0], [told], options=options)
     matrix = report.routing["image"]
     labels = [names.index("charts"), names.index("maths"), 0]
@@ -186,12 +187,12 @@ def test_evaluate_counts_what_the_router_chose(home, told, tmp_path) -> None:
     assert report.to_json()["routing"]["image"]["n"] == 3
     again = evaluate(home[0], [told], options=options)  # from the answers of the first run
     assert again.routing == report.routing
-    assert "routing" not in evaluate(home[0], [home[1]], options=Options(template="plain")).to_json()
+    assert "routing" not in evaluate(home[0], [home[1]], options=EvaluateOptions(template="plain")).to_json()
 
 
 def test_domains_that_nobody_names_are_asked_for(home, tmp_path) -> None:
     with pytest.raises(RequestError, match="names no domain, so nobody knows which expert is 'wrong'"):
-        evaluate(home[0], [home[1]], options=Options(experts="wrong"))
+        evaluate(home[0], [home[1]], options=EvaluateOptions(experts="wrong"))
     with pytest.raises(RequestError, match="A prompt has no domain"):
         generate(home[0], "?", media={}, options=GenerateOptions(experts="told"))
 
@@ -205,7 +206,7 @@ def test_the_eval_command_prints_the_routers_matrix(home, told, tmp_path) -> Non
 
 def test_answers_without_routes_are_asked_again(home, told, tmp_path) -> None:
     """As older versions left them."""
-    options = Options(predictions=tmp_path, template="plain")
+    options = EvaluateOptions(save=tmp_path, template="plain")
     report = evaluate(home[0], [told], options=options)
     file = tmp_path / "told.jsonl"
     header, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -218,7 +219,7 @@ def test_slips_in_a_tasks_domains_are_told(home, told, tmp_path) -> None:
     task = told.with_name("slip.jsonl")
     task.write_text(told.read_text(encoding="utf-8").replace('"domain": "charts"', '"domain": "chrats"'))
     said: list[str] = []
-    evaluate(home[0], [task], options=Options(template="plain", experts="told", say=said.append))
+    evaluate(home[0], [task], options=EvaluateOptions(template="plain", experts="told", say=said.append))
     assert any("the domain 'chrats' is no expert's, and looks like 'charts'" in one for one in said)
 
 
@@ -230,7 +231,7 @@ def test_experts_are_forced_where_no_router_was_composed(home, told, tmp_path) -
         (out / name).write_text(json.dumps(settings), encoding="utf-8")
     tensors = load_file(out / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "routers" not in k}, out / "model.safetensors", {"format": "pt"})
-    options = Options(predictions=tmp_path / "answers", template="plain", experts="told")
+    options = EvaluateOptions(save=tmp_path / "answers", template="plain", experts="told")
     evaluate(out, [told], options=options)
     rows = rows_in(tmp_path / "answers", "told")
     assert [row["routes"]["image"] for row in rows] == [[["charts"]], [["maths"]], [[]]]

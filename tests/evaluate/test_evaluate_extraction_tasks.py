@@ -9,7 +9,7 @@ import pytest
 from mini_sets import Scripted
 
 from mcompose.errors import RequestError, UnknownNameError
-from mcompose.evaluate import Options, evaluate, evaluate_task, load_task
+from mcompose.evaluate import EvaluateOptions, evaluate, evaluate_task, load_task
 from mcompose.evaluate.extraction import GRADED, GROUPS, corpus_bleu
 from mcompose.evaluate.metrics import rule_for
 from mcompose.evaluate.results import figures
@@ -30,7 +30,7 @@ def write(folder, answers, **header):
 
 def results(folder, answers, outputs, **header):
     task = load_task(write(folder, answers, **header))
-    made = evaluate_task(Scripted(outputs), task, options=Options(template="plain"))
+    made = evaluate_task(Scripted(outputs), task, options=EvaluateOptions(template="plain"))
     return made, {row.metric: row for row in figures(task, made)}
 
 
@@ -39,7 +39,7 @@ def test_evaluate_several_metrics_of_the_same_answers(tmp_path) -> None:
     metrics = ["teds", "teds_structure", "exact_match", "edit_distance"]
     subject = Scripted(outputs)
     task = load_task(write(tmp_path, [TABLE] * 3, metrics=metrics))
-    made = evaluate_task(subject, task, options=Options(template="plain", predictions=tmp_path / "out"))
+    made = evaluate_task(subject, task, options=EvaluateOptions(template="plain", save=tmp_path / "out"))
     assert len(subject.prompts) == 3
     rows = {row.metric: row for row in figures(task, made)}
     assert list(rows) == metrics
@@ -54,7 +54,7 @@ def test_evaluate_several_metrics_of_the_same_answers(tmp_path) -> None:
 
 
 def test_evaluate_metrics_are_scored_anew_over_kept_answers(tmp_path) -> None:
-    options = Options(template="plain", predictions=tmp_path / "out")
+    options = EvaluateOptions(template="plain", save=tmp_path / "out")
     first = load_task(write(tmp_path, [CHART, CHART], metric="scrm"))
     evaluate_task(Scripted([CHART, "x"]), first, options=options)
     assert first.metrics == GROUPS["scrm"] == ("scrm_strict", "scrm_slight", "scrm_high", "scrm_em")

@@ -8,7 +8,7 @@ import pytest
 from mini_sets import Scripted, answered, chat_server, record, write_json, write_media
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import Endpoint, EndpointError, Options, evaluate, evaluate_task, load_task
+from mcompose.evaluate import Endpoint, EndpointError, EvaluateOptions, evaluate, evaluate_task, load_task
 from mcompose.evaluate.endpoint import TOKEN_VARIABLE, endpoint_from
 from mcompose.evaluate.judge import parse_verdict
 from mcompose.evaluate.results import figures
@@ -40,7 +40,7 @@ def test_evaluate_judge_counts_what_it_cannot_parse(tmp_path) -> None:
         return replies[prompt.split("Description: ")[1].split("\n")[0]]
 
     with chat_server(reply) as (url, seen):
-        options = Options(judge=Endpoint(url, "judge-1"))
+        options = EvaluateOptions(judge=Endpoint(url, "judge-1"))
         made = evaluate_task(Scripted(["a mug", "a thing", "hm", "a bowl", "a seat"]), task, options=options)
     rows = {r.metric: (r.value, r.n, r.unparsed) for r in figures(task, made)}
     # right: mug and seat; "-1" is a verdict, and wrong; a sentence and a class that is not there are no verdicts
@@ -58,7 +58,7 @@ def test_evaluate_objaverse_judge_says_true_or_false(tmp_path) -> None:
         evaluate(tmp_path, [tmp_path / "card.yaml"])
     replies = {"thing 0": "T", "thing 1": " false.", "thing 2": "Perhaps", "thing 3": "True"}
     with chat_server(lambda prompt: replies[prompt.split("Reference: ")[1].split("\n")[0]]) as (url, _):
-        made = evaluate_task(Scripted(["x"] * 4), task, options=Options(judge=Endpoint(url, "m")))
+        made = evaluate_task(Scripted(["x"] * 4), task, options=EvaluateOptions(judge=Endpoint(url, "m")))
     assert [p.right for p in made] == [True, False, False, True]
     assert [(r.metric, r.value, r.unparsed) for r in figures(task, made)] == [("judge:m", 0.5, 1)]
 
@@ -91,7 +91,7 @@ def test_evaluate_judge_is_asked_once_per_answer(tmp_path) -> None:
         return "10"
 
     with chat_server(reply) as (url, seen):
-        options = Options(judge=Endpoint(url, "m"), predictions=tmp_path / "out")
+        options = EvaluateOptions(judge=Endpoint(url, "m"), save=tmp_path / "out")
         with pytest.raises(EndpointError, match="refused with 400: out of credit"):
             evaluate_task(Scripted(["a cup", "a mug", "a bunk"]), task, options=options)
         busy["on"] = False
@@ -130,7 +130,7 @@ def test_evaluate_token_is_sent_and_never_told(tmp_path, monkeypatch) -> None:
     task = points_task(tmp_path, "modelnet40", classes("cup"))
     with chat_server(lambda _: "10") as (url, seen):
         endpoint = Endpoint(url, "m")
-        evaluate_task(Scripted(["x"]), task, options=Options(judge=endpoint, predictions=tmp_path / "out"))
+        evaluate_task(Scripted(["x"]), task, options=EvaluateOptions(judge=endpoint, save=tmp_path / "out"))
     assert seen[0]["token"] == f"Bearer {TOKEN}"
     assert TOKEN not in repr(endpoint)
     assert len(list((tmp_path / "out").iterdir())) == 2
@@ -175,6 +175,6 @@ def test_evaluate_endpoint_comes_from_options_or_environment(monkeypatch) -> Non
 def test_evaluate_judged_answers_are_written_with_their_reply(tmp_path) -> None:
     task = points_task(tmp_path, "modelnet40", classes("cup"))
     with chat_server(lambda _: "3") as (url, _):
-        evaluate_task(Scripted(["x"]), task, options=Options(judge=Endpoint(url, "m"), predictions=tmp_path / "out"))
+        evaluate_task(Scripted(["x"]), task, options=EvaluateOptions(judge=Endpoint(url, "m"), save=tmp_path / "out"))
     row = json.loads((tmp_path / "out/q.jsonl").read_text().splitlines()[1])
     assert (row["judge"], row["verdicts"]) == ("3", {"label": False, "label_sole": None, "judge:m": False})

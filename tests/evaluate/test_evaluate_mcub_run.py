@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mcompose.cli.app import app
 from mcompose.errors import RequestError
-from mcompose.evaluate import Options, evaluate, evaluate_task, load_evaluated_model, load_task
+from mcompose.evaluate import EvaluateOptions, evaluate, evaluate_task, load_evaluated_model, load_task
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def test_evaluate_composed_batches_answer_as_one_by_one(composed, mini) -> None:
     subject, task = load_evaluated_model(composed), replace(load_task(mini), max_new_tokens=12)
     assert subject.modalities == MODALITIES
     shake(subject)
-    single = [p.output for p in evaluate_task(subject, task, batch_size=1)]
+    single = [p.output for p in evaluate_task(subject, task, options=EvaluateOptions(batch_size=1))]
     assert len({len(subject.tokenizer(item.turn)["input_ids"]) for item in task.items}) == 8, "padding counts"
     assert len(set(single)) > 2, "answers that are all alike would prove nothing"
-    assert [p.output for p in evaluate_task(subject, task, batch_size=3)] == single
-    assert [p.output for p in evaluate_task(subject, task, batch_size=8)] == single
+    assert [p.output for p in evaluate_task(subject, task, options=EvaluateOptions(batch_size=3))] == single
+    assert [p.output for p in evaluate_task(subject, task, options=EvaluateOptions(batch_size=8))] == single
 
 
 def shake(subject):
@@ -81,7 +81,7 @@ def test_evaluate_command_reads_released_files(composed, mini, tmp_path, monkeyp
 def test_evaluate_donor_sees_its_own_part_of_an_mcub_question(family, mini) -> None:
     with pytest.raises(RequestError, match="mcub-4 shows image"):
         evaluate(family.donors["audio"], [mini])
-    report = evaluate(family.donors["audio"], [mini], options=Options(leave_out=True))
+    report = evaluate(family.donors["audio"], [mini], options=EvaluateOptions(leave_out=True))
     assert [(r.metric, r.n) for r in report.results] == [
         ("joint_letter", 8),
         ("joint_letter_lenient", 8),
@@ -91,7 +91,7 @@ def test_evaluate_donor_sees_its_own_part_of_an_mcub_question(family, mini) -> N
 
 def test_evaluate_unknown_template_is_refused_before_anything_is_loaded(mini, tmp_path) -> None:
     with pytest.raises(RequestError, match="No template is called 'llama'"):
-        evaluate(tmp_path / "nothing", [mini], options=Options(template="llama"))
+        evaluate(tmp_path / "nothing", [mini], options=EvaluateOptions(template="llama"))
 
 
 def test_evaluate_mcub_command_makes_a_folder_of_tasks(composed, mini, tmp_path) -> None:
@@ -117,7 +117,7 @@ def test_evaluate_mcub_command_makes_a_folder_of_tasks(composed, mini, tmp_path)
     sets = json.loads(ran.stdout)["sets"]
     assert [s["name"] for s in sets][-1] == "mcub-4"
     assert len(sets) == 7
-    report = evaluate(composed, [tmp_path / "set"], limit=2)
+    report = evaluate(composed, [tmp_path / "set"], options=EvaluateOptions(limit=2))
     assert [r.task for r in report.results] == [
         s["name"] for s in sorted(sets, key=lambda s: s["name"]) for _ in (0, 1)
     ]

@@ -8,12 +8,12 @@ import pytest
 from mini_sets import MODALITIES, Scripted, answered, record, turn, write_json, write_mcub, write_media
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import MediaError, Options, evaluate_task, find_tasks, load_task
+from mcompose.evaluate import EvaluateOptions, MediaError, evaluate_task, find_tasks, load_task
 from mcompose.evaluate.results import figures
 
 
 def figures_of(task, outputs, **options):
-    made = evaluate_task(Scripted(outputs), task, options=Options(**options))
+    made = evaluate_task(Scripted(outputs), task, options=EvaluateOptions(**options))
     return {r.metric: (r.value, r.n, r.unparsed, r.skipped) for r in figures(task, made)}
 
 
@@ -41,10 +41,10 @@ def test_evaluate_mcub_strict_and_lenient_scores(tmp_path) -> None:
 
 def test_evaluate_mcub_prompt_is_the_turn_word_for_word(tmp_path) -> None:
     subject = Scripted("A" * 5)
-    evaluate_task(subject, load_task(write_mcub(tmp_path)), options=Options(template="plain"))
+    evaluate_task(subject, load_task(write_mcub(tmp_path)), options=EvaluateOptions(template="plain"))
     assert subject.prompts[0] == turn(MODALITIES).replace("<point>", "<points>")
     subject = Scripted("A" * 5)
-    evaluate_task(subject, load_task(tmp_path / "MCUB-4.json"), options=Options(template="vicuna"))
+    evaluate_task(subject, load_task(tmp_path / "MCUB-4.json"), options=EvaluateOptions(template="vicuna"))
     assert subject.prompts[0].startswith("A chat between")
     assert subject.prompts[0].endswith("D. music ASSISTANT:")
     assert {m: len(rows) for m, rows in subject.media[0].items()} == dict.fromkeys(MODALITIES, 5)
@@ -53,7 +53,7 @@ def test_evaluate_mcub_prompt_is_the_turn_word_for_word(tmp_path) -> None:
 def test_evaluate_left_out_lines_go_with_their_input(tmp_path) -> None:
     subject = Scripted("A" * 5, modalities=("audio",))
     task = load_task(write_mcub(tmp_path))
-    made = evaluate_task(subject, task, options=Options(leave_out=True, template="plain"))
+    made = evaluate_task(subject, task, options=EvaluateOptions(leave_out=True, template="plain"))
     assert subject.prompts[0] == turn(("audio",))
     assert (made[0].left_out, made[0].seen) == (("image", "video", "points"), 1)
     assert [r.metric for r in figures(task, made)] == ["joint_letter", "joint_letter_lenient", "joint_letter_seen"]
@@ -183,7 +183,7 @@ def test_evaluate_missing_media_stop_or_are_counted(tmp_path) -> None:
     with pytest.raises(MediaError, match=r"The audio .*audio-1.wav is missing"):
         evaluate_task(Scripted("AAAA"), task)
     said = []
-    made = evaluate_task(Scripted("AB"), task, batch_size=2, options=Options(skip_broken=True, say=said.append))
+    made = evaluate_task(Scripted("AB"), task, options=EvaluateOptions(batch_size=2, skip_broken=True, say=said.append))
     assert [bool(p.skipped) for p in made] == [False, True, False, True]
     assert [(r.value, r.n, r.skipped) for r in figures(task, made)] == [(0.5, 2, 2), (0.5, 2, 2)]
     assert "2 of 4 questions were skipped" in said[0]
@@ -193,7 +193,7 @@ def test_evaluate_missing_media_stop_or_are_counted(tmp_path) -> None:
 def test_evaluate_nothing_left_gives_no_figure(tmp_path) -> None:
     path = write_mcub(tmp_path, gold="A")
     (tmp_path / "media/image-0.png").write_bytes(b"broken")
-    made = evaluate_task(Scripted(""), load_task(path), options=Options(skip_broken=True))
+    made = evaluate_task(Scripted(""), load_task(path), options=EvaluateOptions(skip_broken=True))
     assert figures(load_task(path), made) == []
 
 

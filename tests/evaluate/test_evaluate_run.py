@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
 from mcompose.errors import CheckpointError, RequestError
-from mcompose.evaluate import Options, Report, Result, evaluate, evaluate_task, load_evaluated_model, load_task
+from mcompose.evaluate import EvaluateOptions, Report, Result, evaluate, evaluate_task, load_evaluated_model, load_task
 from mcompose.modalities import MODALITIES
 
 
@@ -35,7 +35,7 @@ def test_evaluate_predictions_keep_the_order_of_the_task(family) -> None:
     task = load_task(family.tasks["joint-common-2"])
     answers = {item.id: item.answer for item in task.items}
     stub = Stub(["A"] * 8, modalities=MODALITIES)
-    made = evaluate_task(stub, task, batch_size=3)
+    made = evaluate_task(stub, task, options=EvaluateOptions(batch_size=3))
     assert [p.id for p in made] == [item.id for item in task.items]
     assert [p.right for p in made] == [answers[p.id] == "A" for p in made]
     assert sum(len(prompts) for prompts, _ in stub.asked) == 8
@@ -56,7 +56,7 @@ def test_evaluate_left_out_inputs_leave_no_placeholder(family) -> None:
 def test_evaluate_lacking_modality_is_refused_unless_left_out(family) -> None:
     with pytest.raises(RequestError, match=r"joint-sum shows \w+, which .*/image does not take \(it takes image\)"):
         evaluate(family.donors["image"], [family.tasks["joint-sum"]])
-    report = evaluate(family.donors["image"], [family.tasks["joint-sum"]], options=Options(leave_out=True))
+    report = evaluate(family.donors["image"], [family.tasks["joint-sum"]], options=EvaluateOptions(leave_out=True))
     task = load_task(family.tasks["joint-sum"])
     seen = sum(any(x.modality == "image" for x in item.inputs) for item in task.items)
     assert [(r.metric, r.n) for r in report.results] == [("joint_exact_match", 8), ("joint_exact_match_seen", seen)]
@@ -84,8 +84,10 @@ def test_evaluate_batches_answer_as_one_by_one(family, modality) -> None:
     task = load_task(family.tasks[f"{modality}-choice"])
     subject = load_evaluated_model(family.donors[modality])
     assert subject.modalities == (modality,)
-    together = evaluate_task(subject, task, batch_size=64)
-    assert [p.output for p in evaluate_task(subject, task, batch_size=4)] == [p.output for p in together]
+    together = evaluate_task(subject, task, options=EvaluateOptions(batch_size=64))
+    assert [p.output for p in evaluate_task(subject, task, options=EvaluateOptions(batch_size=4))] == [
+        p.output for p in together
+    ]
     trust = {"trust_remote_code": True} if modality == "points" else {}
     model = AutoModelForMultimodalLM.from_pretrained(family.donors[modality], **trust).eval()
     for prediction, item in zip(together, task.items, strict=True):
@@ -114,9 +116,8 @@ def test_evaluate_saves_predictions_and_reports_json(family, tmp_path) -> None:
     report = evaluate(
         family.base,
         [family.tasks["text-name"], family.tasks["text-sum"]],
-        limit=5,
         progress=lambda *done: seen.append(done),
-        options=Options(predictions=tmp_path / "out"),
+        options=EvaluateOptions(limit=5, save=tmp_path / "out"),
     )
     shown = json.loads(json.dumps(report.to_json()))
     assert shown["checkpoint"] == str(family.base)

@@ -72,7 +72,7 @@ def test_smol_compositions_are_removed_after_they_were_measured(made) -> None:
 def test_smol_answers_in_mixed_precision_are_those_of_an_evaluation(made) -> None:
     family, _ = made
     tasks = [family.tasks[name] for name in ("image-fact", "joint-which", "text-name")]
-    plain = evaluate(family.donors["image"], tasks, options=EvaluateOptions(leave_out=True, quiet=True)).results
+    plain = evaluate(family.donors["image"], tasks, options=EvaluateOptions(leave_out=True), quiet=True).results
     mixed = mixed_results(family.donors["image"], tasks, batch=8, leave_out=True)
     assert [(row.task, row.metric, row.n) for row in mixed] == [(row.task, row.metric, row.n) for row in plain]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mcompose.errors import RequestError, nearest_name
-from mcompose.evaluate import Options, Task, check_template, evaluate_task, figures, find_tasks, load_task
+from mcompose.evaluate import EvaluateOptions, Task, check_template, evaluate_task, figures, find_tasks, load_task
 from mcompose.progress import OnCount
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ class Exam:
             MediaError: A medium cannot be read.
         """
         wanted = self.questions
-        options = Options(leave_out=wanted.leave_out, template=wanted.template)
+        options = EvaluateOptions(batch_size=wanted.batch_size, leave_out=wanted.leave_out, template=wanted.template)
         scores: dict[str, float] = {}
         answers: list[str] = []
         for task in self.tasks:
-            made = evaluate_task(evaluated, task, batch_size=wanted.batch_size, progress=on_progress, options=options)
+            made = evaluate_task(evaluated, task, progress=on_progress, options=options)
             answers += [prediction.output.strip() for prediction in made]
             if wanted.objective != "consistency":
                 scores[task.name] = figures(task, made)[0].value

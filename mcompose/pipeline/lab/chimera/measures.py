@@ -19,6 +19,7 @@ from mcompose.evaluate import (
     NONE,
     Confusion,
     EvaluatedModel,
+    EvaluateOptions,
     Item,
     attention_mass,
     confusion_matrix,
@@ -55,7 +56,7 @@ def answered(
     for path in tasks:
         task = load_task(path, limit=limit)
         items = tuple(replace(item, domain=_folder(item)) for item in task.items)
-        made = evaluate_task(evaluated, replace(task, items=items), batch_size=batch)
+        made = evaluate_task(evaluated, replace(task, items=items), options=EvaluateOptions(batch_size=batch))
         found[task.name] = figures(task, made)[0].value
     return found
 

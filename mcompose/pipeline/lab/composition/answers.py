@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mcompose.evaluate import Options, evaluate_task, figures, load_evaluated_model, load_task
+from mcompose.evaluate import EvaluateOptions, evaluate_task, figures, load_evaluated_model, load_task
 
 __all__ = ["mixed_results"]
 
@@ -49,6 +49,6 @@ def mixed_results(checkpoint: Path, tasks: Sequence[Path], *, batch: int, leave_
     rows: list[Any] = []
     for path in tasks:
         task = load_task(path)
-        made = evaluate_task(evaluated, task, batch_size=batch, options=Options(leave_out=leave_out))
+        made = evaluate_task(evaluated, task, options=EvaluateOptions(batch_size=batch, leave_out=leave_out))
         rows += figures(task, made)
     return rows

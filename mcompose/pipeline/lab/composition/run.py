@@ -88,8 +88,8 @@ class _Bench:
             if self.plan.mixed:
                 results = mixed_results(checkpoint, tasks, batch=self.plan.batch, leave_out=leave_out)
             else:
-                options = EvaluateOptions(batch_size=self.plan.batch, leave_out=leave_out, quiet=True)
-                results = evaluate(checkpoint, tasks, options=options).results
+                options = EvaluateOptions(batch_size=self.plan.batch, leave_out=leave_out)
+                results = evaluate(checkpoint, tasks, options=options, quiet=True).results
             rows = [{"task": row.task, "metric": row.metric, "value": row.value} for row in results]
             write_json(known, rows)
         return json.loads(known.read_text(encoding="utf-8"))
