@@ -20,13 +20,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mcompose.align.results.export import ExportRequest
+    from mcompose.align.results.export import ExportRequest, export
+    from mcompose.align.results.folder import stages_folder
     from mcompose.align.results.lineage import Lineage, open_lineage
     from mcompose.align.run import StageOutcome, StageRequest, run_stage
 
-__all__ = ["ExportRequest", "Lineage", "StageOutcome", "StageRequest", "open_lineage", "run_stage"]
+__all__ = [
+    "ExportRequest",
+    "Lineage",
+    "StageOutcome",
+    "StageRequest",
+    "export",
+    "open_lineage",
+    "run_stage",
+    "stages_folder",
+]
 
 _HOME = {
+    "export": "results.export",
+    "stages_folder": "results.folder",
     "ExportRequest": "results.export",
     "Lineage": "results.lineage",
     "StageOutcome": "run",

@@ -18,10 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.utils import logging
 
 from mcompose.align.tensor_file import as_torch
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
+from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.errors import CheckpointError, first_line
-from mcompose.modeling import register
-from mcompose.modeling.processing.frames import FramesProcessor
+from mcompose.modeling import FramesProcessor, register
 from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from mcompose.align.parts import LoraPart
-from mcompose.checkpoint.adapter_keys import PREFIX
+from mcompose.checkpoint import PEFT_PREFIX
 from mcompose.errors import CheckpointError
 
 __all__ = ["adapter_config", "adapter_tensors", "add_factors"]
@@ -97,7 +97,7 @@ def adapter_tensors(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     found = {}
     for name, value in values.items():
         layer, kind = _layer_of(name)
-        found[f"{PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
+        found[f"{PEFT_PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy import GROUP, group_part
 from mcompose.errors import RequestError
-from mcompose.modeling.groups.specs import TEXT
+from mcompose.modeling import TEXT
 from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.part_names import qualified
 from mcompose.recipe import GroupsSpec, Stage
@@ -102,7 +102,7 @@ def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any
     Returns:
         What changed in its config.
     """
-    from mcompose.modeling.groups.editing import add_groups  # noqa: PLC0415 - for these strategies only
+    from mcompose.modeling import add_groups  # noqa: PLC0415 - for these strategies only
 
     spec = groups.spec
     low_rank: dict[str, Any] = {"rank": spec.rank, "scale": spec.scale} if spec.kind == "low-rank" else {}

@@ -4,6 +4,11 @@ Takes a config and the keys of the files, never a weight. Families that ``data/f
 torch and transformers.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.anatomy.compare import can_compose
 from mcompose.anatomy.composed import group_part
 from mcompose.anatomy.part import (
@@ -27,7 +32,13 @@ from mcompose.anatomy.part import (
 from mcompose.anatomy.read import read_anatomy
 from mcompose.anatomy.summary import summarise
 
+if TYPE_CHECKING:
+    from mcompose.anatomy.family import BUFFERS, Family
+    from mcompose.anatomy.meta import config_of, is_known, renamings_of
+    from mcompose.anatomy.part import expert_of, is_expert_slot
+
 __all__ = [
+    "BUFFERS",
     "EMBEDDING",
     "ENCODER",
     "EXPERT",
@@ -42,10 +53,33 @@ __all__ = [
     "SEPARATORS",
     "UNUSED",
     "Anatomy",
+    "Family",
     "Slot",
     "can_compose",
+    "config_of",
+    "expert_of",
     "group_part",
+    "is_expert_slot",
+    "is_known",
     "part_label",
     "read_anatomy",
+    "renamings_of",
     "summarise",
 ]
+
+_HOME = {
+    "BUFFERS": "family",
+    "Family": "family",
+    "config_of": "meta",
+    "expert_of": "part",
+    "is_expert_slot": "part",
+    "is_known": "meta",
+    "renamings_of": "meta",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

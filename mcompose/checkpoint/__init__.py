@@ -6,6 +6,11 @@ Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where 
 every tensor goes, ``StagedOutput`` writes it there and journals what is done.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.checkpoint.adapter import Adapter, open_adapter
 from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, read_tensor
 from mcompose.checkpoint.digest import TensorDigest, digest_tensor
@@ -32,13 +37,28 @@ from mcompose.checkpoint.staged import StagedOutput
 from mcompose.checkpoint.stored import plain_path, stored_graphs
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
 
+if TYPE_CHECKING:
+    from mcompose.checkpoint.adapter import ADAPTER_FILE
+    from mcompose.checkpoint.adapter_keys import PEFT_PREFIX
+    from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
+    from mcompose.checkpoint.hub import LOG_IN, hub_errors
+    from mcompose.checkpoint.layout import INDEX_FILE
+    from mcompose.checkpoint.weight_files import PICKLES
+
 __all__ = [
+    "ADAPTER_FILE",
     "DTYPE_BITS",
+    "INDEX_FILE",
+    "LOCK_NAME",
+    "LOG_IN",
     "MERGEABLE_DTYPES",
+    "PEFT_PREFIX",
+    "PICKLES",
     "Adapter",
     "Checkpoint",
     "ExpertFile",
     "FileDigest",
+    "FolderLock",
     "Header",
     "HubSnapshot",
     "JournalRow",
@@ -56,6 +76,7 @@ __all__ = [
     "digest_file",
     "digest_tensor",
     "encode",
+    "hub_errors",
     "is_sidecar",
     "is_tied",
     "open_adapter",
@@ -76,3 +97,21 @@ __all__ = [
     "stored_graphs",
     "whole_folder",
 ]
+
+_HOME = {
+    "ADAPTER_FILE": "adapter",
+    "FolderLock": "folders",
+    "INDEX_FILE": "layout",
+    "LOCK_NAME": "folders",
+    "LOG_IN": "hub",
+    "PEFT_PREFIX": "adapter_keys",
+    "PICKLES": "weight_files",
+    "hub_errors": "hub",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from mcompose.errors import CheckpointError
 
-__all__ = ["ADAPTER_SUFFIXES", "PREFIX", "KeyFinder", "split_key"]
+__all__ = ["ADAPTER_SUFFIXES", "PEFT_PREFIX", "KeyFinder", "split_key"]
 
 ADAPTER_SUFFIXES = {
     "A": "weight",
@@ -34,7 +34,7 @@ _ENDINGS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _WRAPPERS = {"model", "language_model", "text_model", "vision_model", "transformer", "thinker", "llm"}
 _SHOWN = 5
 
@@ -48,7 +48,7 @@ def split_key(key: str) -> tuple[str, str]:
     Returns:
         Path of the module in memory and the role of the tensor; for a replacement, the path of the tensor.
     """
-    path = key.removeprefix(PREFIX)
+    path = key.removeprefix(PEFT_PREFIX)
     for ending, role in _ENDINGS.items():
         if path.endswith(ending):
             return path.removesuffix(ending), role

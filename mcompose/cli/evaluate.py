@@ -78,7 +78,7 @@ def evaluate(
 
     Example: mcompose eval build/model MCUB/MCUB-4.json --limit 100 --template vicuna
     """
-    from mcompose.evaluate.endpoint import endpoint_from
+    from mcompose.evaluate import endpoint_from
     from mcompose.pipeline import measure
 
     _refuse_forced_record(record=record, experts=experts)

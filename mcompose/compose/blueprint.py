@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE
+from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
 from mcompose.compose.towers import (

@@ -15,8 +15,7 @@ from mcompose.compose.provenance import lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
 from mcompose.errors import OutputError, RequestError
 from mcompose.ledger import Ledger
-from mcompose.merge import BaseFigures, check_same_base, execute
-from mcompose.merge.clock import Phases
+from mcompose.merge import BaseFigures, Phases, check_same_base, execute
 from mcompose.methods import METHODS
 from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
 from mcompose.progress import Progress
@@ -162,7 +161,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     folder = output_folder(loaded, output)
     check_output(loaded, folder)
     if options.device != "cpu":
-        from mcompose.merge.device.stream import check_device  # noqa: PLC0415 - torch, when asked for
+        from mcompose.merge import check_device  # noqa: PLC0415 - torch, when asked for
 
         check_device(options.device.removeprefix("torch:"))
     phases = Phases()

@@ -10,8 +10,7 @@ from mcompose.compose.foreign_errors import naming_source
 from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower
 from mcompose.errors import CompositionError
-from mcompose.modeling import generate_files
-from mcompose.modeling.families import family_of, text_family_of
+from mcompose.modeling import family_of, generate_files, text_family_of
 from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         CompositionError: A source has no processor, or the sources do not fit one network.
     """
     # These cost seconds to import, and only this format needs them.
-    from mcompose.modeling import composed_config, register  # noqa: PLC0415
-    from mcompose.modeling.processing.composed import add_placeholders, write_processor  # noqa: PLC0415
+    from mcompose.modeling import add_placeholders, composed_config, register, write_processor  # noqa: PLC0415  # noqa: PLC0415
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
@@ -121,9 +119,11 @@ def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
 
 def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, Any]:
     """One tower's entry in the config; with a tokenizer, tokens that its family fills get ids of the composition."""
-    from mcompose.modeling import stored_source  # noqa: PLC0415 - as above
-    from mcompose.modeling.configuration.native import native_config  # noqa: PLC0415
-    from mcompose.modeling.processing.composed import structure_ids  # noqa: PLC0415
+    from mcompose.modeling import (  # noqa: PLC0415 - torch and transformers, when needed
+        native_config,
+        stored_source,
+        structure_ids,
+    )
 
     ids = None
     if tokenizer is not None:
@@ -162,7 +162,7 @@ def _check_network(config: Any, blueprint: Blueprint) -> None:
 
 def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     """Loads what was written: a source without a processor is told now, not when the model is used."""
-    from mcompose.modeling.processing.sources import load_source_processor  # noqa: PLC0415
+    from mcompose.modeling import load_source_processor  # noqa: PLC0415
 
     for tower in blueprint.towers:
         with naming_source(tower.source.name, "processor"):

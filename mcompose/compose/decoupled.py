@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import GROUP, LANGUAGE, ORIGIN, Slot
+from mcompose.anatomy import GROUP, LANGUAGE, ORIGIN, Slot
 from mcompose.compose.extension import Addition, Draft, Extension
 from mcompose.compose.groups import (
     TEXT,
@@ -26,8 +26,7 @@ from mcompose.compose.groups import (
 )
 from mcompose.compose.stacked import StackedText, stacked_text
 from mcompose.errors import CompositionError
-from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job
-from mcompose.merge.settings import output_dtype
+from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, output_dtype
 from mcompose.recipe import settings_for
 
 if TYPE_CHECKING:

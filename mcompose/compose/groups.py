@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcompose.anatomy.part import GROUP, LANGUAGE
+from mcompose.anatomy import GROUP, LANGUAGE
 from mcompose.checkpoint import LowRank
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution
-from mcompose.modeling.groups.specs import TEXT, GroupSpec, group_keys, group_specs
+from mcompose.modeling import TEXT, GroupSpec, group_keys, group_specs
 from mcompose.on_disk import COMPOSED_TYPE
 
 if TYPE_CHECKING:

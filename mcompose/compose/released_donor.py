@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import ENCODER, GROUP, LANGUAGE, PROJECTOR
+from mcompose.anatomy import ENCODER, GROUP, LANGUAGE, PROJECTOR
 from mcompose.checkpoint import Checkpoint, StagedOutput, TensorEntry, open_checkpoint
 from mcompose.compose.provenance import library_versions, lock_text
 from mcompose.compose.released import Factors, ReleasedDonor, read_released
@@ -133,8 +133,10 @@ def _tower_jobs(network: Mapping[str, Any], encoder: Checkpoint, donor: Released
     """Encoder and projector under the names that the network's class gives them."""
     import torch  # noqa: PLC0415 - as above
 
-    from mcompose.modeling.configuration.native import native_config  # noqa: PLC0415
-    from mcompose.modeling.towers.native_classes import build_tower  # noqa: PLC0415
+    from mcompose.modeling import (  # noqa: PLC0415 - torch and transformers, when needed
+        build_tower,
+        native_config,
+    )
 
     with torch.device("meta"):
         tower = build_tower(native_config("llava", network), attn_implementation=None)
@@ -232,6 +234,7 @@ def _write_files(
     from transformers import AutoTokenizer, LlavaImageProcessor, LlavaProcessor  # noqa: PLC0415 - as above
 
     from mcompose.modeling import (  # noqa: PLC0415
+        add_placeholders,
         build_processor,
         composed_config,
         generate_files,
@@ -239,7 +242,6 @@ def _write_files(
         register,
         stored_source,
     )
-    from mcompose.modeling.processing.composed import add_placeholders  # noqa: PLC0415
 
     register()
     own = AutoTokenizer.from_pretrained(base.checkpoint.folder, trust_remote_code=False)

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import LANGUAGE
+from mcompose.anatomy import LANGUAGE
 from mcompose.compose.groups import DenseGroup, LowRankGroup, RoutedLinear, text_terms
 from mcompose.merge import Contribution, Segment, TensorJob
-from mcompose.methods.damc import NOTHING
+from mcompose.methods import NOTHING
 
 if TYPE_CHECKING:
     from mcompose.merge import SourceParts

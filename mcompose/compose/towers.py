@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import GROUP, ORIGIN, is_expert_slot
+from mcompose.anatomy import GROUP, ORIGIN, is_expert_slot
 from mcompose.errors import CompositionError
 from mcompose.merge import Dropped, TensorJob, copy_job, tower_jobs
 from mcompose.on_disk import COMPOSED_TYPE, PROCESSORS

@@ -22,15 +22,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from mcompose.errors import CheckpointError, RequestError, UnknownNameError, first_line, nearest_name
 from mcompose.evaluate.routes import TOLD, WRONG, Routes, forced_routes
 from mcompose.modalities import MODALITIES, PLACEHOLDERS
-from mcompose.modeling import register
-from mcompose.modeling.experts.configuration import NONE
-from mcompose.modeling.experts.processing import AUTO
-from mcompose.modeling.points.processing import PointsProcessor
-from mcompose.modeling.processing.frames import FramesProcessor
-from mcompose.modeling.processing.native_calls import (
+from mcompose.modeling import (
+    AUTO,
+    NONE,
+    FramesProcessor,
+    PointsProcessor,
     call_processor,
     processor_modalities,
     processor_placeholder,
+    register,
     sampling_rate,
     takes_flat_options,
     without_second_bos,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mcompose.errors import RequestError, slip_of
 from mcompose.evaluate.confusion import Confusion, confusion_matrix
-from mcompose.modeling.experts.configuration import NONE
+from mcompose.modeling import NONE
 
 __all__ = ["NONE", "TOLD", "WRONG", "Routes", "expert_for", "forced_routes", "router_confusion", "slips"]
 

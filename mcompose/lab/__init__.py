@@ -8,6 +8,11 @@ Read ``words`` and ``questions`` first, then ``media``, ``towers``, ``fit``, ``d
 family ``smol``, from real pretrained weights, mirror these; their names begin with ``smol_``.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.numbers.make import make_numbers
 from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json, wide_table
@@ -15,8 +20,28 @@ from mcompose.lab.settings import DataSettings, FitSettings, NumbersSettings
 from mcompose.lab.smol.make import make_smol
 from mcompose.lab.smol.settings import SmolSettings
 
+if TYPE_CHECKING:
+    from mcompose.lab.checkpoints import save_points_source, save_source
+    from mcompose.lab.composition import COLUMNS, Subset, differences, pooled, subsets, summaries
+    from mcompose.lab.composition_plot import SEARCHED, plot_composition
+    from mcompose.lab.decoupled import take_group
+    from mcompose.lab.fit import text_config
+    from mcompose.lab.media import load_digits
+    from mcompose.lab.numbers.donors import adopt_language_model, single_accuracy, train_donor
+    from mcompose.lab.numbers.tasks import write_validation
+    from mcompose.lab.pictures.make import make_pictures
+    from mcompose.lab.pictures.settings import READING
+    from mcompose.lab.randomness import deterministic_torch, generator_for
+    from mcompose.lab.report import new_figure
+    from mcompose.lab.smol.make import train_smol_decoupled
+    from mcompose.lab.towers import Donor, build_donor
+
 __all__ = [
+    "COLUMNS",
+    "READING",
+    "SEARCHED",
     "DataSettings",
+    "Donor",
     "Evaluator",
     "FitSettings",
     "LabFamily",
@@ -24,13 +49,69 @@ __all__ = [
     "Row",
     "Scores",
     "SmolSettings",
+    "Subset",
+    "adopt_language_model",
+    "build_donor",
+    "deterministic_torch",
+    "differences",
     "family_scores",
+    "generator_for",
+    "load_digits",
     "make_numbers",
+    "make_pictures",
     "make_smol",
+    "new_figure",
     "open_family",
+    "plot_composition",
     "plot_rows",
+    "pooled",
     "recipe_text",
+    "save_points_source",
+    "save_source",
+    "single_accuracy",
+    "subsets",
+    "summaries",
     "table",
     "table_json",
+    "take_group",
+    "text_config",
+    "train_donor",
+    "train_smol_decoupled",
     "wide_table",
+    "write_validation",
 ]
+
+_HOME = {
+    "COLUMNS": "composition",
+    "Donor": "towers",
+    "READING": "pictures.settings",
+    "SEARCHED": "composition_plot",
+    "Subset": "composition",
+    "adopt_language_model": "numbers.donors",
+    "build_donor": "towers",
+    "deterministic_torch": "randomness",
+    "differences": "composition",
+    "generator_for": "randomness",
+    "load_digits": "media",
+    "make_pictures": "pictures.make",
+    "new_figure": "report",
+    "plot_composition": "composition_plot",
+    "pooled": "composition",
+    "save_points_source": "checkpoints",
+    "save_source": "checkpoints",
+    "single_accuracy": "numbers.donors",
+    "subsets": "composition",
+    "summaries": "composition",
+    "take_group": "decoupled",
+    "text_config": "fit",
+    "train_donor": "numbers.donors",
+    "train_smol_decoupled": "smol.make",
+    "write_validation": "numbers.tasks",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

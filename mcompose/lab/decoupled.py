@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcompose.modeling.groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
-from mcompose.modeling.groups.specs import GroupSpec
-from mcompose.modeling.groups.weight_routing import make_route
+from mcompose.modeling import ROUTE, GroupSpec, RoutedLinear, make_route, route_language, routed_linears
 
 if TYPE_CHECKING:
     from mcompose.lab.towers import Donor

@@ -164,7 +164,7 @@ def _audio(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
 def _video(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
     from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration  # noqa: PLC0415
 
-    from mcompose.modeling.processing.frames import FramesProcessor  # noqa: PLC0415
+    from mcompose.modeling import FramesProcessor  # noqa: PLC0415
 
     config = VideoLlavaConfig(
         vision_config=_vision(image_size=_GRID * IMAGE_SIDE, patch_size=IMAGE_SIDE),
@@ -189,9 +189,11 @@ def _video(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
 
 
 def _points(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
-    from mcompose.modeling.points.configuration import PointsConfig  # noqa: PLC0415
-    from mcompose.modeling.points.network import PointsForConditionalGeneration  # noqa: PLC0415
-    from mcompose.modeling.points.processing import PointsProcessor  # noqa: PLC0415
+    from mcompose.modeling import (  # noqa: PLC0415 - torch and transformers, when needed
+        PointsConfig,
+        PointsForConditionalGeneration,
+        PointsProcessor,
+    )
 
     config = PointsConfig(
         text_config=text,

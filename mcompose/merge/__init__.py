@@ -5,34 +5,66 @@
 to tensors: it knows no network. Importing it loads neither torch nor mergekit.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.merge.build import build_plan
 from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
+from mcompose.merge.diff import DiffReport, diff
 from mcompose.merge.execute import TensorSink, default_threads, execute
 from mcompose.merge.initial_values import new_job, start_of
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
 from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
+from mcompose.merge.verify import VerifyReport, verify
+
+if TYPE_CHECKING:
+    from mcompose.merge.clock import Phases
+    from mcompose.merge.device.stream import check_device
+    from mcompose.merge.settings import output_dtype
 
 __all__ = [
     "BaseFigures",
     "Contribution",
+    "DiffReport",
     "Dropped",
     "KeyOf",
     "MergePlan",
+    "Phases",
     "Segment",
     "SourceParts",
     "TensorJob",
     "TensorSink",
+    "VerifyReport",
     "build_plan",
     "catalogue",
+    "check_device",
     "check_same_base",
     "copy_job",
     "default_threads",
+    "diff",
     "execute",
     "find_method",
     "language_jobs",
     "new_job",
+    "output_dtype",
     "output_layers",
     "start_of",
     "tower_jobs",
+    "verify",
 ]
+
+_HOME = {
+    "Phases": "clock",
+    "check_device": "device.stream",
+    "output_dtype": "settings",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

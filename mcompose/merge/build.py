@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mcompose import __version__
-from mcompose.checkpoint.layout import Layout, plan_layout
-from mcompose.checkpoint.tensor import DTYPE_BITS
+from mcompose.checkpoint import DTYPE_BITS, Layout, plan_layout
 from mcompose.errors import CompositionError
 from mcompose.merge.execute import default_threads
 from mcompose.merge.job import Dropped, MergePlan, TensorJob, fingerprint_of

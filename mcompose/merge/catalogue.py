@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mcompose import methods as _native  # noqa: F401 - fills the table.
 from mcompose.errors import UnknownNameError, nearest_name
-from mcompose.methods.core.method import METHODS, Method
+from mcompose.methods import METHODS, Method
 
 __all__ = ["MERGEKIT_PREFIX", "catalogue", "find_method"]
 

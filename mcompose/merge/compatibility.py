@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.anatomy.part import LANGUAGE, Slot
-from mcompose.checkpoint.codec import read_float32
-from mcompose.checkpoint.files import TensorFiles
-from mcompose.checkpoint.tensor import MERGEABLE_DTYPES, TensorEntry
+from mcompose.anatomy import LANGUAGE, Slot
+from mcompose.checkpoint import MERGEABLE_DTYPES, TensorEntry, TensorFiles, read_float32
 from mcompose.errors import CompositionError
 from mcompose.merge.pairing import SourceParts
 

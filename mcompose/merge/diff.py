@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcompose.anatomy.part import EXPERT
+from mcompose.anatomy import EXPERT
 from mcompose.checkpoint import (
     MERGEABLE_DTYPES,
     Checkpoint,

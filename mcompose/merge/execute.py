@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mcompose.checkpoint.files import TensorFiles
-from mcompose.checkpoint.journal import JournalRow
-from mcompose.checkpoint.layout import Layout
+from mcompose.checkpoint import JournalRow, Layout, TensorFiles
 from mcompose.errors import InterruptedRunError
 from mcompose.ledger import TensorRow
 from mcompose.merge.clock import Clock

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mcompose.checkpoint.codec import encode
+from mcompose.checkpoint import encode
 from mcompose.merge.job import Contribution, Segment, TensorJob
-from mcompose.methods.core.randomness import address, uniforms_from
+from mcompose.methods import address, uniforms_from
 
 __all__ = ["RowMean", "first_values", "new_job", "start_of"]
 

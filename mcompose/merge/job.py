@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.checkpoint.tensor import DTYPE_BITS, TensorEntry
+from mcompose.checkpoint import DTYPE_BITS, TensorEntry
 from mcompose.ledger import TensorRow
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcompose.checkpoint.tensor import DTYPE_BITS
+from mcompose.checkpoint import DTYPE_BITS
 from mcompose.merge.catalogue import MERGEKIT_PREFIX, find_method
 from mcompose.merge.job import Segment, TensorJob
 from mcompose.merge.stream import CHUNK

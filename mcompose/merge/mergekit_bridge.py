@@ -24,7 +24,7 @@ from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec, ParameterSc
 
 from mcompose.errors import RequestError, UnknownNameError, nearest_name
 from mcompose.merge.catalogue import MERGEKIT_PREFIX
-from mcompose.methods.core.method import METHODS, REQUIRED, Method, Parameter, TensorTask
+from mcompose.methods import METHODS, REQUIRED, Method, Parameter, TensorTask
 
 __all__ = ["bridge_method", "bridge_names"]
 

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
-from mcompose.checkpoint.tensor import TensorEntry
+from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
+from mcompose.checkpoint import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
 from mcompose.merge.settings import bound_segment, output_dtype
 from mcompose.part_names import LANGUAGE_PARTS
-from mcompose.recipe.slices import count_layers, find_slice
+from mcompose.recipe import count_layers, find_slice
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Adapter, Checkpoint, LowRank
-    from mcompose.recipe.schema import MergeSpec
+    from mcompose.recipe import MergeSpec
 
 __all__ = ["KeyOf", "Meeting", "SourceParts"]
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mcompose.anatomy.part import ENCODER, PROJECTOR
-from mcompose.checkpoint.tensor import TensorEntry
+from mcompose.anatomy import ENCODER, PROJECTOR
+from mcompose.checkpoint import TensorEntry
 from mcompose.errors import CompositionError
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
 from mcompose.merge.pairing import KeyOf, Meeting, SourceParts
 from mcompose.part_names import TOWER_PARTS
-from mcompose.recipe.slices import drop_whole_slice
+from mcompose.recipe import drop_whole_slice
 
 if TYPE_CHECKING:
-    from mcompose.recipe.schema import MergeSpec, Slice, SliceSource
+    from mcompose.recipe import MergeSpec, Slice, SliceSource
 
 __all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "output_layers", "tower_jobs"]
 

@@ -12,10 +12,7 @@ import numpy as np
 
 from mcompose.merge.catalogue import MERGEKIT_PREFIX, find_method
 from mcompose.merge.job import Segment, TensorJob
-from mcompose.methods.core import kernels
-from mcompose.methods.core.call import merge_whole
-from mcompose.methods.core.method import Method, Program, TensorTask
-from mcompose.methods.core.settings import arguments_for
+from mcompose.methods import Method, Program, TensorTask, arguments_for, kernels, merge_whole
 
 __all__ = ["Convert", "Whole", "call_whole", "program_for", "task_for"]
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EMBEDDING, HEAD, Slot
-from mcompose.checkpoint.tensor import MERGEABLE_DTYPES
+from mcompose.anatomy import EMBEDDING, HEAD, Slot
+from mcompose.checkpoint import MERGEABLE_DTYPES
 from mcompose.dtypes import FLOAT_CODES
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.job import Contribution, Segment
-from mcompose.methods.core.method import Method, TensorTask
-from mcompose.methods.core.settings import arguments_for
-from mcompose.recipe.select import settings_for
+from mcompose.methods import Method, TensorTask, arguments_for
+from mcompose.recipe import settings_for
 
 if TYPE_CHECKING:
-    from mcompose.recipe.schema import MergeSpec
-    from mcompose.recipe.select import Setting
+    from mcompose.recipe import MergeSpec, Setting
 
 __all__ = ["bound_segment", "output_dtype"]
 

@@ -15,19 +15,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mcompose.anatomy.part import ORIGIN
-from mcompose.checkpoint.codec import decode, raw_dtype
-from mcompose.checkpoint.digest import TensorDigest
-from mcompose.checkpoint.files import TensorFiles
-from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES
+from mcompose.anatomy import ORIGIN
+from mcompose.checkpoint import DTYPE_BITS, MERGEABLE_DTYPES, TensorDigest, TensorFiles, decode, raw_dtype
 from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.clock import Clock
 from mcompose.merge.initial_values import RowMean, first_values
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
-from mcompose.methods.core import kernels
-from mcompose.methods.core.method import Program
+from mcompose.methods import Program, kernels
 
 __all__ = ["CHUNK", "Cancelled", "JobStream", "Made", "Scratch", "Write"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mcompose.merge.catalogue import find_method
 from mcompose.merge.job import Segment, TensorJob
-from mcompose.methods.core.method import Survey, TensorTask
+from mcompose.methods import Survey, TensorTask
 
 if TYPE_CHECKING:
     from mcompose.merge.stream import JobStream

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from mcompose.checkpoint import TensorEntry, digest_file, digest_tensor, read_header, read_json_object
-from mcompose.checkpoint.layout import INDEX_FILE
+from mcompose.checkpoint import INDEX_FILE, TensorEntry, digest_file, digest_tensor, read_header, read_json_object
 from mcompose.errors import CheckpointError
 from mcompose.ledger import FileRow, Ledger, TensorRow
 from mcompose.on_disk import CARD, FOLDER, LEDGER, LOCK

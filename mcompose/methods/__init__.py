@@ -5,7 +5,13 @@ One file a method (or a tight family), one pure function a method, one decorator
 breadcrumbs and DELLA).
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
+from mcompose.methods.core import kernels
 from mcompose.methods.core.call import merge_tensors, merge_whole
 from mcompose.methods.core.method import METHODS, REQUIRED, Method, Parameter, Program, Survey, TensorTask
 from mcompose.methods.core.settings import arguments_for
@@ -26,14 +32,20 @@ from mcompose.methods.tsv import tsv
 from mcompose.methods.weight_mix import weight_mix
 from mcompose.methods.wudi import wudi
 
+if TYPE_CHECKING:
+    from mcompose.methods.core.randomness import address, uniforms_from
+    from mcompose.methods.damc import NOTHING
+
 __all__ = [
     "METHODS",
+    "NOTHING",
     "REQUIRED",
     "Method",
     "Parameter",
     "Program",
     "Survey",
     "TensorTask",
+    "address",
     "arguments_for",
     "breadcrumbs",
     "breadcrumbs_ties",
@@ -44,6 +56,7 @@ __all__ = [
     "della_linear",
     "iso_c",
     "karcher",
+    "kernels",
     "linear",
     "merge_tensors",
     "merge_whole",
@@ -58,6 +71,20 @@ __all__ = [
     "ties_global",
     "ties_peft",
     "tsv",
+    "uniforms_from",
     "weight_mix",
     "wudi",
 ]
+
+_HOME = {
+    "NOTHING": "damc",
+    "address": "core.randomness",
+    "uniforms_from": "core.randomness",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -17,14 +17,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle import generate_files
     from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
-    from .experts.configuration import DOMAIN_TOKENS, SLOT_TOKEN, expert_token
-    from .experts.expert import first_values
+    from .configuration.native import native_config
+    from .experts.configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
+    from .experts.expert import Expert, encoder_class, encoder_width, first_values, hidden_states, missing_layer
     from .experts.hidden_tokens import add_mask_token
+    from .experts.onnx_encoder import MAIN_INPUTS, OnnxEncoder
+    from .experts.onnx_graph import Graph, Value, cut_graph, read_graph
+    from .experts.processing import (
+        AUTO,
+        ExpertMedia,
+        add_expert_tokens,
+        expert_summary,
+        load_item_processor,
+        native_inputs,
+    )
+    from .experts.projectors import build_projector
+    from .experts.router import ItemCounts
+    from .families import EXPERT_TYPE, TYPE_IDS, family_of, text_family_of
     from .groups.editing import add_groups, fold_text, group_parameters
-    from .groups.specs import GroupSpec, base_key, group_keys, group_specs
+    from .groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
+    from .groups.specs import TEXT, GroupSpec, base_key, group_keys, group_specs
+    from .groups.weight_routing import make_route
+    from .names import SEPARATOR
     from .network.composed import ComposedForConditionalGeneration, ComposedModel
+    from .points.configuration import PointsConfig
+    from .points.network import PointsForConditionalGeneration
+    from .points.processing import PointsProcessor
     from .prefixes.network import add_prefixes
     from .prefixes.tokens import prefix_fields
+    from .processing.chat import DEFAULT_TEMPLATE
     from .processing.composed import (
         ComposedProcessor,
         add_placeholders,
@@ -32,38 +53,141 @@ if TYPE_CHECKING:
         structure_ids,
         write_processor,
     )
+    from .processing.frames import FramesProcessor
+    from .processing.native_calls import (
+        call_processor,
+        processor_modalities,
+        processor_placeholder,
+        sampling_rate,
+        takes_flat_options,
+        without_second_bos,
+    )
+    from .processing.sources import load_source_processor
+    from .towers.native_classes import build_encoder, build_tower
 
 __all__ = [
+    "AUTO",
     "AUTO_MAP",
+    "DEFAULT_TEMPLATE",
     "DOMAIN_TOKENS",
+    "EXPERT_TYPE",
+    "MAIN_INPUTS",
+    "NONE",
+    "ROUTE",
+    "SEPARATOR",
     "SLOT_TOKEN",
+    "TEXT",
+    "TYPE_IDS",
     "ComposedConfig",
     "ComposedForConditionalGeneration",
     "ComposedModel",
     "ComposedProcessor",
+    "Expert",
+    "ExpertMedia",
+    "FramesProcessor",
+    "Graph",
     "GroupSpec",
+    "ItemCounts",
+    "OnnxEncoder",
+    "PointsConfig",
+    "PointsForConditionalGeneration",
+    "PointsProcessor",
+    "RoutedLinear",
+    "Value",
+    "add_expert_tokens",
     "add_groups",
     "add_mask_token",
     "add_placeholders",
     "add_prefixes",
     "base_key",
+    "build_encoder",
     "build_processor",
+    "build_projector",
+    "build_tower",
+    "call_processor",
     "composed_config",
+    "cut_graph",
+    "encoder_class",
+    "encoder_width",
+    "expert_summary",
     "expert_token",
+    "family_of",
     "first_values",
     "fold_text",
     "generate_files",
     "group_keys",
     "group_parameters",
     "group_specs",
+    "hidden_states",
+    "load_item_processor",
+    "load_source_processor",
+    "make_route",
+    "missing_layer",
+    "native_config",
+    "native_inputs",
     "prefix_fields",
+    "processor_modalities",
+    "processor_placeholder",
+    "read_graph",
     "register",
+    "route_language",
+    "routed_linears",
+    "sampling_rate",
     "stored_source",
     "structure_ids",
+    "takes_flat_options",
+    "text_family_of",
+    "without_second_bos",
     "write_processor",
 ]
 
 _HOME = {
+    "AUTO": "experts.processing",
+    "DEFAULT_TEMPLATE": "processing.chat",
+    "EXPERT_TYPE": "families",
+    "Expert": "experts.expert",
+    "ExpertMedia": "experts.processing",
+    "FramesProcessor": "processing.frames",
+    "Graph": "experts.onnx_graph",
+    "ItemCounts": "experts.router",
+    "MAIN_INPUTS": "experts.onnx_encoder",
+    "NONE": "experts.configuration",
+    "OnnxEncoder": "experts.onnx_encoder",
+    "PointsConfig": "points.configuration",
+    "PointsForConditionalGeneration": "points.network",
+    "PointsProcessor": "points.processing",
+    "ROUTE": "groups.linear",
+    "RoutedLinear": "groups.linear",
+    "SEPARATOR": "names",
+    "TEXT": "groups.specs",
+    "TYPE_IDS": "families",
+    "Value": "experts.onnx_graph",
+    "add_expert_tokens": "experts.processing",
+    "build_encoder": "towers.native_classes",
+    "build_projector": "experts.projectors",
+    "build_tower": "towers.native_classes",
+    "call_processor": "processing.native_calls",
+    "cut_graph": "experts.onnx_graph",
+    "encoder_class": "experts.expert",
+    "encoder_width": "experts.expert",
+    "expert_summary": "experts.processing",
+    "family_of": "families",
+    "hidden_states": "experts.expert",
+    "load_item_processor": "experts.processing",
+    "load_source_processor": "processing.sources",
+    "make_route": "groups.weight_routing",
+    "missing_layer": "experts.expert",
+    "native_config": "configuration.native",
+    "native_inputs": "experts.processing",
+    "processor_modalities": "processing.native_calls",
+    "processor_placeholder": "processing.native_calls",
+    "read_graph": "experts.onnx_graph",
+    "route_language": "groups.linear",
+    "routed_linears": "groups.linear",
+    "sampling_rate": "processing.native_calls",
+    "takes_flat_options": "processing.native_calls",
+    "text_family_of": "families",
+    "without_second_bos": "processing.native_calls",
     "generate_files": "bundle",
     "AUTO_MAP": "configuration.composed",
     "ComposedConfig": "configuration.composed",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.align.results.folder import stages_folder
+from mcompose.align import stages_folder
 from mcompose.compose import output_folder
 from mcompose.errors import CheckpointError, RequestError, nearest_name
 from mcompose.ledger import Ledger
@@ -22,7 +22,7 @@ from mcompose.progress import remark
 from mcompose.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from mcompose.align.run import StageOutcome
+    from mcompose.align import StageOutcome
     from mcompose.recipe import LoadedRecipe, Stage
 
 __all__ = ["REPORTERS", "AlignOptions", "AlignReport", "align", "is_helper"]
@@ -235,7 +235,7 @@ def _quieten() -> None:
 def _run(
     loaded: LoadedRecipe, spec: Stage, number: int, *, parent: Path, folder: Path, options: AlignOptions
 ) -> StageOutcome:
-    from mcompose.align.run import StageRequest, run_stage  # noqa: PLC0415 - torch and the trainer: seconds
+    from mcompose.align import StageRequest, run_stage  # noqa: PLC0415 - torch and the trainer: seconds
 
     request = StageRequest(
         stage=spec,
@@ -252,8 +252,11 @@ def _run(
 
 
 def _export(loaded: LoadedRecipe, folder: Path, target: Path, options: AlignOptions) -> None:
-    from mcompose.align.results.export import ExportRequest, export  # noqa: PLC0415 - see _run
-    from mcompose.align.results.lineage import open_lineage  # noqa: PLC0415
+    from mcompose.align import (  # noqa: PLC0415 - see _run
+        ExportRequest,
+        export,
+        open_lineage,
+    )
     from mcompose.publish import model_card  # noqa: PLC0415 - the Hub's library, for the card only
 
     remark(f"writing {target}")

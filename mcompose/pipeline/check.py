@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 from mcompose.checkpoint import open_checkpoint
 from mcompose.compose import open_parts
 from mcompose.errors import AnatomyError
-from mcompose.merge.diff import diff as diff_checkpoints
-from mcompose.merge.verify import verify as verify_folder
+from mcompose.merge import diff as diff_checkpoints
+from mcompose.merge import verify as verify_folder
 from mcompose.refs import ModelRef
 
 if TYPE_CHECKING:
     from mcompose.anatomy import Anatomy
     from mcompose.checkpoint import Checkpoint
-    from mcompose.merge.diff import DiffReport
-    from mcompose.merge.verify import VerifyReport
+    from mcompose.merge import DiffReport, VerifyReport
 
 __all__ = ["diff", "verify"]
 

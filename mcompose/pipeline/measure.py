@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mcompose.errors import RequestError
-from mcompose.evaluate import EvaluateOptions, Report
+from mcompose.evaluate import TOLD, WRONG, EvaluateOptions, Report, in_chat
 from mcompose.evaluate import evaluate as evaluate_tasks
-from mcompose.evaluate.prompts import in_chat
-from mcompose.evaluate.routes import TOLD, WRONG
 from mcompose.media import read_media
 from mcompose.modalities import PLACEHOLDERS
 from mcompose.progress import OnCount, ProgressBar, remark
@@ -131,7 +129,7 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
             f"A prompt has no domain, so nobody knows which expert is '{options.experts}'.",
             hint="Name the expert, or write 'none' or 'auto'.",
         )
-    from mcompose.evaluate.evaluated_model import load_evaluated_model  # noqa: PLC0415 - torch and transformers
+    from mcompose.evaluate import load_evaluated_model  # noqa: PLC0415 - torch and transformers
 
     quieten_loading()
     evaluated = load_evaluated_model(checkpoint, trust_remote_code=options.trust_remote_code).sending_to(

@@ -19,9 +19,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from mcompose.checkpoint import digest_file
-from mcompose.checkpoint.hub import LOG_IN, hub_errors
-from mcompose.checkpoint.weight_files import PICKLES
+from mcompose.checkpoint import LOG_IN, PICKLES, digest_file, hub_errors
 from mcompose.errors import CheckpointError, HubError, InterruptedRunError, OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED

@@ -5,6 +5,11 @@ them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings 
 ``check`` meets the methods, ``resolve`` writes the resolved recipe.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference
 from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
@@ -29,10 +34,15 @@ from mcompose.recipe.select import Setting, settings_for
 from mcompose.recipe.slices import SlicePlace, count_layers, drop_whole_slice, find_slice
 from mcompose.recipe.values import Choice
 
+if TYPE_CHECKING:
+    from mcompose.recipe.align.datasets import INSTRUCTION, DatasetSpec
+
 __all__ = [
+    "INSTRUCTION",
     "AlignSpec",
     "Choice",
     "ComposeSpec",
+    "DatasetSpec",
     "Expert",
     "GroupsSpec",
     "LoadedRecipe",
@@ -71,3 +81,15 @@ __all__ = [
     "resolve_text",
     "settings_for",
 ]
+
+_HOME = {
+    "DatasetSpec": "align.datasets",
+    "INSTRUCTION": "align.datasets",
+}
+"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

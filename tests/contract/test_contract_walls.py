@@ -1,5 +1,6 @@
 """The walls between the rooms hold, and a broken wall is caught."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -51,3 +52,19 @@ def test_a_broken_wall_is_caught(copy_of_the_tree: Path, file: str, line: str, w
 def test_the_walls_hold() -> None:
     result = lint_imports(ROOT)
     assert result.returncode == 0, result.stdout
+
+
+def test_rooms_are_entered_by_their_doors():
+    """Across rooms a name comes from the room's ``__init__``, or from that of a folder inside it."""
+    package = ROOT / "mcompose"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")} - {"pipeline", "cli"}  # one module a command
+    past = []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.level or not (node.module or "").startswith("mcompose."):
+                continue
+            place = Path(*str(node.module).split("."))
+            foreign = place.parts[1] in rooms and place.parts[1] != path.relative_to(package).parts[0]
+            if foreign and not (ROOT / place / "__init__.py").is_file():
+                past.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}")
+    assert past == []

@@ -19,7 +19,7 @@ from mcompose.align.data.collator import Collator
 from mcompose.align.data.mixture import Mixture
 from mcompose.errors import McomposeError
 from mcompose.modalities import MODALITIES
-from mcompose.modeling.families import EXPERT_TYPE, TYPE_IDS
+from mcompose.modeling import EXPERT_TYPE, TYPE_IDS
 
 __all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]
 

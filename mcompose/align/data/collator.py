@@ -23,9 +23,7 @@ from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.media import read_media
 from mcompose.modalities import MODALITIES
-from mcompose.modeling.families import TYPE_IDS
-from mcompose.modeling.names import SEPARATOR
-from mcompose.modeling.processing.native_calls import call_processor, sampling_rate, without_second_bos
+from mcompose.modeling import SEPARATOR, TYPE_IDS, call_processor, sampling_rate, without_second_bos
 
 __all__ = ["IGNORED", "Collator", "can_pack", "expert_key_name", "media_digest", "takes_positions"]
 

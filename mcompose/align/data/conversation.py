@@ -17,8 +17,7 @@ from jinja2.exceptions import TemplateError
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES, PLACEHOLDERS
-from mcompose.modeling.processing.chat import DEFAULT_TEMPLATE
-from mcompose.modeling.processing.native_calls import processor_placeholder
+from mcompose.modeling import DEFAULT_TEMPLATE, processor_placeholder
 
 __all__ = ["PLAIN_TEMPLATE", "ChatWriter", "Conversation"]
 

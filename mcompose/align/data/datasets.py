@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from mcompose.errors import HubError, RequestError, first_line
-from mcompose.recipe.align.datasets import DatasetSpec
+from mcompose.recipe import DatasetSpec
 from mcompose.refs import ModelRef
 
 __all__ = ["Records", "open_records", "stream_records"]

@@ -17,7 +17,7 @@ from mcompose.align.data.collator import IGNORED, Collator
 from mcompose.align.data.samples import Sample
 from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES
-from mcompose.modeling.families import TYPE_IDS
+from mcompose.modeling import TYPE_IDS
 
 __all__ = ["CheckedSample", "check_labels"]
 

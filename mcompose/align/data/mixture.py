@@ -22,7 +22,7 @@ from mcompose.align.data.streams import StreamMixture
 from mcompose.align.data.survey import DatasetReport, Survey, read_sample, survey
 from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES
-from mcompose.recipe.align.datasets import DatasetSpec
+from mcompose.recipe import DatasetSpec
 
 __all__ = ["Mixture", "open_mixture"]
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES
-from mcompose.recipe.align.datasets import INSTRUCTION
+from mcompose.recipe import INSTRUCTION
 
 __all__ = ["Sample", "instructed", "parse_record"]
 

@@ -19,7 +19,7 @@ from mcompose.align.data.samples import Sample
 from mcompose.align.data.shares import proportions, stream_generator
 from mcompose.align.data.survey import DatasetReport, Skipped, UnusableError, check_media, make_sample
 from mcompose.errors import RequestError
-from mcompose.recipe.align.datasets import DatasetSpec
+from mcompose.recipe import DatasetSpec
 
 __all__ = ["StreamMixture"]
 

@@ -23,7 +23,7 @@ from mcompose.align.data.samples import Sample, instructed, parse_record
 from mcompose.errors import RequestError
 from mcompose.media import read_media
 from mcompose.modalities import MODALITIES
-from mcompose.recipe.align.datasets import DatasetSpec
+from mcompose.recipe import DatasetSpec
 
 __all__ = [
     "EXAMPLES",

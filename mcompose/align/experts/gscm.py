@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mcompose.align.data.masks import Batch, mask_generator
-from mcompose.modeling.families import EXPERT_TYPE
+from mcompose.modeling import EXPERT_TYPE
 from mcompose.recipe import Masking
 
 __all__ = [

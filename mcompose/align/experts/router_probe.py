@@ -172,7 +172,7 @@ def _features(
 
 def _encoded(inner: Any, collator: Collator, modality: str, items: list[Any]) -> torch.Tensor:
     """Pooled features (N, W) of some items."""
-    from mcompose.modeling.experts.router import ItemCounts  # noqa: PLC0415 - for checkpoints with routers only
+    from mcompose.modeling import ItemCounts  # noqa: PLC0415 - for checkpoints with routers only
 
     inputs, tokens = collator.item_inputs(modality, items)
     weight = next(inner.get_encoder(modality).parameters())

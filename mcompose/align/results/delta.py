@@ -14,7 +14,7 @@ from mcompose.align.lora import adapter_config, adapter_tensors
 from mcompose.align.parts import LoraPart
 from mcompose.align.results.lineage import DELTA
 from mcompose.align.tensor_file import DTYPES, file_digest, write_tensors
-from mcompose.checkpoint.adapter import ADAPTER_FILE
+from mcompose.checkpoint import ADAPTER_FILE
 from mcompose.errors import NumericsError
 from mcompose.whole_files import write_text
 

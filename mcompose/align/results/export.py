@@ -19,9 +19,16 @@ from mcompose import __version__
 from mcompose.align.data.tiles import patched_processor
 from mcompose.align.results.folder import PLOT
 from mcompose.anatomy import part_label
-from mcompose.checkpoint import Layout, StagedOutput, TensorDigest, TensorEntry, TensorFiles, plan_layout
-from mcompose.checkpoint.headers import read_json_object
-from mcompose.compose.provenance import library_versions, lock_text
+from mcompose.checkpoint import (
+    Layout,
+    StagedOutput,
+    TensorDigest,
+    TensorEntry,
+    TensorFiles,
+    plan_layout,
+    read_json_object,
+)
+from mcompose.compose import library_versions, lock_text
 from mcompose.errors import CheckpointError, InterruptedRunError
 from mcompose.ledger import Ledger, StepRow, TensorRow
 from mcompose.modeling import generate_files

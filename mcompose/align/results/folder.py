@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcompose.align.results.lineage import DELTA, RECORD
-from mcompose.checkpoint.adapter import ADAPTER_FILE
-from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
-from mcompose.checkpoint.headers import read_json_object
+from mcompose.checkpoint import ADAPTER_FILE, LOCK_NAME, FolderLock, read_json_object
 from mcompose.errors import CheckpointError, OutputError
 from mcompose.whole_files import write_json
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mcompose.anatomy import GROUP, Anatomy, group_part, read_anatomy
 from mcompose.checkpoint import (
+    ADAPTER_FILE,
     Adapter,
     Checkpoint,
     TensorEntry,
@@ -32,7 +33,6 @@ from mcompose.checkpoint import (
     read_json_object,
     read_tensor,
 )
-from mcompose.checkpoint.adapter import ADAPTER_FILE
 from mcompose.errors import CheckpointError, NumericsError
 from mcompose.ledger import Ledger
 

@@ -19,15 +19,11 @@ import torch
 import transformers
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from mcompose.anatomy.family import BUFFERS, Family
-from mcompose.anatomy.meta import config_of, is_known, renamings_of
-from mcompose.anatomy.part import EXPERT
+from mcompose.anatomy import BUFFERS, EXPERT, Family, config_of, is_known, renamings_of
 from mcompose.checkpoint import Checkpoint
 from mcompose.errors import AnatomyError, CompositionError, first_line
 from mcompose.modalities import EXPERT_MODALITIES
-from mcompose.modeling.configuration.native import native_config
-from mcompose.modeling.experts.expert import encoder_class
-from mcompose.modeling.towers.native_classes import build_encoder
+from mcompose.modeling import build_encoder, encoder_class, native_config
 
 __all__ = ["FoundEncoder", "find_encoder", "leading_tokens"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EXPERT
+from mcompose.anatomy import EXPERT
 from mcompose.compose.provenance import portable_ref
 from mcompose.ledger import FileRow, SourceRow, human_bytes
 

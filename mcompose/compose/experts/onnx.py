@@ -20,10 +20,16 @@ from mcompose.compose.experts.expert import NewExpert, OutputExpert
 from mcompose.compose.experts.probe import check_same_count, no_memory, prepared_items
 from mcompose.compose.experts.projector import projector_jobs, projector_of
 from mcompose.errors import CheckpointError, CompositionError, HubError, nearest_name
-from mcompose.modeling.experts.onnx_encoder import MAIN_INPUTS, OnnxEncoder
-from mcompose.modeling.experts.onnx_graph import Graph, Value, cut_graph, read_graph
-from mcompose.modeling.experts.processing import expert_summary
-from mcompose.modeling.experts.projectors import build_projector
+from mcompose.modeling import (
+    MAIN_INPUTS,
+    Graph,
+    OnnxEncoder,
+    Value,
+    build_projector,
+    cut_graph,
+    expert_summary,
+    read_graph,
+)
 
 if TYPE_CHECKING:
     from mcompose.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import EXPERT, expert_of
+from mcompose.anatomy import EXPERT, expert_of
 from mcompose.checkpoint import ExpertFile, digest_file, read_json_object, stored_graphs
 from mcompose.compose.experts.expert import NewExpert, OutputExpert
 from mcompose.compose.experts.projector import opened, projector_jobs, projector_of
@@ -140,7 +140,7 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     # torch and transformers cost seconds to import, and only recipes with experts need them.
     from mcompose.compose.experts.encoder import find_encoder  # noqa: PLC0415
     from mcompose.compose.experts.probe import probe_expert  # noqa: PLC0415
-    from mcompose.modeling.experts.processing import expert_summary  # noqa: PLC0415
+    from mcompose.modeling import expert_summary  # noqa: PLC0415
 
     checkpoint = opened(f"expert '{name}'", spec.encoder, loaded, weights=weights)
     if checkpoint.quantised:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import MASK, ROUTER, SEPARATORS, expert_of, is_expert_slot
+from mcompose.anatomy import MASK, ROUTER, SEPARATORS, expert_of, is_expert_slot
 from mcompose.checkpoint import open_checkpoint
 from mcompose.compose.experts.expert import OutputExpert
 from mcompose.compose.experts.open import output_experts
@@ -21,7 +21,7 @@ from mcompose.compose.foreign_errors import naming_source
 from mcompose.errors import CheckpointError, CompositionError
 from mcompose.merge import Contribution, Dropped, Segment, TensorJob, copy_job, new_job, start_of
 from mcompose.modalities import MODALITIES
-from mcompose.modeling.experts.configuration import NONE
+from mcompose.modeling import NONE
 from mcompose.recipe import Router
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ExpertSet(Addition):
         """Experts, routers and the ids of their tokens; nothing without experts."""
         made: dict[str, Any] = {}
         if self.experts:
-            from mcompose.modeling.experts.processing import add_expert_tokens  # noqa: PLC0415 - torch, when needed
+            from mcompose.modeling import add_expert_tokens  # noqa: PLC0415 - torch, when needed
 
             made["experts"] = {expert.name: dict(expert.entry) for expert in self.experts}
             made["routers"] = {modality: dict(entry) for modality, entry in self.routers.items()}
@@ -104,7 +104,7 @@ class ExpertSet(Addition):
         """Loads the experts' processors out of the written output."""
         fields = self.processor_fields()
         if fields:
-            from mcompose.modeling.experts.processing import ExpertMedia  # noqa: PLC0415 - torch, when needed
+            from mcompose.modeling import ExpertMedia  # noqa: PLC0415 - torch, when needed
 
             with naming_source(", ".join(fields["experts"]), "processor"):
                 ExpertMedia(**fields).load(folder)

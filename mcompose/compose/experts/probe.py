@@ -20,12 +20,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mcompose.compose.experts.encoder import leading_tokens
 from mcompose.errors import CompositionError, first_line
-from mcompose.modeling.configuration.native import native_config
-from mcompose.modeling.experts.expert import Expert, encoder_width, hidden_states, missing_layer
-from mcompose.modeling.experts.processing import load_item_processor, native_inputs
-from mcompose.modeling.experts.projectors import build_projector
-from mcompose.modeling.families import family_of
-from mcompose.modeling.towers.native_classes import build_tower
+from mcompose.modeling import (
+    Expert,
+    build_projector,
+    build_tower,
+    encoder_width,
+    family_of,
+    hidden_states,
+    load_item_processor,
+    missing_layer,
+    native_config,
+    native_inputs,
+)
 
 __all__ = [
     "GeneralEncoder",

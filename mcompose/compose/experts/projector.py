@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy.part import PROJECTOR
+from mcompose.anatomy import PROJECTOR
 from mcompose.checkpoint import open_checkpoint
 from mcompose.errors import CheckpointError, CompositionError, HubError
 from mcompose.merge import TensorJob, copy_job, new_job

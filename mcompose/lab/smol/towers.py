@@ -152,9 +152,11 @@ def _audio(text: dict[str, Any], tokenizer: Any, token: int, shapes: Shapes) -> 
 
 
 def _points(text: dict[str, Any], tokenizer: Any, token: int, shapes: Shapes) -> Donor:
-    from mcompose.modeling.points.configuration import PointsConfig  # noqa: PLC0415
-    from mcompose.modeling.points.network import PointsForConditionalGeneration  # noqa: PLC0415
-    from mcompose.modeling.points.processing import PointsProcessor  # noqa: PLC0415
+    from mcompose.modeling import (  # noqa: PLC0415 - torch and transformers, when needed
+        PointsConfig,
+        PointsForConditionalGeneration,
+        PointsProcessor,
+    )
 
     config = PointsConfig(
         text_config=text, points_config=dict(shapes.points), points_token_id=token, tie_word_embeddings=True

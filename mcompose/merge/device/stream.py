@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mcompose.checkpoint.codec import raw_dtype
-from mcompose.checkpoint.digest import TensorDigest
+from mcompose.checkpoint import TensorDigest, raw_dtype
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import McomposeError, NumericsError, RequestError, first_line
 from mcompose.merge.catalogue import find_method
@@ -42,8 +41,7 @@ from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.memory import held_bytes, work_bytes
 from mcompose.merge.program import call_whole, task_for
 from mcompose.merge.stream import CHUNK, JobStream, Scratch
-from mcompose.methods.core import kernels
-from mcompose.methods.core.method import Program
+from mcompose.methods import Program, kernels
 
 __all__ = ["DEVICE_THREADS", "TorchStream", "check_device", "torch_streams"]
 

@@ -12,20 +12,20 @@ import yaml
 
 from mcompose.errors import RequestError, nearest_name
 from mcompose.lab import (
+    COLUMNS,
+    READING,
     FitSettings,
     LabFamily,
     NumbersSettings,
     SmolSettings,
     family_scores,
     make_numbers,
+    make_pictures,
     make_smol,
+    plot_composition,
     plot_rows,
     table,
 )
-from mcompose.lab.composition import COLUMNS
-from mcompose.lab.composition_plot import plot_composition
-from mcompose.lab.pictures.make import make_pictures
-from mcompose.lab.pictures.settings import READING
 from mcompose.pipeline.lab.table import LabReport
 from mcompose.pipeline.measure import EvaluateOptions, evaluate
 from mcompose.pipeline.write import MergeOptions, merge

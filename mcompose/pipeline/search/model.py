@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mcompose.checkpoint import open_checkpoint
-from mcompose.checkpoint.files import TensorFiles
+from mcompose.checkpoint import TensorFiles, open_checkpoint
 from mcompose.compose import draw_blueprint, open_sources
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.evaluate import EvaluatedModel, load_evaluated_model
@@ -38,8 +37,7 @@ from mcompose.refs import ModelRef
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mcompose.checkpoint import JournalRow, Layout
-    from mcompose.checkpoint.tensor import TensorEntry
+    from mcompose.checkpoint import JournalRow, Layout, TensorEntry
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["TrialModel", "digest_of", "varying_jobs"]

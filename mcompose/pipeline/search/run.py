@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
+from mcompose.checkpoint import LOCK_NAME, FolderLock
 from mcompose.compose import Blueprint, ComposeOptions, compose, draw_blueprint, make_blueprint
 from mcompose.errors import InterruptedRunError, OutputError, RequestError
 from mcompose.pipeline.measure import quieten_loading

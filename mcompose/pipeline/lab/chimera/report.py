@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcompose.lab import LabFamily, Row, table
-from mcompose.lab.report import new_figure
+from mcompose.lab import LabFamily, Row, new_figure, table
 from mcompose.pipeline.lab.chimera.recipes import CONCAT, MASKED, NAIVE, SINGLE
 from mcompose.pipeline.lab.chimera.run import BASE, COMPARED, MEANS, ROUTES, Plan, chimera_run
 from mcompose.pipeline.lab.table import LabReport

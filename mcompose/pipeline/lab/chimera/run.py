@@ -130,8 +130,11 @@ class _Bench:
 
     def trained(self, variant: Variant) -> Path:
         """A variant's checkpoint after both stages."""
-        from mcompose.align.results.export import ExportRequest, export  # noqa: PLC0415 - torch and the trainer: seconds
-        from mcompose.align.results.lineage import open_lineage  # noqa: PLC0415 - as above
+        from mcompose.align import (  # noqa: PLC0415 - torch and the trainer: seconds
+            ExportRequest,
+            export,
+            open_lineage,
+        )
         from mcompose.recipe import load_recipe  # noqa: PLC0415 - beside its neighbours
 
         path = self.folder / f"{variant.slug}.yaml"

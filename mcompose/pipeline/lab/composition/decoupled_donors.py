@@ -19,23 +19,30 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from mcompose.errors import OutputError
-from mcompose.lab import LabFamily, NumbersSettings, SmolSettings
-from mcompose.lab.checkpoints import save_points_source, save_source
-from mcompose.lab.decoupled import take_group
-from mcompose.lab.fit import text_config
-from mcompose.lab.media import load_digits
-from mcompose.lab.numbers.donors import adopt_language_model, single_accuracy, train_donor
-from mcompose.lab.randomness import deterministic_torch, generator_for
-from mcompose.lab.smol.make import train_smol_decoupled
-from mcompose.lab.towers import build_donor
-from mcompose.modeling import ComposedForConditionalGeneration, add_groups, register
-from mcompose.modeling.groups.linear import routed_linears
+from mcompose.lab import (
+    LabFamily,
+    NumbersSettings,
+    SmolSettings,
+    adopt_language_model,
+    build_donor,
+    deterministic_torch,
+    generator_for,
+    load_digits,
+    save_points_source,
+    save_source,
+    single_accuracy,
+    take_group,
+    text_config,
+    train_donor,
+    train_smol_decoupled,
+)
+from mcompose.modeling import ComposedForConditionalGeneration, add_groups, register, routed_linears
 from mcompose.on_disk import CARD, FOLDER
 from mcompose.pipeline.write import MergeOptions, merge
 from mcompose.whole_files import write_text
 
 if TYPE_CHECKING:
-    from mcompose.lab.towers import Donor
+    from mcompose.lab import Donor
 
 __all__ = ["DecoupledDonors", "decoupled_donors"]
 

@@ -18,12 +18,21 @@ from typing import Any
 
 from mcompose.checkpoint import whole_folder
 from mcompose.errors import RequestError
-from mcompose.lab import LabFamily, NumbersSettings, SmolSettings, family_scores
-from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
-from mcompose.lab.composition_plot import SEARCHED
-from mcompose.lab.media import load_digits
-from mcompose.lab.numbers.tasks import write_validation
-from mcompose.lab.randomness import generator_for
+from mcompose.lab import (
+    SEARCHED,
+    LabFamily,
+    NumbersSettings,
+    SmolSettings,
+    Subset,
+    differences,
+    family_scores,
+    generator_for,
+    load_digits,
+    pooled,
+    subsets,
+    summaries,
+    write_validation,
+)
 from mcompose.pipeline.lab.composition.answers import mixed_results
 from mcompose.pipeline.lab.composition.decoupled_donors import DecoupledDonors, decoupled_donors
 from mcompose.pipeline.lab.composition.variants import BASE, VARIANTS, Variant, searched_form, write_recipe
