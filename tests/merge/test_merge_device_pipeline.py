@@ -380,5 +380,5 @@ def test_the_clock_tells_reading_computing_hashing_and_writing(bench, monkeypatc
         slow = Slow(monkeypatch, 0.002)
         seconds = execute(plan, staged, device="torch:cpu", threads=1).seconds
     for stage, name in (("read", "read_into"), ("compute", "call_whole"), ("write", "pwrite_all")):
-        assert seconds[stage] > slow.spent[name]
+        assert seconds[stage] > 0.99 * 0.002 * slow.done[name] > 0  # no sleep is shorter, but for the clocks' grain
     assert seconds["hash"] > 0
