@@ -72,7 +72,7 @@ def read_by_roles(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
         listed = ", ".join(f"'{key}'" for key in orphans[:10])
         more = f" and {len(orphans) - 10} more" if len(orphans) > 10 else ""
         raise AnatomyError(
-            f"{len(orphans)} of {len(tensors)} tensors of the unknown type '{config['model_type']}' do not have a role: "
+            f"{len(orphans)} of {len(tensors)} tensors of the unknown type '{config['model_type']}' have no role: "
             f"{listed}{more}.",
             hint="Convert the checkpoint to a type that transformers knows.",
         )

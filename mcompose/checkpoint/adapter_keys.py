@@ -101,7 +101,7 @@ class KeyFinder:
                 more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
                 raise CheckpointError(
                     f"Tensors of the adapter '{self._adapter}' {verb} of its base: {', '.join(paths[:_SHOWN])}{more}.",
-                    hint="Check that the adapter was trained on this checkpoint; an adapted head needs a head in the base.",
+                    hint="Check that it was trained on this checkpoint; an adapted head needs a head in the base.",
                 )
 
 

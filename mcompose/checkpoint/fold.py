@@ -1,9 +1,9 @@
 """Folds an adapter into one tensor: ``W + s * B @ A``, in float32, in blocks of rows.
 
 Order of operations for every block of rows: product of the two factors, times the scale, plus the weight; for DoRA the
-rows of the sum are then set to the learned length. Everything is float32; the caller rounds once, to the output's dtype.
-The product is always computed on the same grid of rows, whatever rows are requested, because the last bits of a matrix
-product depend on the shape of its blocks: so any split of a tensor into pieces gives the same bytes.
+rows of the sum are then set to the learned length. All values are float32; the caller rounds once, to the output's
+dtype. The product is always computed on the same grid of rows, whatever rows are requested, because the last bits of a
+matrix product depend on the shape of its blocks: so any split of a tensor into pieces gives the same bytes.
 
 Paper: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (scale); DoRA, arXiv:2402.09353, equation 5.
 Difference: PEFT rounds the product to the adapter's dtype before it is added; here nothing is rounded in between.

@@ -160,7 +160,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _boot_id() -> str:
-    """Returns an id that changes when the machine restarts; empty (which counts as changed) when it is not available."""
+    """Returns an id that changes when the machine restarts; empty (counts as changed) when it is not available."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str:
-        """transformers' model type; empty when the config does not have one."""
+        """Model type of transformers; empty when the config does not have one."""
         return _joined(self.config.get("model_type"))
 
     @property

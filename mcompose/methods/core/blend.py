@@ -21,7 +21,7 @@ import numpy as np
 from mcompose.errors import NumericsError
 from mcompose.methods.core.arrays import as_kind, doubles, to_numpy
 
-__all__ = ["Blend", "Groups", "blend", "cosines", "gram", "norms", "pour", "total_weight"]
+__all__ = ["Blend", "Groups", "blend", "cosines", "gram", "norms", "spread_over_groups", "total_weight"]
 
 Groups = Literal["all", "rows", "columns"]
 
@@ -109,14 +109,16 @@ def blend(tensors: Sequence[Any], decision: Blend, *, groups: Groups = "all") ->
         One array of the same shape and kind.
     """
     coefficients = np.atleast_2d(decision.coefficients.astype(np.float32))
-    shares = [pour(tensor, coefficients[:, index], groups) * tensor for index, tensor in enumerate(tensors)]
+    shares = [
+        spread_over_groups(tensor, coefficients[:, index], groups) * tensor for index, tensor in enumerate(tensors)
+    ]
     total = shares[0]
     for share in shares[1:]:
         total = total + share
     return total / np.float32(decision.divisor).item() * np.float32(decision.scale).item()
 
 
-def pour(tensor: Any, values: np.ndarray, groups: Groups) -> Any:
+def spread_over_groups(tensor: Any, values: np.ndarray, groups: Groups) -> Any:
     """Lays one number a group out so that it multiplies ``tensor`` element by element."""
     if groups == "all" or tensor.ndim == 0:
         return float(values[0])

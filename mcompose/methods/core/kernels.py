@@ -23,11 +23,11 @@ __all__ = [
     "count_nan",
     "gram",
     "group_gram",
-    "group_pour",
-    "pour",
-    "prune_pour",
-    "rank_chances",
+    "grouped_sum",
+    "prune_and_sum",
+    "rank_probabilities",
     "uniforms",
+    "weighted_sum",
 ]
 
 Array = np.ndarray
@@ -35,21 +35,21 @@ Array = np.ndarray
 _KINDS = {"uint16": BF16, "float16": F16, "float32": F32, "float64": F64}
 _A, _I, _F = "address", "int64", "float32"
 
-_POUR = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
-_GROUP_POUR = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
+_WEIGHTED_SUM = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
+_GROUPED_SUM = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
 _GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _A, _A)
 _GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
 _COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
 _COUNT_KEYS = Kernel("pruning", "count_keys", _A, _I, _A, _I, _I, _A, _A, _A, _A)
 _ABS_SUMS = Kernel("pruning", "abs_sums", _A, _A, _I, _A, _I, _A, _I, _I, _A, _A)
-_PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
-_RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
+_PRUNE_AND_SUM = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
+_RANK_PROBABILITIES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
 _UNIFORMS = Kernel("pruning", "uniforms", "uint64", _A, _I, _A)
 
 _ROOM = threading.local()
 
 
-def pour(
+def weighted_sum(
     sources: Sequence[Array],
     weights: Array,
     out: Array,
@@ -74,18 +74,20 @@ def pour(
     table, kinds = _table(sources, out.size)
     origin = _origin(base, out.size)
     _check_weights(weights, len(sources))
-    return _POUR(table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3))
+    return _WEIGHTED_SUM(
+        table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3)
+    )
 
 
 def convert(chunk: Array, out: Array) -> int:
     """Rounds a chunk once into ``out``'s element type; returns how many results are not finite."""
-    return pour([chunk], np.ones(1, np.float32), out)
+    return weighted_sum([chunk], np.ones(1, np.float32), out)
 
 
-def group_pour(
+def grouped_sum(
     sources: Sequence[Array], weights: Array, out: Array, *, start: int, stride: int, base: Array | None = None
 ) -> int:
-    """`pour` with weights of its own for each group of elements.
+    """`weighted_sum` with weights of its own for each group of elements.
 
     Args:
         sources: Chunks of one length.
@@ -102,7 +104,7 @@ def group_pour(
     groups = weights.shape[1]
     _check_weights(weights, len(sources) * groups)
     origin = _origin(base, out.size)
-    return _GROUP_POUR(
+    return _GROUPED_SUM(
         table, kinds, len(sources), weights, start, stride, groups, *origin, out, _kind(out), out.size, _room(3)
     )
 
@@ -121,7 +123,7 @@ def gram(sources: Sequence[Array], totals: Array, *, base: Array | None = None) 
 
 
 def group_gram(sources: Sequence[Array], totals: Array, *, start: int, stride: int, base: Array | None = None) -> None:
-    """`gram` for each group of elements (see `group_pour`); ``totals`` has shape (pairs, groups)."""
+    """`gram` for each group of elements (see `grouped_sum`); ``totals`` has shape (pairs, groups)."""
     size = sources[0].size
     table, kinds = _table(sources, size)
     groups, room = totals.shape[1], _room(len(sources) + 1)
@@ -165,7 +167,7 @@ def abs_sums(sources: Sequence[Array], base: Array | None, cuts: Array, totals: 
 
 @dataclass
 class Pruning:
-    """What `prune_pour` does to the deltas.
+    """What `prune_and_sum` does to the deltas.
 
     Args:
         cuts: int64, (sources, COLUMNS): how each is pruned; counters in it are moved on.
@@ -182,7 +184,7 @@ class Pruning:
     scale: float
 
 
-def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: Array | None, start: int) -> int:
+def prune_and_sum(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: Array | None, start: int) -> int:
     """Prunes every delta, makes up for what was dropped, combines, adds the base.
 
     Args:
@@ -198,13 +200,13 @@ def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: 
     table, kinds = _table(sources, out.size)
     how = (pruning.cuts, pruning.numbers, pruning.combine, pruning.divisor, pruning.scale)
     where = (*_origin(base, out.size), _aligned(start), out, _kind(out), out.size, _room(len(sources) + 5))
-    return _PRUNE_POUR(table, kinds, len(sources), *how, *where)
+    return _PRUNE_AND_SUM(table, kinds, len(sources), *how, *where)
 
 
-def rank_chances(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
+def rank_probabilities(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
     """Gives each element a chance by its magnitude's rank in its row of ``length``: ``low`` and up by ``span``."""
     room = np.empty(28 * length + 8 * 2049 + 64, np.uint8)
-    _RANK_CHANCES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
+    _RANK_PROBABILITIES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
 
 
 def uniforms(key: int, out: Array) -> None:

@@ -170,8 +170,8 @@ def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, 
     positive = _weighted_sum(values, votes) >= 0
     mixed = share = values[0] * 0
     for value, weight, vote in zip(values, weights, votes, strict=True):
-        ballot = vote * value
-        agrees = ((ballot > 0) & positive) | ((ballot < 0) & ~positive)
+        sign_votes = vote * value
+        agrees = ((sign_votes > 0) & positive) | ((sign_votes < 0) & ~positive)
         weight = np.float32(weight).item()
         mixed = mixed + weight * value * agrees
         share = share + (weight if average == "weights" else 1.0) * (agrees * (values[0] * 0 + 1))
