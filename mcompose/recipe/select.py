@@ -132,7 +132,8 @@ def _check_layers(match: Match, index: int, *, part: str, num_layers: int) -> No
     is_relevant = match.part == part or (match.part is None and part == "language")
     if match.layers is not None and is_relevant and match.layers[1] >= num_layers:
         raise RecipeError(
-            f"'merge.overrides[{index}].match.layers' names layer {match.layers[1]} of {num_layers} layers.",
+            f"'merge.overrides[{index}].match.layers' names layer {match.layers[1]}, "
+            f"but there are only {num_layers} layers.",
             hint=f"Layers run from 0 to {num_layers - 1}.",
         )
 

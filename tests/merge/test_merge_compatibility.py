@@ -72,5 +72,5 @@ def test_a_stretched_rope_is_another_base(bench):
 
 def test_models_without_a_common_layer_are_refused(bench):
     other = {"model.norm.weight": ("F32", (HIDDEN,), bytes(4 * HIDDEN))}
-    with pytest.raises(CompositionError, match="have no layer in common"):
+    with pytest.raises(CompositionError, match="do not have a layer in common"):
         check_same_base([bench.source("a", llama(1)), bench.source("b", other)])

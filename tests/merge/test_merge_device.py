@@ -216,7 +216,7 @@ def test_an_adapter_that_overflows_is_blamed_on_every_device(bench):
     here, there = refusals(bench, plan)
     assert here == there
     assert there.startswith(f"Tensor '{QUERY}' of source 'a' is not finite at element")
-    assert "once its adapter is folded" in there
+    assert "after its adapter is folded" in there
 
 
 def test_numbers_that_are_not_finite_pass_when_nobody_checks(bench):
@@ -286,7 +286,9 @@ def test_a_device_without_memory_left_is_a_sentence(bench, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(device_module, "call_whole", full)
-    with pytest.raises(McomposeError, match=r"Device 'cpu' has no memory left for '(model\.|lm_head)") as caught:
+    with pytest.raises(
+        McomposeError, match=r"Device 'cpu' does not have enough free memory for '(model\.|lm_head)"
+    ) as caught:
         bench.merge({"method": "linear"}, three(bench), device="torch:cpu")
     assert caught.value.exit_code == 1
     assert "--device cpu" in str(caught.value.hint)

@@ -1,7 +1,7 @@
-"""The kernels on numpy arrays: what `mcompose.methods.core.loops` computes, callable from anywhere.
+"""The kernels of ``mcompose.methods.core.loops`` as functions on numpy arrays.
 
-A chunk of a tensor is a one-dimensional, contiguous array whose element type says what it is: uint16 is bfloat16 (numpy
-has none), float16, float32 and float64 are themselves. Every kernel takes chunks of any mix of them.
+A chunk of a tensor is a one-dimensional, contiguous array of float16, float32, float64 or uint16, which stands for
+bfloat16 (numpy does not have it). Every kernel accepts chunks of any mix of these types.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ def weighted_sum(
     divisor: float = 1.0,
     scale: float = 1.0,
 ) -> int:
-    """``out = sum(weights * sources) / divisor * scale``; with a base, of the deltas and on top of it.
+    """Computes ``out = sum(weights * sources) / divisor * scale``; with a base, of the deltas, and adds the base.
 
     Args:
-        sources: Chunks of one length.
-        weights: float32, one a source.
-        out: The result's chunk.
-        base: What the sources count from.
-        divisor: The sum is divided by it,
-        scale: then multiplied by it.
+        sources: Chunks of the same length.
+        weights: float32, one weight for each source.
+        out: Chunk of the result.
+        base: Chunk of the base; None merges the sources themselves.
+        divisor: Divisor of the sum.
+        scale: Factor of the divided sum.
 
     Returns:
-        How many results are not finite. What is not finite in a source is not finite in the result.
+        Number of results that are not finite. An element that is not finite in a source is not finite in the result.
     """
     table, kinds = _table(sources, out.size)
     origin = _origin(base, out.size)
@@ -204,7 +204,7 @@ def prune_and_sum(sources: Sequence[Array], pruning: Pruning, out: Array, *, bas
 
 
 def rank_probabilities(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
-    """Gives each element a chance by its magnitude's rank in its row of ``length``: ``low`` and up by ``span``."""
+    """Computes a probability for each element: ``low`` plus ``span`` times its relative magnitude rank in its row."""
     room = np.empty(28 * length + 8 * 2049 + 64, np.uint8)
     _RANK_PROBABILITIES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
 
@@ -228,7 +228,7 @@ def _check_weights(weights: Array, count: int) -> None:
 def _kind(chunk: Array) -> int:
     kind = _KINDS.get(chunk.dtype.name)
     if kind is None or not chunk.flags.c_contiguous:
-        raise TypeError(f"No arithmetic is done on {chunk.dtype} arrays that are laid out so.")
+        raise TypeError(f"Kernels need contiguous arrays of a float type, not {chunk.dtype} with this layout.")
     return kind
 
 
