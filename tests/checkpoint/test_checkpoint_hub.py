@@ -192,9 +192,14 @@ def test_checkpoint_hub_fetches_adapters(hub, tmp_path):
 @pytest.mark.parametrize(
     ("ref", "error", "message", "hint"),
     [
-        ("hub:org/modle", "CheckpointError", "no repository 'org/modle'", "Did you mean 'org/model'?"),
-        ("hub:nobody/x", "CheckpointError", "no repository 'nobody/x'", "private"),
-        ("hub:org/model@mian", "CheckpointError", "no revision 'mian'", "Did you mean 'main'?"),
+        (
+            "hub:org/modle",
+            "CheckpointError",
+            "The Hub does not have a repository 'org/modle'",
+            "Did you mean 'org/model'?",
+        ),
+        ("hub:nobody/x", "CheckpointError", "The Hub does not have a repository 'nobody/x'", "private"),
+        ("hub:org/model@mian", "CheckpointError", "does not have the revision 'mian'", "Did you mean 'main'?"),
         ("hub:org/gated", "HubError", "'org/gated' is gated", "Accept its terms"),
         ("hub:org/pickle", "CheckpointError", "pickle ('pytorch_model.bin')", "save_pretrained"),
     ],

@@ -116,7 +116,7 @@ def test_index_and_files_must_agree(tmp_path):
     with pytest.raises(CheckpointError, match=f"places 'ghost' in '{ONE}', which does not contain it"):
         open_checkpoint(folder)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"m": TWO, "z": ONE}}))
-    with pytest.raises(CheckpointError, match=f"'{ONE}' of .* holds 'a', which is not in the index"):
+    with pytest.raises(CheckpointError, match=f"'{ONE}' of .* contains 'a', which is not in the index"):
         open_checkpoint(folder)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"m": ONE, "z": ONE, "a": TWO}}))
     with pytest.raises(CheckpointError, match="which does not contain it"):

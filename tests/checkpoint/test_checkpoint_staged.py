@@ -74,7 +74,7 @@ def test_work_is_kept_and_resumed(tmp_path, reference):
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "resume", "why"), [("two", True, "another recipe"), ("one", False, "as asked")]
+    ("fingerprint", "resume", "why"), [("two", True, "another recipe"), ("one", False, "as requested")]
 )
 def test_another_run_discards_the_work_and_says_so(tmp_path, reference, fingerprint, resume, why):
     folder = tmp_path / "out"
@@ -260,7 +260,7 @@ def test_something_that_appears_meanwhile_is_not_overwritten(tmp_path):
         staged.allocate(LAYOUT)
         folder.mkdir()
         (folder / "mine.txt").write_text("mine")
-        with pytest.raises(OutputError, match="something else"):
+        with pytest.raises(OutputError, match="files that mcompose did not write"):
             staged.finish()
     assert snapshot(folder) == {"mine.txt": b"mine"}
 

@@ -36,7 +36,7 @@ def test_the_distance_is_what_the_sampled_rows_give(bench):
 
 def test_models_that_were_trained_apart_are_refused_with_figures(bench):
     sources = [bench.source("a", llama(1)), bench.source("b", stranger(1))]
-    with pytest.raises(CompositionError, match=r"'b' and 'a' do not share a base.*1\.\d\d of their length") as caught:
+    with pytest.raises(CompositionError, match=r"'b' and 'a' do not share a base.*1\.\d\d of their norm") as caught:
         check_same_base(sources)
     assert "--allow-different-base" in caught.value.hint
     figures = check_same_base(sources, allow_different=True)

@@ -206,7 +206,7 @@ def test_an_overflow_of_the_result_is_named_in_the_same_words(bench, monkeypatch
     plan = bench.plan({"method": name, "dtype": "float16"}, sources)
     here, there = refusals(bench, plan)
     assert here == there
-    assert f"'model.norm.weight' is not finite at element 3 after {name}: F16 ends at 65504" in there
+    assert f"'model.norm.weight' is not finite at element 3 after {name}: the limit of F16 is 65504" in there
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")

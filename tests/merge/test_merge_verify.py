@@ -200,7 +200,7 @@ def test_a_lock_cannot_lead_out_of_its_folder(output, name):
 
 
 def test_a_folder_that_is_no_output(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no mcompose/ledger\.json"):
+    with pytest.raises(CheckpointError, match=r"does not contain mcompose/ledger\.json"):
         verify(tmp_path)
 
 

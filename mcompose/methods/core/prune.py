@@ -138,7 +138,7 @@ def norm_ratio(before: float, after: float) -> np.float32:
 
 
 def plain_divisor(weights: Sequence[float], *, normalize: bool) -> float:
-    """Returns the float32 sum of the weights, in order; 1 without ``normalize`` or for a sum of zero, as in mergekit."""
+    """Returns the float32 sum of the weights, in order; 1 without ``normalize`` or for a zero sum, as in mergekit."""
     total = np.float32(0)
     for weight in weights:
         total = np.float32(total + np.float32(weight))
