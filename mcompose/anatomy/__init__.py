@@ -1,7 +1,7 @@
-"""Names: which tensor of a checkpoint is language model, embedding, head, encoder or projector.
+"""The anatomy of a checkpoint: which tensor belongs to language model, embedding, head, encoder or projector.
 
-Takes a config and the keys of the files, never a weight. Families that ``data/families.json`` holds are read without
-torch and transformers.
+It is read from the config and the keys of the files, never from weights. Families in ``data/families.json`` need
+neither torch nor transformers.
 """
 
 from __future__ import annotations

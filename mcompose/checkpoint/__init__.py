@@ -1,9 +1,13 @@
-"""Bytes: reads checkpoints without torch, and writes them so that nothing half-done looks finished.
+"""Reads checkpoints without torch, and writes outputs that appear only when they are complete.
 
-Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where every tensor lies;
-    ``read_tensor`` and
-``read_float32`` fetch them; ``open_adapter`` folds a PEFT adapter. Writing: ``plan_layout`` decides where
-every tensor goes, ``StagedOutput`` writes it there and journals what is done.
+* Reading: ``open_checkpoint`` returns a ``Checkpoint``, whose ``tensors`` give the file and offset of every tensor
+  (``reader``, ``weight_files``, ``headers``; ``hub`` and ``snapshot`` for the Hub). ``read_tensor`` and
+  ``read_float32`` read values (``codec``, ``files``).
+* Adapters: ``open_adapter`` reads a PEFT adapter and matches it to its base (``adapter``, ``adapter_keys``); ``fold``
+  adds it to the weights.
+* Other files: ``sidecar`` finds tokenizer and processor files, ``graphs`` and ``stored`` the ONNX files of experts.
+* Writing: ``plan_layout`` places every tensor (``layout``); ``StagedOutput`` writes into a partial folder and records
+  finished tensors in a journal (``staged``, ``folders``, ``journal``, ``digest``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Maths: the merge methods. The imports below are the catalogue; importing it loads neither torch nor Numba.
+"""The merge methods. The imports below fill the catalogue; importing it loads neither torch nor Numba.
 
-One file a method (or a tight family), one pure function a method, one decorator. To read one, start with
-`linear`, then `slerp` (`blend` is what they share), then `ties` (`prune` is what it shares with DARE,
-breadcrumbs and DELLA).
+Each method is one pure function with one decorator; each file has one method or a few close variants. The folder
+``core`` has what they share: declaration and settings, pruning, blending, singular vectors, random numbers and the
+compiled kernels. To read the code, start with ``linear``, then ``slerp`` (with ``core/blend``), then ``ties`` (with
+``core/prune``, which DARE, breadcrumbs and DELLA use too).
 """
 
 from __future__ import annotations

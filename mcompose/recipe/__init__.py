@@ -1,8 +1,15 @@
-"""What to make: a YAML recipe as frozen values. Free of torch and numpy, so that ``plan`` and ``--help`` stay instant.
+"""The recipe: what to make, read from YAML into frozen values.
 
-``document`` reads YAML with lines, ``schema`` holds the values, ``rules`` what must hold between them, ``load`` joins
-them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings of one tensor, ``slices`` its layers;
-``check`` meets the methods, ``resolve`` writes the resolved recipe.
+Imports neither torch nor numpy, so that ``plan`` and ``--help`` stay instant.
+
+* ``document`` reads YAML and keeps the line of every key; ``fields`` and ``values`` hold the field types.
+* ``schema`` is the recipe; its sections are ``compose`` with ``experts``, and the folder ``align`` (stages, data sets,
+  presets, masking and routing, preferences).
+* ``rules`` checks the keys against each other, ``check`` the merge method and its parameters; ``field_errors`` turns
+  what pydantic reports into one sentence with file and line.
+* ``load`` reads a recipe file; the folder ``mergekit`` translates mergekit's YAML into a recipe.
+* ``select`` gives the settings of one tensor, ``slices`` the layers that it comes from; ``resolve`` writes the resolved
+  recipe.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ BAD_SPECS = {
     "{pth: a.jsonl}": "'align.stages[1].data[0].pth' is not a known key",
     "{path: a.jsonl, format: lava}": "'align.stages[1].data[0].format' is not a known format: 'lava'",
     "{path: a.jsonl, weight: 0}": "'align.stages[1].data[0].weight'",
-    "{path: a.jsonl, template: hello}": "'align.stages[1].data[0].template' must hold '{instruction}' once",
+    "{path: a.jsonl, template: hello}": "'align.stages[1].data[0].template' must contain '{instruction}' exactly once",
     "{path: 'hub:'}": "'align.stages[1].data[0].path'",
 }
 
@@ -245,5 +245,5 @@ def test_sounds_of_every_width_say_the_same(tmp_path, monkeypatch):
         again = read_media(tmp_path / "b.wav", "audio", sampling_rate=8000)
         np.testing.assert_allclose(again, heard, atol=2 / 2 ** (8 * width - 1))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(RequestError, match=r"a.wav has 8000 Hz, and this checkpoint hears 16000 Hz"):
+    with pytest.raises(RequestError, match=r"a.wav has 8000 Hz, but this checkpoint needs 16000 Hz"):
         read_media(tmp_path / "a.wav", "audio", sampling_rate=16000)

@@ -122,7 +122,7 @@ def recipe(stage):
         ("{train: [head], groups: {rank: 4}}", "no strategy that adds groups"),
         ("{train: [head], schedule: cos}", "'align.stages[1].schedule' is not a known schedule"),
         ("{train: [head], lora: {langage: {}}}", "Did you mean 'language'?"),
-        ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for the Hub"),
+        ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for data sets on the Hub"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_by_line(stage, words):

@@ -139,7 +139,7 @@ def test_no_resume_starts_over(home, tmp_path):
     interrupted(home, folder, before=16)
     assert last_point(folder / "run") is not None
     outcome = run_stage(replace(request(home, folder, steps=2, save_every=1), resume=False))
-    assert "discarded (as asked)" in outcome.notices[0]
+    assert "discarded (as requested)" in outcome.notices[0]
     assert len(rows(folder)) == 2
 
 

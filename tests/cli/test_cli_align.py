@@ -152,4 +152,4 @@ def test_a_reporter_that_is_not_installed_is_named_before_anything_is_trained(fo
 
 def test_the_recipe_defaults_to_the_one_that_is_here(tmp_path, monkeypatch, capsys):
     assert run(["align", "--stage", "1"], monkeypatch, tmp_path) == 2
-    assert "recipe.yaml: there is no such file" in capsys.readouterr().err
+    assert "recipe.yaml: the file does not exist" in capsys.readouterr().err

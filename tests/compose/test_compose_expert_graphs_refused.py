@@ -55,7 +55,7 @@ PIXELS = ("pixel_values", T.FLOAT, ["n", 3, 28, 28])
 def test_a_file_that_is_not_there(tmp_path, place):
     message, hint = refusal(tmp_path, place, error=CheckpointError, onnx="modell.onnx")
     assert message.startswith("Expert 'ocr': 'local:")
-    assert message.endswith("holds no file 'modell.onnx'.")
+    assert message.endswith("does not contain the file 'modell.onnx'.")
     assert hint == "It holds 'model.onnx'."
 
 

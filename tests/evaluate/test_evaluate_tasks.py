@@ -141,5 +141,5 @@ def test_evaluate_pickles_are_never_opened(folder) -> None:
 def test_evaluate_other_sampling_rates_are_refused(folder, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     write_wav(folder / "slow.wav", [0, 1], rate=8000)
-    with pytest.raises(RequestError, match=r"slow.wav has 8000 Hz, and this checkpoint hears 16000 Hz"):
+    with pytest.raises(RequestError, match=r"slow.wav has 8000 Hz, but this checkpoint needs 16000 Hz"):
         read_media(folder / "slow.wav", "audio", sampling_rate=16000)

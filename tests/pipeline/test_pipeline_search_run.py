@@ -248,7 +248,7 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
 @pytest.mark.parametrize(
     ("changes", "asked", "wanted", "message"),
     [
-        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' takes no weights"),
+        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' does not take weights"),
         ({"sources": SOURCES[:1]}, {}, {}, "has one source"),
         ({}, {"tasks": ("none.jsonl",)}, {}, "There is no task at"),
         ({}, {"tasks": ("words.jsonl", "words.jsonl")}, {}, "Two tasks are called 'words'"),
