@@ -84,7 +84,7 @@ def test_parameters_and_task_weights_are_read(folder, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ([], "Missing option '--task'"),
-        (["--task", "none.jsonl"], "error: There is no task at none.jsonl."),
+        (["--task", "none.jsonl"], "error: There is not a task at none.jsonl."),
         (["--task", "letters.jsonl", "--task-weight", "letters"], "error: '--task-weight letters' is no weight."),
         (["--task", "letters.jsonl", "--objective", "taste"], "'taste'"),
         (["--task", "letters.jsonl", "--gradient", "1"], "'--gradient'"),

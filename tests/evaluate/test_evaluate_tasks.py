@@ -52,9 +52,9 @@ def test_evaluate_task_is_read_with_paths_beside_it(folder) -> None:
         (item(text="image"), "holds <image> once"),
         (item(text="<image> <image>"), "holds <image> once"),
         (item(question=3), "'question' is missing or no str"),
-        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is no modality"),
+        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is not a modality"),
         (item(inputs=["x"]), "an input is an object"),
-        ("{oops", r"demo.jsonl:2: this line is no JSON"),
+        ("{oops", r"demo.jsonl:2: this line is not JSON"),
         ("[1]", "no JSON object"),
     ],
 )
@@ -78,7 +78,7 @@ def test_evaluate_bad_headers_are_named(folder) -> None:
 def test_evaluate_tasks_are_files_or_folders(folder) -> None:
     path = write_task(folder, item())
     assert find_tasks([folder, str(path)]) == [path, path]
-    with pytest.raises(RequestError, match="There is no task at"):
+    with pytest.raises(RequestError, match="There is not a task at"):
         find_tasks([folder / "nothing.jsonl"])
     (folder / "bare").mkdir()
     with pytest.raises(RequestError, match="holds no task file"):

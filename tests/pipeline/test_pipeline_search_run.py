@@ -250,10 +250,10 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
     [
         ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' takes no weights"),
         ({"sources": SOURCES[:1]}, {}, {}, "has one source"),
-        ({}, {"tasks": ("none.jsonl",)}, {}, "There is no task at"),
+        ({}, {"tasks": ("none.jsonl",)}, {}, "There is not a task at"),
         ({}, {"tasks": ("words.jsonl", "words.jsonl")}, {}, "Two tasks are called 'words'"),
         ({}, {"tasks": ("words.jsonl",), "objective": "single"}, {}, "No task shows one modality alone"),
-        ({}, {"task_weights": {"word": 2.0}}, {}, "'word', which is no task"),
+        ({}, {"task_weights": {"word": 2.0}}, {}, "'word', which is not a task"),
         ({}, {"task_weights": {"words": -1.0}}, {}, "is -1"),
         ({}, {"task_weights": {"words": 0.0}}, {}, "All tasks have the weight 0"),
         ({}, {"template": "vicunja"}, {}, "No template is called"),

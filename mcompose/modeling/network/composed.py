@@ -326,7 +326,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Runs the model; with ``labels`` (B, L, -100 where nothing is learnt) the loss too.
+        """Runs the model; with ``labels`` (B, L, -100 where nothing is learned) the loss too.
 
         The other arguments are those of :meth:`ComposedModel.forward`; ``logits_to_keep`` limits the head to the last
         so many positions.
@@ -350,7 +350,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         logits = scale_logits(self.lm_head(x_BLD[:, kept, :]), self.config)
         loss = None
         if labels is not None:
-            # Placeholders without a row in the head cannot be learnt.
+            # Placeholders without a row in the head cannot be learned.
             labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
             for extension in EXTENSIONS:
                 labels = extension.edit_labels(labels, outputs, {**kwargs, "attention_mask": attention_mask})
