@@ -1,15 +1,16 @@
-"""The short fine-tunes after a composition: a stage is data, its result is small, what is frozen is proven to be.
+"""Short fine-tunes after a composition: a stage trains named parts and proves that the others are untouched.
 
 ::
 
-    parts, stage, strategy       what is trained, from headers; how steps are cut (no torch)
-    samples ... collator, labels records and media to batches
-    data, schedule, masks        the samples of a stage in order, and what is hidden of them
+    run, stage, schedule         one stage from end to end; its steps and learning rates
+    parts, strategy              what is trained, from headers (no torch)
+    data/                        records and media to labelled batches, in an order that is known before it starts
+    experts/                     stages with domain experts: router's loss, masking of general tokens (GSCM)
+    features/                    features of frozen encoders, computed once
     load, lora, frozen           the model, adapted, frozen and digested
-    trainer, watch, memory       transformers' Trainer, its log, its ends
-    delta, folder, lineage       results of stages, one on another
-    export                       the full checkpoint that they come to
-    run                          one stage from end to end
+    trainer, watch, memory       transformers' Trainer, its log, and what stops it
+    preference                   the loss of pairs of answers (DPO)
+    results/                     what a stage leaves behind, and the full checkpoint that stages export to
 
 Importing the room imports no torch; the names below are loaded on first use.
 """

@@ -33,7 +33,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def stage_precision(asked: str | None, dtypes: Iterable[str]) -> str:
-    """The precision of a stage: what was asked for, else what suits the checkpoint.
+    """Returns the precision of a stage: what was asked for, else what suits the checkpoint.
 
     Args:
         asked: The recipe's setting.
@@ -43,7 +43,7 @@ def stage_precision(asked: str | None, dtypes: Iterable[str]) -> str:
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a checkpoint; its tokenizer where it has none.
+    """Returns the processor of a checkpoint; its tokenizer where it has none.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -62,11 +62,11 @@ def load_processor(folder: Path) -> Any:
 
 
 def load_model(lineage: Lineage, *, precision: str) -> Any:
-    """The network of a lineage, every tensor with its newest value.
+    """Returns the network of a lineage, every tensor with its newest value.
 
     Args:
-        lineage: What the stage begins from.
-        precision: Of the stage; decides how tensors are held.
+        lineage: Checkpoint and stages that the stage starts from.
+        precision: Precision of the stage; decides how tensors are held.
 
     Returns:
         A model with a head, in evaluation mode, nothing of it set to be trained.
@@ -107,11 +107,11 @@ def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
 
 
 def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str], strict: bool = True) -> dict[str, str]:
-    """Where tensors of the files are in memory.
+    """Returns where tensors of the files are in memory.
 
     Args:
         model: The loaded model.
-        anatomy: Of its files.
+        anatomy: Anatomy of its files.
         keys: Tensors, as the files spell them.
         strict: Whether all have to be found.
 
@@ -152,7 +152,7 @@ def set_values(model: Any, lineage: Lineage, names: Mapping[str, str], *, dtype:
         model: The loaded model.
         lineage: Where the values are.
         names: Key to name in memory.
-        dtype: Of the parameters from now on.
+        dtype: Dtype of the parameters from now on.
     """
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, name in names.items():

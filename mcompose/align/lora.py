@@ -29,15 +29,15 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
 
     Args:
         model: Changed in place; the names of its adapted layers change too.
-        parts: What is adapted.
+        parts: Parts that are adapted.
         names: Key of a matrix to its name in memory, before the change.
-        seed: Of the random factors.
+        seed: Seed of the random factors.
 
     Returns:
         Name of each new parameter to the name of its part.
 
     Raises:
-        CheckpointError: A matrix is no linear layer.
+        CheckpointError: A matrix is not a linear layer.
     """
     modules = dict(model.named_modules())
     factors: dict[str, str] = {}
@@ -67,7 +67,7 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
 
 @torch.no_grad()
 def _start(model: nn.Module, layers: Sequence[str], adapter: str, *, part: str, seed: int) -> dict[str, str]:
-    """A from the uniform distribution of a fresh linear layer, B zero; both float32."""
+    """Returns A from the uniform distribution of a fresh linear layer, B zero; both float32."""
     names = {}
     for layer in layers:
         module: Any = model.get_submodule(layer)
@@ -102,10 +102,10 @@ def adapter_tensors(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def adapter_config(parts: Sequence[LoraPart], names: Mapping[str, str]) -> str:
-    """The adapter's config: ranks and scales by layer.
+    """Returns the adapter's config: ranks and scales by layer.
 
     Args:
-        parts: What is adapted.
+        parts: Parts that are adapted.
         names: Name of each factor in memory to the name of its part.
     """
     specs = {part.name: part.spec for part in parts}

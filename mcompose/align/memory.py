@@ -11,17 +11,17 @@ from mcompose.align.stage import StepPlan
 from mcompose.errors import McomposeError
 from mcompose.recipe import Stage
 
-__all__ = ["advice", "told_when_full"]
+__all__ = ["advice", "explain_out_of_memory"]
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
 def advice(stage: Stage, plan: StepPlan, *, precision: str) -> str:
-    """Which setting to turn first.
+    """Returns which setting to turn first.
 
     Args:
         stage: The recipe's stage.
-        plan: Its steps.
+        plan: Steps of the stage.
         precision: In force.
     """
     if plan.micro > 1:
@@ -37,7 +37,7 @@ def advice(stage: Stage, plan: StepPlan, *, precision: str) -> str:
 
 
 @contextmanager
-def told_when_full(stage: Stage, plan: StepPlan, *, precision: str) -> Iterator[None]:
+def explain_out_of_memory(stage: Stage, plan: StepPlan, *, precision: str) -> Iterator[None]:
     """Turns an out-of-memory error into a sentence.
 
     Raises:

@@ -32,7 +32,7 @@ class Part:
     Args:
         role: ``projector``, ``language``, ``group``...
         which: Source, modality or name; empty where a role has one part.
-        keys: Its tensors, as the checkpoint's files spell them.
+        keys: Keys of its tensors in the checkpoint's files.
     """
 
     role: str
@@ -50,7 +50,7 @@ class LoraPart:
     """Matrices that get low-rank factors.
 
     Args:
-        name: As the recipe writes it.
+        name: Name as the recipe writes it.
         spec: Rank and scale.
         keys: The matrices.
     """
@@ -76,10 +76,10 @@ class Training:
 
 
 def parts_of(anatomy: Anatomy) -> dict[str, Part]:
-    """All parts of a checkpoint.
+    """Returns all parts of a checkpoint.
 
     Args:
-        anatomy: Of its files.
+        anatomy: Anatomy of its files.
 
     Returns:
         Name to part, in the order of the checkpoint.
@@ -92,11 +92,11 @@ def parts_of(anatomy: Anatomy) -> dict[str, Part]:
 
 
 def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple[str, ...]:
-    """The tensors that a part's name stands for.
+    """Returns the tensors that a part's name stands for.
 
     Args:
-        name: As the recipe writes it.
-        parts: What the checkpoint has.
+        name: Name as the recipe writes it.
+        parts: Parts of the checkpoint.
         tied: Whether its head is its embedding.
 
     Returns:
@@ -146,7 +146,7 @@ def plan_training(
 
     Args:
         stage: The recipe's stage.
-        parts: What the checkpoint has.
+        parts: Parts of the checkpoint.
         matrices: Keys of its two-dimensional tensors.
         tied: Whether its head is its embedding.
         added: Names of parts that the stage adds and trains (``group:audio``).

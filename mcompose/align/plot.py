@@ -24,7 +24,7 @@ def plot_losses(losses: list[tuple[int, float]], path: Path, *, title: str) -> b
     Args:
         losses: Step and loss.
         path: PNG to write.
-        title: Of the picture.
+        title: Title of the picture.
 
     Returns:
         False where matplotlib is not installed.

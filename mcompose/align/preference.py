@@ -15,7 +15,7 @@ Differs: not through TRL's trainer. That makes its own batches, without the expe
 network's forward by one of its own, and holds a second model or, for media, refuses to compute the reference
 beforehand; its loss is what the tests compare with. The end of the answer's turn counts as part of it, as there.
 
-Letters: B rows, P pairs (B = 2P), L tokens, V vocabulary, N learnt tokens.
+Letters: B rows, P pairs (B = 2P), L tokens, V vocabulary, N learned tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _REFERENCE: Final = "reference_log_probs"
 def sigmoid_losses(
     chosen_P: torch.Tensor, rejected_P: torch.Tensor, *, reference_2P: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each pair.
+    """Returns the loss of each pair.
 
     Args:
         chosen_P: Log-probability of each chosen answer.
@@ -65,11 +65,11 @@ def sigmoid_losses(
 
 
 def answer_log_probs(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-    """Sums the log-probabilities of what is learnt, row by row.
+    """Sums the log-probabilities of what is learned, row by row.
 
     Args:
         logits_BLV: Of the network; those at a place predict the next token.
-        labels_BL: Tokens; -100 where nothing is learnt.
+        labels_BL: Tokens; -100 where nothing is learned.
 
     Returns:
         (B,), float32.
@@ -107,7 +107,7 @@ class PairCollator:
         """Makes a batch of 2P rows; once the reference is known it holds ``reference_log_probs`` (2, P) too.
 
         Raises:
-            RequestError: A sample is no pair, or see the collator.
+            RequestError: A sample is not a pair, or see the collator.
         """
         for sample in samples:
             check_pair(sample)
@@ -145,7 +145,7 @@ class PreferenceLoss:
         self._said = [0.0, 0.0, 0.0]
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
-        """Mean loss of a batch, and the network's output."""
+        """Returns mean loss of a batch, and the network's output."""
         given = {name: value for name, value in batch.items() if name not in (LEARNT, _REFERENCE)}
         outputs = model(**given, use_cache=False)
         chosen_P, rejected_P = answer_log_probs(outputs.logits, batch[LEARNT]).chunk(2)
@@ -156,7 +156,7 @@ class PreferenceLoss:
         return losses_P.mean(), outputs
 
     def told(self) -> list[float]:
-        """Sum of margins, pairs whose chosen answer gained more, and pairs, since it was last asked."""
+        """Returns sum of margins, pairs whose chosen answer gained more, and pairs, since it was last asked."""
         said, self._said = self._said, [0.0, 0.0, 0.0]
         return said
 
@@ -165,7 +165,7 @@ class PreferenceLoss:
 def reference_of(
     model: Any, batches: Iterable[tuple[Sequence[Sample], Mapping[str, Any]]]
 ) -> dict[tuple[Any, ...], tuple[float, float]]:
-    """What a model says of pairs, in evaluation mode.
+    """Returns what a model says of pairs, in evaluation mode.
 
     Args:
         model: As it is when the stage begins.

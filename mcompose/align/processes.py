@@ -13,25 +13,25 @@ from torch import distributed
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
 
-__all__ = ["check_sharding", "count", "is_main", "rank", "together"]
+__all__ = ["barrier", "check_sharding", "is_main", "rank", "world_size"]
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Returns the number of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and talks."""
+    """Returns whether this is the process that writes and talks."""
     return rank() == 0
 
 
-def together() -> None:
+def barrier() -> None:
     """Waits for all processes."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
@@ -45,7 +45,7 @@ def check_sharding(stage: Stage) -> None:
     """
     if stage.sharding != "fsdp":
         return
-    if count() < 2:
+    if world_size() < 2:
         raise RequestError("'sharding: fsdp' needs several processes.", hint="Start it by torchrun, or leave it out.")
     if not torch.cuda.is_available():
         raise RequestError(

@@ -41,7 +41,7 @@ from mcompose.align.features.playback import FEATURES, check_cacheable, playing_
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
 from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
 from mcompose.align.lora import add_factors
-from mcompose.align.memory import told_when_full
+from mcompose.align.memory import explain_out_of_memory
 from mcompose.align.parts import Training, parts_of, plan_training
 from mcompose.align.plot import plot_losses, read_losses
 from mcompose.align.preference import PreferenceLoss
@@ -72,11 +72,11 @@ class StageRequest:
 
     Args:
         stage: The recipe's stage.
-        number: Its number.
+        number: Position of the stage in the recipe, from 1.
         parent: What it begins from: a checkpoint, or the result of another stage.
-        folder: Where its result goes.
+        folder: Folder of its result.
         data_folder: The recipe's folder.
-        name: Of the recipe.
+        name: Name of the recipe.
         resume: Go on where an interrupted run stopped.
         report_to: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
         quiet: Show no progress.
@@ -100,7 +100,7 @@ class StageOutcome:
     """What a stage came to.
 
     Args:
-        result: Its files; None in processes that only helped.
+        result: Files of the result; None in processes that only helped.
         notices: Sentences for the user.
         again: True when the result was there already.
     """
@@ -114,7 +114,7 @@ def run_stage(request: StageRequest) -> StageOutcome:
     """Runs one stage, or finds it done.
 
     Args:
-        request: What to run.
+        request: Stage to run.
 
     Returns:
         The result.
@@ -145,7 +145,7 @@ def run_stage(request: StageRequest) -> StageOutcome:
     plan = plan_steps(
         stage,
         samples=stage.batch_size if data.samples is None else data.samples,
-        processes=processes.count(),
+        processes=processes.world_size(),
     )
     run = _Run(request, stage, lineage, training, groups, data, plan, new_mask)
     if is_done(request.folder, run.fingerprint) and request.resume:
@@ -204,7 +204,7 @@ class _Run:
             McomposeError: See ``run_stage``.
         """
         main, notices = processes.is_main(), tuple(self.data.notices())
-        with told_when_full(self.stage, self.plan, precision=self.precision):
+        with explain_out_of_memory(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             labels = self._labels(model)
             trained, patch = self._make_trainable(model)
@@ -224,13 +224,13 @@ class _Run:
             record = fitted.record(alone=not trained.names)
             kept = fitted.frozen(after)
             notices += self._write(changed, values, patch=patch, frozen=kept, more=record)
-        processes.together()
+        processes.barrier()
         return notices
 
     def _run_steps(self, model: Any, trained: Trained) -> tuple[Any, tuple[str, ...]]:
         """Trains; returns the model as the trainer wrapped it, and sentences for the user."""
         trainer, watch = self._trainer(model, trained)
-        processes.together()  # the folder is ready
+        processes.barrier()  # the folder is ready
         if self.stage.dpo is not None:
             trainer.refer(label=f"stage {self.request.number}, reference", quiet=self.quiet)
         point = last_point(self.request.folder / POINTS)
@@ -253,7 +253,7 @@ class _Run:
         return fit_routers(model, self.data.experts, samples, folder=folder, precision=self.precision)
 
     def _samples(self, purpose: str) -> Iterator[Any]:
-        """All samples of the stage once, with progress."""
+        """Yields all samples of the stage once, with progress."""
         mixture, label = self.data.mixture, f"stage {self.request.number}, {purpose}"
         return track(mixture.samples(), label=label, total=len(mixture), unit="sample", quiet=self.quiet)
 
@@ -293,7 +293,7 @@ class _Run:
         return [*self.training.direct, *(key for part in self.training.lora for key in part.keys)]
 
     def _labels(self, model: Any) -> dict[str, str]:
-        """Name in memory to the label of its part, for all that can be found."""
+        """Returns the name in memory to the label of its part, for all that can be found."""
         anatomy = self.lineage.anatomy
         found = memory_names(model, anatomy, keys=anatomy.slots, strict=False)
         slots = {name: anatomy.slots[key] for key, name in found.items()}
@@ -394,6 +394,6 @@ def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def summary(losses: Sequence[float]) -> dict[str, float]:
-    """First and last loss, and the mean of the last tenth."""
+    """Returns first and last loss, and the mean of the last tenth."""
     tail = losses[-max(1, len(losses) // 10) :]
     return {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": sum(tail) / len(tail)}

@@ -9,7 +9,7 @@ __all__ = ["rate_factor"]
 
 
 def rate_factor(kind: str, *, steps: int, warmup: int) -> Callable[[int], float]:
-    """What the learning rates are multiplied by at each step.
+    """Returns what the learning rates are multiplied by at each step.
 
     Args:
         kind: ``cosine``, ``linear`` or ``constant``.

@@ -50,7 +50,7 @@ def plan_steps(stage: Stage, *, samples: int, processes: int = 1) -> StepPlan:
 
     Args:
         stage: The recipe's stage.
-        samples: Of the mixture.
+        samples: Samples of the mixture.
         processes: That train together.
 
     Returns:
@@ -75,19 +75,19 @@ def plan_steps(stage: Stage, *, samples: int, processes: int = 1) -> StepPlan:
 
 
 def spec_table(stage: Stage) -> dict[str, Any]:
-    """A stage's settings as plain values, in the recipe's order, without what is empty."""
+    """Returns a stage's settings as plain values, in the recipe's order, without what is empty."""
     table = stage.model_dump(mode="json", exclude_none=True)
     return {key: value for key, value in table.items() if value not in ([], {})}
 
 
 def fingerprint(stage: Stage, *, parent: str, data: str = "", versions: dict[str, str] | None = None) -> str:
-    """What a run is made of: equal fingerprints make equal losses on one machine.
+    """Returns what a run is made of: equal fingerprints make equal losses on one machine.
 
     Args:
         stage: The recipe's stage.
         parent: Identity of what the stage begins from.
         data: Digest of the data.
-        versions: Of the libraries that decide the numbers.
+        versions: Versions of the libraries that decide the numbers.
 
     Returns:
         64 hex digits.

@@ -36,7 +36,7 @@ class StageData:
     Args:
         mixture: Samples.
         processor: The checkpoint's.
-        digest: Of the files that name the samples.
+        digest: Digest of the files that name the samples.
         experts: What the stage does about the experts of its checkpoint.
     """
 
@@ -51,7 +51,7 @@ class StageData:
         return len(self.mixture) if hasattr(self.mixture, "__len__") else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was taken from each dataset, for the record."""
+        """Returns what was taken from each dataset, for the record."""
         return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
 
     def notices(self) -> list[str]:
@@ -66,7 +66,7 @@ class StageData:
         return found
 
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
-        """The samples in the order of the stage."""
+        """Returns the samples in the order of the stage."""
         if self.samples is None:
             return OrderedStream(self.mixture, plan.micro)
         places = None
@@ -77,7 +77,7 @@ class StageData:
         return Ordered(self.mixture, plan.samples, places=places)
 
     def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = (), *, plan: StepPlan | None = None) -> Masked:
-        """What makes the batches of a stage.
+        """Returns what makes the batches of a stage.
 
         Args:
             stage: The recipe's stage.
@@ -115,7 +115,7 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
         stage: The recipe's stage.
         processor: The checkpoint's; images are cut as the stage says from now on.
         folder: The recipe's folder.
-        config: Of the checkpoint, which tells of its experts.
+        config: Config of the checkpoint, which tells of its experts.
 
     Raises:
         RequestError: Data are missing or broken, or labels do not stand where they should.

@@ -34,7 +34,7 @@ class NewGroups:
 
     Args:
         names: Modalities, and ``text`` for a low-rank text group.
-        spec: Of what kind.
+        spec: Spec of what kind.
     """
 
     names: tuple[str, ...]
@@ -51,8 +51,8 @@ def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) ->
 
     Args:
         stage: The recipe's stage.
-        config: Of what the stage begins from.
-        anatomy: Of the same.
+        config: Configuration of the checkpoint that the stage starts from.
+        anatomy: Anatomy of the same.
 
     Returns:
         A stage without strategy, and the groups to be added.
@@ -77,7 +77,7 @@ def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) ->
 
 
 def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGroups:
-    """The groups of a strategy that the checkpoint has not got yet."""
+    """Returns the groups of a strategy that the checkpoint has not got yet."""
     if config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
             f"'strategy: {stage.strategy}' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
@@ -97,7 +97,7 @@ def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any
     Args:
         model: A composed model; changed in place.
         groups: Which.
-        seed: Of the random factors.
+        seed: Seed of the random factors.
 
     Returns:
         What changed in its config.
@@ -111,7 +111,7 @@ def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any
 
 
 def group_names(model: Any, groups: NewGroups) -> dict[str, str]:
-    """Name of each new parameter to its part.
+    """Returns the name of each new parameter to its part.
 
     Args:
         model: With its groups.

@@ -25,12 +25,12 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a dtype in safetensors."""
+    """Returns the name of a dtype in safetensors."""
     return _NAMES[dtype]
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's bytes in order; of a shard, the part that this process holds."""
+    """Returns a tensor's bytes in order; of a shard, the part that this process holds."""
     held: Any = tensor
     local: torch.Tensor = held.to_local() if hasattr(held, "to_local") else tensor
     flat = local.detach().to("cpu").contiguous().reshape(-1)
@@ -38,7 +38,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def as_torch(raw: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
-    """Raw values of a file (``read_tensor``) as a torch tensor of the same bits."""
+    """Returns raw values of a file (``read_tensor``) as a torch tensor of the same bits."""
     flat = torch.from_numpy(np.ascontiguousarray(raw).reshape(-1).view(np.uint8))
     return flat.view(DTYPES[dtype]).reshape(raw.shape)
 
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_entry(entry: TensorEntry) -> torch.Tensor:
-    """One tensor of a file."""
+    """Returns one tensor of a file."""
     return as_torch(read_tensor(entry), entry.dtype)
 
 

@@ -44,7 +44,7 @@ class TrainerParts:
 
     Args:
         stage: The recipe's stage.
-        plan: Its steps.
+        plan: Steps of the stage.
         names: Trained parameters in memory, to the name of their part.
         rates: Part to learning rate.
         frozen: Modules that stay in evaluation mode.
@@ -69,9 +69,9 @@ def training_arguments(
     """Trainer's arguments of a stage.
 
     Args:
-        folder: Where saved points go.
+        folder: Folder of the training checkpoints.
         stage: The recipe's stage.
-        plan: Its steps.
+        plan: Steps of the stage.
         precision: ``float32``, ``mixed`` or ``bfloat16``.
         report_to: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
         unused: Whether a step may leave a trained part without gradient (a tower whose modality no sample shows).
@@ -101,7 +101,7 @@ def training_arguments(
         dataloader_pin_memory=not cpu,
         disable_tqdm=True,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and processes.count() > 1 else None,
+        ddp_backend="gloo" if cpu and processes.world_size() > 1 else None,
         ddp_find_unused_parameters=unused,
         **sharding,
     )
@@ -133,7 +133,7 @@ class AlignTrainer(Trainer):
     """Runs one stage.
 
     Args:
-        parts: What is trained and how.
+        parts: Parts that are trained, with their rates.
         **kwargs: Trainer's own.
     """
 
@@ -180,7 +180,7 @@ class AlignTrainer(Trainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The pieces of a step; what the routers' loss is divided by is known from then on."""
+        """Returns the pieces of a step; what the routers' loss is divided by is known from then on."""
         pieces, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         router = self.parts.router
         if router is not None:
@@ -190,7 +190,7 @@ class AlignTrainer(Trainer):
         return pieces, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss and the routers', with frozen modules in evaluation mode."""
+        """Returns the model's own loss and the routers', with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
         if self.parts.preference is not None:
@@ -289,10 +289,10 @@ class AlignTrainer(Trainer):
 
 
 def last_point(folder: Path) -> Path | None:
-    """The newest saved point that is whole.
+    """Returns the newest training checkpoint that is whole.
 
     Args:
-        folder: Where points are.
+        folder: Folder of the training checkpoints.
     """
     points = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return max(points, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -64,7 +64,7 @@ class StageWatch(TrainerCallback):
     """Sees every step.
 
     Args:
-        log: Where ``log.jsonl`` goes; None in processes that only help.
+        log: Path of ``log.jsonl``; None in processes that only help.
         progress: Shows how far the stage is.
         steps: Number of steps of the stage.
         divergence: Stops a run that diverges; None never does.
@@ -152,7 +152,7 @@ class StageWatch(TrainerCallback):
 
 
 def _anybody(*, asked: bool, device: torch.device) -> bool:
-    """Whether any process was asked to stop: all stop after the same step."""
+    """Returns whether any process was asked to stop: all stop after the same step."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return asked
     flag = torch.tensor([float(asked)], device=device)
@@ -174,7 +174,7 @@ def interruptible(watch: StageWatch) -> Iterator[None]:
     """Turns the first Ctrl-C (or SIGTERM) into a stop after the step; the second one ends at once.
 
     Args:
-        watch: Told of it.
+        watch: Observer of the log.
     """
 
     def asked(number: int, _frame: Any) -> None:

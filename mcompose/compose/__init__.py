@@ -1,4 +1,18 @@
-"""From sources to a composed checkpoint: opens, decides, checks, writes, records."""
+"""Sources to a composed checkpoint: opens them, decides, checks, writes, records.
+
+::
+
+    sources, build               opens the sources of a recipe; the whole run from recipe to folder
+    blueprint                    what the output will be, from headers alone
+    towers, vocabulary           encoders and projectors; rows of the token tables
+    extension, extensions        what an output may have beside these: hooks, and the list of all extensions
+    decoupled, groups, stacked   DAMC's parameter groups
+    prefixes                     learned vectors around media items
+    experts/                     Chimera's domain experts
+    native, composed             the files of each format, but for the weights
+    provenance                   recipes, lock file and ledger
+    released, released_donor     donors that Model Composition released
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """The lab: small families of real checkpoints, trained in minutes, on which composition is measured.
 
-``make_numbers`` and ``make_smol`` train families; ``open_family`` reads one; ``family_scores``, ``table`` and
-``plot_rows`` make its tables. Importing this room is free of torch; scikit-learn and matplotlib are the extra
-``mcompose[lab]``.
+``make_numbers``, ``make_smol`` and ``make_pictures`` train families (folders ``numbers``, ``smol`` and ``pictures``);
+``open_family`` reads one; ``family_scores``, ``table`` and ``plot_rows`` make its tables. Importing this room is free
+of torch; scikit-learn and matplotlib are the extra ``mcompose[lab]``.
 
-Read ``words`` and ``questions`` first, then ``media``, ``towers``, ``fit``, ``donors`` and ``make``. The modules of the
-family ``smol``, from real pretrained weights, mirror these; their names begin with ``smol_``.
+Read ``words`` and ``questions`` first, then ``media``, ``towers`` and ``fit``, then a family's ``make`` and ``donors``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _POINTS_MAP: Final = {
 
 
 def make_tokenizer(*, placeholder: str | None = None) -> PreTrainedTokenizerFast:
-    """The lab's word-level tokenizer.
+    """Returns the lab's word-level tokenizer.
 
     Args:
         placeholder: A donor's own extra token, appended to the base's vocabulary; None for the base.
@@ -64,7 +64,7 @@ def save_source(folder: Path, model: PreTrainedModel, processor: Any, *, process
         folder: Where to; made when missing.
         model: A native class.
         processor: Its processor or tokenizer.
-        processor_code: ``module.Class`` in the island, when the processor is no class of transformers.
+        processor_code: ``module.Class`` in the island, when the processor is not a class of transformers.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

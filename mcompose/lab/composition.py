@@ -63,7 +63,7 @@ def summaries(found: Mapping[str, Scores], *, donors: Sequence[str]) -> dict[str
 
 
 def _kept(share: float, whole: float) -> float:
-    """What is kept of a share; who knows nothing has nothing to lose."""
+    """Returns what is kept of a share; who knows nothing has nothing to lose."""
     return share / whole if whole else 1.0
 
 
@@ -140,7 +140,7 @@ def _shown(row: Mapping[str, Any]) -> set[str]:
 
 
 def _moved(row: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """A question whose paths start from another folder."""
+    """Returns a question whose paths start from another folder."""
     start = os.path.relpath(old, new)
     inputs = [{**entry, "path": f"{Path(start, entry['path']).as_posix()}"} for entry in row["inputs"]]
     return {**row, "inputs": inputs}

@@ -39,7 +39,7 @@ def give_group(donor: Donor) -> None:
 
 
 def route_arguments(donor: Donor, shown: torch.Tensor) -> dict[str, Any]:
-    """What the language model of a donor is handed beside the embeddings; nothing for a donor without a group.
+    """Returns what the language model of a donor is handed beside the embeddings; nothing for a donor without a group.
 
     Args:
         donor: The donor.

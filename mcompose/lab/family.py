@@ -68,7 +68,7 @@ def open_family(folder: Path) -> LabFamily:
 
 
 def recipe_text(donors: list[str], *, family: str = "numbers") -> str:
-    """The recipe that composes all donors by NaiveMC.
+    """Returns the recipe that composes all donors by NaiveMC.
 
     Args:
         donors: Names, each a modality and a folder beside the recipe.

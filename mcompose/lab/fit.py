@@ -30,7 +30,7 @@ _OPTION_PLACES = (-10, -8, -6, -4)  # of the four attribute words, counted from 
 
 
 def text_config(settings: NumbersSettings) -> LlamaConfig:
-    """The base's configuration.
+    """Returns the base's configuration.
 
     Args:
         settings: The family's settings.
@@ -106,7 +106,7 @@ def answer_loss(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of answer and end.
 
     Args:
-        logits: Of the two places before the last, (batch, 2, vocabulary).
+        logits: Logits of the two places before the last, (batch, 2, vocabulary).
         input_ids: Prompt, answer and end, (batch, length).
 
     Returns:
@@ -155,7 +155,7 @@ def train_base(
 
 
 def text_accuracy(model: LlamaForCausalLM, *, seed: int, count: int = 200) -> dict[str, float]:
-    """What the base makes of questions whose inputs are text: the ceiling of every composition.
+    """Returns what the base makes of questions whose inputs are text: the ceiling of every composition.
 
     Args:
         model: The base.

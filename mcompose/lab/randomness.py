@@ -12,7 +12,7 @@ __all__ = ["deterministic_torch", "generator_for"]
 
 
 def generator_for(seed: int, *purpose: str) -> np.random.Generator:
-    """A generator that depends on nothing but its address.
+    """Yields a generator that depends on nothing but its address.
 
     Args:
         seed: The family's seed.

@@ -149,7 +149,7 @@ def table(runs: Sequence[Mapping[str, Scores]]) -> list[Row]:
 
 
 def table_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """What ``mcompose lab report --json`` prints.
+    """Returns what ``mcompose lab report --json`` prints.
 
     Args:
         name: The report's name.
@@ -162,7 +162,7 @@ def table_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def wide_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """One line a variant, one column a metric: ``0.812 +- 0.020``, or an empty cell.
+    """Returns one line a variant, one column a metric: ``0.812 +- 0.020``, or an empty cell.
 
     Args:
         rows: The table.

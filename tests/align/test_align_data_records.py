@@ -70,7 +70,7 @@ WRONG = {
     "an answer is empty": llava_record("what", " "),
     "an answer holds a medium": llava_record("what", "<image>", image="a.png"),
     "a turn is by 'robot'": {"conversations": [{"from": "robot", "value": "a"}]},
-    "is no local file": llava_record("<image>", "a", image="https://host/a.png"),
+    "is not a local file": llava_record("<image>", "a", image="https://host/a.png"),
     "the record has both 'image' and 'images'": llava_record("<image>", "a", image="a", images=["a"]),
     "a text part holds '<image>'": {"messages": [{"role": "user", "content": [words("<image>")]}]},
 }
@@ -163,7 +163,7 @@ def test_what_is_skipped_is_counted_with_its_reason_and_nothing_stands_in_for_it
     assert (report.records, report.used, report.drawn) == (5, 1, 1)
     assert report.skipped == {"broken medium": 1, "malformed": 2, "missing medium": 1}
     assert f"{tmp_path}/a.jsonl:2: The image {tmp_path}/b.png cannot be read" in report.examples[0]
-    assert f"{tmp_path}/a.jsonl:4: the line is no JSON" in report.examples[2]
+    assert f"{tmp_path}/a.jsonl:4: the line is not JSON" in report.examples[2]
     assert [mixture[index].index for index in range(len(mixture))] == [0]
 
 

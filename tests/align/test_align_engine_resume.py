@@ -1,4 +1,4 @@
-"""Runs that are stopped: by kill -9, by Ctrl-C, by a loss that is no number. What is kept goes on to the same end."""
+"""Runs that are stopped, by kill -9, Ctrl-C or a loss that is not a number, resume to the same end."""
 
 import json
 import os

@@ -235,7 +235,7 @@ def test_cached_features_train_the_router_alike(stage_request):
     [
         ({"gscm": {"domains": ["chart"]}}, UnknownNameError, "'gscm.domains' names 'chart'"),
         ({"router": {"general": ["photo"]}}, UnknownNameError, "'router.general' names the domain 'photo'"),
-        ({"router": {"class_weights": {"chart": 2}}}, UnknownNameError, "'chart', which is no class"),
+        ({"router": {"class_weights": {"chart": 2}}}, UnknownNameError, "'chart', which is not a class"),
         ({"tiles": 6}, RequestError, "'tiles' cannot be set"),
         ({"gscm": 0.3, "train": ["projectors"], "data": "photos"}, RequestError, "'gscm' would hide nothing"),
         ({"train": ["router"], "data": "photos"}, RequestError, "No data of this stage belong"),

@@ -78,7 +78,7 @@ def test_domains_that_do_not_fit_are_told():
 
 
 def test_a_slip_of_the_pen_in_a_domain_is_told():
-    with pytest.raises(RequestError, match="domain 'tabel' is no expert's, and looks like 'table'") as told:
+    with pytest.raises(RequestError, match="domain 'tabel' is not an expert's, and looks like 'table'") as told:
         routing().check(["table", "tabel"])
     assert "Write 'table'" in told.value.hint
     with pytest.raises(RequestError) as told:
@@ -158,7 +158,7 @@ def test_class_weights():
     assert class_weights({"none": 0.5}, classes, {}) == {"image": [0.5, 1.0, 1.0]}
     balanced = class_weights("balanced", classes, {"image": [6, 3, 0]})
     assert balanced == {"image": [0.75, 1.5, 0.0]}  # n / (classes that occur * n_c)
-    with pytest.raises(UnknownNameError, match="'table', which is no class"):
+    with pytest.raises(UnknownNameError, match="'table', which is not a class"):
         class_weights({"table": 2.0}, classes, {})
     with pytest.raises(RequestError, match="stream"):
         class_weights("balanced", classes, {})

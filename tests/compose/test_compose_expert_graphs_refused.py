@@ -62,7 +62,7 @@ def test_a_file_that_is_not_there(tmp_path, place):
 def test_a_file_that_is_no_graph(tmp_path, place):
     (place / "ocr" / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
     message, hint = refusal(tmp_path, place, onnx="pointer.onnx")
-    assert message.startswith("'pointer.onnx' of expert 'ocr' cannot be read: it is no ONNX file")
+    assert message.startswith("'pointer.onnx' of expert 'ocr' cannot be read: it is not an ONNX file")
     assert "Git LFS" in hint
 
 

@@ -52,9 +52,9 @@ def test_evaluate_task_is_read_with_paths_beside_it(folder) -> None:
         (item(text="image"), "holds <image> once"),
         (item(text="<image> <image>"), "holds <image> once"),
         (item(question=3), "'question' is missing or no str"),
-        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is no modality"),
+        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is not a modality"),
         (item(inputs=["x"]), "an input is an object"),
-        ("{oops", r"demo.jsonl:2: this line is no JSON"),
+        ("{oops", r"demo.jsonl:2: this line is not JSON"),
         ("[1]", "no JSON object"),
     ],
 )

@@ -71,7 +71,7 @@ def write_result(
     """Writes the delta and the adapter.
 
     Args:
-        folder: Of the stage.
+        folder: Folder of the stage.
         trained: What was trained.
         values: Name in memory to final value.
         dtypes: Key to the dtype that its checkpoint has; a master is rounded to it once.

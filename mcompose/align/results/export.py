@@ -50,7 +50,7 @@ class ExportRequest:
         folder: Where to; it may hold an earlier output.
         recipe: The authored recipe's bytes.
         recipe_file: Its name.
-        name: Of the recipe.
+        name: Name of the recipe.
         max_shard_size: Most bytes of one file.
         resume: Go on where an interrupted export stopped.
         card: Writes ``README.md`` from the ledger and the unfinished folder.
@@ -221,7 +221,7 @@ def _step(result: StageResult, recipe: str) -> StepRow:
 
 
 def _sources(lineage: Lineage) -> dict[str, Any]:
-    """The parent's sources, and its own files where it is no output of mcompose."""
+    """Returns the parent's sources, and its own files where it is not an output of mcompose."""
     path = lineage.root.folder / LOCK
     if path.is_file():
         return dict(read_json_object(path).get("sources") or {})

@@ -28,7 +28,7 @@ _OWN = {_RUN, POINTS, LOG, PLOT, DELTA, ADAPTER_FILE, RECORD, "adapter_config.js
 
 
 def stages_folder(checkpoint: Path) -> Path:
-    """Where the stages of a checkpoint go: beside it."""
+    """Returns where the stages of a checkpoint go: beside it."""
     return checkpoint.parent / (checkpoint.name + ".stages")
 
 
@@ -58,7 +58,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def is_done(folder: Path, fingerprint: str) -> bool:
-    """Whether a finished result of this very run is there."""
+    """Returns whether a finished result of this very run is there."""
     return (folder / RECORD).is_file() and _read(folder / _RUN).get("fingerprint") == fingerprint
 
 
@@ -66,8 +66,8 @@ def begin(folder: Path, *, fingerprint: str, resume: bool) -> str:
     """Makes a folder ready, and clears what belongs to another run.
 
     Args:
-        folder: Of the stage.
-        fingerprint: Of this run.
+        folder: Folder of the stage.
+        fingerprint: Fingerprint of this run.
         resume: Whether to go on with an earlier run of the same fingerprint.
 
     Returns:

@@ -77,7 +77,7 @@ class Lineage:
         root: The full checkpoint.
         results: Stages in the order in which they were run.
         adapters: The folded factors of each; None for a stage without.
-        identity: Of the whole.
+        identity: Identity of the whole.
     """
 
     root: Checkpoint
@@ -124,7 +124,7 @@ class Lineage:
         return read_anatomy(self.config, {key: self.shapes[key] for key in keys})
 
     def read(self, key: str) -> NDArray[Any]:
-        """A tensor's raw values, in the dtype of ``dtypes``.
+        """Returns a tensor's raw values, in the dtype of ``dtypes``.
 
         Raises:
             CheckpointError: A file cannot be read.

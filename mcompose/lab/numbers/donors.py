@@ -52,7 +52,7 @@ class Pool:
     numbers: np.ndarray
 
     def rows(self, index: np.ndarray | slice) -> dict[str, torch.Tensor]:
-        """The inputs of some items."""
+        """Returns the inputs of some items."""
         chosen = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
         return {name: values[chosen] for name, values in self.inputs.items()}
 
@@ -206,7 +206,7 @@ def train_donor(
 
 
 def single_accuracy(donor: Donor, *, seed: int, digits: DigitImages, count: int = 200) -> dict[str, float]:
-    """What a donor makes of held-out items of its own modality.
+    """Returns what a donor makes of held-out items of its own modality.
 
     Args:
         donor: The trained donor.

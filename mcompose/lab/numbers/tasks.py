@@ -195,7 +195,7 @@ def _header(task: str, subject: str, modalities: list[str], *, name: str = "", p
 
 
 def question_row(index: int, question: Question, inputs: list[dict[str, str]]) -> dict[str, Any]:
-    """One line of a task file."""
+    """Returns one line of a task file."""
     return {
         "id": str(index),
         "inputs": inputs,

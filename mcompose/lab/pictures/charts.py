@@ -1,7 +1,7 @@
 """Bar, line and pie charts of a few named numbers.
 
 Bars and lines have an axis from 0 to a top of their own, whose numbers stand at its ends: without reading them, a
-height is no value. Most charts also have each value written: above the plot, under the tip, or in the legend.
+height is not a value. Most charts also have each value written: above the plot, under the tip, or in the legend.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIE_STEP: Final = 5
 
 
 def render_bar(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A bar chart.
+    """Returns a bar chart.
 
     Args:
         generator: Decides numbers and looks.
@@ -40,7 +40,7 @@ def render_bar(generator: np.random.Generator, source: Source, *, split: str = "
 
 
 def render_line(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A line chart.
+    """Returns a line chart.
 
     Args:
         generator: Decides numbers and looks.
@@ -54,7 +54,7 @@ def render_line(generator: np.random.Generator, source: Source, *, split: str = 
 
 
 def render_pie(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A pie chart with a legend.
+    """Returns a pie chart with a legend.
 
     Args:
         generator: Decides numbers and looks.
@@ -114,7 +114,7 @@ def _with_axes(kind: str, generator: np.random.Generator, source: Source, split:
 
 
 def _row_above(tip: int) -> int:
-    """The lowest row of cells that ends above a tip."""
+    """Returns the lowest row of cells that ends above a tip."""
     return max(0, tip // CELL - 1)
 
 

@@ -22,7 +22,7 @@ _CELLS: Final = SIDE // CELL
 
 
 def render_page(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A page: each line says what was measured, of what, and the number.
+    """Returns a page: each line says what was measured, of what, and the number.
 
     Args:
         generator: Decides words and looks.
@@ -54,7 +54,7 @@ def render_page(generator: np.random.Generator, source: Source, *, split: str = 
 
 
 def render_formula(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A formula of two terms: numbers, fractions, powers and roots.
+    """Returns a formula of two terms: numbers, fractions, powers and roots.
 
     Args:
         generator: Decides form and looks.

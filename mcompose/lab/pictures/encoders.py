@@ -41,7 +41,7 @@ class Encoder:
         name: "general" or the expert's domain.
         model: A class of transformers.
         processor: Its image processor.
-        width: Of its tokens.
+        width: Width of its tokens.
         class_token: Whether the first token of its output is a class token.
         side: It sees pictures with so many pixels a side; 0 for their own shape.
         patch: Pixels a side of a patch.
@@ -80,7 +80,7 @@ class Encoder:
         return tokens[:, 1:] if self.class_token else tokens
 
     def token_boxes(self, inputs: Mapping[str, torch.Tensor], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Where each token looks.
+        """Returns where each token looks.
 
         Args:
             inputs: As ``prepare`` makes them.

@@ -74,7 +74,7 @@ class GeneralModel:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """The word-level tokenizer of the pictures, placeholder and chat template included."""
+    """Returns the word-level tokenizer of the pictures, placeholder and chat template included."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: PLC0415 - import cost
 
     words = {word: index for index, word in enumerate(VOCABULARY)}
@@ -172,7 +172,7 @@ def train_general_model(
 
     Args:
         general: Trained in place; left in evaluation mode.
-        pictures: Of all domains.
+        pictures: Pictures of all domains.
         seen: Their patches as the general encoder gives them, (pictures, tokens, width).
         settings: The family's settings.
         seed: The family's seed.
@@ -219,7 +219,7 @@ def train_general_model(
 def answered(
     general: GeneralModel, pictures: Sequence[Picture], *, way: str, seed: int, seen: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """What the model makes of held-out pictures.
+    """Returns what the model makes of held-out pictures.
 
     Args:
         general: The trained model.
@@ -258,7 +258,7 @@ def answered(
 
 
 def _opening(general: GeneralModel, picture: Picture, way: str) -> list[str]:
-    """The words that a row begins with."""
+    """Returns the words that a row begins with."""
     if way == "words":
         return as_text(picture).split()
     return [PLACEHOLDER] * (general.tokens if way == "picture" else len(picture.marks))

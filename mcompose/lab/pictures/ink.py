@@ -57,7 +57,7 @@ class Style:
     shift: tuple[int, int]
 
     def font(self, size: int) -> ImageFont.FreeTypeFont:
-        """The font in a size.
+        """Returns the font in a size.
 
         Args:
             size: In pixels.
@@ -147,7 +147,7 @@ class Sheet:
 
 
 def blank(width: int, height: int, style: Style) -> Sheet:
-    """An empty picture.
+    """Returns an empty picture.
 
     Args:
         width: In pixels.

@@ -61,7 +61,7 @@ class Picture:
         return KINDS[self.kind]
 
     def label(self) -> dict[str, Any]:
-        """Everything but the pixels, as JSON."""
+        """Returns everything but the pixels, as JSON."""
         return {
             "kind": self.kind,
             "domain": self.domain,

@@ -115,7 +115,7 @@ class _Reader:
         self.heads = nn.ModuleList(nn.Linear(encoder.width, 1 + len(names)) for names in FIELDS[domain].values())
 
     def loss(self, generator: np.random.Generator, count: int) -> torch.Tensor:
-        """Sum over fields, on pictures drawn anew."""
+        """Returns sum over fields, on pictures drawn anew."""
         index = generator.integers(len(self.pool.pictures), size=count)
         tokens = self.encoder.encode(self.pool.rows(index))
         targets = self.pool.targets[torch.from_numpy(index)]
@@ -126,10 +126,10 @@ class _Reader:
 
 
 def general_shares(pictures: Sequence[Picture], *, general: float) -> np.ndarray:
-    """How often each picture is drawn, when pictures of no expert's domain are to be a given share.
+    """Returns how often each picture is drawn, when pictures of no expert's domain are to be a given share.
 
     Args:
-        pictures: Of all domains.
+        pictures: Pictures of all domains.
         general: That share.
 
     Returns:
@@ -140,10 +140,10 @@ def general_shares(pictures: Sequence[Picture], *, general: float) -> np.ndarray
 
 
 def coarse_targets(pictures: Sequence[Picture]) -> torch.Tensor:
-    """The general encoder's labels.
+    """Returns the general encoder's labels.
 
     Args:
-        pictures: Of any kind.
+        pictures: Pictures of any kind.
 
     Returns:
         (pictures, coarse labels); -100 where a label makes no sense.

@@ -34,14 +34,14 @@ def readable(
     settings: FitSettings,
     seed: int,
 ) -> dict[str, float]:
-    """What a small read-out makes of held-out marks.
+    """Returns what a small read-out makes of held-out marks.
 
     Args:
         encoder: Frozen.
         domain: Whose marks.
         train: Pictures that the read-out learns from.
         test: Others.
-        settings: Of its training.
+        settings: Settings of its training.
         seed: The family's seed.
 
     Returns:

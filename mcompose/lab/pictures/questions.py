@@ -43,7 +43,7 @@ class Question:
 
 
 def questions_of(picture: Picture) -> tuple[Question, ...]:
-    """Everything that can be asked.
+    """Returns everything that can be asked.
 
     Args:
         picture: The picture.
@@ -67,7 +67,7 @@ def as_text(picture: Picture) -> str:
 
 
 def formula_words(truth: Truth) -> str:
-    r"""A formula in LaTeX, words apart: ``\frac { 3 } { 5 } + 7 ^ { 2 }``."""
+    r"""Returns a formula in LaTeX, words apart: ``\frac { 3 } { 5 } + 7 ^ { 2 }``."""
     one, other = (_term_words(term["form"], term["numbers"]) for term in truth["terms"])
     return f"{one} {truth['operator']} {other}"
 

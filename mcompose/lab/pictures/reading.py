@@ -59,7 +59,7 @@ class Pool:
     pictures: tuple[Picture, ...]
 
     def rows(self, index: np.ndarray | slice) -> dict[str, torch.Tensor]:
-        """The encoder's inputs for some pictures."""
+        """Returns the encoder's inputs for some pictures."""
         chosen = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
         return {name: values[chosen].float() for name, values in self.inputs.items()}
 
@@ -69,7 +69,7 @@ def make_pool(encoder: Encoder, pictures: Sequence[Picture], *, domain: str | No
 
     Args:
         encoder: What will see them.
-        pictures: Of one domain.
+        pictures: Pictures of one domain.
         domain: Whose fields are asked; None for none.
 
     Returns:
@@ -92,11 +92,11 @@ def make_pool(encoder: Encoder, pictures: Sequence[Picture], *, domain: str | No
 
 
 def overlaps(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
-    """How much of each token's patch lies in each mark.
+    """Returns how much of each token's patch lies in each mark.
 
     Args:
         marks: The marks.
-        boxes: Of the tokens, (tokens, 4).
+        boxes: Boxes of the tokens, (tokens, 4).
 
     Returns:
         Shares of the patch, (tokens, marks).
@@ -117,11 +117,11 @@ def _targets(marks: Sequence[Mark], boxes: np.ndarray, domain: str) -> np.ndarra
 
 
 def homes(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
-    """The mark that each token belongs to.
+    """Returns the mark that each token belongs to.
 
     Args:
         marks: The marks.
-        boxes: Of the tokens, (tokens, 4).
+        boxes: Boxes of the tokens, (tokens, 4).
 
     Returns:
         The mark that covers most of the token's patch, or -1 where none covers enough of it, (tokens,).

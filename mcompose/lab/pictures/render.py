@@ -30,7 +30,7 @@ RENDERERS: Final[dict[str, Callable[..., Picture]]] = {
 
 
 def kinds_of(domain: str) -> tuple[str, ...]:
-    """The kinds of pictures of a domain."""
+    """Returns the kinds of pictures of a domain."""
     return tuple(kind for kind, own in KINDS.items() if own == domain)
 
 

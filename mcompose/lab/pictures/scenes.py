@@ -27,7 +27,7 @@ _NOISE: Final = 6
 
 
 def render_shapes(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """One to three like shapes of one colour.
+    """Returns one to three like shapes of one colour.
 
     Args:
         generator: Decides what and where.
@@ -56,7 +56,7 @@ def render_shapes(generator: np.random.Generator, source: Source, *, split: str 
 
 
 def render_digit(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A handwritten digit of scikit-learn's, enlarged to most of the picture.
+    """Returns a handwritten digit of scikit-learn's, enlarged to most of the picture.
 
     Args:
         generator: Decides which and how.

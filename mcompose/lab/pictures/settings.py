@@ -37,7 +37,7 @@ class PicturesSettings:
     """The whole family.
 
     Args:
-        name: Of the family.
+        name: Name of the family.
         version: Raised when the code changes what the same settings give.
         width: Width of the language model.
         layers: Its decoder layers.

@@ -53,7 +53,7 @@ class Source:
     """One table of real numbers.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         rows: Group names.
         columns: Names of what is measured.
         values: (row, column) -> one value per record, in order, as float.
@@ -65,7 +65,7 @@ class Source:
     values: Mapping[tuple[str, str], np.ndarray]
 
     def figure(self, row: str, column: str, *, split: str, generator: np.random.Generator) -> int:
-        """One number.
+        """Returns one number.
 
         Args:
             row: The group.

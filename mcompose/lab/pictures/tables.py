@@ -18,7 +18,7 @@ _RULES: Final = ("all", "rows", "head", "stripes", "none")
 
 
 def render_table(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """A table.
+    """Returns a table.
 
     Args:
         generator: Decides numbers and looks.

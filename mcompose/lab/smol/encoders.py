@@ -47,7 +47,7 @@ def _ctranslate2_tensors(parts: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def whisper_weights(parts: list[Path]) -> dict[str, torch.Tensor]:
-    """The encoder of a Whisper model in CTranslate2's format.
+    """Returns the encoder of a Whisper model in CTranslate2's format.
 
     Args:
         parts: The model file, in parts.
@@ -85,7 +85,7 @@ def _whisper_names(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch
 
 
 def dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The backbone of a DINOv2-shaped ViT in ONNX; matrices are found by the names of the nodes that use them.
+    """Returns the backbone of a DINOv2-shaped ViT in ONNX; matrices are found by the names of the nodes that use them.
 
     Args:
         path: The ONNX file.

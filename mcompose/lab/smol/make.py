@@ -160,7 +160,7 @@ def train_smol_decoupled(
     Args:
         family: A finished family.
         settings: What it was made with.
-        modality: Of the donor.
+        modality: Modality of the donor.
         parts: What the family was built from; None for the real ones.
 
     Returns:
@@ -190,7 +190,7 @@ def train_smol_decoupled(
 
 
 def _fresh(parts: SmolParts, modality: str, *, base: Path) -> Donor:
-    """A donor over the base's language model, its encoder and projector still fresh."""
+    """Returns a donor over the base's language model, its encoder and projector still fresh."""
     from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415 - import cost
 
     from mcompose.lab.numbers.donors import adopt_language_model  # noqa: PLC0415 - import cost

@@ -58,7 +58,7 @@ class Thing:
 
 
 def kind_of(name: str) -> str | None:
-    """The kind that an object's English name tells.
+    """Returns the kind that an object's English name tells.
 
     Args:
         name: Such as ``Winchester sofa``.

@@ -22,7 +22,7 @@ from mcompose.lab.smol.towers import Shapes
 from mcompose.on_disk import cache_folder
 from mcompose.progress import OnShare
 
-__all__ = ["export_language", "keep_things", "kept_things", "real_parts"]
+__all__ = ["export_language", "keep_things", "load_objects", "real_parts"]
 
 _THINGS_VERSION: Final = 1
 _FIRST_POSITIONS: Final = "embed_positions.weight"
@@ -75,7 +75,7 @@ def _things(cache: Path) -> list[Thing]:
     if not kept.is_file():
         things = read_things(fetch("furniture", cache), generator=generator_for(0, "smol surfaces"))
         keep_things(things, kept)
-    return kept_things(kept)
+    return load_objects(kept)
 
 
 def keep_things(things: list[Thing], path: Path) -> None:
@@ -91,7 +91,7 @@ def keep_things(things: list[Thing], path: Path) -> None:
     work.replace(path)
 
 
-def kept_things(path: Path) -> list[Thing]:
+def load_objects(path: Path) -> list[Thing]:
     """Reads what ``keep_things`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         columns = [arrays[name] for name in ("names", "kinds", "icons", "clouds")]

@@ -74,7 +74,7 @@ def said_as_text(kinds: Sequence[str], labels: Sequence[str], *, generator: np.r
 
 
 def shown(question: Question) -> tuple[str, ...]:
-    """The objects that a question is about, in order."""
+    """Returns the objects that a question is about, in order."""
     return tuple(KINDS[number] for number in question.numbers)
 
 
@@ -103,7 +103,7 @@ def ask(task: str, labels: tuple[str, ...], *, generator: np.random.Generator) -
 
 
 def text_question(task: str, inputs: int, *, generator: np.random.Generator) -> tuple[str, Question]:
-    """A question about objects that are text.
+    """Returns a question about objects that are text.
 
     Args:
         task: As ``ask`` takes it.

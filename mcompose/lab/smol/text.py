@@ -89,7 +89,7 @@ def tune_base(
 
 
 def text_accuracy(model: Any, tokenizer: Any, *, seed: int, count: int = 100) -> dict[str, float]:
-    """Share answered right of text questions that were not trained on, by task."""
+    """Returns share answered right of text questions that were not trained on, by task."""
     generator = generator_for(seed, "smol text accuracy")
     kinds = [(task, 1) for task in SINGLE_TASKS] + [(task, 2) for task in (*PAIR_TASKS, "common")] + [("common", 3)]
     found = {}
