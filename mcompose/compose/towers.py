@@ -127,7 +127,7 @@ def _serving(source: SourceParts, brought: Sequence[str]) -> dict[str, tuple[str
 
 
 def _with_own_name(tower: OutputTower, names: Sequence[str], sources: SourceSet) -> OutputTower:
-    """Returns a tower of a composition gives way where its name is another's."""
+    """Returns a tower of a composition under another name, where its own is taken."""
     taken = names.count(tower.name) > 1 or tower.name in {s.name for s in sources.sources} - {tower.source.name}
     if not taken or tower.name == tower.source.name:
         return tower

@@ -69,7 +69,7 @@ def output_experts(
 
 
 def _same_source(found: Sequence[OutputExpert]) -> bool:
-    """Returns a source with several towers tells of its experts once for each; two sources with one name clash."""
+    """Returns whether carried experts are one: a source with several towers lists its experts for each of them."""
     owners: dict[str, Path] = {}
     for expert in found:
         other = owners.setdefault(expert.name, expert.processor_folder)
