@@ -11,12 +11,12 @@ from mcompose.align.stage import StepPlan
 from mcompose.errors import McomposeError
 from mcompose.recipe import Stage
 
-__all__ = ["advice", "told_when_full"]
+__all__ = ["explain_out_of_memory", "memory_advice"]
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
-def advice(stage: Stage, plan: StepPlan, *, precision: str) -> str:
+def memory_advice(stage: Stage, plan: StepPlan, *, precision: str) -> str:
     """Which setting to turn first.
 
     Args:
@@ -37,7 +37,7 @@ def advice(stage: Stage, plan: StepPlan, *, precision: str) -> str:
 
 
 @contextmanager
-def told_when_full(stage: Stage, plan: StepPlan, *, precision: str) -> Iterator[None]:
+def explain_out_of_memory(stage: Stage, plan: StepPlan, *, precision: str) -> Iterator[None]:
     """Turns an out-of-memory error into a sentence.
 
     Raises:
@@ -51,5 +51,5 @@ def told_when_full(stage: Stage, plan: StepPlan, *, precision: str) -> Iterator[
             raise
         size = f"{plan.micro} sample{'s' * (plan.micro > 1)} of up to {stage.max_length} tokens"
         raise McomposeError(
-            f"Memory ran out while a piece of {size} was trained.", hint=advice(stage, plan, precision=precision)
+            f"Memory ran out while a piece of {size} was trained.", hint=memory_advice(stage, plan, precision=precision)
         ) from error

@@ -31,17 +31,17 @@ from mcompose.align.data.samples import Sample
 from mcompose.errors import NumericsError, RequestError
 
 __all__ = [
-    "LEARNT",
+    "ANSWER_LABELS",
     "PairCollator",
     "PreferenceLoss",
     "answer_log_probs",
     "check_pair",
     "pair_key",
-    "reference_of",
+    "reference_log_probs",
     "sigmoid_losses",
 ]
 
-LEARNT: Final = "answer_labels"
+ANSWER_LABELS: Final = "answer_labels"
 """Where a batch of pairs has its labels: under the usual name, the network and the Trainer would count them."""
 _REFERENCE: Final = "reference_log_probs"
 
@@ -96,7 +96,7 @@ class PairCollator:
         collate: Samples, and their positions in the stage, to batch.
 
     Attributes:
-        reference: What :func:`reference_of` found; None before it is known.
+        reference: What :func:`reference_log_probs` found; None before it is known.
     """
 
     def __init__(self, collate: Callable[[Sequence[Sample], Sequence[int]], Mapping[str, Any]]) -> None:
@@ -113,7 +113,7 @@ class PairCollator:
             check_pair(sample)
         others = [sample.other for sample in samples]
         batch = dict(self._collate([*samples, *filter(None, others)], [*positions, *positions]))
-        batch[LEARNT] = batch.pop("labels")
+        batch[ANSWER_LABELS] = batch.pop("labels")
         if self.reference is not None:
             rows = [self.reference[pair_key(sample)] for sample in samples]
             batch[_REFERENCE] = torch.tensor(rows, dtype=torch.float32).T.contiguous()
@@ -146,23 +146,23 @@ class PreferenceLoss:
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
         """Mean loss of a batch, and the network's output."""
-        given = {name: value for name, value in batch.items() if name not in (LEARNT, _REFERENCE)}
+        given = {name: value for name, value in batch.items() if name not in (ANSWER_LABELS, _REFERENCE)}
         outputs = model(**given, use_cache=False)
-        chosen_P, rejected_P = answer_log_probs(outputs.logits, batch[LEARNT]).chunk(2)
+        chosen_P, rejected_P = answer_log_probs(outputs.logits, batch[ANSWER_LABELS]).chunk(2)
         losses_P, margins_P = sigmoid_losses(chosen_P, rejected_P, reference_2P=batch[_REFERENCE], beta=self._beta)
         self._said[0] += float(margins_P.detach().sum())
         self._said[1] += float((margins_P > 0).sum())
         self._said[2] += len(margins_P)
         return losses_P.mean(), outputs
 
-    def told(self) -> list[float]:
+    def take_totals(self) -> list[float]:
         """Sum of margins, pairs whose chosen answer gained more, and pairs, since it was last asked."""
         said, self._said = self._said, [0.0, 0.0, 0.0]
         return said
 
 
 @torch.no_grad()
-def reference_of(
+def reference_log_probs(
     model: Any, batches: Iterable[tuple[Sequence[Sample], Mapping[str, Any]]]
 ) -> dict[tuple[Any, ...], tuple[float, float]]:
     """What a model says of pairs, in evaluation mode.
@@ -182,8 +182,8 @@ def reference_of(
     model.eval()
     try:
         for samples, batch in batches:
-            given = {name: value for name, value in batch.items() if name not in (LEARNT, _REFERENCE, "tokens")}
-            log_probs = answer_log_probs(model(**given, use_cache=False).logits, batch[LEARNT])
+            given = {name: value for name, value in batch.items() if name not in (ANSWER_LABELS, _REFERENCE, "tokens")}
+            log_probs = answer_log_probs(model(**given, use_cache=False).logits, batch[ANSWER_LABELS])
             for sample, chosen, rejected in zip(samples, *log_probs.view(2, -1).tolist(), strict=True):
                 found[pair_key(sample)] = (chosen, rejected)
             if not bool(log_probs.isfinite().all()):

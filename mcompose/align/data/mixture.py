@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mcompose.align.data.datasets import Records, open_records
 from mcompose.align.data.samples import Sample
-from mcompose.align.data.shares import draw, epoch_order, proportions, shares_of
+from mcompose.align.data.shares import apportion, draw, epoch_order, proportions
 from mcompose.align.data.streams import StreamMixture
 from mcompose.align.data.survey import DatasetReport, Survey, read_sample, survey
 from mcompose.errors import RequestError
@@ -55,7 +55,7 @@ class Mixture(Dataset[Sample]):
         self._records, self._surveys = tuple(records), tuple(surveys)
         sizes = [len(one.usable) for one in surveys]
         weights = [size if spec.weight is None else spec.weight for spec, size in zip(specs, sizes, strict=True)]
-        self.shares = shares_of(proportions(weights, temperature=temperature), total=sum(sizes))
+        self.shares = apportion(proportions(weights, temperature=temperature), total=sum(sizes))
         self._ends = np.cumsum(self.shares)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["draw", "epoch_order", "proportions", "shares_of", "stream_generator"]
+__all__ = ["apportion", "draw", "epoch_order", "proportions", "stream_generator"]
 
 _ORDER, _ROUND, _STREAM = 0, 1, 2  # what a shuffle is for, so that no two share their randomness
 
@@ -36,7 +36,7 @@ def proportions(weights: Sequence[float], *, temperature: float = 1.0) -> np.nda
     return powers / powers.sum()
 
 
-def shares_of(probabilities: np.ndarray, *, total: int) -> np.ndarray:
+def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
     """Whole counts in given proportions: the largest remainders are rounded up, the earlier first among equals.
 
     Args:

@@ -35,8 +35,8 @@ __all__ = [
     "hide",
     "ratio_schedule",
     "shown_where_unserved",
-    "unhidden",
     "units_of",
+    "unmask",
 ]
 
 _PURPOSE = "gscm"
@@ -243,7 +243,7 @@ def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
     return {**batch, "attention_mask": torch.where(served_B1, batch["attention_mask"], batch["padding_mask"])}
 
 
-def unhidden(batch: Batch) -> Batch:
+def unmask(batch: Batch) -> Batch:
     """A batch with nothing hidden, as evaluation has to see it."""
     if "padding_mask" not in batch:
         return batch

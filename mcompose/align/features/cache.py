@@ -25,7 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mcompose.align.data.collator import Collator, media_digest
 from mcompose.align.data.samples import Sample
-from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, same_features
+from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, features_match
 from mcompose.align.features.expert_cache import ExpertCache
 from mcompose.align.features.store import FeatureStore
 from mcompose.errors import RequestError
@@ -271,7 +271,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             recorded = self._record(tower, modality, [item])
             alone.append({f"{c}/{i}": recorded[c][0][i] for c, point in tower.points.items() for i in point.kept})
         wanted, found = self._features(modality, items), self._played(tower, modality, items, alone)
-        if not same_features(found, wanted):
+        if not features_match(found, wanted):
             raise _NotCachedError(MIXES_ITEMS)
 
     # playing

@@ -14,7 +14,7 @@ import xxhash
 
 from mcompose.align.tensor_file import raw_bytes
 
-__all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "same_features"]
+__all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "features_match"]
 
 MIXES_ITEMS: Final = "its encoder does not treat items apart from each other"
 """Why features of such an encoder are not kept."""
@@ -58,7 +58,7 @@ def _text(settings: object) -> bytes:
     return json.dumps(settings, sort_keys=True, default=str).encode()
 
 
-def same_features(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def features_match(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Whether features are the same but for rounding.
 
     Args:
