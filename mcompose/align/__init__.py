@@ -1,18 +1,21 @@
-"""Short fine-tunes after a composition: a stage trains named parts and proves that the others are untouched.
+"""Short fine-tunes after a composition: each stage writes only what it trained, and checks that the rest is unchanged.
 
 ::
 
-    run, stage, schedule         one stage from end to end; its steps and learning rates
-    parts, strategy              what is trained, from headers (no torch)
-    data/                        records and media to labelled batches, in an order that is known before it starts
-    experts/                     stages with domain experts: router's loss, masking of general tokens (GSCM)
-    features/                    features of frozen encoders, computed once
-    load, lora, frozen           the model, adapted, frozen and digested
-    trainer, watch, memory       transformers' Trainer, its log, and what stops it
-    preference                   the loss of pairs of answers (DPO)
-    results/                     what a stage leaves behind, and the full checkpoint that stages export to
+    run                          one stage from end to end
+    parts, stage, strategy       which parts are trained, and how many steps (without torch)
+    stage_data                   the samples and batches of a stage, opened before the model
+    load, lora, frozen           the model: loaded, adapted, frozen parts digested
+    trainer, preference          transformers' Trainer for a stage; the loss of preference pairs
+    watch, schedule, memory      log and stops, learning rate, out-of-memory errors
+    processes, tensor_file, plot ranks, safetensors files of torch tensors, the picture of the loss
 
-Importing the room imports no torch; the names below are loaded on first use.
+    data/       records of datasets to batches: mixture, order, chat template, labels, masks
+    experts/    stages with domain experts: router loss, router fit, masking of general tokens
+    features/   outputs of frozen encoders, computed once and kept on disk
+    results/    folder and delta of a stage, lineage of stages, export as a full checkpoint
+
+Importing this package does not import torch; the names below are loaded on first use.
 """
 
 from __future__ import annotations
@@ -52,5 +55,5 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Lazy, because the trainer takes seconds to import.
+    # The trainer takes seconds to import.
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcompose.align.parts import parts_of, plan_training, select
+from mcompose.align.parts import plan_training, read_parts, select
 from mcompose.align.stage import fingerprint, plan_steps
 from mcompose.anatomy import Anatomy, Slot
 from mcompose.errors import RecipeError, RequestError, UnknownNameError
@@ -30,7 +30,7 @@ Q, UP, ROUTER = [
 @pytest.fixture
 def parts():
     slots = {key: Slot(key, key.removeprefix("model."), part) for key, (part, _) in KEYS.items()}
-    return parts_of(Anatomy("mcompose", "", True, slots, {}, 1))
+    return read_parts(Anatomy("mcompose", "", True, slots, {}, 1))
 
 
 def plan(parts, **stage):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mcompose.align.data.collator import Collator
 from mcompose.align.load import load_model
-from mcompose.align.parts import parts_of
+from mcompose.align.parts import read_parts
 from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import run_stage
 from mcompose.errors import RequestError, UnknownNameError
@@ -30,7 +30,7 @@ def stage_request(home, tmp_path):
 
 
 def test_parts_of_experts_are_told_apart(home):
-    found = parts_of(open_lineage(home[0]).anatomy)
+    found = read_parts(open_lineage(home[0]).anatomy)
     wanted = {"expert:maths", "expert:charts", "projector:maths", "projector:charts", "router:image", "separators"}
     assert wanted <= set(found)
     assert all(".encoder." in key for key in found["expert:charts"].keys)

@@ -37,7 +37,7 @@ def proportions(weights: Sequence[float], *, temperature: float = 1.0) -> np.nda
 
 
 def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
-    """Returns whole counts in given proportions: the largest remainders are rounded up, the earlier first among equals.
+    """Whole counts in given proportions: the largest remainders are rounded up, the earlier first among equals.
 
     Args:
         probabilities: They sum to 1.

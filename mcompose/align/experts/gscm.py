@@ -35,8 +35,8 @@ __all__ = [
     "hide",
     "ratio_schedule",
     "shown_where_unserved",
-    "unhidden",
     "units_of",
+    "unmask",
 ]
 
 _PURPOSE = "gscm"
@@ -243,8 +243,8 @@ def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
     return {**batch, "attention_mask": torch.where(served_B1, batch["attention_mask"], batch["padding_mask"])}
 
 
-def unhidden(batch: Batch) -> Batch:
-    """Returns a batch with nothing hidden, as evaluation has to see it."""
+def unmask(batch: Batch) -> Batch:
+    """A batch with nothing hidden, as evaluation has to see it."""
     if "padding_mask" not in batch:
         return batch
     rest = {name: value for name, value in batch.items() if name not in ("padding_mask", "hidden")}

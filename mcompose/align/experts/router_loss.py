@@ -46,7 +46,7 @@ class RouterLoss:
         """
         return float(sum(self._items(piece)[2].sum() for piece in labels if piece is not None))
 
-    def share(self, total: float) -> None:
+    def set_total(self, total: float) -> None:
         """Takes the sum of weights over all pieces and processes."""
         self._total = total
 
@@ -79,7 +79,7 @@ class RouterLoss:
         self._said[0] += float(loss.detach())
         return self.weight * loss
 
-    def told(self) -> list[float]:
+    def take_totals(self) -> list[float]:
         """Loss, right ones and labelled ones since it was last asked; of this process."""
         said, self._said = self._said, [0.0, 0.0, 0.0]
         return said

@@ -59,7 +59,7 @@ def _text(settings: object) -> bytes:
 
 
 def features_match(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Returns whether features are the same but for rounding.
+    """Whether features are the same but for rounding.
 
     Args:
         found: Features of items that were encoded alone, joined.

@@ -23,7 +23,7 @@ from mcompose.errors import RequestError
 from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.recipe import Stage
 
-__all__ = ["FEATURES", "check_cacheable", "playing_features"]
+__all__ = ["FEATURES", "check_cacheable", "play_features"]
 
 FEATURES = "features"
 """Folder of the features, beside those of the stages."""
@@ -47,7 +47,7 @@ def check_cacheable(stage: Stage, config: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def playing_features(
+def play_features(
     model: torch.nn.Module, collator: Collator, samples: Iterable[Sample], *, folder: Path, precision: str
 ) -> Iterator[tuple[str, ...]]:
     """Encodes the media of a stage, and plays the features back while it is open. Every process has to open it.
