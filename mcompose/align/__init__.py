@@ -20,8 +20,9 @@ Importing this package does not import torch; the names below are loaded on firs
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.align.results.export import ExportRequest, export
@@ -52,8 +53,4 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # The trainer takes seconds to import.
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

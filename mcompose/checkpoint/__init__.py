@@ -12,8 +12,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mcompose.checkpoint.adapter import Adapter, open_adapter
 from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, read_tensor
@@ -40,6 +39,7 @@ from mcompose.checkpoint.snapshot import HubSnapshot
 from mcompose.checkpoint.staged import StagedOutput
 from mcompose.checkpoint.stored import plain_path, stored_graphs
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
+from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.checkpoint.adapter import ADAPTER_FILE
@@ -115,7 +115,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

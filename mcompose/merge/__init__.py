@@ -14,9 +14,9 @@ The package works on tensors only, not on networks. Importing it loads neither t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.merge.build import build_plan
 from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
@@ -71,7 +71,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -8,9 +8,9 @@ compiled kernels. To read the code, start with ``linear``, then ``slerp`` (with 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from mcompose.methods.core import kernels
 from mcompose.methods.core.call import merge_tensors, merge_whole
@@ -85,7 +85,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

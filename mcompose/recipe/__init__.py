@@ -14,9 +14,9 @@ Imports neither torch nor numpy, so that ``plan`` and ``--help`` stay instant.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference
 from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
@@ -96,7 +96,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -60,12 +60,12 @@ class FittedRouters:
         """Name of each in memory, and in the files, to its part."""
         return {f"model.routers.{modality}.weight": f"router:{modality}" for modality in self.probes}
 
-    def written(self, trained: Trained) -> Trained:
+    def add_to(self, trained: Trained) -> Trained:
         """Returns what was trained, with these."""
         direct = {**trained.direct, **{name: name for name in self.names}}
         return replace(trained, direct=direct, parts={**trained.parts, **self.names})
 
-    def frozen(self, digests: Mapping[str, Any]) -> dict[str, Any]:
+    def without_routers(self, digests: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the digests of what is frozen, without these."""
         return {part: digest for part, digest in digests.items() if part not in self.names.values()}
 
