@@ -264,5 +264,5 @@ def test_a_general_encoder_that_reads_sees_larger_pictures(tmp_path: Path) -> No
     assert model.config.vision_config.image_size == 64
     assert model.config.image_seq_length == 64
     assert make_pictures(tmp_path / "reading", settings=settings).figures == family.figures
-    with pytest.raises(OutputError, match="holds a lab family of another kind"):
+    with pytest.raises(OutputError, match="contains a lab family of another kind"):
         make_pictures(tmp_path / "reading", settings=TINY)

@@ -61,7 +61,7 @@ def test_smol_library_gives_known_kinds_with_icon_and_cloud(tmp_path) -> None:
     (large,) = read_things(tmp_path, generator=generator_for(0, "t"))
     np.testing.assert_allclose(large.cloud, 2 * thing.cloud)
     library(tmp_path / "one.sh3f", model="/a/none.obj")
-    with pytest.raises(StorageError, match="'Old chair' is not as its catalogue says"):
+    with pytest.raises(StorageError, match="'Old chair' does not match the catalogue"):
         read_things(tmp_path, generator=generator_for(0, "t"))
 
 
@@ -119,7 +119,7 @@ def test_smol_sound_is_placed_whole_and_trimmed() -> None:
 
 
 def test_smol_speech_that_does_not_run_is_said(tmp_path) -> None:
-    with pytest.raises(RequestError, match="eSpeak NG does not run here"):
+    with pytest.raises(RequestError, match="eSpeak NG does not run on this machine"):
         speak([Utterance("chair", "en", 200, 50)], tmp_path / "espeak-ng-data")
 
 
