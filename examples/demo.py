@@ -4,8 +4,8 @@
 
 Trains the lab's small family once (real handwritten digits, keypad tones, blinking clips, point clusters; about six
 minutes on two cores), composes its four sources by NaiveMC, asks the result questions that no source was ever trained
-on, and compares it with each source alone and with the same questions in words. Run again, everything that was made is
-used again.
+on, and compares it with each source alone and with the same questions in words. A second run uses all results of the
+first again.
 """
 
 import json
@@ -25,7 +25,7 @@ FOLDER = Path("build/demo")
 
 
 def scores(folder: Path, family: laboratory.LabFamily) -> dict[str, dict[str, float]]:
-    """Composes and measures, or reads what an earlier run has measured on the same weights."""
+    """Composes and measures, or reads the scores of an earlier run on the same weights."""
     composed = laboratory.compose(family, "naivemc")
     digest = [row.digest for row in Ledger.read(composed).tensors]
     kept = folder / "scores.json"
@@ -39,7 +39,7 @@ def scores(folder: Path, family: laboratory.LabFamily) -> dict[str, dict[str, fl
 
 
 def main() -> None:
-    """Runs the demo and prints what came out."""
+    """Runs the demo and prints the results."""
     started = time.monotonic()
     family = laboratory.make("numbers", FOLDER / "numbers").family
     found = scores(FOLDER, family)

@@ -2,7 +2,7 @@
 
 ``python -m examples.same_bytes COMMIT`` makes tiny seeded sources, checks the other commit out beside them, runs
 ``mcompose merge`` of both on the same recipes and prints one line per recipe: whether all weight files are equal, and
-which other files differ. It exits with 1 when a weight file does. For changes that must not change a result.
+which other files differ. It exits with 1 when a weight file differs. Use it for changes that must not change a result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WITHOUT_BASE = ("slerp", "karcher")
 def main() -> int:
     """Compares, and returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("commit", help="what to compare this working tree with")
+    parser.add_argument("commit", help="commit to compare this working tree with")
     commit = parser.parse_args().commit
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

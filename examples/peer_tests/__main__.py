@@ -3,11 +3,11 @@
     make peer-tests
     python -m examples.peer_tests --json
 
-Fetches mergekit's source distribution (LGPL-3.0; kept in `build/peer-tests`, no part of this project), and runs its
-tests about numbers with mcompose in the place of mergekit's kernels: once with the methods' functions, once with the
-chunked programs that the engine runs. A third run hands back wrong numbers on purpose and counts the tests that
-notice: the others ask only for shapes, finite numbers, or the same result for another memory layout. Prints how many
-passed, and why the rest do not apply; exits with 1 when one failed.
+Downloads mergekit's source distribution (LGPL-3.0; kept in `build/peer-tests`, not a part of this project), and runs
+its numerics tests with mcompose in the place of mergekit's kernels: once with the methods' functions, once with the
+chunked programs that the engine runs. A third run returns wrong numbers on purpose and counts the tests that notice:
+the others check only shapes, finite numbers, or the same result for another memory layout. Prints how many passed, and
+why the rest do not apply; exits with 1 when one failed.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def run(tests: Path, form: str, *, falsify: bool = False) -> list[Row]:
     """Runs the tests in a process of their own.
 
     Args:
-        tests: The folder that holds them.
+        tests: Folder of the tests.
         form: ``function`` or ``program``.
-        falsify: Whether mcompose hands back wrong numbers.
+        falsify: Whether mcompose returns wrong numbers.
 
     Returns:
-        One row a test: file, test, outcome, reason, message.
+        One row per test: file, test, outcome, reason, message.
 
     Raises:
         SystemExit: pytest could not run them.
@@ -60,14 +60,14 @@ def run(tests: Path, form: str, *, falsify: bool = False) -> list[Row]:
 
 
 def summary(runs: Mapping[str, list[Row]], falsified: list[Row]) -> dict[str, Any]:
-    """Counts what became of the tests.
+    """Counts the outcomes of the tests.
 
     Args:
-        runs: Form to rows.
-        falsified: The rows of the run with wrong numbers.
+        runs: Form -> rows.
+        falsified: Rows of the run with wrong numbers.
 
     Returns:
-        What ``--json`` prints.
+        The report that ``--json`` prints.
     """
     first = next(iter(runs.values()))
     files = {file: {form: _outcomes(rows, file) for form, rows in runs.items()} for file in FILES}
@@ -93,10 +93,10 @@ def _outcomes(rows: list[Row], file: str | None = None) -> dict[str, int]:
 
 
 def to_text(found: Mapping[str, Any]) -> str:
-    """Lays the summary out as tables.
+    """Formats the summary as tables.
 
     Args:
-        found: See `summary`.
+        found: Result of `summary`.
 
     Returns:
         The tables, the remarks and the failures.
@@ -120,7 +120,7 @@ def to_text(found: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Runs the command; gives the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(description="mergekit's published numerics tests against mcompose")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python -m pytest -p examples.peer_tests.adapter --peer-results FILE ...
 
-It skips what `applicable` names, sees that every other test reaches mcompose, and writes what became of each test.
-Two things are not asked of mcompose: gradients (a test of values and gradients is run for its values), and more
-digits than float32 has (float64 numbers may be compared at float32's tolerances; such tests are counted).
+It skips the tests that `applicable` names, checks that every other test reaches mcompose, and writes each test's
+outcome. Two things are not required of mcompose: gradients (a test of values and gradients is run for its values), and
+more digits than float32 has (float64 numbers may be compared at float32's tolerances; such tests are counted).
 """
 
 import json
@@ -27,13 +27,13 @@ FLOAT32 = {"rtol": 1.3e-6, "atol": 1e-5}
 
 
 class GradientsAsked(Exception):  # noqa: N818 - not an error: the end of the part about values
-    """A test has gone over to gradients."""
+    """Raised where a test starts to check gradients."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The plugin's options."""
+    """Adds the plugin's options."""
     group = parser.getgroup("peer tests")
-    group.addoption("--peer-results", type=Path, help="where to write what became of each test")
+    group.addoption("--peer-results", type=Path, help="file for the outcome of each test")
     group.addoption("--peer-form", default="function", choices=["function", "program"])
     group.addoption("--peer-falsify", action="store_true", help="hand back wrong numbers")
 
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Puts mcompose in mergekit's place before the tests are imported."""
     bench = Bench(str(config.getoption("--peer-form")), falsify=bool(config.getoption("--peer-falsify")))
     bench.install()
-    # One test file imports helpers that the source distribution lacks; the tests that use them are not applicable.
+    # One test file imports helpers that are not in the source distribution; the tests that use them are not applicable.
     lacking = types.ModuleType("tests.common")
     lacking.make_picollama = lacking.run_and_check_merge = None  # pyright: ignore[reportAttributeAccessIssue]
     sys.modules["tests.common"] = lacking
@@ -50,11 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Peer:
-    """What the plugin does while the tests run.
+    """Hooks of the plugin while the tests run.
 
     Args:
-        config: pytest's.
-        bench: mcompose, in mergekit's place.
+        config: Configuration of pytest.
+        bench: Object that replaced mergekit's kernels by mcompose's.
     """
 
     def __init__(self, config: pytest.Config, bench: Bench) -> None:
@@ -63,7 +63,7 @@ class Peer:
         self._rows: dict[str, dict[str, Any]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Marks what is not applicable, and hands the tests about pruning our `sparsify`."""
+        """Skips tests that are not applicable, and gives the tests about pruning mcompose's `sparsify`."""
         names = [item.name for item in items]
         patterns = [pattern for group in (*NOT_APPLICABLE.values(), GRADIENTS_LEFT_OUT) for pattern in group]
         stale = [pattern for pattern in patterns if not any(matches(name, (pattern,)) for name in names)]
@@ -81,7 +81,7 @@ class Peer:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Iterator[None]:
-        """Runs one test; it must reach mcompose."""
+        """Runs one test, and fails it when it does not reach mcompose."""
         before, row = self._bench.calls, self._rows[pyfuncitem.nodeid]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.testing, "assert_close", _forgiving(torch.testing.assert_close, row))
@@ -96,11 +96,11 @@ class Peer:
                 result = yield
             except GradientsAsked:
                 result = True
-        assert self._bench.calls > before, "an applicable test reached none of mcompose's functions"
+        assert self._bench.calls > before, "an applicable test must reach mcompose's functions"
         return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Notes what became of a test; a skip that the table does not name counts as a failure."""
+        """Records the outcome of a test; a skip that the table does not name counts as a failure."""
         row = self._rows[report.nodeid]
         if report.failed or (report.skipped and row["reason"] is None):
             row["outcome"], row["message"] = "failed", str(report.longrepr)
@@ -118,7 +118,7 @@ def _stop(*_: Any, **__: Any) -> None:
 
 
 def _forgiving(strict: Any, row: dict[str, Any]) -> Any:
-    """`assert_close` that takes float64 numbers which agree as float32 numbers must, and notes it."""
+    """Makes an `assert_close` that also accepts float64 numbers within float32's tolerances, and records that."""
 
     def assert_close(actual: Any, expected: Any, **settings: Any) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Which of mergekit's tests say nothing about mcompose, and why: decided here, by name, before anything runs.
+"""Lists mergekit's tests that do not apply to mcompose, by name and with the reason.
 
-A test is applicable when it asserts something about the numbers of a merge by a method that mcompose has itself.
+A test is applicable when it asserts something about the numbers of a merge by a method that mcompose also has.
 The first pattern that matches a test (`*` and `?` as in file names) gives its reason; a pattern that matches no test
 is an error, and so is an applicable test that reaches none of mcompose's functions.
 """
@@ -108,7 +108,7 @@ NOT_APPLICABLE: dict[str, tuple[str, ...]] = {
     ),
     "needs tests/common.py, which the source distribution lacks": ("test_yaml_mixed_checkpoint_precisions*",),
 }
-"""Reason to the tests that it holds for."""
+"""Reason -> patterns of the tests that it applies to."""
 
 GRADIENTS_LEFT_OUT: tuple[str, ...] = (
     "test_karcher_below_tolerance_keeps_zero_gradients*",
@@ -118,19 +118,19 @@ GRADIENTS_LEFT_OUT: tuple[str, ...] = (
     "test_nuslerp_mixed_collinear_rows_have_finite_gradients*",
     "test_task_arithmetic_values_and_gradients*",
 )
-"""Tests of values and gradients: they run up to the first ``backward``, and ``autograd.grad`` gives nothing."""
+"""Tests of values and gradients: they run up to the first ``backward``, and ``autograd.grad`` returns an empty tuple."""
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Tells whether a test (``test_x[params]``) matches one of the patterns."""
+    """Returns whether a test (``test_x[params]``) matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def reason_for(name: str) -> str | None:
-    """Says why a test is not applicable.
+    """Returns why a test is not applicable.
 
     Args:
-        name: ``test_x[params]``, without file and class.
+        name: Name of the test as ``test_x[params]``, without file and class.
 
     Returns:
         The reason, or None for an applicable test.

@@ -1,6 +1,6 @@
-"""mergekit's tests, from its source distribution: fetched by pip, checked by hash, unpacked beside the build.
+"""Downloads mergekit's tests: its source distribution, by pip, checked by hash and unpacked into the build folder.
 
-mergekit is LGPL-3.0: its tests are read where they are fetched, and are no part of this project.
+mergekit is LGPL-3.0: its tests are used where they are unpacked, and are not a part of this project.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ FILES = (
     "test_merge_dtypes.py",
     "test_merge_method_interface.py",
 )
-"""The files about numbers; the others are about tokenizers, graphs, readers and writers."""
+"""Files with numerics tests; the others test tokenizers, graphs, readers and writers."""
 
 
 def fetch(folder: Path) -> Path:
-    """Gets the test files, once.
+    """Downloads and unpacks the test files, once.
 
     Args:
-        folder: Where the archive and the files are kept.
+        folder: Folder for the archive and the files.
 
     Returns:
-        The folder that holds the test files.
+        The folder of the test files.
 
     Raises:
-        SystemExit: pip cannot fetch the archive, or it is not the pinned one.
+        SystemExit: pip cannot download the archive, or it is not the pinned one.
     """
     archive = folder / f"mergekit-{VERSION}.tar.gz"
     if not archive.is_file():
@@ -43,15 +43,15 @@ def fetch(folder: Path) -> Path:
 
 
 def download(folder: Path) -> None:
-    """Has pip fetch the archive; it compares the hash before it reads the archive's metadata."""
+    """Downloads the archive by pip, which compares the hash before it reads the archive's metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     pinned = folder / "requirements.txt"
     pinned.write_text(f"mergekit=={VERSION} --hash=sha256:{SHA256}\n")
-    # The environment's own setuptools reads the metadata; isolation would build another one from source.
+    # The installed setuptools reads the metadata; with isolation, pip would build another one from source.
     flags = ["--no-binary", ":all:", "--no-deps", "--no-build-isolation", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *flags, "-r", str(pinned), "-d", str(folder)]
     if subprocess.run(command, check=False).returncode:
-        raise SystemExit(f"pip could not fetch the source distribution of mergekit {VERSION} (see above).")
+        raise SystemExit(f"pip could not download the source distribution of mergekit {VERSION} (see above).")
 
 
 def check_hash(archive: Path) -> None:
@@ -62,7 +62,7 @@ def check_hash(archive: Path) -> None:
     """
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
-        raise SystemExit(f"{archive} has sha256 {found}, not {SHA256}: delete it and fetch again.")
+        raise SystemExit(f"{archive} has sha256 {found}, not {SHA256}. Delete it and run the command again.")
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -70,10 +70,10 @@ def unpack(archive: Path, folder: Path) -> Path:
 
     Args:
         archive: The source distribution.
-        folder: Where to.
+        folder: Folder to unpack into.
 
     Returns:
-        The folder that holds the test files.
+        The folder of the test files.
     """
     root = archive.name.removesuffix(".tar.gz")
     with tarfile.open(archive) as tar:

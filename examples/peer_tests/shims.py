@@ -1,9 +1,9 @@
-"""The thin shims: what mergekit's kernels are handed goes to mcompose's methods, and comes back as torch.
+"""Shims that pass the arguments of mergekit's kernels to mcompose's methods, and return the results as torch tensors.
 
-What is replaced is the kernel of every method that both have, in mergekit's registry, so that all ways to it
-(``merge_tensors``, ``merge_state_dicts``, ``get(...)``, the graph) end here; and ``sparsify`` in the tests about it.
-Two forms of mcompose's maths can be put in: the ``function`` (whole arrays, through the public `merge_tensors`) and
-the ``program`` (the chunked form that the engine runs).
+They replace the kernel of every method that both have, in mergekit's registry, so that all ways to call it
+(``merge_tensors``, ``merge_state_dicts``, ``get(...)``, the graph) reach mcompose; and ``sparsify`` in the tests about
+it. Two forms of mcompose's methods can be tested: the ``function`` (whole arrays, through the public `merge_tensors`)
+and the ``program`` (the chunked form that the engine runs).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ PRUNING = {
     "random": "dare_linear",
     "della_magprune": "della_linear",
 }
-"""mergekit's ways to thin a tensor, and the methods that do so to a single delta of weight one."""
+"""mergekit's ways to sparsify a tensor -> the methods that do the same to a single delta of weight one."""
 
 
 class Bench:
-    """mcompose in mergekit's place.
+    """Replaces mergekit's kernels by mcompose's, and counts the calls.
 
     Args:
         form: ``function`` or ``program``.
-        falsify: Whether to hand back wrong numbers, to see which tests notice.
+        falsify: Whether to return wrong numbers, to see which tests notice.
     """
 
     def __init__(self, form: str = "function", *, falsify: bool = False) -> None:
@@ -42,7 +42,7 @@ class Bench:
         self.calls = 0
 
     def install(self) -> list[str]:
-        """Replaces the kernels of mergekit's registered methods; gives the names of those replaced."""
+        """Replaces the kernels of mergekit's registered methods; returns the names of the replaced ones."""
         replaced = []
         for method in registered_methods():
             name = method.spec.name
@@ -55,7 +55,7 @@ class Bench:
         return replaced
 
     def group_kernel(self, name: str) -> Callable[..., torch.Tensor]:
-        """A kernel that takes one tensor of every model."""
+        """Makes a kernel that takes one tensor of every model."""
 
         def kernel(group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
             takes_base = METHODS.get(name).base != "unused"
@@ -70,7 +70,7 @@ class Bench:
         return kernel
 
     def batch_kernel(self, name: str) -> Callable[..., torch.Tensor]:
-        """A kernel that takes several tensors of every model, stacked, with one row of coefficients each."""
+        """Makes a kernel that takes several stacked tensors of every model, with one row of coefficients each."""
 
         def kernel(batch: TensorBatch, **parameters: Any) -> torch.Tensor:
             tensors = list(batch.tensors)
@@ -90,7 +90,7 @@ class Bench:
     def sparsify(
         self, tensor: torch.Tensor, density: float, method: str, rescale_norm: str | None = None, **settings: float
     ) -> torch.Tensor:
-        """What mergekit calls ``sparsify``: prunes one delta, which is the merge of one source on a base of zeros."""
+        """Replaces mergekit's ``sparsify``: prunes one delta, which is the merge of one source on a base of zeros."""
         name = PRUNING[str(getattr(method, "value", method))]
         if rescale_norm not in {None, "l1"}:
             raise ValueError(f"mcompose does not restore the norm {rescale_norm}")
@@ -105,19 +105,19 @@ class Bench:
         """Merges one tensor by mcompose.
 
         Args:
-            name: The method.
-            tensors: One a source.
-            base: The base, or None.
-            settings: mergekit's parameters, bound and with mergekit's defaults.
+            name: Name of the method.
+            tensors: One tensor per source.
+            base: Tensor of the base, or None.
+            settings: mergekit's parameters, with mergekit's defaults filled in.
 
         Returns:
-            The merged tensor, of the kind of the first.
+            The merged tensor, with the dtype of the first.
         """
         self.calls += 1
         method = METHODS.get(name)
         left_out = {"weight", *method.mergekit_ignored}
         parameters = {key: value for key, value in settings.items() if key not in left_out and value is not None}
-        if name == "passthrough":  # its scale is one a model in mergekit, and it has one model
+        if name == "passthrough":  # mergekit has one scale per model, and here is one model
             parameters = {key: value[0] for key, value in parameters.items() if value[0] is not None}
         weights = settings.get("weight")
         sources = [str(_draw()) if method.random else str(index) for index in range(len(tensors))]
@@ -140,9 +140,9 @@ def by_program(program: Program, arrays: Sequence[np.ndarray], base: np.ndarray 
     """Runs a program as the engine does, in three or four chunks.
 
     Args:
-        program: A fresh program.
-        arrays: One a source, float32.
-        base: The base, or None.
+        program: A new program.
+        arrays: One array per source, float32.
+        base: Array of the base, or None.
 
     Returns:
         The merged weights.
@@ -166,13 +166,13 @@ def by_program(program: Program, arrays: Sequence[np.ndarray], base: np.ndarray 
 
 
 def draws_for(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Bernoulli trials for mergekit's own reference, with the masks that mcompose's method will draw.
+    """Makes Bernoulli draws for mergekit's own reference, with the masks that mcompose's method draws.
 
-    mergekit draws masks from torch's global generator. Here that generator gives only the address of a mask, to both
-    sides, so that what is compared is everything but the generator.
+    mergekit draws masks from torch's global generator. Here that generator only seeds the masks, equally for both
+    sides, so that everything but the generator is compared.
 
     Args:
-        name: The method.
+        name: Name of the method.
     """
 
     def bernoulli(chance: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the examples take beside the lab's assets: drawn shapes with questions, spoken digits, two document networks."""
+"""Assets of the examples beside the lab's: drawn shapes with questions, spoken digits, two document networks."""
 
 from pathlib import Path
 
@@ -37,5 +37,5 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def fetch_sounds(folder: Path) -> Path:
-    """The folder that holds ``digits/0.wav``."""
+    """Downloads the sounds; returns the folder that contains ``digits/0.wav``."""
     return fetch("sounds", folder)

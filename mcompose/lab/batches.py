@@ -1,4 +1,4 @@
-"""Batches of prompts as token ids: the lab's questions, with numbers shown as text or as media placeholders."""
+"""Batches of prompts as token ids: the lab's questions, with numbers as text or as media placeholders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mcompose.lab.questions import Question
 
-__all__ = ["Batch", "WordTable", "collate", "pad_rows", "said_as_text"]
+__all__ = ["Batch", "WordTable", "collate", "pad_rows", "spell_numbers"]
 
 _LABELS = (*MODALITIES, "text")
 _MAX_FILLERS = 4
@@ -27,9 +27,9 @@ class Batch:
     """Left-padded prompts with their answers.
 
     Args:
-        input_ids: Prompt, answer and end, (batch, length); every prompt ends at ``length - 3``.
-        attention_mask: 0 on padding.
-        labels: The ids of answer and end, -100 elsewhere.
+        input_ids: Ids of prompt, answer and end token, (batch, length); every prompt ends at ``length - 3``.
+        attention_mask: 0 on padding and 1 elsewhere, (batch, length).
+        labels: Ids of answer and end token, -100 elsewhere, (batch, length).
     """
 
     input_ids: torch.Tensor
@@ -38,10 +38,10 @@ class Batch:
 
 
 class WordTable:
-    """Words to ids, without the cost of a tokenizer per training step.
+    """Maps words to ids, faster than a tokenizer does.
 
     Args:
-        vocabulary: The tokenizer's own vocabulary, word to id.
+        vocabulary: The tokenizer's vocabulary, word to id.
     """
 
     def __init__(self, vocabulary: dict[str, int]) -> None:
@@ -49,36 +49,36 @@ class WordTable:
         self.pad, self.bos, self.eos = (vocabulary[word] for word in ("<pad>", "<bos>", "<eos>"))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text of known words separated by spaces, after the start token."""
+        """Returns the start token's id and the ids of a text's words, which are separated by spaces."""
         return [self.bos, *(self.ids[word] for word in text.split())]
 
 
-def said_as_text(numbers: Sequence[int], *, generator: np.random.Generator) -> str:
-    """Numbers as text inputs, each under a modality's name or ``text``, with filler words around it.
+def spell_numbers(numbers: Sequence[int], *, generator: np.random.Generator) -> str:
+    """Writes numbers as text inputs, each after a modality's name or ``text``, with filler words around it.
 
     Args:
-        numbers: The numbers, 0 to 9.
+        numbers: Numbers to write, 0 to 9.
         generator: Source of randomness.
 
     Returns:
-        Such as ``image um seven audio three here so``.
+        A text such as ``image um seven audio three here so``.
     """
     labels = [_LABELS[i] for i in generator.permutation(len(_LABELS))[: len(numbers)]]
-    said = []
+    phrases = []
     for label, number in zip(labels, numbers, strict=True):
         fillers = [FILLERS[i] for i in generator.integers(len(FILLERS), size=generator.integers(_MAX_FILLERS))]
         place = int(generator.integers(len(fillers) + 1))
-        said.append(" ".join([label, *fillers[:place], NUMBER_WORDS[number], *fillers[place:]]))
-    return " ".join(said)
+        phrases.append(" ".join([label, *fillers[:place], NUMBER_WORDS[number], *fillers[place:]]))
+    return " ".join(phrases)
 
 
 def collate(prompts: Sequence[str], questions: Sequence[Question], *, table: WordTable) -> Batch:
-    """Pads prompts on the left so that all answers stand in one column.
+    """Pads prompts on the left, so that all answers are in one column.
 
     Args:
-        prompts: The full texts, inputs and question.
-        questions: The questions, for their answers.
-        table: Words to ids.
+        prompts: Full texts, inputs and question.
+        questions: Questions of the prompts; their answers are appended.
+        table: Table from words to ids.
 
     Returns:
         The batch.
@@ -88,14 +88,14 @@ def collate(prompts: Sequence[str], questions: Sequence[Question], *, table: Wor
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, pad: int) -> Batch:
-    """Pads rows on the left so that all answers stand in one column.
+    """Pads rows on the left, so that all answers are in one column.
 
     Args:
-        rows: Ids of the prompt, of the answer (one token) and of the end.
-        pad: Id that fills up.
+        rows: Ids of prompt, answer (one token) and end token.
+        pad: Id of the padding token.
 
     Returns:
-        The batch; labels are the answer and the end.
+        The batch; labels are answer and end token.
     """
     import torch  # noqa: PLC0415 - mcompose.lab imports without torch
 

@@ -23,10 +23,10 @@ _POINTS_MAP: Final = {
 
 
 def make_tokenizer(*, placeholder: str | None = None) -> PreTrainedTokenizerFast:
-    """Returns the lab's word-level tokenizer.
+    """Makes the lab's word-level tokenizer.
 
     Args:
-        placeholder: A donor's own extra token, appended to the base's vocabulary; None for the base.
+        placeholder: Extra token of a donor, appended to the base's vocabulary; None for the base.
 
     Returns:
         A tokenizer with left padding and a start token before every text.
@@ -58,13 +58,13 @@ def make_tokenizer(*, placeholder: str | None = None) -> PreTrainedTokenizerFast
 
 
 def save_source(folder: Path, model: PreTrainedModel, processor: Any, *, processor_code: str = "") -> None:
-    """Writes a source.
+    """Writes a source whose model is a class of transformers.
 
     Args:
-        folder: Where to; made when missing.
-        model: A native class.
-        processor: Its processor or tokenizer.
-        processor_code: ``module.Class`` in the island, when the processor is not a class of transformers.
+        folder: Folder to write; created when missing.
+        model: Model of a class of transformers.
+        processor: Processor or tokenizer of the model.
+        processor_code: ``module.Class`` in ``mcompose.modeling``, when the processor is not a class of transformers.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -76,9 +76,9 @@ def save_points_source(folder: Path, model: PreTrainedModel, processor: Any) -> 
     """Writes a points source with its code, so that plain transformers loads it with ``trust_remote_code=True``.
 
     Args:
-        folder: Where to; made when missing.
+        folder: Folder to write; created when missing.
         model: A ``PointsForConditionalGeneration``.
-        processor: Its ``PointsProcessor``.
+        processor: A ``PointsProcessor``.
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

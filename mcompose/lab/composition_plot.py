@@ -1,4 +1,4 @@
-"""The picture of the composition report: every variant in one line, plain and searched, and the claimed margin."""
+"""The plot of the composition report: one line per variant, with and without search, and the margin of one variant."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _COUNTS = (2, 3, 4)
 
 
 def plot_composition(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
-    """Draws one panel a figure, and beside them the margin of one variant over another by the number of media.
+    """Draws one panel per metric, and beside them the margin of one variant over another by the number of media.
 
     Args:
-        rows: The table.
-        path: PNG or any other format that matplotlib writes.
-        title: Above everything.
+        rows: Rows of the table.
+        path: File to write: PNG or any other format that matplotlib writes.
+        title: Title above the panels.
 
     Raises:
         RequestError: matplotlib is not installed.
     """
     known = {(row.variant, row.metric): row for row in rows}
     lines = [name for name in dict.fromkeys(row.variant for row in rows) if _is_line(name)]
-    drawn = {metric: label for metric, label in _PANELS.items() if any(found == metric for _, found in known)}
+    drawn = {metric: label for metric, label in _PANELS.items() if any(name == metric for _, name in known)}
     figure = new_figure((16, 1.8 + 0.33 * len(lines)))
     panels = figure.subplots(1, len(drawn) + 1, squeeze=False, width_ratios=[*[1] * len(drawn), 1.6])[0]
     for axes, (metric, label) in zip(panels, drawn.items(), strict=False):
         _draw_panel(axes, metric, lines, known)
         axes.set_title(label, fontsize=10)
         axes.set_yticks(range(len(lines)), lines if axes is panels[0] else [""] * len(lines))
-        axes.set_ylim(len(lines) - 0.5, -0.5)  # the same in all panels, whatever they hold; first line on top
+        axes.set_ylim(len(lines) - 0.5, -0.5)  # the same in all panels; first line on top
     if any(variant.endswith(SEARCHED) for variant, _ in known):
         panels[0].legend(loc="lower left", fontsize=8, frameon=False)
     _draw_margins(panels[-1], known)
@@ -59,17 +59,17 @@ def _is_line(variant: str) -> bool:
 
 def _draw_panel(axes: Any, metric: str, lines: Sequence[str], known: dict[tuple[str, str], Row]) -> None:
     for suffix, shift, colour, label in (("", -0.12, "#1b6ca8", "as it is"), (SEARCHED, 0.12, "#d95f02", "searched")):
-        own = [
+        points = [
             (place, known[name + suffix, metric])
             for place, name in enumerate(lines)
             if (name + suffix, metric) in known
         ]
-        if not own:
+        if not points:
             continue
         axes.errorbar(
-            [row.mean for _, row in own],
-            [place + shift for place, _ in own],
-            xerr=[row.std for _, row in own],
+            [row.mean for _, row in points],
+            [place + shift for place, _ in points],
+            xerr=[row.std for _, row in points],
             fmt="o",
             markersize=4,
             linewidth=1,
@@ -81,7 +81,7 @@ def _draw_panel(axes: Any, metric: str, lines: Sequence[str], known: dict[tuple[
 
 
 def _draw_margins(axes: Any, known: dict[tuple[str, str], Row]) -> None:
-    """One line a pair of variants and a way to ask: the composition of all donors, or of just those concerned."""
+    """Draws a line per pair of variants, for the composition of all donors and for that of only those concerned."""
     pairs = [name for name in dict.fromkeys(variant for variant, _ in known) if DIFFERENCE in name]
     for number, pair in enumerate(pairs):
         for prefix in _MARGIN_OF:

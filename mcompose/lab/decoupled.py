@@ -1,11 +1,12 @@
-"""Decoupled parameters while a donor is trained: the donor's modality uses linears of its own in every layer.
+"""Decoupled parameters during a donor's training: its modality uses linear layers of its own in every layer.
 
-The native class of a donor is given the island's routed linears for the time of its training: tokens of the medium use
-the group, all others the linears that the class has anyway, which so become the text group. Afterwards the group is
-taken out, and what is left is an ordinary native checkpoint again.
+While a donor is trained, the linear layers of its class are replaced by the routed ones of ``mcompose.modeling``:
+tokens of the medium use the new group, all others the layers that the class has anyway, which so become the text group.
+Afterwards the group is removed, and an ordinary checkpoint of the class remains.
 
 Paper: Chen et al. 2024, arXiv:2402.12750, section 3.2 (parameter decoupling; strategy ``modality+text``).
-Differs: groups are full linears, as the shared donors' are, and not low-rank; there are no vectors around the features.
+Differs: groups are full linear layers, as those of the shared donors, and not low-rank; there are no vectors around the
+features.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcompose.modeling import ROUTE, GroupSpec, RoutedLinear, make_route, route_language, routed_linears
+from mcompose.modeling import ROUTE, GroupSpec, make_route, route_language, routed_linears
 
 if TYPE_CHECKING:
     from mcompose.lab.towers import Donor
 
-__all__ = ["give_group", "route_arguments", "take_group"]
+__all__ = ["add_group", "remove_group", "route_arguments"]
 
 
 @torch.no_grad()
-def give_group(donor: Donor) -> None:
-    """Gives a donor's language model a group for its modality that begins as a copy of what it has.
+def add_group(donor: Donor) -> None:
+    """Adds a group for its modality to a donor's language model, as a copy of the existing weights.
 
     Args:
-        donor: Changed in place; right after it, it answers as before.
+        donor: Donor, changed in place; its answers stay the same until it is trained.
     """
     language = _language(donor)
     route_language(language, {donor.modality: GroupSpec(low_rank=False)})
@@ -39,10 +40,10 @@ def give_group(donor: Donor) -> None:
 
 
 def route_arguments(donor: Donor, shown: torch.Tensor) -> dict[str, Any]:
-    """Returns what the language model of a donor is handed beside the embeddings; nothing for a donor without a group.
+    """Returns the arguments of the donor's language model beside the embeddings; empty for a donor without a group.
 
     Args:
-        donor: The donor.
+        donor: Donor, with or without a group.
         shown: True where a token comes from the medium, (batch, length).
     """
     first = next(iter(routed_linears(_language(donor))), None)
@@ -51,25 +52,21 @@ def route_arguments(donor: Donor, shown: torch.Tensor) -> dict[str, Any]:
     return {ROUTE: make_route({donor.modality: GroupSpec(low_rank=False)}, {donor.modality: shown})}
 
 
-def take_group(donor: Donor) -> dict[str, torch.Tensor]:
-    """Takes the group out again.
+def remove_group(donor: Donor) -> dict[str, torch.Tensor]:
+    """Removes the group.
 
     Args:
-        donor: Changed in place; what is left are the tensors of its native class.
+        donor: Donor, changed in place; the tensors of its native class remain.
 
     Returns:
         ``layers.0.self_attn.q_proj.weight`` and so on -> the group's values.
     """
-    taken = {}
+    values_of_group = {}
     for name, linear in routed_linears(_language(donor)):
         group = linear.groups.pop(donor.modality)
-        taken |= {f"{name}.{kind}": values.detach().clone() for kind, values in group.named_parameters()}
-        _unrouted(linear)
-    return taken
-
-
-def _unrouted(linear: RoutedLinear) -> None:
-    linear.slot.route = None
+        values_of_group |= {f"{name}.{kind}": values.detach().clone() for kind, values in group.named_parameters()}
+        linear.slot.route = None
+    return values_of_group
 
 
 def _language(donor: Donor) -> Any:

@@ -1,4 +1,4 @@
-"""A lab family on disk: where its base, donors, tasks and recipe are."""
+"""A lab family on disk: the paths of its base, donors, tasks and recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcompose.errors import RequestError
 __all__ = ["MARKER", "LabFamily", "open_family", "recipe_text"]
 
 MARKER = "lab.json"
-"""The file that a finished family has; written last."""
+"""File that marks a finished family; written last."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class LabFamily:
     """A finished family.
 
     Args:
-        name: ``numbers``.
-        folder: Where it is.
+        name: Name of the family, such as ``numbers``.
+        folder: Folder of the family.
         base: Folder of the base.
         donors: Name -> folder; a donor's name is its modality.
         tasks: Task name -> task file.
-        recipe: NaiveMC of all donors.
-        figures: What was measured while it was made, and with which versions.
+        recipe: Recipe that composes all donors by NaiveMC.
+        figures: Contents of ``lab.json``: seed, digest, scores that were measured during the making, and versions.
     """
 
     name: str
@@ -42,18 +42,18 @@ def open_family(folder: Path) -> LabFamily:
     """Reads a finished family.
 
     Args:
-        folder: What ``mcompose lab make`` wrote.
+        folder: Folder that ``mcompose lab make`` wrote.
 
     Returns:
         The family.
 
     Raises:
-        RequestError: The folder holds no finished family.
+        RequestError: The folder does not contain a finished family.
     """
     marker = folder / MARKER
     if not marker.is_file():
         raise RequestError(
-            f"{folder} holds no finished lab family.", hint=f"Make one: mcompose lab make numbers -o {folder}"
+            f"{folder} does not contain a finished lab family.", hint=f"Make one: mcompose lab make numbers -o {folder}"
         )
     figures = json.loads(marker.read_text(encoding="utf-8"))
     return LabFamily(
@@ -71,8 +71,8 @@ def recipe_text(donors: list[str], *, family: str = "numbers") -> str:
     """Returns the recipe that composes all donors by NaiveMC.
 
     Args:
-        donors: Names, each a modality and a folder beside the recipe.
-        family: The family's name.
+        donors: Names of the donors; each is a modality and a folder beside the recipe.
+        family: Name of the family.
 
     Returns:
         YAML of schema 1; paths are relative to the recipe.

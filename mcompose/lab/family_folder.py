@@ -1,6 +1,6 @@
-"""The folder of a lab family: opened where it is there, or made beside its place and renamed when it is finished.
+"""Opens the folder of a lab family, or makes it under a temporary name and renames it when it is finished.
 
-A half-made family never looks finished, and a folder that holds anything else is never touched.
+An unfinished family never looks finished, and a folder with any other contents is never touched.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__ = ["find_family", "make_family"]
 
 
 def find_family(folder: Path, *, digest: str, seed: int) -> LabFamily | None:
-    """Opens the family of a folder, if the very one that is asked for is there.
+    """Opens the family in a folder, if it has the requested seed and settings.
 
     Args:
-        folder: Where the family is, or is to be made.
-        digest: Names seed and settings.
-        seed: The seed that is asked for.
+        folder: Folder of the family, or where it will be made.
+        digest: Digest of seed and settings.
+        seed: Requested seed, for the error's text.
 
     Returns:
         The family; None when the folder is empty or does not exist.
 
     Raises:
-        OutputError: The folder holds something else, or a family of another seed or other settings.
+        OutputError: The folder contains something else, or a family of another seed or other settings.
     """
     if (folder / MARKER).is_file():
         family = open_family(folder)
         if family.figures.get("digest") != digest:
             raise OutputError(
-                f"'{folder}' holds a lab family of another kind, seed or settings "
-                f"({family.name}, seed {family.figures.get('seed')}; asked for seed {seed}).",
-                hint="Name another folder, or remove this one.",
+                f"'{folder}' contains a lab family of another kind, seed or settings "
+                f"({family.name}, seed {family.figures.get('seed')}; requested: seed {seed}).",
+                hint="Choose another folder, or remove this one.",
             )
         return family
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"'{folder}' holds something that is not a lab family.", hint="Name another folder.")
+        raise OutputError(f"'{folder}' contains files that are not a lab family.", hint="Choose another folder.")
     return None
 
 
@@ -53,19 +53,19 @@ def make_family(
     digest: str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LabFamily:
-    """Makes a family in ``<folder>.partial``, and gives it its name when everything is done.
+    """Makes a family in ``<folder>.partial``, and renames that folder when the family is complete.
 
     Args:
-        folder: Where the family goes; it is empty or does not exist.
-        build: Writes the family into a folder, and returns its figures.
-        digest: Names seed and settings.
-        clock: What the time that the family took is measured by.
+        folder: Folder of the family; it is empty or does not exist.
+        build: Function that writes the family into a folder, and returns its figures.
+        digest: Digest of seed and settings.
+        clock: Function that returns the time in seconds.
 
     Returns:
         The family.
 
     Raises:
-        OutputError: ``<folder>.partial`` holds something that is not mcompose's, or another run is writing it.
+        OutputError: ``<folder>.partial`` was not written by mcompose, or another run is writing it.
         StorageError: The disk is full or refused a write.
     """
     started = clock()

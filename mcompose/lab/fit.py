@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mcompose.anatomy import group_part
-from mcompose.lab.batches import WordTable, collate, said_as_text
+from mcompose.lab.batches import WordTable, collate, spell_numbers
 from mcompose.lab.questions import JOINT_TASKS, SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings, NumbersSettings
 from mcompose.lab.words import ATTRIBUTES, VOCABULARY
 
-__all__ = ["answer_loss", "fit", "linears", "text_accuracy", "text_config", "train_base"]
+__all__ = ["answer_loss", "fit", "text_accuracy", "text_config", "train_base", "tuned_weights"]
 
-# Questions over 1, 2, 3 and 4 inputs, and how often each count is drawn. The four-option forms are the hard ones, and
-# sum and same are the slow ones.
+# Tasks for 1, 2, 3 and 4 inputs, and how often each number of inputs is drawn. The four-option tasks are the hardest,
+# and sum and same take the most steps.
 _KINDS = (("name", "parity", "size", "choice", "choice"), JOINT_TASKS, ("common",), ("common",))
 _SHARES = (0.25, 0.45, 0.15, 0.15)
 _TRUTH_LAYER = 2
@@ -36,7 +36,7 @@ def text_config(settings: NumbersSettings) -> LlamaConfig:
         settings: The family's settings.
 
     Returns:
-        A Llama of about 0.9 M parameters with the default settings.
+        Configuration of a Llama; about 0.9 M parameters with the default settings.
     """
     return LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -54,7 +54,7 @@ def text_config(settings: NumbersSettings) -> LlamaConfig:
     )
 
 
-def linears(language: nn.Module) -> list[nn.Parameter]:
+def tuned_weights(language: nn.Module) -> list[nn.Parameter]:
     """Returns the weights that tuning changes, groups of decoupled donors among them."""
     return [
         values
@@ -74,11 +74,11 @@ def fit(
     """Minimises a loss.
 
     Args:
-        parameters: What is trained.
+        parameters: Parameters to train.
         settings: Steps and learning rate.
-        loss: Draws a batch and returns its loss.
-        progress: Told the share that is done, 0 to 1, every ten steps.
-        fused: One pass over the weights a step: faster where they are many, and other last bits.
+        loss: Function that draws a batch and returns its loss.
+        progress: Called with the finished share, 0 to 1, every ten steps.
+        fused: Use the fused AdamW: faster for many weights, with different rounding in the last bits.
 
     Returns:
         The last loss; 0.0 when there are no steps.
@@ -103,14 +103,14 @@ def fit(
 
 
 def answer_loss(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of answer and end.
+    """Computes the cross-entropy of the answer and the end token.
 
     Args:
-        logits: Logits of the two places before the last, (batch, 2, vocabulary).
-        input_ids: Prompt, answer and end, (batch, length).
+        logits: Logits at the two positions before the last, (batch, 2, vocabulary).
+        input_ids: Ids of prompt, answer and end token, (batch, length).
 
     Returns:
-        A scalar.
+        The loss, a scalar.
     """
     return F.cross_entropy(logits.flatten(0, 1), input_ids[:, -2:].flatten())
 
@@ -120,13 +120,13 @@ def train_base(
 ) -> LlamaForCausalLM:
     """Trains the base on text questions over 1 to 4 inputs.
 
-    The four-option questions come slowly from the answer alone, so a linear probe on the middle layer is trained along,
-    which says of each option whether it is true. It is thrown away; what it taught stays.
+    The four-option questions are learned slowly from the answer alone, so a linear probe on the middle layer, which
+    predicts for each option whether it is true, is trained together with the model. It is discarded afterwards.
 
     Args:
         settings: The family's settings.
         seed: The family's seed.
-        progress: Told the share that is done.
+        progress: Called with the finished share, 0 to 1.
 
     Returns:
         The trained model, in evaluation mode.
@@ -140,7 +140,7 @@ def train_base(
     def loss() -> torch.Tensor:
         inputs = 1 + int(generator.choice(len(_KINDS), p=_SHARES))
         questions = _draw(_KINDS[inputs - 1], inputs, count=settings.base.batch, generator=generator)
-        prompts = [f"{said_as_text(q.numbers, generator=generator)} {q.text}" for q in questions]
+        prompts = [f"{spell_numbers(q.numbers, generator=generator)} {q.text}" for q in questions]
         batch = collate(prompts, questions, table=table)
         out = model(
             input_ids=batch.input_ids[:, :-1],
@@ -155,7 +155,7 @@ def train_base(
 
 
 def text_accuracy(model: LlamaForCausalLM, *, seed: int, count: int = 200) -> dict[str, float]:
-    """Returns what the base makes of questions whose inputs are text: the ceiling of every composition.
+    """Measures the base on questions whose inputs are text: the upper limit of every composition.
 
     Args:
         model: The base.
@@ -163,22 +163,22 @@ def text_accuracy(model: LlamaForCausalLM, *, seed: int, count: int = 200) -> di
         count: Questions per task.
 
     Returns:
-        ``"name"``, ``"common-3"`` and so on -> share answered right.
+        ``"name"``, ``"common-3"`` and so on -> share of right answers.
     """
     table = WordTable({word: index for index, word in enumerate(VOCABULARY)})
     generator = generator_for(seed, "text accuracy")
     kinds = [(task, 1) for task in SINGLE_TASKS] + [(task, 2) for task in JOINT_TASKS] + [("common", 3), ("common", 4)]
-    found = {}
+    accuracy = {}
     for task, inputs in kinds:
         questions = _draw((task,), inputs, count=count, generator=generator)
-        prompts = [f"{said_as_text(q.numbers, generator=generator)} {q.text}" for q in questions]
+        prompts = [f"{spell_numbers(q.numbers, generator=generator)} {q.text}" for q in questions]
         batch = collate(prompts, questions, table=table)
         with torch.no_grad():
             ids, mask = batch.input_ids[:, :-2], batch.attention_mask[:, :-2]
             answers = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].argmax(-1)
         name = f"{task}-{inputs}" if task == "common" else task
-        found[name] = float((answers == batch.input_ids[:, -2]).float().mean())
-    return found
+        accuracy[name] = float((answers == batch.input_ids[:, -2]).float().mean())
+    return accuracy
 
 
 def _draw(tasks: tuple[str, ...], inputs: int, *, count: int, generator: np.random.Generator) -> list[Question]:
@@ -190,7 +190,7 @@ def _truth_loss(probe: nn.Linear, hidden: torch.Tensor, questions: list[Question
     rows = [i for i, q in enumerate(questions) if q.task in {"choice", "common"}]
     if not rows:
         return hidden.new_zeros(())
-    # hidden lacks the end token, so places counted from the end move by one.
+    # The hidden states do not include the end token, so positions counted from the end move by one.
     places = [place + 1 for place in _OPTION_PLACES]
     truth = [
         [float(all(n in ATTRIBUTES[name] for n in questions[i].numbers)) for name in questions[i].text.split()[-8:-1:2]]

@@ -1,11 +1,11 @@
-"""Things that show a number: digits, keypad tones, blinks and clusters.
+"""Media that show a number: digits, keypad tones, blinks and clusters.
 
 - image: a handwritten digit, 8 x 8 (scikit-learn's own data, real), enlarged to 16 x 16.
 - audio: the telephone keypad's tone of the digit (DTMF), 0.4 s at 16 kHz, in noise.
 - video: a spot at a random place that blinks n times, 27 frames of 16 x 16, in noise.
 - points: n clusters in 3-D, 128 points in all whatever n is, with stray points.
 
-Everything but the digits is drawn on demand; each item depends on its number and on the generator alone.
+All but the digits are drawn on demand; each item depends only on its number and on the generator.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class DigitImages:
     """Handwritten digits, split by image.
 
     Args:
-        train: number -> images (count, 16, 16) uint8.
-        test: number -> images that are never trained on.
+        train: Number -> images, uint8 (count, 16, 16).
+        test: Number -> held-out images of the same shape.
     """
 
     train: dict[int, np.ndarray]
@@ -66,11 +66,11 @@ def load_digits(*, generator: np.random.Generator, test_share: float = 0.25) -> 
     """Reads scikit-learn's digits and splits them.
 
     Args:
-        generator: Decides which images are held out.
-        test_share: Share held out, of each digit.
+        generator: Source of randomness that chooses the held-out images.
+        test_share: Share of each digit's images that is held out.
 
     Returns:
-        The two sides; no image is on both.
+        Training and test images; no image is in both.
 
     Raises:
         RequestError: scikit-learn is not installed.
@@ -86,19 +86,19 @@ def load_digits(*, generator: np.random.Generator, test_share: float = 0.25) -> 
     images = pixels.repeat(2, axis=1).repeat(2, axis=2)
     train, test = {}, {}
     for number in range(10):
-        own = images[data.target == number]
-        own = own[generator.permutation(len(own))]
-        held_out = round(len(own) * test_share)
-        test[number], train[number] = own[:held_out], own[held_out:]
+        shuffled = images[data.target == number]
+        shuffled = shuffled[generator.permutation(len(shuffled))]
+        held_out = round(len(shuffled) * test_share)
+        test[number], train[number] = shuffled[:held_out], shuffled[held_out:]
     return DigitImages(train, test)
 
 
 def draw(modality: str, number: int, *, generator: np.random.Generator) -> np.ndarray:
-    """Makes one item.
+    """Draws one item.
 
     Args:
         modality: "audio", "video" or "points".
-        number: 0 to 9.
+        number: Number that it shows, 0 to 9.
         generator: Source of randomness.
 
     Returns:

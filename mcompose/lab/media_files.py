@@ -20,9 +20,9 @@ def write_media(path: Path, modality: str, values: np.ndarray) -> None:
     """Writes one item.
 
     Args:
-        path: Where to; the suffix is the modality's own.
+        path: File to write; the suffix fits the modality.
         modality: "image", "audio", "video" or "points".
-        values: As ``mcompose.lab.media.draw`` makes them; an image is uint8 (height, width).
+        values: Item as ``mcompose.lab.media.draw`` returns it; an image is uint8 (height, width).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if modality == "image":

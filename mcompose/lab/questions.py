@@ -1,11 +1,11 @@
-"""Questions about numbers: what is asked, in which words, and with what answer.
+"""Questions about numbers, with their wording and answers.
 
-A question names its numbers and knows nothing of media: the same question is asked of text (training of the base, text
-ceiling) and of media (donors, composition).
+A question holds its numbers and does not depend on media: the same question is asked with text inputs (training of the
+base, text ceiling) and with media (donors, composition).
 
-The commonality question follows MCUB's four-option form. Its wrong options are chosen so that a reader of one input
-alone gets little: each is true of as many inputs as it can be without being true of all, and each attribute is as often
-wrong as it is right, so that no option is likelier than another before the inputs are seen.
+The commonality question follows MCUB's four-option form. Its wrong options are chosen so that one input alone helps
+little: each is true of as many inputs as possible without being true of all, and each attribute is as often wrong as
+it is right, so that no option is likelier than another before the inputs are seen.
 
 Paper: MCUB, arXiv 2402.12750 (form and scoring; its entities are real pictures, sounds, clips and objects).
 """
@@ -33,9 +33,9 @@ class Question:
 
     Args:
         task: One of ``TEXT_TASKS``.
-        numbers: The numbers that its inputs show, in order.
-        text: The words after the inputs, ending in ``answer``.
-        answer: One word.
+        numbers: Numbers that its inputs show, in order.
+        text: Words after the inputs, ending in ``answer``.
+        answer: Right answer, one word.
     """
 
     task: str
@@ -49,11 +49,11 @@ def ask(task: str, inputs: int, *, generator: np.random.Generator) -> Question:
 
     Args:
         task: One of ``TEXT_TASKS``.
-        inputs: How many inputs it is about: 1 for the single tasks, 2 for sum, same and larger, 2 to 4 for common.
+        inputs: Number of inputs: 1 for the single tasks, 2 for sum, same and larger, 2 to 4 for common.
         generator: Source of randomness.
 
     Returns:
-        The question; answers are balanced over their values as far as the task allows.
+        The question. Answers are balanced over their values as far as the task allows.
     """
     if task in {"choice", "common"}:
         return _four_options(task, inputs, generator)

@@ -1,4 +1,4 @@
-"""Randomness with an address: each piece of work has a generator of its own, named by seed and purpose."""
+"""Random generators by seed and purpose: each piece of work has its own, so the order of the work does not matter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["deterministic_torch", "generator_for"]
 
 
 def generator_for(seed: int, *purpose: str) -> np.random.Generator:
-    """Yields a generator that depends on nothing but its address.
+    """Returns a generator that depends only on the seed and the purpose.
 
     Args:
         seed: The family's seed.
-        purpose: What it is for, such as ``"encoder", "audio"``.
+        purpose: Words that name the use, such as ``"encoder", "audio"``.
 
     Returns:
         A fresh generator.
@@ -26,13 +26,14 @@ def generator_for(seed: int, *purpose: str) -> np.random.Generator:
 
 @contextmanager
 def deterministic_torch(seed: int, *purpose: str) -> Iterator[None]:
-    """Lets torch make the same numbers again, and leaves its global state as it was.
+    """Makes torch deterministic inside the context, and restores its global state afterwards.
 
-    Fresh weights of transformers come from torch's global generator; inside this context it is a fork.
+    Fresh weights of transformers come from torch's global generator; inside this context it is a fork with a seed of
+    its own.
 
     Args:
         seed: The family's seed.
-        purpose: What it is for.
+        purpose: Words that name the use.
 
     Yields:
         Nothing.

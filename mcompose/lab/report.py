@@ -1,7 +1,7 @@
-"""The lab's tables: what donors, text ceiling and compositions score, over seeds, with mean and spread.
+"""The lab's tables: scores of donors, text ceiling and compositions over seeds, with mean and standard deviation.
 
-The lab cannot compose or evaluate by itself (those are rooms beside and below it); whoever calls it hands in a function
-that evaluates, and the folders of the compositions.
+The lab does not compose or evaluate (other rooms do); the caller passes a function that evaluates, and the folders of
+the compositions.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One row of a table.
 
     Args:
         variant: ``donor:<name>``, ``text-ceiling``, or a composition's method.
-        metric: A task, or a mean over tasks (``joint-mean``, ``single-mean``, ``text-mean``); what asks about several
-            media has ``joint`` in its name.
-        mean: Over seeds, 0 to 1.
+        metric: A task, or a mean over tasks (``joint-mean``, ``single-mean``, ``text-mean``). Names of tasks about
+            several media contain ``joint``.
+        mean: Mean over seeds, 0 to 1.
         std: Sample standard deviation over seeds; 0 with one seed.
-        n: Seeds.
+        n: Number of seeds.
     """
 
     variant: str
@@ -66,16 +66,16 @@ def family_scores(
     composed: Mapping[str, Path],
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Evaluates one family: donors alone, the base on text, and compositions.
+    """Evaluates one family: each donor alone, the base on text, and compositions.
 
-    A donor alone is asked its own single tasks, the text tasks, and the joint tasks with the inputs of other modalities
-    left out. The text ceiling is the base on the joint questions with number words in place of media.
+    A donor alone answers the single tasks of its modality, the text tasks, and the joint tasks with the inputs of other
+    modalities left out. The text ceiling is the base on the joint questions with number words in place of media.
 
     Args:
         family: The family.
-        evaluate: Evaluates a checkpoint.
+        evaluate: Function that evaluates a checkpoint.
         composed: Variant -> folder of a composition of all donors.
-        progress: Told which variant is being evaluated.
+        progress: Called with each variant before it is evaluated.
 
     Returns:
         Variant -> metric -> value.
@@ -88,13 +88,13 @@ def family_scores(
         own = [path for path in single if path.stem.startswith(f"{name}-")]
         work.append((f"donor:{name}", folder, [*own, *joint, *text]))
     work += [(variant, folder, [*single, *joint, *text]) for variant, folder in composed.items()]
-    found = {}
+    scores = {}
     for variant, folder, tasks in work:
         if progress:
             progress(variant)
         rows = evaluate(folder, tasks, leave_out=variant.startswith("donor:"))
-        found[variant] = _with_means(variant, rows)
-    return found
+        scores[variant] = _with_means(variant, rows)
+    return scores
 
 
 def _named(family: LabFamily, start: str) -> list[Path]:
@@ -123,22 +123,22 @@ def _is_joint(name: str) -> bool:
 
 
 def table(runs: Sequence[Mapping[str, Scores]]) -> list[Row]:
-    """Brings the scores of several seeds together.
+    """Combines the scores of several seeds into rows with mean and standard deviation.
 
     Args:
-        runs: One per seed: variant -> metric -> value. Every seed has the same variants and metrics.
+        runs: Scores of each seed: variant -> metric -> value. Every seed has the same variants and metrics.
 
     Returns:
         Rows in the order of the first run.
 
     Raises:
-        RequestError: There is no run, or the runs differ in what they measured.
+        RequestError: There are no runs, or the runs differ in their variants or metrics.
     """
     if not runs:
-        raise RequestError("A table needs at least one seed.")
+        raise RequestError("A table needs the scores of at least one seed.")
     shape = {variant: list(scores) for variant, scores in runs[0].items()}
     if any({v: list(s) for v, s in run.items()} != shape for run in runs[1:]):
-        raise RequestError("The seeds of a table measured different things.")
+        raise RequestError("The seeds of a table must have the same variants and metrics.")
     rows = []
     for variant, metrics in shape.items():
         for metric in metrics:
@@ -152,8 +152,8 @@ def table_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Returns what ``mcompose lab report --json`` prints.
 
     Args:
-        name: The report's name.
-        rows: Its rows.
+        name: Name of the report.
+        rows: Rows of the table.
 
     Returns:
         ``{"name", "rows": [{"variant", "metric", "mean", "std", "n"}]}``.
@@ -162,11 +162,11 @@ def table_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def wide_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns one line a variant, one column a metric: ``0.812 +- 0.020``, or an empty cell.
+    """Arranges rows as one line per variant and one column per metric: ``0.812 +- 0.020``, or an empty cell.
 
     Args:
-        rows: The table.
-        metrics: Which metrics, from left to right.
+        rows: Rows of the table.
+        metrics: Metrics of the columns, from left to right.
 
     Returns:
         Header and lines; variants that have none of the metrics are left out.
@@ -174,10 +174,10 @@ def wide_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[tuple[str, 
     known = {(row.variant, row.metric): row for row in rows}
     lines = []
     for variant in dict.fromkeys(row.variant for row in rows):
-        own = [known.get((variant, metric)) for metric in metrics]
-        counts = [str(row.n) for row in own if row is not None]
+        cells = [known.get((variant, metric)) for metric in metrics]
+        counts = [str(row.n) for row in cells if row is not None]
         if counts:
-            lines.append((variant, *map(_cell, own), counts[0]))
+            lines.append((variant, *map(_cell, cells), counts[0]))
     return ("variant", *metrics, "n"), lines
 
 
@@ -190,7 +190,7 @@ def _cell(row: Row | None) -> str:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """Opens an empty figure of matplotlib.
+    """Creates an empty matplotlib figure.
 
     Args:
         size: Width and height in inches.
@@ -206,13 +206,13 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), title: str = "") -> None:
-    """Draws bars: one group per metric, one bar per variant, a line for the spread.
+    """Draws bars: one group per metric, one bar per variant, with error bars of one standard deviation.
 
     Args:
-        rows: The table.
-        path: PNG or any other format that matplotlib writes.
-        metrics: Groups from left to right; by default every joint task.
-        title: Above the bars.
+        rows: Rows of the table.
+        path: File to write: PNG or any other format that matplotlib writes.
+        metrics: Metrics of the groups from left to right; by default every joint task.
+        title: Title above the bars.
 
     Raises:
         RequestError: matplotlib is not installed.
@@ -224,12 +224,12 @@ def plot_rows(rows: Sequence[Row], path: Path, *, metrics: Sequence[str] = (), t
     axes = figure.subplots()
     width = 0.85 / len(variants)
     for index, variant in enumerate(variants):
-        own = [(place, known[variant, metric]) for place, metric in enumerate(groups) if (variant, metric) in known]
+        bars = [(place, known[variant, metric]) for place, metric in enumerate(groups) if (variant, metric) in known]
         axes.bar(
-            [place + (index - (len(variants) - 1) / 2) * width for place, _ in own],
-            [row.mean for _, row in own],
+            [place + (index - (len(variants) - 1) / 2) * width for place, _ in bars],
+            [row.mean for _, row in bars],
             width,
-            yerr=[row.std for _, row in own],
+            yerr=[row.std for _, row in bars],
             label=variant,
             color=_colours(variants)[variant],
             error_kw={"linewidth": 1},

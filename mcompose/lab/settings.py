@@ -1,4 +1,4 @@
-"""What a family is made with. Everything that changes its bytes is here, and its digest is what the cache compares."""
+"""Settings of a family: everything that changes its bytes. The digest of the settings is what the cache compares."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ __all__ = ["DataSettings", "FitSettings", "NumbersSettings"]
 def _check_tens(**counts: int) -> None:
     for name, count in counts.items():
         if count < 10 or count % 10:
-            raise ValueError(f"{name} is {count}; every number needs as many items as the others, so use tens.")
+            raise ValueError(
+                f"{name} is {count}, but each of the ten numbers needs equally many items. Use a multiple of 10."
+            )
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """One training run.
+    """Settings of one training run.
 
     Args:
-        steps: Optimiser steps.
+        steps: Number of optimiser steps.
         lr: Peak learning rate of AdamW; linear warm-up over a twentieth of the steps, then cosine to 2 %.
         batch: Examples per step.
     """
@@ -36,7 +38,7 @@ class DataSettings:
 
     Args:
         test_media: Held-out items per modality, a multiple of 10.
-        train_media: Items per modality that are kept for alignment, a multiple of 10.
+        train_media: Items per modality for alignment, a multiple of 10.
         single: Questions per single task and modality.
         joint: Questions per joint task.
     """
@@ -52,21 +54,21 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class NumbersSettings:
-    """The whole family ``numbers``.
+    """Settings of the whole family ``numbers``.
 
     Args:
-        version: Raised when the code changes what the same settings give.
-        width: Width of the language model.
-        layers: Its decoder layers.
+        version: Increased when a change of the code makes the same settings give other bytes.
+        width: Hidden size of the language model.
+        layers: Number of decoder layers of the language model.
         pool: Training items that are drawn for each modality, a multiple of 10; twice as many for
-            images, whose shifts are cheap.
-        checked: Held-out questions or items behind each figure of the way, a multiple of 10.
+            images, whose shifted copies are cheap.
+        checked: Held-out questions or items per figure that is measured during the making, a multiple of 10.
         base: Text training of the base.
         encoder: Modality -> training of its encoder as a classifier of numbers.
-        projector: Stage 1 of every donor: projector over the frozen language model.
-        full: Stage 2 of every donor: projector, and the linear layers of the language model.
+        projector: Stage 1 of every donor: the projector, over the frozen language model.
+        full: Stage 2 of every donor: the projector, and the linear layers of the language model.
         data: Sizes of the data on disk.
-        keep_projector: Whether stage 2 leaves the projector as stage 1 made it.
+        keep_projector: Whether stage 2 leaves the projector as it is after stage 1.
     """
 
     version: int = 1
@@ -92,16 +94,16 @@ class NumbersSettings:
         _check_tens(pool=self.pool, checked=self.checked)
 
     def digest(self, seed: int) -> str:
-        """Names the family that these settings and a seed give.
+        """Identifies the family that these settings and a seed give.
 
         Args:
-            seed: The seed.
+            seed: Seed of the family.
 
         Returns:
             16 hexadecimal digits.
         """
-        told = {"seed": seed, **asdict(self)}
+        fields = {"seed": seed, **asdict(self)}
         if not self.keep_projector:
-            del told["keep_projector"]  # families that were made before there was a choice
-        text = json.dumps(told, sort_keys=True)
+            del fields["keep_projector"]  # families that were made before this setting keep their digest
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

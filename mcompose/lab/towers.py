@@ -31,16 +31,16 @@ _GRID = 3  # 3 x 3 tiles of 3 frames are the 27 frames of a clip
 
 @dataclass(frozen=True)
 class Donor:
-    """A donor under construction.
+    """A donor before it is written to disk: model, processor and how to encode its medium.
 
     Args:
-        modality: What it takes.
-        model: The full class; its language model is still fresh.
-        processor: Its processor.
+        modality: Modality that it takes.
+        model: The multimodal model; its language model has fresh weights at first.
+        processor: Processor of the model.
         tower: Name of the encoder inside ``model.model``.
         tokens: Placeholder tokens per item.
-        prepare: Raw items, as media are drawn, to the encoder's inputs by the model's argument names.
-        encode: The encoder's tokens before the projector, (items, tokens, width).
+        prepare: Function from raw items, as they are drawn, to the encoder's inputs by the model's argument names.
+        encode: Function from these inputs to the encoder's tokens before the projector, (items, tokens, width).
         code: ``module.Class`` of a processor that is shipped as code; empty for a native one.
     """
 
@@ -55,14 +55,14 @@ class Donor:
 
 
 def build_donor(modality: str, text_config: LlamaConfig) -> Donor:
-    """Makes a donor's fresh model and processor.
+    """Builds a donor's model, with fresh weights, and its processor.
 
     Args:
         modality: "image", "audio", "video" or "points".
         text_config: The language model's configuration with the base's vocabulary; the donor adds its placeholder.
 
     Returns:
-        The donor. Weights come from torch's global generator: call inside a fork of it.
+        The donor. Its weights come from torch's global generator: call this inside ``deterministic_torch``.
     """
     from mcompose.lab.checkpoints import make_tokenizer  # noqa: PLC0415 - import cost
 
@@ -143,7 +143,7 @@ def _audio(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
         tie_word_embeddings=False,
     )
     model = GlmAsrForConditionalGeneration(config)
-    seconds: Any = SAMPLES / SAMPLE_RATE  # whole seconds are the class's habit and not its need
+    seconds: Any = SAMPLES / SAMPLE_RATE  # the class expects whole seconds, but works with fractions
     extractor = WhisperFeatureExtractor(
         feature_size=40, sampling_rate=SAMPLE_RATE, hop_length=200, n_fft=400, chunk_length=seconds
     )
@@ -169,7 +169,7 @@ def _video(text: dict[str, Any], tokenizer: Any, token_id: int) -> Donor:
     config = VideoLlavaConfig(
         vision_config=_vision(image_size=_GRID * IMAGE_SIDE, patch_size=IMAGE_SIDE),
         text_config=text,
-        image_token_index=len(tokenizer) + 1,  # no image is ever shown
+        image_token_index=len(tokenizer) + 1,  # never used: no prompt contains an image
         video_token_index=token_id,
         video_seq_length=10,
         image_seq_length=4,

@@ -1,11 +1,11 @@
-"""The lab's language: the words that it knows, and what is true of each number.
+"""The lab's language: its vocabulary, and the attributes of each number.
 
-One word is one token. A prompt names its inputs, asks, and ends with ``answer``; the answer is one word::
+One word is one token. A prompt lists its inputs, asks, and ends with ``answer``; the answer is one word::
 
     image <image> audio <audio> what do all have in common ? A even B square C large D prime answer
 
-A number written as text stands where media would: ``image um seven here``. The words around it make room for media of
-several tokens, and keep the number away from a fixed place.
+A number written as text takes the place of media: ``image um seven here``. The words around it make room for media of
+several tokens, and vary the position of the number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBER_WORDS: Final = (
     "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
 )  # fmt: skip
 
-# Which numbers an attribute holds for. No set lies inside another, so no attribute gives another away.
+# Numbers that each attribute is true of. No set is inside another, so no attribute implies another.
 ATTRIBUTES: Final[dict[str, frozenset[int]]] = {
     "even": frozenset({0, 2, 4, 6, 8}),
     "odd": frozenset({1, 3, 5, 7, 9}),

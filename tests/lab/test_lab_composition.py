@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mcompose.lab import DataSettings, LabFamily, Row, wide_table
-from mcompose.lab.composition import Subset, differences, pooled, subsets, summaries
+from mcompose.lab.composition import Subset, differences, pool_scores, subsets, summaries
 from mcompose.lab.composition_plot import plot_composition
 from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.tasks import write_data, write_validation
@@ -57,7 +57,7 @@ def test_lab_composition_pools_by_questions() -> None:
         (Subset(("a", "c"), Path(), 10), 0.9),
         (Subset(("a", "b", "c"), Path(), 5), 0.2),
     ]
-    assert pooled(parts) == {"joint-own-2": pytest.approx(0.6), "joint-own-3": pytest.approx(0.2)}
+    assert pool_scores(parts) == {"joint-own-2": pytest.approx(0.6), "joint-own-3": pytest.approx(0.2)}
 
 
 @pytest.fixture(scope="module")

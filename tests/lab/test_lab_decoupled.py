@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from mcompose.lab import DataSettings, FitSettings, NumbersSettings
 from mcompose.lab.batches import WordTable
-from mcompose.lab.decoupled import give_group, take_group
+from mcompose.lab.decoupled import add_group, remove_group
 from mcompose.lab.fit import text_config
 from mcompose.lab.media import load_digits
 from mcompose.lab.numbers.donors import _answer, _encoded, adopt_language_model, make_pool, train_donor
@@ -55,7 +55,7 @@ def test_lab_group_is_what_media_tokens_use_and_nothing_else_does(modality, digi
         donor = fresh(modality)
         donor.model.eval()
         before = asked(donor, digits)
-        give_group(donor)
+        add_group(donor)
         assert torch.equal(asked(donor, digits), before)
         linears = dict(routed_linears(donor.model.model.language_model))
         assert len(linears) == 7 * TINY.layers
@@ -66,7 +66,7 @@ def test_lab_group_is_what_media_tokens_use_and_nothing_else_does(modality, digi
         assert not torch.allclose(moved, before, atol=1e-4)
         text = torch.tensor([[1, 5, 9]])
         shared = donor.model.model.language_model(input_ids=text).last_hidden_state
-        group = take_group(donor)
+        group = remove_group(donor)
         assert torch.equal(group["layers.0.self_attn.q_proj.weight"], 2 * linears["layers.0.self_attn.q_proj"].weight)
         assert torch.equal(asked(donor, digits), before)
         assert torch.equal(donor.model.model.language_model(input_ids=text).last_hidden_state, shared)
@@ -82,14 +82,14 @@ def test_lab_decoupled_training_is_the_shared_one_but_for_stage_two(digits) -> N
 
     stage_one = replace(TINY, full=FitSettings(0, 1e-3, 4))
     shared, apart = trained(stage_one, decouple=False), trained(stage_one, decouple=True)
-    group = take_group(apart)
+    group = remove_group(apart)
     own = shared.model.state_dict()
     assert all(torch.equal(values, own[name]) for name, values in apart.model.state_dict().items())
     start = {name: own[f"model.language_model.{name}"] for name in group}
     assert all(torch.equal(group[name], start[name]) for name in group)
 
     whole = trained(TINY, decouple=True)
-    moved = take_group(whole)
+    moved = remove_group(whole)
     text = {name: whole.model.state_dict()[f"model.language_model.{name}"] for name in moved}
     assert all(not torch.equal(moved[name], start[name]) for name in moved)
     assert all(not torch.equal(text[name], start[name]) for name in moved)

@@ -77,7 +77,7 @@ def test_lab_second_call_opens_what_is_there(family, monkeypatch) -> None:
 
 
 def test_lab_other_settings_or_contents_are_refused(family, tmp_path) -> None:
-    with pytest.raises(OutputError, match=r"another kind, seed or settings \(numbers, seed 0; asked for seed 1\)"):
+    with pytest.raises(OutputError, match=r"another kind, seed or settings \(numbers, seed 0; requested: seed 1\)"):
         make_numbers(family.folder, seed=1, settings=TINY)
     with pytest.raises(OutputError, match="another kind, seed or settings"):
         make_numbers(family.folder, seed=0, settings=replace(TINY, pool=30))
@@ -115,7 +115,7 @@ def test_lab_half_made_work_never_looks_finished(tmp_path, monkeypatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             make_numbers(target, settings=TINY)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RequestError, match="no finished lab family"):
+    with pytest.raises(RequestError, match="does not contain a finished lab family"):
         open_family(target)
 
 

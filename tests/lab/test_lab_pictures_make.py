@@ -24,7 +24,7 @@ from mcompose.lab.pictures.make import make_pictures
 from mcompose.lab.pictures.picture import DOMAINS, EXPERTS, Mark
 from mcompose.lab.pictures.pretrain import COARSE, coarse_targets, general_shares
 from mcompose.lab.pictures.questions import TASKS, questions_of
-from mcompose.lab.pictures.reading import FIELDS, classes, homes, make_pool, overlaps
+from mcompose.lab.pictures.reading import FIELDS, classes, make_pool, overlaps, token_marks
 from mcompose.lab.pictures.render import render_many
 from mcompose.lab.pictures.settings import PicturesData, PicturesSettings
 from mcompose.lab.randomness import deterministic_torch
@@ -224,8 +224,8 @@ def test_patches_belong_to_the_mark_that_covers_most_of_them() -> None:
     boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10]], dtype=float)
     marks = (Mark((0, 0, 14, 10), {"word": "a"}), Mark((14, 0, 21, 10), {"word": "b"}))
     # The second patch: 4 of 10 columns are the first mark's, 6 the second's. The third: 1 of 10, which is too little.
-    assert homes(marks, boxes).tolist() == [0, 1, -1, -1]
-    assert homes((), boxes).tolist() == [-1] * 4
+    assert token_marks(marks, boxes).tolist() == [0, 1, -1, -1]
+    assert token_marks((), boxes).tolist() == [-1] * 4
 
 
 def test_rows_with_pictures_point_at_patches_over_the_next_word() -> None:
@@ -238,14 +238,14 @@ def test_rows_with_pictures_point_at_patches_over_the_next_word() -> None:
         questions = [question for question in questions_of(picture) if question.sources][:3]
         ids, _ = _row(["<image>"] * tokens, questions, words)
         said = {place: word for word, place in words.items()}
-        looks = _looks_of(questions, picture, "picture", tokens, homes(picture.marks, boxes))
+        looks = _looks_of(questions, picture, "picture", tokens, token_marks(picture.marks, boxes))
         for place, patches in looks:
             assert all(said[ids[patch]] == "<image>" for patch in patches)
             over = overlaps(picture.marks, boxes[np.array(patches) - 1]).argmax(axis=1)
             assert all(said[ids[place + 1]] in picture.marks[mark].fields.values() for mark in over)
             pointed += 1
         assert _looks_of(questions, picture, "picture", tokens, None) == []
-        assert _looks_of(questions, picture, "words", tokens, homes(picture.marks, boxes)) == []
+        assert _looks_of(questions, picture, "words", tokens, token_marks(picture.marks, boxes)) == []
     assert pointed > 20
 
 
@@ -264,5 +264,5 @@ def test_a_general_encoder_that_reads_sees_larger_pictures(tmp_path: Path) -> No
     assert model.config.vision_config.image_size == 64
     assert model.config.image_seq_length == 64
     assert make_pictures(tmp_path / "reading", settings=settings).figures == family.figures
-    with pytest.raises(OutputError, match="holds a lab family of another kind"):
+    with pytest.raises(OutputError, match="contains a lab family of another kind"):
         make_pictures(tmp_path / "reading", settings=TINY)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mcompose.lab.batches import WordTable, collate, said_as_text
+from mcompose.lab.batches import WordTable, collate, spell_numbers
 from mcompose.lab.questions import JOINT_TASKS, SINGLE_TASKS, ask
 from mcompose.lab.words import ATTRIBUTES, LETTERS, NUMBER_WORDS, VOCABULARY
 
@@ -91,7 +91,7 @@ def test_lab_same_is_balanced() -> None:
 def test_lab_text_inputs_hold_the_number_once_and_known_words_only() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
-        said = said_as_text([3, 8], generator=generator).split()
+        said = spell_numbers([3, 8], generator=generator).split()
         assert [word for word in said if word in NUMBER_WORDS] == ["three", "eight"]
         assert set(said) <= set(VOCABULARY)
     assert len(set(VOCABULARY)) == len(VOCABULARY)

@@ -25,7 +25,7 @@ def test_lab_table_means_and_spreads_by_hand() -> None:
 
 
 def test_lab_table_refuses_unequal_seeds() -> None:
-    with pytest.raises(RequestError, match="different things"):
+    with pytest.raises(RequestError, match="must have the same variants and metrics"):
         table([{"a": {"x": 1.0}}, {"a": {"y": 1.0}}])
     with pytest.raises(RequestError, match="at least one seed"):
         table([])

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mcompose.errors import OutputError
 from mcompose.lab import FitSettings, make_smol
-from mcompose.lab.decoupled import give_group, take_group
-from mcompose.lab.fit import linears
+from mcompose.lab.decoupled import add_group, remove_group
+from mcompose.lab.fit import tuned_weights
 from mcompose.lab.numbers.donors import adopt_language_model
 from mcompose.lab.randomness import deterministic_torch, generator_for
 from mcompose.lab.smol import media as smol_media
-from mcompose.lab.smol.donors import Seen, _answer, see, settle, train_reader
+from mcompose.lab.smol.donors import EncodedItems, _answer, encode_items, scale_projector, train_reader
 from mcompose.lab.smol.make import train_smol_decoupled
 from mcompose.lab.smol.media import items_of
 from mcompose.lab.smol.questions import KINDS, MODALITIES, ask
@@ -53,7 +53,7 @@ def test_smol_training_asks_what_the_native_class_is_asked(parts, modality, tmp_
         donor = fresh(parts, modality)
     items = items_of(modality, parts.things[:3], stand_ins.TINY, seed=0, split="test", library=tmp_path)
     question = ask("choice", (modality,), generator=generator_for(0, "q"))
-    seen = see(donor, items)
+    seen = encode_items(donor, items)
     assert seen.features.shape[1] == donor.tokens
     with torch.no_grad():
         ids, logits = _answer(donor, [question], seen.features[:1])
@@ -83,7 +83,7 @@ def test_smol_base_is_tuned_in_its_linears_alone(parts) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tune_base(model, AutoTokenizer.from_pretrained(parts.base), stand_ins.TINY.base, seed=0)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert len(moved) == 7 * stand_ins.LAYERS == len(linears(model.model))
+    assert len(moved) == 7 * stand_ins.LAYERS == len(tuned_weights(model.model))
     assert all("_proj.weight" in name for name in moved)
 
 
@@ -149,14 +149,14 @@ def test_smol_decoupled_donor_starts_from_the_shared_stage_one(families, parts) 
     start = load_file(family.folder / "stage-1" / "points.safetensors")
     assert all(torch.equal(values, start[name]) for name, values in projector(donor).items())
     base = LlamaForCausalLM.from_pretrained(parts.base).model.state_dict()
-    assert all(torch.equal(values, base[name]) for name, values in take_group(donor).items())
+    assert all(torch.equal(values, base[name]) for name, values in remove_group(donor).items())
     tower = {key: v for key, v in weights(family, "points").items() if "points_tower" in key}
     own = donor.model.state_dict()
     assert tower
     assert all(torch.equal(own[key], values) for key, values in tower.items())
 
     trained, _ = train_smol_decoupled(family, stand_ins.TINY, "points", parts=parts)
-    group = take_group(trained)
+    group = remove_group(trained)
     assert all(not torch.equal(values, base[name]) for name, values in group.items())
     language = trained.model.model.language_model.state_dict()
     assert all(not torch.equal(language[name], base[name]) for name in group)
@@ -174,22 +174,22 @@ def test_smol_group_serves_media_tokens_alone(parts, tmp_path) -> None:
         donor = fresh(parts, "image")
     items = items_of("image", parts.things[:1], stand_ins.TINY, seed=0, split="test", library=tmp_path)
     question = ask("name", ("image",), generator=generator_for(0, "q"))
-    features = see(donor, items).features
+    features = encode_items(donor, items).features
     with torch.no_grad():
         before = _answer(donor, [question], features)[1]
-        give_group(donor)
+        add_group(donor)
         assert torch.equal(_answer(donor, [question], features)[1], before)
 
 
 def test_smol_projector_begins_at_the_scale_of_features_and_embeddings(parts) -> None:
-    with deterministic_torch(0, "settle"):
+    with deterministic_torch(0, "scale_projector"):
         donor = fresh(parts, "image")
         scales = torch.logspace(-2, 3, 16)
         features = torch.randn(80, 3, 16) * scales + 5 * scales
         inside = []
         fresh_projector = donor.model.model.multi_modal_projector
         fresh_projector.linear_1.register_forward_hook(lambda _, __, out: inside.append(out.detach()))
-        settle(fresh_projector, features, like=torch.full((4, 2), 0.3) * torch.tensor([1.0, -1.0]))
+        scale_projector(fresh_projector, features, like=torch.full((4, 2), 0.3) * torch.tensor([1.0, -1.0]))
         inside.clear()
         out = fresh_projector(features[:64])
     wanted = (torch.full((4, 2), 0.3) * torch.tensor([1.0, -1.0])).std()
@@ -205,7 +205,7 @@ def test_smol_reader_brings_tokens_near_the_words_of_their_kinds_and_moves_nothi
         items = items_of("image", parts.things, stand_ins.TINY, seed=0, split="test", library=tmp_path)
         generator = torch.Generator().manual_seed(0)
         told = torch.randn(12, 1, 16, generator=generator)[torch.from_numpy(items.kinds)]
-        seen = Seen(torch.cat([told, told], dim=1), items.places())
+        seen = EncodedItems(torch.cat([told, told], dim=1), items.places())
         train_reader(donor, seen, FitSettings(150, 1e-2, 24), seed=0)
     words = donor.processor.tokenizer.convert_tokens_to_ids(list(KINDS))
     embeddings = donor.model.get_input_embeddings().weight[torch.tensor(words)]

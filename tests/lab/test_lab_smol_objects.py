@@ -18,7 +18,7 @@ from mcompose.lab.randomness import generator_for
 from mcompose.lab.smol import media as smol_media
 from mcompose.lab.smol.media import cloud_copy, items_of, split_things
 from mcompose.lab.smol.objects import SURFACE_POINTS, kind_of, read_mesh, read_things, sample_surface
-from mcompose.lab.smol.parts import keep_things, load_objects
+from mcompose.lab.smol.parts import load_things, save_things
 from mcompose.lab.smol.questions import KINDS, MODALITIES
 from mcompose.lab.smol.speech import SPOKEN_SAMPLES, Utterance, _trimmed, place_sound, speak
 from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
@@ -61,7 +61,7 @@ def test_smol_library_gives_known_kinds_with_icon_and_cloud(tmp_path) -> None:
     (large,) = read_things(tmp_path, generator=generator_for(0, "t"))
     np.testing.assert_allclose(large.cloud, 2 * thing.cloud)
     library(tmp_path / "one.sh3f", model="/a/none.obj")
-    with pytest.raises(StorageError, match="'Old chair' is not as its catalogue says"):
+    with pytest.raises(StorageError, match="'Old chair' does not match the catalogue"):
         read_things(tmp_path, generator=generator_for(0, "t"))
 
 
@@ -88,8 +88,8 @@ def test_smol_surface_is_sampled_by_area() -> None:
 
 def test_smol_things_are_kept_and_split_by_object(tmp_path) -> None:
     things = stand_ins.some_things()
-    keep_things(things, tmp_path / "things.npz")
-    again = load_objects(tmp_path / "things.npz")
+    save_things(things, tmp_path / "things.npz")
+    again = load_things(tmp_path / "things.npz")
     assert [(t.name, t.kind) for t in again] == [(t.name, t.kind) for t in things]
     assert all(
         np.array_equal(a.cloud, b.cloud) and np.array_equal(a.icon, b.icon) for a, b in zip(again, things, strict=True)
@@ -119,7 +119,7 @@ def test_smol_sound_is_placed_whole_and_trimmed() -> None:
 
 
 def test_smol_speech_that_does_not_run_is_said(tmp_path) -> None:
-    with pytest.raises(RequestError, match="eSpeak NG does not run here"):
+    with pytest.raises(RequestError, match="eSpeak NG does not run on this machine"):
         speak([Utterance("chair", "en", 200, 50)], tmp_path / "espeak-ng-data")
 
 

@@ -1,12 +1,12 @@
-"""Training of the donors: an encoder that sees the number, then projector, then projector and language model.
+"""Trains the donors: first the encoder, then the projector, then projector and language model.
 
-1. The encoder learns to name the number from each of its tokens; the classifier is thrown away.
-2. Stage 1 trains the projector alone over the frozen base.
+1. The encoder is trained to classify the number from each of its tokens; the classifier is discarded.
+2. Stage 1 trains the projector alone, over the frozen base.
 3. Stage 2 trains the linear layers of the language model, and the projector unless the settings keep it. Embeddings,
-   head and norms stay as the base has them.
+   head and norms keep the base's values.
 
-A donor is only ever asked about one input of its own modality. Questions over several inputs are never trained with
-media: that is what composition is tested on.
+A donor is trained only on questions about one input of its modality. Questions about several inputs are never trained
+with media: they test the composition.
 
 Paper: arXiv 2402.12750, section on donors (two stages; only the language model's linear layers adapt).
 Differs: full linear layers instead of low-rank adapters.
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from mcompose.lab.batches import WordTable, collate
-from mcompose.lab.decoupled import give_group, route_arguments
-from mcompose.lab.fit import answer_loss, fit, linears
+from mcompose.lab.decoupled import add_group, route_arguments
+from mcompose.lab.fit import answer_loss, fit, tuned_weights
 from mcompose.lab.media import DigitImages, draw
 from mcompose.lab.questions import SINGLE_TASKS, Question, ask
 from mcompose.lab.randomness import generator_for
@@ -41,11 +41,11 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class Pool:
-    """Items of one modality, ready for the encoder.
+    """Items of one modality, prepared for the encoder.
 
     Args:
-        inputs: The encoder's inputs, items first.
-        numbers: What each item shows, (items,).
+        inputs: Inputs of the encoder by name; the first dimension is that of the items.
+        numbers: Number that each item shows, (items,).
     """
 
     inputs: dict[str, torch.Tensor]
@@ -61,8 +61,8 @@ def make_pool(donor: Donor, *, count: int, digits: DigitImages, split: str, gene
     """Draws items, equally many of each number.
 
     Args:
-        donor: Prepares them for its encoder.
-        count: Items; for images, copies shifted by up to two pixels make up the number on the training side.
+        donor: Donor whose encoder they are prepared for.
+        count: Number of items; training images include copies that are shifted by up to two pixels.
         digits: The images.
         split: "train" or "test".
         generator: Source of randomness.
@@ -97,17 +97,17 @@ def pretrain_encoder(
     digits: DigitImages,
     progress: Callable[[float], None] | None = None,
 ) -> float:
-    """Teaches the encoder to see the number.
+    """Trains the encoder to classify the number.
 
     Args:
-        donor: Its encoder is trained in place.
+        donor: Donor whose encoder is trained in place.
         settings: The family's settings.
         seed: The family's seed.
         digits: The images.
-        progress: Told the share that is done.
+        progress: Called with the finished share, 0 to 1.
 
     Returns:
-        Share of held-out items that the thrown-away classifier names right.
+        Accuracy of the classifier on held-out items; the classifier is discarded.
     """
     generator = generator_for(seed, "encoder", donor.modality)
     count = settings.pool * (2 if donor.modality == "image" else 1)
@@ -126,17 +126,17 @@ def pretrain_encoder(
     fit([*encoder.parameters(), *classifier.parameters()], fitting, loss=loss, progress=progress)
     held_out = make_pool(donor, count=settings.checked, digits=digits, split="test", generator=generator)
     with torch.no_grad():
-        found = classifier(_encoded(donor, held_out)).mean(1).argmax(-1).numpy()
-    return float((found == held_out.numbers).mean())
+        answers = classifier(_encoded(donor, held_out)).mean(1).argmax(-1).numpy()
+    return float((answers == held_out.numbers).mean())
 
 
 def adopt_language_model(donor: Donor, base: LlamaForCausalLM) -> None:
-    """Fills a donor's language model with the base's weights.
+    """Copies the base's weights into a donor's language model.
 
-    The placeholder's own row, the last of the vocabulary, becomes the mean of the others.
+    The placeholder's row, the last of the vocabulary, becomes the mean of the others.
 
     Args:
-        donor: Changed in place.
+        donor: Donor, changed in place.
         base: The base.
     """
     own: Any = donor.model
@@ -165,13 +165,13 @@ def train_donor(
     """Runs both stages.
 
     Args:
-        donor: With a trained encoder and the base's language model; trained in place.
+        donor: Donor with a trained encoder and the base's language model; trained in place.
         settings: The family's settings.
         seed: The family's seed.
         digits: The images.
-        progress: Told the share that is done.
-        decouple: In stage 2, tokens of the medium use linears of their own, which are trained with those of the text
-            (DAMC's donors). Everything else is the same to the bit: items, questions, steps.
+        progress: Called with the finished share, 0 to 1.
+        decouple: Whether in stage 2 tokens of the medium use linear layers of their own, trained together with those of
+            the text (DAMC's donors). Items, questions and steps are exactly the same.
     """
     generator = generator_for(seed, "donor", donor.modality)
     pool = make_pool(donor, count=settings.pool, digits=digits, split="train", generator=generator)
@@ -194,8 +194,8 @@ def train_donor(
 
     fit(projector, settings.projector, loss=loss, progress=part(0.0, share))
     if decouple:
-        give_group(donor)
-    linear = linears(model.model.language_model)
+        add_group(donor)
+    linear = tuned_weights(model.model.language_model)
     for values in linear:
         values.requires_grad_()
     if settings.keep_projector:
@@ -206,21 +206,21 @@ def train_donor(
 
 
 def single_accuracy(donor: Donor, *, seed: int, digits: DigitImages, count: int = 200) -> dict[str, float]:
-    """Returns what a donor makes of held-out items of its own modality.
+    """Measures a donor on held-out items of its modality.
 
     Args:
         donor: The trained donor.
         seed: The family's seed.
         digits: The images.
-        count: Items.
+        count: Number of items.
 
     Returns:
-        Single task -> share answered right.
+        Single task -> share of right answers.
     """
     generator = generator_for(seed, "single accuracy", donor.modality)
     pool = make_pool(donor, count=count, digits=digits, split="test", generator=generator)
     table = WordTable(donor.processor.tokenizer.get_vocab())
-    found = {}
+    accuracy = {}
     places = _by_number(pool.numbers)
     with torch.no_grad():
         seen = _encoded(donor, pool)
@@ -228,8 +228,8 @@ def single_accuracy(donor: Donor, *, seed: int, digits: DigitImages, count: int 
             questions = [ask(task, 1, generator=generator) for _ in range(count)]
             index = [places[q.numbers[0]][int(generator.integers(len(places[0])))] for q in questions]
             ids, logits = _answer(donor, questions, seen[torch.tensor(index)], table=table)
-            found[task] = float((logits[:, 0].argmax(-1) == ids[:, -2]).float().mean())
-    return found
+            accuracy[task] = float((logits[:, 0].argmax(-1) == ids[:, -2]).float().mean())
+    return accuracy
 
 
 def _questions(count: int, generator: np.random.Generator) -> list[Question]:
@@ -250,7 +250,7 @@ def _encoded(donor: Donor, pool: Pool) -> torch.Tensor:
 def _answer(
     donor: Donor, questions: list[Question], seen: torch.Tensor, *, table: WordTable
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of prompts and answers, and scores of answer and end: the model's forward from its encoder's tokens on."""
+    """Runs the model from the encoder's tokens on; returns ids of prompts and answers, and logits of answer and end."""
     model: Any = donor.model
     place = PLACEHOLDERS[donor.modality]
     said = f"{donor.modality} {' '.join([place] * donor.tokens)}"

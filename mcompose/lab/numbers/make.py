@@ -1,6 +1,6 @@
-"""Makes the family ``numbers``: base, donors, data and recipe, in one folder that appears when everything is done.
+"""Makes the family ``numbers``: base, donors, data and recipe, in one folder that appears when it is complete.
 
-Each training runs in a process of its own with one thread: the bytes do not depend on how many run at once.
+Each training runs in its own process with one thread, so the bytes do not depend on how many run at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["make_numbers"]
 
 _CONTEXT: Final = multiprocessing.get_context("spawn")
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scikit-learn")
-# Shares of the whole work, for the progress bar; measured in CPU seconds.
+# Costs of the trainings in CPU seconds, for the progress bar.
 _SHARES: Final = {"base": 110.0, "encoder": 20.0, "donor": 40.0}
 
 
@@ -47,21 +47,21 @@ def make_numbers(
     progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
-    """Makes the family, or opens it when it is there already.
+    """Makes the family, or opens it if it exists.
 
     Args:
-        folder: Where to; a folder that holds anything else is refused.
-        seed: Decides every weight and every item.
+        folder: Folder of the family; a folder with other contents is refused.
+        seed: Seed of every weight and every item.
         settings: Sizes and training; None for those of the reports.
-        progress: Told what is being trained and the share of everything that is done, 0 to 1.
-        workers: Trainings at once, each in a process of its own; None for one per core, at most four. 0 trains in this
-            process, one after the other, with the same bytes.
+        progress: Called with the name of the current training and the finished share, 0 to 1.
+        workers: Number of trainings at once, each in its own process; None for one per core, at most four. 0 trains in
+            this process, one after the other, with the same bytes.
 
     Returns:
         The family.
 
     Raises:
-        OutputError: The folder holds something else, or a family of another seed or other settings.
+        OutputError: The folder contains something else, or a family of another seed or other settings.
         RequestError: scikit-learn is not installed.
     """
     settings = settings or NumbersSettings()
@@ -69,7 +69,7 @@ def make_numbers(
     family = find_family(folder, digest=digest, seed=seed)
     if family is not None:
         return family
-    load_digits(generator=generator_for(seed, "digits"))  # a missing extra is said before any work
+    load_digits(generator=generator_for(seed, "digits"))  # reports a missing extra before any work
     build = partial(_build, settings=settings, seed=seed, progress=progress, workers=workers)
     return make_family(folder, build, digest=digest)
 
@@ -135,7 +135,7 @@ class _Inline(Executor):
         _share_progress(done)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Runs the job; its error is raised here."""
+        """Runs the job now; an error is raised at once."""
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -146,7 +146,7 @@ def _await(jobs: list[Future[Any]], label: str, report: Callable[[str], None]) -
     while waiting:
         finished, waiting = wait_for(waiting, timeout=0.5)
         for job in finished:
-            job.result()  # a failed job fails the family at once
+            job.result()  # raises the error of a failed job at once
         report(label)
 
 
@@ -154,7 +154,7 @@ _done: Any = None
 
 
 def _share_progress(done: Any) -> None:
-    global _done  # a worker's own handle on the shared progress
+    global _done  # each worker process has its own handle of the shared array
     _done = done
 
 
@@ -166,11 +166,11 @@ def _start_worker(done: Any) -> None:
     logging.disable_progress_bar()
 
 
-def _tell(place: int) -> Callable[[float], None]:
-    def tell(share: float) -> None:
+def _reporter(place: int) -> Callable[[float], None]:
+    def report(share: float) -> None:
         _done[place] = share
 
-    return tell
+    return report
 
 
 def _base_job(folder: Path, settings: NumbersSettings, seed: int) -> dict[str, float]:
@@ -179,7 +179,7 @@ def _base_job(folder: Path, settings: NumbersSettings, seed: int) -> dict[str, f
     from mcompose.lab.randomness import deterministic_torch  # noqa: PLC0415 - workers only
 
     with deterministic_torch(seed, "base"):
-        model = train_base(settings, seed=seed, progress=_tell(0))
+        model = train_base(settings, seed=seed, progress=_reporter(0))
         save_source(folder, model, make_tokenizer())
         return text_accuracy(model, seed=seed, count=settings.checked)
 
@@ -193,7 +193,7 @@ def _encoder_job(modality: str, settings: NumbersSettings, seed: int, place: int
     with deterministic_torch(seed, "donor", modality):
         donor = build_donor(modality, text_config(settings))
         digits = load_digits(generator=generator_for(seed, "digits"))
-        seen = pretrain_encoder(donor, settings, seed=seed, digits=digits, progress=_tell(place))
+        seen = pretrain_encoder(donor, settings, seed=seed, digits=digits, progress=_reporter(place))
         weights = {name: value.numpy() for name, value in donor.model.state_dict().items()}
         return seen, pickle.dumps(weights)
 
@@ -216,7 +216,7 @@ def _donor_job(
         donor.model.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
         adopt_language_model(donor, LlamaForCausalLM.from_pretrained(folder / "base"))
         digits = load_digits(generator=generator_for(seed, "digits"))
-        train_donor(donor, settings, seed=seed, digits=digits, progress=_tell(place))
+        train_donor(donor, settings, seed=seed, digits=digits, progress=_reporter(place))
         if modality == "points":
             save_points_source(folder / modality, donor.model, donor.processor)
         else:

@@ -1,13 +1,13 @@
-"""The lab's tasks on disk: media files, and questions about them as JSON lines.
+"""Writes the lab's tasks: media files, and questions about them as JSON lines.
 
-A task file opens with a header and then holds one question per line::
+A task file has a header line, and then one question per line::
 
     {"task": "joint-common-3", "version": 1, "metric": "joint_letter", "modalities": [...], "chance": 0.25}
     {"id": "0", "inputs": [{"modality": "image", "path": "media/image/7.png", "text": "image <image>"}, ...],
      "question": "what do all have in common ? A even ... answer", "answer": "C"}
 
-The prompt is the inputs' texts and the question, joined by spaces. Paths are relative to the task file. An input that
-is text has the modality ``text`` and no path.
+The prompt is the inputs' texts and the question, joined by spaces. Paths are relative to the task file. A text input
+has the modality ``text`` and no path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mcompose.lab.batches import said_as_text
+from mcompose.lab.batches import spell_numbers
 from mcompose.lab.media import DigitImages, draw
 from mcompose.lab.media_files import SUFFIXES, write_media
 from mcompose.lab.questions import SINGLE_TASKS, Question, ask
@@ -33,7 +33,7 @@ __all__ = ["TASK_NAMES", "VALIDATION", "question_row", "write_data", "write_line
 
 _JOINT_KINDS: Final = (("sum", 2), ("same", 2), ("larger", 2), ("common", 2), ("common", 3), ("common", 4))
 _CHANCE: Final = {"name": 0.1, "parity": 0.5, "size": 0.5, "choice": 0.25, "common": 0.25}
-_CHANCE_PAIR: Final = {"sum": 0.1, "same": 0.5, "larger": 0.19}  # of the commonest answer
+_CHANCE_PAIR: Final = {"sum": 0.1, "same": 0.5, "larger": 0.19}  # frequency of the most frequent answer
 _VERSION: Final = 1
 VALIDATION: Final = "validation"
 
@@ -52,7 +52,7 @@ TASK_NAMES: Final = (
 
 @dataclass(frozen=True)
 class _Media:
-    """Files of one modality: number -> paths relative to the data folder."""
+    """Media files of one modality: number -> paths relative to the data folder."""
 
     modality: str
     paths: dict[int, list[str]]
@@ -67,8 +67,8 @@ def write_data(folder: Path, settings: DataSettings, *, seed: int, digits: Digit
     """Writes media and tasks.
 
     Args:
-        folder: The data folder. ``media/`` and the task files are the held-out side, ``train/`` is for alignment.
-        settings: Sizes.
+        folder: Data folder to write: held-out media and task files, and ``train/`` for alignment.
+        settings: Numbers of media and questions.
         seed: The family's seed.
         digits: The images.
     """
@@ -88,16 +88,16 @@ def write_data(folder: Path, settings: DataSettings, *, seed: int, digits: Digit
 
 
 def write_validation(folder: Path, settings: DataSettings, *, seed: int, digits: DigitImages) -> list[Path]:
-    """Writes what coefficients are chosen by: single modalities and text, with media that nothing else shows.
+    """Writes the questions by which coefficients are searched: about one medium or text, with media of their own.
 
     Args:
-        folder: Where to.
-        settings: Sizes; each file holds half as many questions as a single task.
+        folder: Folder to write the task files to.
+        settings: Sizes; each file has half as many questions as a single task.
         seed: The family's seed.
-        digits: The images; those behind the test media's are taken.
+        digits: The images; those that follow the test media's are used.
 
     Returns:
-        The task files, one a modality and one for text. No question asks about several media.
+        The task files, one per modality and one for text. No question is about several media.
     """
     shown = settings.test_media // 10
     rest = DigitImages(digits.train, {number: images[shown:] for number, images in digits.test.items()})
@@ -114,7 +114,7 @@ def write_validation(folder: Path, settings: DataSettings, *, seed: int, digits:
     rows = []
     for index in range(settings.single // 2):
         question = ask(*kinds[index % len(kinds)], generator=generator)
-        said = said_as_text(question.numbers, generator=generator)
+        said = spell_numbers(question.numbers, generator=generator)
         rows.append(question_row(index, question, [{"modality": "text", "text": said}]))
     return [*files, _write_mixed(folder, "text", rows)]
 
@@ -164,7 +164,7 @@ def _write_text(folder: Path, task: str, inputs: int, *, count: int, generator: 
     rows = []
     for index in range(count):
         question = ask(task, inputs, generator=generator)
-        said = said_as_text(question.numbers, generator=generator)
+        said = spell_numbers(question.numbers, generator=generator)
         rows.append(question_row(index, question, [{"modality": "text", "text": said}]))
     name = f"text-{_several(task, inputs)}"
     write_lines(folder / f"{name}.jsonl", _header(task, "text", ["text"], name=name), rows)
@@ -206,7 +206,7 @@ def question_row(index: int, question: Question, inputs: list[dict[str, str]]) -
 
 
 def write_lines(path: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a task file: its header, then a line a question."""
+    """Writes a task file: the header, then one line per question."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False) for line in (header, *rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

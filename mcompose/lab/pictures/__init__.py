@@ -1,11 +1,11 @@
 """The family ``pictures``: charts, tables, formulas and pages drawn from real numbers, with small frozen experts.
 
-A general encoder sees a picture at 32 pixels, where nothing written can be read; an expert sees all of it. In the
-family ``pictures-reading`` the general encoder sees 64 pixels and reads what can be read there. Importing this package
-is free of torch. Read ``picture``, ``sources`` and ``ink`` first, then ``charts``, ``tables``, ``documents`` and
+The general encoder sees a picture at 32 pixels, where text is not readable; an expert sees the full picture. In the
+family ``pictures-reading`` the general encoder sees 64 pixels and is trained to read. Importing this package does not
+import torch. Read ``picture``, ``sources`` and ``ink`` first, then ``charts``, ``tables``, ``documents`` and
 ``scenes``; then ``questions``; then ``encoders``, ``reading``, ``pretrain`` and ``general``.
 
-Paper: Peng et al. 2024, arXiv:2412.05983, for what it is made to test; its experts are far larger ones.
+Paper: Peng et al. 2024, arXiv:2412.05983; the family tests its method, with far smaller experts than the paper's.
 """
 
 from mcompose.lab.pictures.make import make_pictures

@@ -1,7 +1,8 @@
 """Bar, line and pie charts of a few named numbers.
 
-Bars and lines have an axis from 0 to a top of their own, whose numbers stand at its ends: without reading them, a
-height is not a value. Most charts also have each value written: above the plot, under the tip, or in the legend.
+Bar and line charts have an axis from 0 to a maximum that differs between charts, with numbers at its ends: a height
+says nothing until they are read. Most charts also show each value as text: above the plot, under the tip, or in the
+legend.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mcompose.lab.pictures.sources import Source, draw_figures
 __all__ = ["CHART_CELLS", "TOP_VALUE", "render_bar", "render_line", "render_pie"]
 
 CHART_CELLS: Final = {3: (7, 8), 4: (9, 7), 5: (11, 6)}
-"""Columns and rows of cells of a chart with an axis, by how many numbers it shows."""
+"""Number of values of a chart with an axis -> its columns and rows of cells."""
 TOP_VALUE: Final = 20
 _TOPS: Final = (5, 10, 15, 20)
 _WRITTEN: Final = 0.85
@@ -26,43 +27,43 @@ _PIE_STEP: Final = 5
 
 
 def render_bar(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a bar chart.
+    """Draws a bar chart.
 
     Args:
-        generator: Decides numbers and looks.
-        source: Where the numbers come from.
-        split: Side of the records.
+        generator: Source of randomness for numbers and style.
+        source: Source of the numbers.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"names", "values"}`` from left to right, values 0 to 20.
+        The picture; its ``truth`` is ``{"names", "values"}`` from left to right, values 0 to 20.
     """
     return _with_axes("bar", generator, source, split)
 
 
 def render_line(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a line chart.
+    """Draws a line chart.
 
     Args:
-        generator: Decides numbers and looks.
-        source: Where the numbers come from.
-        split: Side of the records.
+        generator: Source of randomness for numbers and style.
+        source: Source of the numbers.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"names", "values"}`` from left to right, values 0 to 20.
+        The picture; its ``truth`` is ``{"names", "values"}`` from left to right, values 0 to 20.
     """
     return _with_axes("line", generator, source, split)
 
 
 def render_pie(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a pie chart with a legend.
+    """Draws a pie chart with a legend.
 
     Args:
-        generator: Decides numbers and looks.
-        source: Where the numbers come from.
-        split: Side of the records.
+        generator: Source of randomness for numbers and style.
+        source: Source of the numbers.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"names", "values"}`` clockwise from the top, in per cent, multiples of 5.
+        The picture; its ``truth`` is ``{"names", "values"}`` clockwise from the top, in percent, multiples of 5.
     """
     names, numbers = _named_numbers(generator, source, split, most=4)
     values = _shares(numbers)
@@ -156,14 +157,14 @@ def _named_numbers(
     else:
         drawn = draw_figures(source, rows=1, columns=count, split=split, generator=generator)
         names, values = drawn.columns, list(drawn.values[0])
-    # A chart's unit is the smallest of 1, 2 and 5 that keeps it at 20.
+    # A chart's unit is the smallest of 1, 2 and 5 that keeps all values at most 20.
     unit = next(u for u in (1, 2, 5) if max(values) <= u * TOP_VALUE)
     order = generator.permutation(len(names)) if generator.random() < 0.5 else np.arange(len(names))
     return tuple(names[i] for i in order), tuple(round(values[i] / unit) for i in order)
 
 
 def _shares(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Per cent in steps of 5 that add up to 100, none below 10."""
+    """Rounds values to percentages in steps of 5 that add up to 100, none below 10."""
     steps, least = 100 // _PIE_STEP, 2
     weights = np.array(values, dtype=float) + 1
     free = (steps - least * len(values)) * weights / weights.sum()

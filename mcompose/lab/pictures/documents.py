@@ -16,21 +16,21 @@ __all__ = ["MOST_LINES", "OPERATORS", "ROLES", "render_formula", "render_page"]
 MOST_LINES: Final = 5
 OPERATORS: Final = ("+", "-", "=")
 ROLES: Final = ("plain", "top", "bottom", "power", "root")
-"""Where a number of a formula stands."""
+"""Roles of a number in a formula."""
 _FORMS: Final = ("plain", "fraction", "power", "root")
 _CELLS: Final = SIDE // CELL
 
 
 def render_page(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a page: each line says what was measured, of what, and the number.
+    """Draws a page: each line has a measured quantity, its object and the number.
 
     Args:
-        generator: Decides words and looks.
-        source: Where the facts come from.
-        split: Side of the records.
+        generator: Source of randomness for words and style.
+        source: Source of the facts.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"lines": [["high", "Jan", "12"], ...]}``.
+        The picture; its ``truth`` is ``{"lines": [["high", "Jan", "12"], ...]}``.
     """
     sheet = blank(SIDE, SIDE, draw_style(generator))
     count = int(generator.integers(3, MOST_LINES + 1))
@@ -54,15 +54,15 @@ def render_page(generator: np.random.Generator, source: Source, *, split: str = 
 
 
 def render_formula(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a formula of two terms: numbers, fractions, powers and roots.
+    """Draws a formula of two terms: numbers, fractions, powers and roots.
 
     Args:
-        generator: Decides form and looks.
-        source: Where its numbers come from.
-        split: Side of the records.
+        generator: Source of randomness for form and style.
+        source: Source of its numbers.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"terms": [{"form", "numbers"}], "operator"}``.
+        The picture; its ``truth`` is ``{"terms": [{"form", "numbers"}], "operator"}``.
     """
     sheet = blank(SIDE, SIDE, draw_style(generator))
     terms = [_term(generator, source, split) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The encoders: one that sees everything small, and three experts of different classes.
+"""The encoders: a general one that sees small pictures, and three experts of different classes.
 
 ========  ====================  ======================================================  ========
 general   CLIPVisionModel       32 px, class token                                      16 tokens
@@ -7,9 +7,10 @@ table     Dinov2Model           96 px, class token                              
 document  SiglipVisionModel     96 px, no class token                                   64 tokens
 ========  ====================  ======================================================  ========
 
-In the family ``pictures-reading`` the general one sees 64 px, 64 tokens.
+In the family ``pictures-reading`` the general one sees 64 px and has 64 tokens.
 
-The classes differ on purpose, so that whatever takes an expert meets class tokens, padding, several widths and counts.
+The classes differ on purpose, so that code that takes experts is tested with class tokens, padding, and several widths
+and numbers of tokens.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ __all__ = ["Encoder", "build_encoder"]
 _EXPERT_SIDE: Final = 96
 _EXPERT_PATCH: Final = 12
 _CHART_PATCH: Final = 12
-_CHART_TOKENS: Final = 70  # what charts of 7 x 8, 9 x 7 and 11 x 6 patches need to keep their size
+_CHART_TOKENS: Final = 70  # enough for charts of 7 x 8, 9 x 7 and 11 x 6 patches without resizing
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder under construction.
+    """An encoder before it is written to disk.
 
     Args:
         name: "general" or the expert's domain.
-        model: A class of transformers.
-        processor: Its image processor.
-        width: Width of its tokens.
+        model: Model of a class of transformers.
+        processor: Image processor of the model.
+        width: Size of a token's vector.
         class_token: Whether the first token of its output is a class token.
-        side: It sees pictures with so many pixels a side; 0 for their own shape.
-        patch: Pixels a side of a patch.
+        side: Height and width that pictures are resized to, in pixels; 0 keeps their own shape.
+        patch: Height and width of a patch, in pixels.
     """
 
     name: str
@@ -56,38 +57,38 @@ class Encoder:
     patch: int
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Pictures to the model's inputs.
+        """Makes the model's inputs of pictures.
 
         Args:
-            images: RGB.
+            images: Pictures in RGB.
 
         Returns:
-            By the names of the model's arguments; pictures first.
+            Inputs by the names of the model's arguments; the first dimension is that of the pictures.
         """
         made = self.processor(images=list(images), return_tensors="pt")
         return {name: made[name] for name in self.processor.model_input_names if name in made}
 
     def encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Tokens without the class token.
+        """Encodes pictures; leaves the class token out.
 
         Args:
-            inputs: As ``prepare`` makes them.
+            inputs: Inputs from ``prepare``.
 
         Returns:
-            (pictures, tokens, width); padded tokens are there.
+            Tokens with those of the padding, (pictures, tokens, width).
         """
         tokens = self.model(**inputs).last_hidden_state
         return tokens[:, 1:] if self.class_token else tokens
 
     def token_boxes(self, inputs: Mapping[str, torch.Tensor], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Returns where each token looks.
+        """Returns the box of each token's patch.
 
         Args:
-            inputs: As ``prepare`` makes them.
-            sizes: Width and height of each picture.
+            inputs: Inputs from ``prepare``.
+            sizes: Width and height of each picture in pixels.
 
         Returns:
-            (pictures, tokens, 4): left, top, right, bottom in the picture's pixels; zeros for padding.
+            Left, top, right and bottom in the picture's pixels, zeros for padding, (pictures, tokens, 4).
         """
         shapes = np.array(sizes, dtype=np.float64)
         if self.side:
@@ -104,14 +105,14 @@ class Encoder:
 
 
 def build_encoder(name: str, *, general_side: int = 32) -> Encoder:
-    """Makes a fresh encoder and its image processor.
+    """Builds an encoder with fresh weights, and its image processor.
 
     Args:
         name: "general", "chart", "table" or "document".
-        general_side: The general encoder sees so many pixels a side.
+        general_side: Height and width that the general encoder resizes pictures to, in pixels.
 
     Returns:
-        The encoder. Weights come from torch's global generator: call inside a fork of it.
+        The encoder. Its weights come from torch's global generator: call this inside ``deterministic_torch``.
     """
     return _general(general_side) if name == "general" else _EXPERTS[name]()
 

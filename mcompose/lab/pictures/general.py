@@ -1,19 +1,19 @@
-"""The general model: a language model that can look things up, behind an encoder that sees everything small.
+"""The general model: a language model that can look things up, with an encoder that sees small pictures.
 
 It is trained on three kinds of rows, all with the same questions:
 
 - pictures as the general encoder sees them;
-- labels told in marks: one vector for each thing that can be read, the sum of its words, as an ideal encoder would
-  give it. From these it learns to find and to write what a question asks for. In these rows one head of the second
-  layer is also told which mark the next word is read from: without it, looking up takes a tiny model far longer than a
-  family may take. The digits' vectors of the marks are thrown away.
-- labels told in words.
+- labels as marks: one vector for each thing that can be read, the sum of its words' embeddings, as an ideal encoder
+  would give it. From these rows the model learns to find and to write what a question asks for. Here one attention head
+  of the second layer is also supervised: it must look at the mark that the next word is read from. Without this, a tiny
+  model learns to look things up far too slowly. The digits' vectors of the marks are discarded.
+- labels as words.
 
-So it answers general questions, and of the others knows the form but cannot see the answer: what an expert has to
-bring. No expert's token is ever shown to it.
+So it answers general questions. For the others it knows the form of the answer but cannot see the content, which an
+expert must supply. It is never trained with an expert's tokens.
 
-In the family ``pictures-reading`` the general encoder reads, and the rows with pictures tell that head too where the
-next word stands: this general model sees what its encoder resolves, as large ones do.
+In the family ``pictures-reading`` the general encoder can read, and that head is supervised in the rows with pictures,
+too: this general model uses what its encoder resolves, as large ones do.
 """
 
 from __future__ import annotations
@@ -44,27 +44,34 @@ from mcompose.lab.pictures.settings import PicturesSettings
 from mcompose.lab.pictures.words import CHAT_TEMPLATE, PLACEHOLDER, SPECIAL, VOCABULARY
 from mcompose.lab.randomness import generator_for
 
-__all__ = ["GeneralModel", "MarkTable", "answered", "build_general_model", "make_tokenizer", "train_general_model"]
+__all__ = [
+    "GeneralModel",
+    "MarkTable",
+    "answer_accuracy",
+    "build_general_model",
+    "make_tokenizer",
+    "train_general_model",
+]
 
-_ASKED = 1  # questions a row: several would have the model learn first which of them is asked
-_FIRST = ("marks", "marks", "marks", "words")  # of the rows of one step, in turn: it learns to look things up before
+_ASKED = 1  # questions per row: with several, the model would first have to learn which one to answer
+_FIRST = ("marks", "marks", "marks", "words")  # kinds of rows of a step, in turn: it learns to look things up before
 _THEN = ("picture", "marks", "picture", "picture")  # it sees pictures, as large language models do
 _GENERAL_SHARE = {"marks": 0.0, "words": 0.3}
 _CHUNK = 100
 _LOOKING_LAYER = 1
-_SPREAD = 0.09  # of fresh weights: about one over the root of the width
-_SHORT_SHARE = 0.4  # of the steps ask for single things only, before any list: lists come from look-ups
+_SPREAD = 0.09  # standard deviation of fresh weights: about one over the square root of the width
+_SHORT_SHARE = 0.4  # of the steps, at the beginning, have no questions about lists: lists need look-ups
 
 
 @dataclass(frozen=True)
 class GeneralModel:
-    """The general model under construction.
+    """The general model before it is written to disk.
 
     Args:
         model: An ordinary LLaVA.
-        processor: Its processor.
-        tokens: Placeholder tokens a picture.
-        marks: Stands for an ideal encoder while the language model is trained; not part of the checkpoint.
+        processor: Processor of the model.
+        tokens: Placeholder tokens per picture.
+        marks: Table that replaces an ideal encoder while the language model is trained; not part of the checkpoint.
     """
 
     model: LlavaForConditionalGeneration
@@ -74,7 +81,7 @@ class GeneralModel:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns the word-level tokenizer of the pictures, placeholder and chat template included."""
+    """Makes the word-level tokenizer of the pictures, with placeholder and chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: PLC0415 - import cost
 
     words = {word: index for index, word in enumerate(VOCABULARY)}
@@ -93,14 +100,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_general_model(settings: PicturesSettings, encoder: Encoder) -> GeneralModel:
-    """Makes the model around a trained general encoder.
+    """Builds the model around a trained general encoder.
 
     Args:
         settings: The family's settings.
         encoder: The general encoder; its weights are copied.
 
     Returns:
-        The model; all but its encoder is fresh, from torch's global generator: call inside a fork of it.
+        The model. All weights but the encoder's come from torch's global generator: call this inside
+        ``deterministic_torch``.
     """
     tokenizer = make_tokenizer()
     text = LlamaConfig(
@@ -116,7 +124,7 @@ def build_general_model(settings: PicturesSettings, encoder: Encoder) -> General
     )  # fmt: skip
     model: Any = LlavaForConditionalGeneration(config)
     looking: Any = model.model.language_model.layers[min(_LOOKING_LAYER, settings.layers - 1)].self_attn
-    with torch.no_grad():  # it starts by looking at what is like itself
+    with torch.no_grad():  # at first each position attends to similar ones
         looking.k_proj.weight.copy_(looking.q_proj.weight)
     model.model.vision_tower.load_state_dict(encoder.model.state_dict())
     model.model.vision_tower.requires_grad_(requires_grad=False)
@@ -128,25 +136,25 @@ def build_general_model(settings: PicturesSettings, encoder: Encoder) -> General
 
 
 class MarkTable(nn.Module):
-    """Marks as vectors: what an ideal encoder would bring.
+    """Vectors of marks, as an ideal encoder would give them.
 
-    A mark is the sum of its words as the language model knows them, but for digits, whose place matters and which have
-    vectors of their own.
+    A mark's vector is the sum of its words' embeddings, except for digits: their position matters, so tens and units
+    have vectors of their own.
 
     Args:
-        embeddings: The language model's, of all words.
-        words: Word to id.
+        embeddings: Word embeddings of the language model.
+        words: Word -> id.
     """
 
     def __init__(self, embeddings: nn.Embedding, words: Mapping[str, int]) -> None:
         super().__init__()
-        self._embeddings = [embeddings]  # in a list: not a part of this module
+        self._embeddings = [embeddings]  # in a list, so that it is not a submodule
         self._words = words
         self.digits = nn.Embedding(20, embeddings.embedding_dim)
         nn.init.normal_(self.digits.weight, std=_SPREAD)
 
     def forward(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """Vectors of all marks of all pictures, one after the other, (marks, width)."""
+        """Returns the vectors of all marks of all pictures, one picture after the other, (marks, width)."""
         places = [self._places(mark) for picture in pictures for mark in picture.marks]
         starts = np.cumsum([0, *(len(own) for own in places[:-1])])
         table = torch.cat([self._embeddings[0].weight, self.digits.weight])
@@ -166,18 +174,18 @@ def train_general_model(
     settings: PicturesSettings,
     *,
     seed: int,
-    homes: Sequence[np.ndarray] = (),
+    token_marks: Sequence[np.ndarray] = (),
 ) -> None:
     """Trains language model and projector.
 
     Args:
-        general: Trained in place; left in evaluation mode.
+        general: The model, trained in place and left in evaluation mode.
         pictures: Pictures of all domains.
-        seen: Their patches as the general encoder gives them, (pictures, tokens, width).
+        seen: Their tokens from the general encoder, (pictures, tokens, width).
         settings: The family's settings.
         seed: The family's seed.
-        homes: Of each picture, the mark that each patch belongs to, -1 for none, (tokens,): it is told where to look
-            in pictures too; empty for in marks only.
+        token_marks: For each picture, the mark that each token belongs to, -1 for none, (tokens,), to supervise
+            attention in rows with pictures; empty to supervise it in rows with marks only.
     """
     generator = generator_for(seed, "general model")
     words = general.processor.tokenizer.get_vocab()
@@ -198,7 +206,9 @@ def train_general_model(
         for i in index:
             chosen = [held[i][j] for j in generator.permutation(len(held[i]))[:_ASKED]]
             rows.append(_row(_opening(general, pictures[i], way), chosen, words))
-            looks.append(_looks_of(chosen, pictures[i], way, general.tokens, homes[i] if len(homes) else None))
+            looks.append(
+                _looks_of(chosen, pictures[i], way, general.tokens, token_marks[i] if len(token_marks) else None)
+            )
         ids, labels = _collated(rows)
         features = None
         if way == "picture":
@@ -209,29 +219,30 @@ def train_general_model(
         value = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return value + _looked(attentions, looks) if any(looks) else value
 
-    model.set_attn_implementation("eager")  # only that tells where it looks
+    model.set_attn_implementation("eager")  # the only one that returns attention weights
     fit([*trained, *general.marks.parameters()], settings.base, loss=loss)
     model.set_attn_implementation("sdpa")
     general.model.requires_grad_().eval()
 
 
 @torch.no_grad()
-def answered(
+def answer_accuracy(
     general: GeneralModel, pictures: Sequence[Picture], *, way: str, seed: int, seen: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Returns what the model makes of held-out pictures.
+    """Measures the model on held-out pictures.
 
     Args:
         general: The trained model.
         pictures: The pictures.
-        way: ``picture``; ``words`` or ``marks``: the label is told instead, which is the ceiling of any encoder.
-        seed: Chooses the questions.
-        seen: The pictures' patches, for ``picture``.
+        way: ``picture``, or ``words`` or ``marks``: the label replaces the picture, which is the upper limit of any
+            encoder.
+        seed: Seed that chooses the questions.
+        seen: Tokens of the pictures from the general encoder, for ``picture``.
 
     Returns:
         Task -> share of questions whose whole answer is right, word for word.
     """
-    generator = generator_for(seed, "answered")
+    generator = generator_for(seed, "answer_accuracy")
     model: Any = general.model
     words = general.processor.tokenizer.get_vocab()
     pairs = [
@@ -258,7 +269,7 @@ def answered(
 
 
 def _opening(general: GeneralModel, picture: Picture, way: str) -> list[str]:
-    """Returns the words that a row begins with."""
+    """Returns the words at the start of a row."""
     if way == "words":
         return as_text(picture).split()
     return [PLACEHOLDER] * (general.tokens if way == "picture" else len(picture.marks))
@@ -272,7 +283,7 @@ def _one_a_task(picture: Picture, generator: np.random.Generator) -> list[Questi
 
 
 def _row(opening: Sequence[str], questions: Sequence[Question], words: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Ids and labels: the opening, then questions and answers in turn."""
+    """Makes ids and labels of a row: the opening, then questions and answers in turn."""
     ids = [words["<bos>"], *(words[word] for word in opening)]
     labels = [-100] * len(ids)
     for question in questions:
@@ -284,7 +295,7 @@ def _row(opening: Sequence[str], questions: Sequence[Question], words: dict[str,
 
 
 def _collated(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded on the right: what stands before never sees it, and what stands there has no label."""
+    """Pads rows on the right: earlier positions never attend to the padding, and it has no labels."""
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in rows])
     labels = torch.tensor([[*labels, *[-100] * (length - len(labels))] for _, labels in rows])
@@ -292,7 +303,7 @@ def _collated(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor
 
 
 def _looks(questions: Sequence[Question], *, start: int) -> list[tuple[int, int]]:
-    """Places of a row told in marks, each with the place that its next word is read from."""
+    """Returns positions of a row with marks, each with the position that its next word is read from."""
     found = []
     for question in questions:
         answer = start + len(question.text.split())
@@ -304,7 +315,7 @@ def _looks(questions: Sequence[Question], *, start: int) -> list[tuple[int, int]
 def _looks_of(
     questions: Sequence[Question], picture: Picture, way: str, tokens: int, home: np.ndarray | None
 ) -> list[tuple[int, Sequence[int]]]:
-    """Places of any row, each with the places that its next word is read from."""
+    """Returns positions of any row, each with the positions that its next word is read from."""
     if way == "marks":
         return [(place, (mark,)) for place, mark in _looks(questions, start=1 + len(picture.marks))]
     if way != "picture" or home is None:
@@ -314,7 +325,7 @@ def _looks_of(
 
 
 def _looked(attentions: torch.Tensor, looks: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> torch.Tensor:
-    """Minus the logarithm of how much one head looks where the next word stands, mean over places."""
+    """Computes the negative logarithm of one head's attention to the source of the next word, mean over positions."""
     pairs = [(row, *pair) for row, found in enumerate(looks) for pair in found]
     places = torch.tensor([(row, place, key, i) for i, (row, place, keys) in enumerate(pairs) for key in keys])
     seen = attentions[places[:, 0], places[:, 1], places[:, 2]]
@@ -324,13 +335,13 @@ def _looked(attentions: torch.Tensor, looks: Sequence[Sequence[tuple[int, Sequen
 def _forward(
     general: GeneralModel, ids: torch.Tensor, features: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores, and where the first head of the looking layer looks; the features stand where the placeholders are."""
+    """Returns logits, and the attention of the supervised layer's first head; features replace the placeholders."""
     model: Any = general.model
     embeds = model.get_input_embeddings()(ids)
     if features is not None:
         shown = ids == model.config.image_token_id
         embeds = embeds.masked_scatter(shown.unsqueeze(-1).expand_as(embeds), features)
-    told = model.training
-    hidden = model.model.language_model(inputs_embeds=embeds, output_attentions=told)
-    attentions = hidden.attentions[min(_LOOKING_LAYER, len(hidden.attentions) - 1)][:, 0] if told else embeds[:0]
+    supervised = model.training
+    hidden = model.model.language_model(inputs_embeds=embeds, output_attentions=supervised)
+    attentions = hidden.attentions[min(_LOOKING_LAYER, len(hidden.attentions) - 1)][:, 0] if supervised else embeds[:0]
     return model.lm_head(hidden.last_hidden_state), attentions

@@ -1,7 +1,7 @@
-"""How a picture looks: colours, fonts and sizes, drawn at random; and text whose box is known.
+"""Random styles of pictures (colours, fonts and sizes), and text whose box is known.
 
-Pillow draws everything. It is ten to a hundred times faster than a plotting library, and its own FreeType draws the
-same glyphs on every machine. Fonts: Pillow's own, and those that Matplotlib carries.
+Pillow draws everything. It is ten to a hundred times faster than a plotting library, and its bundled FreeType draws the
+same glyphs on every machine. Fonts: Pillow's own, and those in matplotlib's package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLOURS: Final[dict[str, Colour]] = {
 }  # fmt: skip
 _FACES: Final = ("", "DejaVuSans.ttf", "DejaVuSerif.ttf")
 CELL: Final = 12
-"""Texts stand on a lattice of cells like a typewriter's, two digits a cell: what makes a tiny encoder able to read."""
+"""Pixels per cell. Text is aligned to a grid of cells, two digits per cell, so that a tiny encoder can read it."""
 _GROUNDS: Final[tuple[Colour, ...]] = (
     (255, 255, 255), (255, 255, 255), (250, 246, 235), (238, 244, 252), (242, 242, 242), (232, 240, 228),
 )  # fmt: skip
@@ -38,15 +38,15 @@ _GROUNDS: Final[tuple[Colour, ...]] = (
 
 @dataclass(frozen=True)
 class Style:
-    """Looks of one picture.
+    """Style of one picture.
 
     Args:
-        ground: Background.
-        ink: Text and axes; far from the background.
-        grid: Faint lines.
+        ground: Colour of the background.
+        ink: Colour of text and axes, with a high contrast to the background.
+        grid: Colour of faint lines.
         palette: Colours of the data, all different.
         face: File of the font; empty for Pillow's own.
-        shift: Pixels that all text stands right of and below its cells.
+        shift: Offset of all text from its cells to the right and downwards, in pixels.
     """
 
     ground: Colour
@@ -57,10 +57,10 @@ class Style:
     shift: tuple[int, int]
 
     def font(self, size: int) -> ImageFont.FreeTypeFont:
-        """Returns the font in a size.
+        """Loads the font in a size.
 
         Args:
-            size: In pixels.
+            size: Size in pixels.
 
         Returns:
             The font.
@@ -69,13 +69,13 @@ class Style:
 
 
 def draw_style(generator: np.random.Generator) -> Style:
-    """Draws looks.
+    """Draws a random style.
 
     Args:
         generator: Source of randomness.
 
     Returns:
-        A style whose ink is readable on its ground.
+        A style whose ink is readable on its background.
     """
     ground = _GROUNDS[int(generator.integers(len(_GROUNDS)))]
     shade = int(generator.integers(0, 60))
@@ -97,7 +97,9 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
     if not face:
         own = ImageFont.load_default(size + 1)  # its letters are smaller than the others'
         if not isinstance(own, ImageFont.FreeTypeFont):
-            raise RequestError("This Pillow has no FreeType.", hint="Install Pillow's own wheel: pip install pillow")
+            raise RequestError(
+                "The installed Pillow does not include FreeType.", hint="Install Pillow's own wheel: pip install pillow"
+            )
         return own
     return ImageFont.truetype(_font_folder() / face, size, layout_engine=ImageFont.Layout.BASIC)
 
@@ -117,9 +119,9 @@ class Sheet:
     """A picture that is being drawn.
 
     Args:
-        image: RGB.
-        pen: Draws on it.
-        style: Its looks.
+        image: Image in RGB.
+        pen: Pillow's drawing object for the image.
+        style: Style of the picture.
     """
 
     image: Image.Image
@@ -130,12 +132,12 @@ class Sheet:
         """Writes a text into cells.
 
         Args:
-            text: One line, at most four letters: two cells.
-            at: Column and row of its first cell; may lie between cells.
-            fill: Its colour; None for ink.
+            text: One line of at most four letters, which take two cells.
+            at: Column and row of its first cell; fractions are positions between cells.
+            fill: Colour of the text; None for ink.
 
         Returns:
-            The box of its cells.
+            The box of its cells in pixels.
         """
         wide = CELL * (1 if len(text) < 3 else 2)
         fonts = (self.style.font(8), self.style.font(7), _font("", 7))
@@ -147,12 +149,12 @@ class Sheet:
 
 
 def blank(width: int, height: int, style: Style) -> Sheet:
-    """Returns an empty picture.
+    """Creates an empty picture.
 
     Args:
-        width: In pixels.
-        height: In pixels.
-        style: Its looks.
+        width: Width in pixels.
+        height: Height in pixels.
+        style: Style of the picture.
 
     Returns:
         The sheet.

@@ -1,6 +1,6 @@
-"""Makes the family ``pictures``: experts, general model, data and recipe, in one folder that appears when all is done.
+"""Makes the family ``pictures``: experts, general model, data and recipe, in one folder that appears when complete.
 
-Each training runs in a process of its own with one thread, so the bytes do not depend on how many run at once.
+Each training runs in its own process with one thread, so the bytes do not depend on how many run at once.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def make_pictures(
     progress: OnShare | None = None,
     workers: int | None = None,
 ) -> LabFamily:
-    """Makes the family, or opens it when it is there already.
+    """Makes the family, or opens it if it exists.
 
     Args:
-        folder: Where to; a folder that holds anything else is refused. ``base`` is the general model; ``chart``,
+        folder: Folder of the family; a folder with other contents is refused. ``base`` is the general model; ``chart``,
             ``table`` and ``document`` are the experts, plain encoders with their image processors.
-        seed: Decides every weight and every picture.
+        seed: Seed of every weight and every picture.
         settings: Sizes and training; None for those of the reports.
-        progress: Told what was finished and the share of everything that is done, 0 to 1.
-        workers: Trainings at once, each in a process of its own; None for one per core, at most four. 0 trains in this
-            process, one after the other, with the same bytes.
+        progress: Called with the name of each finished step and the finished share, 0 to 1.
+        workers: Number of trainings at once, each in its own process; None for one per core, at most four. 0 trains in
+            this process, one after the other, with the same bytes.
 
     Returns:
         The family; its donors are the experts.
 
     Raises:
-        OutputError: The folder holds something else, or a family of another seed or other settings.
+        OutputError: The folder contains something else, or a family of another seed or other settings.
         RequestError: vega-datasets, matplotlib or scikit-learn is not installed.
     """
     settings = settings or PicturesSettings()
@@ -65,7 +65,7 @@ def make_pictures(
     family = find_family(folder, digest=digest, seed=seed)
     if family is not None:
         return family
-    for kind in ("line", "digit"):  # a missing extra is said before any work
+    for kind in ("line", "digit"):  # reports a missing extra before any work
         render(kind, generator_for(seed, "extras"))
     build = partial(_build, settings=settings, seed=seed, progress=progress, workers=workers)
     return make_family(folder, build, digest=digest)
@@ -83,14 +83,14 @@ def _build(
             try:
                 for done, job in enumerate(as_completed(jobs), start=1):
                     found[jobs[job]] = job.result()
-                    _tell(progress, jobs[job], done)
+                    _report(progress, jobs[job], done)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     else:
         for done, name in enumerate(_JOBS, start=1):
             found[name] = _job(name, folder, settings, seed)
-            _tell(progress, name, done)
+            _report(progress, name, done)
     write_text(folder / "recipe.yaml", recipe_text())
     return {
         "family": settings.name,
@@ -105,7 +105,7 @@ def _build(
     }
 
 
-def _tell(progress: OnShare | None, label: str, done: int) -> None:
+def _report(progress: OnShare | None, label: str, done: int) -> None:
     if progress:
         progress(label, done / len(_JOBS))
 
@@ -149,10 +149,10 @@ def _expert_job(name: str, folder: Path, settings: PicturesSettings, seed: int) 
 
 def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[str, Any]:
     from mcompose.lab.pictures.encoders import build_encoder  # noqa: PLC0415 - workers only
-    from mcompose.lab.pictures.general import answered, build_general_model, train_general_model  # noqa: PLC0415
+    from mcompose.lab.pictures.general import answer_accuracy, build_general_model, train_general_model  # noqa: PLC0415
     from mcompose.lab.pictures.pretrain import train_general  # noqa: PLC0415 - workers only
     from mcompose.lab.pictures.probe import readable  # noqa: PLC0415 - workers only
-    from mcompose.lab.pictures.reading import encoded, homes, make_pool  # noqa: PLC0415 - workers only
+    from mcompose.lab.pictures.reading import encoded, make_pool, token_marks  # noqa: PLC0415 - workers only
 
     held = {domain: _pictures(domain, settings, seed) for domain in DOMAINS}
     with deterministic_torch(seed, "general"):
@@ -170,14 +170,18 @@ def _general_job(folder: Path, settings: PicturesSettings, seed: int) -> dict[st
             for name in EXPERTS
         }
         general = build_general_model(settings, encoder)
-        told = [homes(one.marks, boxes) for one, boxes in zip(train, pool.boxes, strict=True) if settings.general_reads]
-        train_general_model(general, train, encoded(encoder, pool), settings, seed=seed, homes=told)
+        homes = [
+            token_marks(one.marks, boxes)
+            for one, boxes in zip(train, pool.boxes, strict=True)
+            if settings.general_reads
+        ]
+        train_general_model(general, train, encoded(encoder, pool), settings, seed=seed, token_marks=homes)
         shown = encoded(encoder, make_pool(encoder, test))
         general.model.save_pretrained(folder / "base")
         general.processor.save_pretrained(folder / "base")
         return {
             "readable": read,
-            "answered": answered(general, test, way="picture", seed=seed, seen=shown),
-            "answered_as_words": answered(general, test, way="words", seed=seed),
-            "answered_as_marks": answered(general, test, way="marks", seed=seed),
+            "answer_accuracy": answer_accuracy(general, test, way="picture", seed=seed, seen=shown),
+            "answered_as_words": answer_accuracy(general, test, way="words", seed=seed),
+            "answered_as_marks": answer_accuracy(general, test, way="marks", seed=seed),
         }

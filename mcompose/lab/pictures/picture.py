@@ -1,4 +1,4 @@
-"""A rendered picture and what it truly shows."""
+"""A rendered picture with its exact label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]
 EXPERTS: Final = ("chart", "table", "document")
 """Domains that have an expert."""
 DOMAINS: Final = ("none", *EXPERTS)
-"""In the router's order: 0 is no expert."""
+"""Domains in the router's order; index 0 stands for no expert."""
 KINDS: Final = {
     "bar": "chart", "line": "chart", "pie": "chart", "table": "table", "page": "document", "formula": "document",
     "shapes": "none", "digit": "none",
@@ -29,8 +29,8 @@ class Mark:
     """One thing in a picture that can be read.
 
     Args:
-        box: Left, top, right and bottom in pixels; right and bottom are outside.
-        fields: What it says, each field one word: ``{"name": "Jan", "tens": "1", "units": "2"}``.
+        box: Left, top, right and bottom in pixels; right and bottom are exclusive.
+        fields: Words that it shows, one per field: ``{"name": "Jan", "tens": "1", "units": "2"}``.
     """
 
     box: Box
@@ -42,11 +42,11 @@ class Picture:
     """A picture with its exact label.
 
     Args:
-        image: RGB.
-        kind: A key of ``KINDS``.
-        truth: What questions are made of; JSON, of a form of the kind's own.
-        marks: What an expert must read, in reading order.
-        shapes: Where the data are drawn, for checks that read pixels: ``{"bars": [[left, top, right, bottom], ...]}``.
+        image: Image in RGB.
+        kind: Kind of picture, a key of ``KINDS``.
+        truth: Label that questions are made of, as JSON; its form depends on the kind.
+        marks: Marks that an expert must read, in reading order.
+        shapes: Boxes of the drawn data, for checks that read pixels: ``{"bars": [[left, top, right, bottom], ...]}``.
     """
 
     image: Image.Image
@@ -57,7 +57,7 @@ class Picture:
 
     @property
     def domain(self) -> str:
-        """Its domain."""
+        """Domain of the picture's kind."""
         return KINDS[self.kind]
 
     def label(self) -> dict[str, Any]:

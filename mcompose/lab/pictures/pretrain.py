@@ -1,4 +1,4 @@
-"""Training of the encoders on their own: experts on what is written, the general one on what can be seen from afar."""
+"""Trains the encoders by themselves: experts to read what is written, the general one on what is visible when small."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = ["COARSE", "coarse_targets", "general_shares", "train_expert", "train_
 
 COARSE = {"kind": len(KINDS), "colour": len(COLOURS), "shape": len(SHAPES), "side": len(SIDES), "digit": 10, "count": 6,
           "columns": 4, "largest": 5}  # fmt: skip
-"""What the general encoder is taught, and how many classes each has."""
-_READ: Final = 32  # pictures of a step from which the general encoder learns to read, when it does
+"""Labels that the general encoder is trained on -> numbers of their classes."""
+_READ: Final = 32  # pictures per step that the general encoder learns to read from, if it does
 
 
 def train_expert(
@@ -38,14 +38,14 @@ def train_expert(
     seed: int,
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Teaches an expert to read its domain.
+    """Trains an expert to read its domain.
 
     Args:
-        encoder: Trained in place; left in evaluation mode.
+        encoder: The expert, trained in place and left in evaluation mode.
         pool: Pictures of its domain with targets.
         settings: Steps and learning rate.
         seed: The family's seed.
-        progress: Told the share that is done.
+        progress: Called with the finished share, 0 to 1.
     """
     generator = generator_for(seed, "expert", encoder.name)
     reader = _Reader(encoder, encoder.name, pool)
@@ -69,15 +69,15 @@ def train_general(
     reading: Mapping[str, Pool] = MappingProxyType({}),
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Teaches the general encoder what a picture shows on the whole.
+    """Trains the general encoder to recognise what a picture shows as a whole.
 
     Args:
-        encoder: Trained in place; left in evaluation mode.
+        encoder: The general encoder, trained in place and left in evaluation mode.
         pool: Pictures of all domains.
         settings: Steps and learning rate.
         seed: The family's seed.
-        reading: Domain to its pictures with targets, which it learns to read as well.
-        progress: Told the share that is done.
+        reading: Domain -> pictures with targets that it also learns to read.
+        progress: Called with the finished share, 0 to 1.
     """
     generator = generator_for(seed, "general encoder")
     targets = coarse_targets(pool.pictures)
@@ -108,14 +108,14 @@ def train_general(
 
 
 class _Reader:
-    """Heads that name what is written in each patch, one a field of a domain."""
+    """Heads that classify what is written in each patch, one per field of a domain."""
 
     def __init__(self, encoder: Encoder, domain: str, pool: Pool) -> None:
         self.encoder, self.pool = encoder, pool
         self.heads = nn.ModuleList(nn.Linear(encoder.width, 1 + len(names)) for names in FIELDS[domain].values())
 
     def loss(self, generator: np.random.Generator, count: int) -> torch.Tensor:
-        """Returns sum over fields, on pictures drawn anew."""
+        """Draws pictures; returns their loss, summed over fields."""
         index = generator.integers(len(self.pool.pictures), size=count)
         tokens = self.encoder.encode(self.pool.rows(index))
         targets = self.pool.targets[torch.from_numpy(index)]
@@ -126,17 +126,17 @@ class _Reader:
 
 
 def general_shares(pictures: Sequence[Picture], *, general: float) -> np.ndarray:
-    """Returns how often each picture is drawn, when pictures of no expert's domain are to be a given share.
+    """Computes how often each picture is drawn, for a given share of pictures outside the experts' domains.
 
     Args:
         pictures: Pictures of all domains.
-        general: That share.
+        general: Share of pictures outside the experts' domains, 0 to 1.
 
     Returns:
         Probabilities, (pictures,).
     """
-    own = np.array([picture.domain == "none" for picture in pictures])
-    return np.where(own, general / max(own.sum(), 1), (1 - general) / max((~own).sum(), 1))
+    is_general = np.array([picture.domain == "none" for picture in pictures])
+    return np.where(is_general, general / max(is_general.sum(), 1), (1 - general) / max((~is_general).sum(), 1))
 
 
 def coarse_targets(pictures: Sequence[Picture]) -> torch.Tensor:
@@ -146,7 +146,7 @@ def coarse_targets(pictures: Sequence[Picture]) -> torch.Tensor:
         pictures: Pictures of any kind.
 
     Returns:
-        (pictures, coarse labels); -100 where a label makes no sense.
+        Classes, (pictures, labels); -100 where a label does not apply.
     """
     return torch.from_numpy(np.array([_coarse(picture) for picture in pictures], dtype=np.int64))
 

@@ -1,7 +1,7 @@
-"""How much of the detail is in an encoder's tokens: small read-outs, trained on frozen features.
+"""Measures how much detail is in an encoder's tokens, by small read-outs that are trained on frozen features.
 
-A read-out is told where a mark is, gets the tokens that look there, and names its words. The same read-out is trained
-for the expert and for the general encoder; what they read on held-out pictures is compared.
+A read-out gets the box of a mark and the tokens there, and predicts the mark's words. The same read-out is trained for
+the expert and for the general encoder; their accuracies on held-out pictures are compared.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def readable(
     settings: FitSettings,
     seed: int,
 ) -> dict[str, float]:
-    """Returns what a small read-out makes of held-out marks.
+    """Trains a small read-out, and measures it on held-out marks.
 
     Args:
-        encoder: Frozen.
-        domain: Whose marks.
-        train: Pictures that the read-out learns from.
-        test: Others.
-        settings: Settings of its training.
+        encoder: The encoder, which is not trained.
+        domain: Domain of the marks.
+        train: Pictures to train the read-out on.
+        test: Held-out pictures.
+        settings: Steps and learning rate of the read-out.
         seed: The family's seed.
 
     Returns:
-        Field -> share of marks that have it and are named right; ``"number"``: tens and units both; ``"all"``: every
-        field of a mark.
+        Field -> accuracy over the marks that have it; ``"number"``: tens and units both right; ``"all"``: every field
+        of a mark right.
     """
     seen, wanted = _rows(encoder, domain, train)
     generator = generator_for(seed, "probe", encoder.name, domain)
@@ -68,16 +68,16 @@ def readable(
 
 
 def _figures(right: np.ndarray, there: np.ndarray, fields: list[str]) -> dict[str, float]:
-    found = {field: float(right[there[:, i], i].mean()) for i, field in enumerate(fields)}
+    accuracy = {field: float(right[there[:, i], i].mean()) for i, field in enumerate(fields)}
     digits = [fields.index("tens"), fields.index("units")]
     numbers = there[:, digits].all(axis=1)
-    found["number"] = float(right[numbers][:, digits].all(axis=1).mean())
-    found["all"] = float(right.all(axis=1).mean())
-    return {name: round(value, 3) for name, value in found.items()}
+    accuracy["number"] = float(right[numbers][:, digits].all(axis=1).mean())
+    accuracy["all"] = float(right.all(axis=1).mean())
+    return {name: round(value, 3) for name, value in accuracy.items()}
 
 
 def _rows(encoder: Encoder, domain: str, pictures: Sequence[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every mark: the best token, the mean of the tokens on it, and its box; and its classes."""
+    """Returns for every mark a row (best token, mean of the tokens on it, its box), and its classes."""
     pool = make_pool(encoder, pictures)
     tokens = encoded(encoder, pool).numpy()
     rows, wanted = [], []

@@ -1,4 +1,4 @@
-"""What can be asked of a picture, with its exact answer; and a picture's label as plain text."""
+"""Questions about a picture with exact answers; and a picture's label as plain text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TASKS: Final = {
     "general-kind": "none", "general-colour": "none", "general-shape": "none", "general-count": "none",
     "general-side": "none", "general-digit": "none",
 }  # fmt: skip
-"""Task -> the domain that it tests. ``general-kind`` is asked of the pictures of every domain."""
+"""Task -> the domain that it tests. ``general-kind`` is asked about the pictures of every domain."""
 LISTS: Final = ("chart-table", "table-row", "document-line", "document-formula")
-"""Tasks whose answers write several things down."""
+"""Tasks whose answers list several things."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Question:
 
     Args:
         task: A key of ``TASKS``.
-        text: Words; what is looked up comes last.
-        answer: Words.
-        sources: Which of the picture's marks each word of the answer is read from; -1 for none. Empty: not known.
+        text: Words of the question; what has to be looked up comes last.
+        answer: Words of the right answer.
+        sources: Index of the mark that each word of the answer is read from; -1 for none. Empty when not known.
     """
 
     task: str
@@ -43,31 +43,31 @@ class Question:
 
 
 def questions_of(picture: Picture) -> tuple[Question, ...]:
-    """Returns everything that can be asked.
+    """Returns all questions about a picture.
 
     Args:
         picture: The picture.
 
     Returns:
-        The questions in a fixed order; none has two right answers.
+        The questions in a fixed order; each has exactly one right answer.
     """
     return (*_ASKERS[picture.kind](picture.truth), Question("general-kind", "what is shown ?", picture.kind))
 
 
 def as_text(picture: Picture) -> str:
-    """The label as words: what the language model reads in place of a picture while it learns to look things up.
+    """Writes the label as words, which replace the picture while the language model learns to look things up.
 
     Args:
         picture: The picture.
 
     Returns:
-        Such as ``bar Jan 1 2 ; Feb 0 7``.
+        A text such as ``bar Jan 1 2 ; Feb 0 7``.
     """
-    return f"{picture.kind} {_TELLERS[picture.kind](picture.truth)}"
+    return f"{picture.kind} {_LABEL_TEXTS[picture.kind](picture.truth)}"
 
 
 def formula_words(truth: Truth) -> str:
-    r"""Returns a formula in LaTeX, words apart: ``\frac { 3 } { 5 } + 7 ^ { 2 }``."""
+    r"""Writes a formula in LaTeX, with spaces between its words: ``\frac { 3 } { 5 } + 7 ^ { 2 }``."""
     one, other = (_term_words(term["form"], term["numbers"]) for term in truth["terms"])
     return f"{one} {truth['operator']} {other}"
 
@@ -82,7 +82,7 @@ def _term_words(form: str, numbers: list[int]) -> str:
 
 
 def _chart(truth: Truth) -> list[Question]:
-    # Marks: of each item its name, then its value.
+    # Marks: for each item its name, then its value.
     names, values = truth["names"], truth["values"]
     found = [
         Question("chart-value", f"value of {name}", two_digits(value), (2 * i + 1,) * 2)
@@ -100,7 +100,7 @@ def _pairs(truth: Truth) -> str:
 
 
 def _table(truth: Truth) -> list[Question]:
-    # Marks: the head row, then of each row its name and its cells.
+    # Marks: the header row, then for each row its name and its cells.
     found = []
     wide = len(truth["columns"])
     for i, (row, values) in enumerate(zip(truth["rows"], truth["values"], strict=True)):
@@ -115,7 +115,7 @@ def _table(truth: Truth) -> list[Question]:
 
 
 def _page(truth: Truth) -> list[Question]:
-    # Marks: three words a line.
+    # Marks: three words per line.
     found = []
     for number, (first, second, value) in enumerate(truth["lines"], start=1):
         words = (first, second, two_digits(int(value)))
@@ -145,7 +145,7 @@ def _formula(truth: Truth) -> list[Question]:
 
 
 def _number_sources(pieces: list[str], place: int) -> list[int]:
-    """Digits come from the number that they stand in; a number ends where another word begins."""
+    """Returns for each word the number that its digit belongs to; a number ends where another word begins."""
     found = []
     for i, piece in enumerate(pieces):
         if not piece.isdigit() and i and pieces[i - 1].isdigit():
@@ -167,7 +167,7 @@ def _digit(truth: Truth) -> list[Question]:
     return [Question("general-digit", "which number ?", digits(truth["digit"]))]
 
 
-def _told_table(truth: Truth) -> str:
+def _table_text(truth: Truth) -> str:
     return " ; ".join(
         f"{row} {column} {two_digits(value)}"
         for row, values in zip(truth["rows"], truth["values"], strict=True)
@@ -175,12 +175,12 @@ def _told_table(truth: Truth) -> str:
     )
 
 
-def _told_page(truth: Truth) -> str:
+def _page_text(truth: Truth) -> str:
     lines = ((number, *line) for number, line in enumerate(truth["lines"], start=1))
     return " ; ".join(f"line {n} {first} {second} {two_digits(int(value))}" for n, first, second, value in lines)
 
 
-def _told_shapes(truth: Truth) -> str:
+def _shapes_text(truth: Truth) -> str:
     return f"{truth['shape']} {truth['colour']} {digits(truth['count'])} {truth['side']}".strip()
 
 
@@ -188,8 +188,8 @@ _ASKERS: Final[dict[str, Callable[[Truth], list[Question]]]] = {
     "bar": _chart, "line": _chart, "pie": _chart, "table": _table, "page": _page, "formula": _formula,
     "shapes": _shapes, "digit": _digit,
 }  # fmt: skip
-_TELLERS: Final[dict[str, Callable[[Truth], str]]] = {
-    "bar": _pairs, "line": _pairs, "pie": _pairs, "table": _told_table, "page": _told_page, "formula": formula_words,
-    "shapes": _told_shapes, "digit": lambda truth: digits(truth["digit"]),
+_LABEL_TEXTS: Final[dict[str, Callable[[Truth], str]]] = {
+    "bar": _pairs, "line": _pairs, "pie": _pairs, "table": _table_text, "page": _page_text, "formula": formula_words,
+    "shapes": _shapes_text, "digit": lambda truth: digits(truth["digit"]),
 }  # fmt: skip
 assert list(_ASKERS) == list(KINDS)

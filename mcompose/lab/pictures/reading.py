@@ -1,7 +1,7 @@
-"""What an expert learns: to say, of every patch, what is written there.
+"""Training targets of an expert: the words that are written in every patch.
 
 The words of a picture are marks with boxes. A patch belongs to the mark that covers most of it, and linear heads, one
-a field, name that mark's words from the patch's token. The heads are thrown away; the encoder stays.
+per field, predict that mark's words from the patch's token. The heads are discarded; the encoder is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mcompose.lab.pictures.encoders import Encoder
 from mcompose.lab.pictures.picture import Mark, Picture
 from mcompose.lab.pictures.sources import COLUMN_NAMES, ROW_NAMES
 
-__all__ = ["FIELDS", "Pool", "classes", "encoded", "homes", "make_pool", "overlaps"]
+__all__ = ["FIELDS", "Pool", "classes", "encoded", "make_pool", "overlaps", "token_marks"]
 
 _DIGITS: Final = tuple(str(n) for n in range(10))
 _NAMES: Final = tuple(dict.fromkeys((*ROW_NAMES, *COLUMN_NAMES)))
@@ -35,7 +35,7 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "units": _DIGITS,
     },
 }
-"""Domain -> field -> the words that it may be; class 0 of a head is "nothing", so word i is class i + 1."""
+"""Domain -> field -> its possible words; class 0 of a head is "nothing", so word i is class i + 1."""
 
 _CHUNK: Final = 250
 _LEAST_SHARE: Final = 0.12
@@ -44,13 +44,13 @@ _IGNORED: Final = -100
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures of one domain, ready for an encoder.
+    """Pictures of one domain, prepared for an encoder.
 
     Args:
-        inputs: The encoder's inputs; floats are kept as halves.
-        targets: Class of every token and field, (pictures, tokens, fields); -100 where nothing is asked.
-        boxes: Where each token looks, (pictures, tokens, 4).
-        pictures: The pictures themselves.
+        inputs: Inputs of the encoder by name; floats are kept in half precision.
+        targets: Class of every token and field, (pictures, tokens, fields); -100 where a token has no target.
+        boxes: Box of each token's patch, (pictures, tokens, 4).
+        pictures: The pictures.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -65,15 +65,15 @@ class Pool:
 
 
 def make_pool(encoder: Encoder, pictures: Sequence[Picture], *, domain: str | None = None) -> Pool:
-    """Prepares pictures.
+    """Prepares pictures for an encoder.
 
     Args:
-        encoder: What will see them.
+        encoder: Encoder to prepare them for.
         pictures: Pictures of one domain.
-        domain: Whose fields are asked; None for none.
+        domain: Domain whose fields are the targets; None for no targets.
 
     Returns:
-        The pool.
+        The prepared pictures.
     """
     parts: list[dict[str, torch.Tensor]] = []
     boxes, targets = [], []
@@ -92,14 +92,14 @@ def make_pool(encoder: Encoder, pictures: Sequence[Picture], *, domain: str | No
 
 
 def overlaps(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
-    """Returns how much of each token's patch lies in each mark.
+    """Computes the share of each token's patch that each mark covers.
 
     Args:
         marks: The marks.
-        boxes: Boxes of the tokens, (tokens, 4).
+        boxes: Boxes of the tokens' patches, (tokens, 4).
 
     Returns:
-        Shares of the patch, (tokens, marks).
+        Shares of the patches, 0 to 1, (tokens, marks).
     """
     held = np.array([mark.box for mark in marks], dtype=np.float64)
     low = np.maximum(boxes[:, None, :2], held[None, :, :2])
@@ -109,22 +109,22 @@ def overlaps(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
 
 
 def _targets(marks: Sequence[Mark], boxes: np.ndarray, domain: str) -> np.ndarray:
-    said = np.array([classes(mark, domain) for mark in marks])
-    best = homes(marks, boxes)
-    found = said[best]
-    found[best < 0] = [0] + [_IGNORED] * (len(FIELDS[domain]) - 1)
-    return found
+    labels = np.array([classes(mark, domain) for mark in marks])
+    best = token_marks(marks, boxes)
+    targets = labels[best]
+    targets[best < 0] = [0] + [_IGNORED] * (len(FIELDS[domain]) - 1)
+    return targets
 
 
-def homes(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
+def token_marks(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
     """Returns the mark that each token belongs to.
 
     Args:
         marks: The marks.
-        boxes: Boxes of the tokens, (tokens, 4).
+        boxes: Boxes of the tokens' patches, (tokens, 4).
 
     Returns:
-        The mark that covers most of the token's patch, or -1 where none covers enough of it, (tokens,).
+        Index of the mark that covers most of the token's patch, or -1 where none covers enough of it, (tokens,).
     """
     if not marks:
         return np.full(len(boxes), -1)
@@ -133,7 +133,7 @@ def homes(marks: Sequence[Mark], boxes: np.ndarray) -> np.ndarray:
 
 
 def classes(mark: Mark, domain: str) -> list[int]:
-    """Class of a mark in each field of its domain; 0 where it has none."""
+    """Returns the class of a mark in each field of its domain; 0 where it has none."""
     return [
         names.index(mark.fields[field]) + 1 if field in mark.fields else 0 for field, names in FIELDS[domain].items()
     ]
@@ -141,6 +141,6 @@ def classes(mark: Mark, domain: str) -> list[int]:
 
 @torch.no_grad()
 def encoded(encoder: Encoder, pool: Pool) -> torch.Tensor:
-    """Tokens of all pictures, (pictures, tokens, width)."""
+    """Returns the tokens of all pictures, (pictures, tokens, width)."""
     count = len(pool.pictures)
     return torch.cat([encoder.encode(pool.rows(slice(at, at + _CHUNK))) for at in range(0, count, _CHUNK)])

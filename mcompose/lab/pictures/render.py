@@ -1,4 +1,4 @@
-"""All kinds of pictures behind one function."""
+"""Renders any kind of picture by one function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def render(kind: str, generator: np.random.Generator, *, split: str = "train") -
     Args:
         kind: A key of ``RENDERERS``.
         generator: Source of randomness.
-        split: "train" or "test": which real records it may show.
+        split: "train" or "test": the real records that it may show.
 
     Returns:
         The picture.
@@ -55,9 +55,9 @@ def render_many(domain: str, count: int, *, seed: int, purpose: str, split: str 
 
     Args:
         domain: One of ``DOMAINS``.
-        count: How many.
+        count: Number of pictures.
         seed: The family's seed.
-        purpose: Names the drawing; other purposes draw other pictures.
+        purpose: Name of the use; different purposes give different pictures.
         split: "train" or "test".
 
     Returns:

@@ -1,4 +1,4 @@
-"""General pictures that no expert is for: coloured shapes, and a large handwritten digit."""
+"""General pictures outside the experts' domains: coloured shapes, and a large handwritten digit."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _NOISE: Final = 6
 
 
 def render_shapes(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns one to three like shapes of one colour.
+    """Draws one to three equal shapes of one colour.
 
     Args:
-        generator: Decides what and where.
-        source: Not used: the pictures are made up.
+        generator: Source of randomness.
+        source: Not used, since the pictures show no data.
         split: Not used.
 
     Returns:
-        The picture; its truth is ``{"shape", "colour", "count", "side"}``; the side is empty for several shapes.
+        The picture; its ``truth`` is ``{"shape", "colour", "count", "side"}``; the side is empty for several shapes.
     """
     del source, split
     colour = list(COLOURS)[int(generator.integers(len(COLOURS)))]
@@ -56,15 +56,15 @@ def render_shapes(generator: np.random.Generator, source: Source, *, split: str 
 
 
 def render_digit(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a handwritten digit of scikit-learn's, enlarged to most of the picture.
+    """Draws one of scikit-learn's handwritten digits, enlarged to most of the picture.
 
     Args:
-        generator: Decides which and how.
-        source: Not used: the digits are real themselves.
-        split: Every fourth image is kept for the test side.
+        generator: Source of randomness.
+        source: Not used, since the digits are the data.
+        split: "train" or "test"; every fourth image is kept for "test".
 
     Returns:
-        The picture; its truth is ``{"digit"}``.
+        The picture; its ``truth`` is ``{"digit"}``.
     """
     del source
     images, targets = _digits()

@@ -1,4 +1,4 @@
-"""What the family ``pictures`` is made with. Everything that changes its bytes is here; its digest names the cache."""
+"""Settings of the family ``pictures``: everything that changes its bytes. Their digest is what the cache compares."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class PicturesData:
     """Sizes of the data on disk.
 
     Args:
-        test: Held-out pictures a domain.
-        questions: Questions a task.
-        train: Pictures a domain that are kept for alignment.
-        asked: Training records a picture, at most.
+        test: Held-out pictures per domain.
+        questions: Questions per task.
+        train: Pictures per domain for alignment.
+        asked: Largest number of training records per picture.
     """
 
     test: int = 240
@@ -34,24 +34,24 @@ class PicturesData:
 
 @dataclass(frozen=True)
 class PicturesSettings:
-    """The whole family.
+    """Settings of the whole family.
 
     Args:
         name: Name of the family.
-        version: Raised when the code changes what the same settings give.
-        width: Width of the language model.
-        layers: Its decoder layers.
-        pool: Pictures a domain that encoders and the base learn from.
-        checked: Held-out pictures a domain behind each figure.
+        version: Increased when a change of the code makes the same settings give other bytes.
+        width: Hidden size of the language model.
+        layers: Number of decoder layers of the language model.
+        pool: Pictures per domain that encoders and the base are trained on.
+        checked: Held-out pictures per domain for each figure that is measured during the making.
         experts: Domain -> training of its expert.
         general: Training of the general encoder.
-        general_side: It sees pictures with so many pixels a side.
-        general_reads: Whether it is taught to read too, and the general model where to look for what is written.
+        general_side: Height and width that the general encoder resizes pictures to, in pixels.
+        general_reads: Whether the general encoder is trained to read, too, and the general model where to look.
         base: Training of the general model, on pictures, marks and words in turn.
-        base_blind: Share of its steps that come before pictures, when it learns from marks and words to look things up.
-        base_general: Share of pictures of no expert's domain among those it is trained on.
-        probe: Training of the read-outs behind the figures.
-        probed: Training pictures that a read-out learns from.
+        base_blind: Share of its first steps without pictures, in which it learns to look things up in marks and words.
+        base_general: Share of its training pictures that are outside the experts' domains.
+        probe: Training of the read-outs that the figures are measured with.
+        probed: Number of pictures that a read-out is trained on.
         data: Sizes of the data on disk.
     """
 
@@ -79,10 +79,10 @@ class PicturesSettings:
     data: PicturesData = PicturesData()
 
     def digest(self, seed: int) -> str:
-        """Names the family that these settings and a seed give.
+        """Identifies the family that these settings and a seed give.
 
         Args:
-            seed: The seed.
+            seed: Seed of the family.
 
         Returns:
             16 hexadecimal digits.
@@ -100,5 +100,5 @@ READING = PicturesSettings(
     base_blind=0.3,
     base_general=0.25,
 )
-"""The general model reads what its encoder resolves, as large ones do: the premise under which experts' tokens are
-neglected, and masking the general ones was proposed."""
+"""Settings under which the general model reads what its encoder resolves, as large ones do. Then a model tends to
+ignore the experts' tokens, which is why masking general tokens was proposed."""

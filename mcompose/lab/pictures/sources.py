@@ -1,8 +1,8 @@
-"""Real numbers for pictures: the tables inside the package ``vega-datasets`` (MIT), read without importing it.
+"""Real numbers for pictures: the tables in the package ``vega-datasets`` (MIT), read without importing it.
 
-A source is a list of records: a car, a day, a flower, a month. A figure is the mean over a few records of one group,
-in the source's own unit, rounded to 0..99. A quarter of the records is kept for the test side, so no number of a test
-picture comes from a record that training has seen.
+A source is a list of records: a car, a day, a flower, a month. A figure is the mean over a few records of one group, in
+the source's unit, rounded to 0..99. A quarter of the records is held out, so no number in a test picture comes from a
+record that is used for training.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _STOCK_YEARS: Final = ("2005", "2006", "2007", "2008", "2009")
 _JOB_YEARS: Final = ("2006", "2008", "2010", "2012", "2014")
 
 ROW_NAMES: Final = (*_MONTHS, *_BRANDS.values(), *_SITES.values(), "set", "ver", "vir", *_SYMBOLS, *_SECTORS.values())
-"""Every name that a row may have; at most four letters, so that all fit a picture."""
+"""All names of rows; at most four letters each, so that they fit into a picture."""
 COLUMN_NAMES: Final = (*_WEATHER, *_CARS, *_FLOWERS, "1931", "1932", *_STOCK_YEARS, "2010", "2012", "2014")
-"""Every name that a column may have."""
+"""All names of columns."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Source:
 
     Args:
         name: Name of the data set.
-        rows: Group names.
-        columns: Names of what is measured.
+        rows: Names of the groups of records.
+        columns: Names of the measured quantities.
         values: (row, column) -> one value per record, in order, as float.
     """
 
@@ -65,13 +65,13 @@ class Source:
     values: Mapping[tuple[str, str], np.ndarray]
 
     def figure(self, row: str, column: str, *, split: str, generator: np.random.Generator) -> int:
-        """Returns one number.
+        """Draws one number: the mean over a few records.
 
         Args:
-            row: The group.
-            column: What is measured.
-            split: "train" or "test": which records are drawn from.
-            generator: Draws the records.
+            row: Name of the group.
+            column: Name of the measured quantity.
+            split: "train" or "test": the records to draw from.
+            generator: Source of randomness that draws the records.
 
         Returns:
             Their mean, 0 to 99.
@@ -85,12 +85,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Figures:
-    """Numbers to be drawn.
+    """A small table of numbers to draw.
 
     Args:
-        rows: Their names.
-        columns: Their names.
-        values: Row after row.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        values: Values of each row, one row after the other.
     """
 
     rows: tuple[str, ...]
@@ -102,11 +102,11 @@ def draw_figures(source: Source, *, rows: int, columns: int, split: str, generat
     """Draws a small table.
 
     Args:
-        source: Where from.
-        rows: At most so many rows, fewer when the source has fewer; in the source's order.
-        columns: The same for columns.
+        source: Source of the numbers.
+        rows: Number of rows, fewer when the source has fewer; they keep the source's order.
+        columns: Number of columns, likewise.
         split: "train" or "test".
-        generator: Chooses rows, columns and records.
+        generator: Source of randomness that chooses rows, columns and records.
 
     Returns:
         The table.

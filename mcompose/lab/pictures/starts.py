@@ -1,7 +1,7 @@
-"""How a small encoder begins, so that it learns to read within a minute.
+"""Initial values with which a small encoder learns to read within a minute.
 
 The patch embedding starts as the whitened principal components of real patches, and positions start as sines and
-cosines over rows and columns. Fresh weights of the usual size need several times the steps for the same reading.
+cosines over rows and columns. The usual random initialisation needs several times as many steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def start(encoder: Encoder, pool: Pool, *, generator: np.random.Generator) -> No
     """Sets patch embedding and positions of a fresh encoder.
 
     Args:
-        encoder: Changed in place.
-        pool: Pictures whose patches are measured.
-        generator: Chooses the patches.
+        encoder: Encoder, changed in place.
+        pool: Pictures whose patches give the principal components.
+        generator: Source of randomness that chooses the patches.
     """
     model: Any = encoder.model
     weight, bias = _whitening(_patches(encoder, pool, generator), encoder.width)
@@ -78,7 +78,7 @@ def _whitening(patches: np.ndarray, width: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def _waves(count: int, width: int) -> torch.Tensor:
-    """(count, width): pairs of sine and cosine, from a wave of two places to one of forty."""
+    """Returns pairs of sine and cosine, with wavelengths from two to forty positions, (count, width)."""
     places = np.arange(count)[:, None]
     lengths = np.geomspace(3, 40, width // 4)
     angles = 2 * np.pi * places / lengths

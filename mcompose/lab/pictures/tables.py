@@ -18,15 +18,15 @@ _RULES: Final = ("all", "rows", "head", "stripes", "none")
 
 
 def render_table(generator: np.random.Generator, source: Source, *, split: str = "train") -> Picture:
-    """Returns a table.
+    """Draws a table.
 
     Args:
-        generator: Decides numbers and looks.
-        source: Where the numbers come from.
-        split: Side of the records.
+        generator: Source of randomness for numbers and style.
+        source: Source of the numbers.
+        split: "train" or "test": the records that it may show.
 
     Returns:
-        The picture; its truth is ``{"rows", "columns", "values"}``.
+        The picture; its ``truth`` is ``{"rows", "columns", "values"}``.
     """
     figures = draw_figures(
         source, rows=int(generator.integers(2, 5)), columns=int(generator.integers(2, 4)), split=split,
@@ -55,7 +55,7 @@ def render_table(generator: np.random.Generator, source: Source, *, split: str =
 
 
 def _grid(columns: int, rows: int, generator: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Borders of columns and rows, in cells; the name column first, the head row first."""
+    """Returns the borders of columns and rows, in cells; first those of the name column and of the header row."""
     wide = 2 * (columns + 1)
     left = int(generator.integers(0, _CELLS - wide + 1))
     step = 1 if rows == 4 or generator.random() < 0.6 else 2

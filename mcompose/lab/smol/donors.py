@@ -1,12 +1,12 @@
-"""The family ``smol``: training of the donors in LLaVA's two stages after a start, and of decoupled ones beside them.
+"""The family ``smol``: trains the donors in LLaVA's two stages after an initialisation, and decoupled ones beside them.
 
-0. The projector is brought near the words of the kinds, without running the language model.
-1. Projector alone, over the frozen base.
-2. The linear layers of the language model, whole and not low-rank (merging needs deltas), and the projector where the
-   settings say so.
+0. The projector is fitted to the embeddings of the kinds' names, without running the language model.
+1. The projector alone is trained, over the frozen base.
+2. The linear layers of the language model are trained, in full and not as low-rank adapters (merging needs deltas), and
+   the projector if the settings say so.
 
 A decoupled donor starts from the same stage 1 and takes the same steps on the same questions. Encoders are frozen, so
-their features are computed once. A donor is asked about one input of its own modality and never about two.
+their features are computed once. A donor is asked about one input of its modality and never about two.
 
 Paper: LLaVA, arXiv 2304.08485 (two stages); DAMC, arXiv 2402.12750 (decoupled parameters).
 """
@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mcompose.lab.decoupled import give_group, route_arguments
-from mcompose.lab.fit import answer_loss, fit, linears
+from mcompose.lab.decoupled import add_group, route_arguments
+from mcompose.lab.fit import answer_loss, fit, tuned_weights
 from mcompose.lab.questions import Question
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
@@ -34,7 +34,8 @@ from mcompose.lab.towers import Donor
 from mcompose.modalities import PLACEHOLDERS
 
 __all__ = [
-    "Seen", "see", "settle", "single_accuracy", "train_language", "train_points", "train_projector", "train_reader",
+    "EncodedItems", "encode_items", "scale_projector", "single_accuracy", "train_language", "train_points",
+    "train_projector", "train_reader",
 ]  # fmt: skip
 
 _CHUNK: Final = 64
@@ -42,19 +43,19 @@ _SHARPNESS: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What an encoder makes of some items.
+class EncodedItems:
+    """Features of some items.
 
     Args:
-        features: (items, tokens, width).
-        places: Kind -> places of its items.
+        features: Output of the encoder, (items, tokens, width).
+        places: Kind -> indices of its items.
     """
 
     features: torch.Tensor
     places: dict[int, np.ndarray]
 
     def pick(self, questions: list[Question], generator: np.random.Generator) -> torch.Tensor:
-        """Features of one item a question, of the kind that it is about."""
+        """Picks an item of the right kind for each question; returns its features."""
         index = []
         for question in questions:
             own = self.places[question.numbers[0]]
@@ -62,26 +63,26 @@ class Seen:
         return self.features[torch.tensor(index)]
 
 
-def see(donor: Donor, items: Items) -> Seen:
+def encode_items(donor: Donor, items: Items) -> EncodedItems:
     """Encodes items with a donor's frozen encoder."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(items.values), _CHUNK):
             parts.append(donor.encode(donor.prepare(items.values[start : start + _CHUNK])).float())
-    return Seen(torch.cat(parts), items.places())
+    return EncodedItems(torch.cat(parts), items.places())
 
 
 def train_points(
     donor: Donor, items: Items, fitting: FitSettings, *, seed: int, progress: Callable[[float], None] | None = None
 ) -> None:
-    """Teaches the point encoder to tell kinds from each of its tokens; the classifier is thrown away.
+    """Trains the point encoder to classify the kind from each of its tokens; the classifier is discarded.
 
     Args:
-        donor: Its encoder is trained in place.
+        donor: Donor whose encoder is trained in place.
         items: Altered copies of training clouds.
-        fitting: Steps, rate and batch.
+        fitting: Steps, learning rate and batch size.
         seed: The family's seed.
-        progress: Told the share that is done.
+        progress: Called with the finished share, 0 to 1.
     """
     generator = generator_for(seed, "smol encoder", donor.modality)
     encoder = getattr(donor.model.model, donor.tower)
@@ -100,16 +101,21 @@ def train_points(
 
 
 def train_projector(
-    donor: Donor, seen: Seen, fitting: FitSettings, *, seed: int, progress: Callable[[float], None] | None = None
+    donor: Donor,
+    seen: EncodedItems,
+    fitting: FitSettings,
+    *,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Stage 1.
+    """Runs stage 1: trains the projector.
 
     Args:
-        donor: With the base's language model; its projector is trained in place.
-        seen: The training items.
-        fitting: Steps, rate and batch.
+        donor: Donor with the base's language model; its projector is trained in place.
+        seen: Features of the training items.
+        fitting: Steps, learning rate and batch size.
         seed: The family's seed.
-        progress: Told the share that is done.
+        progress: Called with the finished share, 0 to 1.
     """
     model: Any = donor.model
     model.requires_grad_(requires_grad=False)
@@ -119,17 +125,17 @@ def train_projector(
 
 
 @torch.no_grad()
-def settle(projector: Any, features: torch.Tensor, *, like: torch.Tensor) -> None:
-    """Fits a fresh projector to the scale of what it reads and of what reads it.
+def scale_projector(projector: Any, features: torch.Tensor, *, like: torch.Tensor) -> None:
+    """Scales a fresh projector to its inputs and to the embeddings that its outputs join.
 
     Encoders differ in scale, and some channels of a ViT are a hundred times as large as others; a short stage 1 would
-    go into learning that.
+    be spent on learning that.
 
     Args:
-        projector: Two linear layers, changed in place: the first sees features of mean 0 and deviation 1, and tokens
-            come out as large as embeddings.
-        features: (items, tokens, width).
-        like: Embeddings, (words, width).
+        projector: Two linear layers, changed in place: afterwards the first sees features of mean 0 and standard
+            deviation 1, and the outputs are as large as embeddings.
+        features: Output of the encoder, (items, tokens, width).
+        like: Embeddings of words, (words, width).
     """
     flat = features.flatten(0, 1)
     middle, spread = flat.mean(0), flat.std(0).clamp_min(1e-4)
@@ -141,22 +147,21 @@ def settle(projector: Any, features: torch.Tensor, *, like: torch.Tensor) -> Non
     last.weight *= like.std() / projector(features[:_CHUNK]).std()
 
 
-def train_reader(donor: Donor, seen: Seen, fitting: FitSettings, *, seed: int) -> None:
-    """Brings the projector near the words of the kinds, without running the language model: seconds, not minutes.
+def train_reader(donor: Donor, seen: EncodedItems, fitting: FitSettings, *, seed: int) -> None:
+    """Trains the projector to the embeddings of the kinds' names, without the language model: seconds, not minutes.
 
-    Each token is compared with the embeddings of the kinds' names. The language model can read what comes out, roughly;
-    the stages do the rest.
+    Each token is compared with these embeddings. The language model can roughly read the result; the stages improve it.
 
     Args:
-        donor: Its projector is trained in place.
-        seen: The training items.
-        fitting: Steps, rate and batch.
+        donor: Donor whose projector is trained in place.
+        seen: Features of the training items.
+        fitting: Steps, learning rate and batch size.
         seed: The family's seed.
     """
     model: Any = donor.model
     projector = model.model.multi_modal_projector
     embeddings = model.get_input_embeddings().weight.detach()
-    settle(projector, seen.features, like=embeddings)
+    scale_projector(projector, seen.features, like=embeddings)
     names = donor.processor.tokenizer([f" {kind}" for kind in KINDS], add_special_tokens=False)["input_ids"]
     words = embeddings[torch.tensor([name[0] for name in names])]
     words = F.normalize(words - words.mean(0), dim=-1)
@@ -175,28 +180,28 @@ def train_reader(donor: Donor, seen: Seen, fitting: FitSettings, *, seed: int) -
 
 def train_language(
     donor: Donor,
-    seen: Seen,
+    seen: EncodedItems,
     fitting: FitSettings,
     *,
     seed: int,
     decouple: bool = False,
     train_projector: bool = False,
 ) -> None:
-    """Stage 2.
+    """Runs stage 2: trains the linear layers of the language model.
 
     Args:
-        donor: After stage 1; trained in place.
-        seen: The training items.
-        fitting: Steps, rate and batch.
+        donor: Donor after stage 1; trained in place.
+        seen: Features of the training items.
+        fitting: Steps, learning rate and batch size.
         seed: The family's seed.
-        decouple: Tokens of the medium use linears of their own, trained along with those of the text.
-        train_projector: Whether the projector goes on learning.
+        decouple: Whether tokens of the medium use linear layers of their own, trained together with those of the text.
+        train_projector: Whether the projector is trained, too.
     """
     model: Any = donor.model
     model.requires_grad_(requires_grad=False)
     if decouple:
-        give_group(donor)
-    trained = linears(model.model.language_model)
+        add_group(donor)
+    trained = tuned_weights(model.model.language_model)
     if train_projector:
         trained += model.model.multi_modal_projector.parameters()
     for values in trained:
@@ -206,29 +211,31 @@ def train_language(
     model.requires_grad_(requires_grad=False).eval()
 
 
-def single_accuracy(donor: Donor, seen: Seen, *, seed: int, count: int) -> dict[str, float]:
-    """Returns what a donor makes of held-out items.
+def single_accuracy(donor: Donor, seen: EncodedItems, *, seed: int, count: int) -> dict[str, float]:
+    """Measures a donor on held-out items.
 
     Args:
         donor: The trained donor.
-        seen: The held-out items.
+        seen: Features of the held-out items.
         seed: The family's seed.
         count: Questions of each task.
 
     Returns:
-        Single task -> share answered right.
+        Single task -> share of right answers.
     """
     generator = generator_for(seed, "smol single accuracy", donor.modality)
-    found = {}
+    accuracy = {}
     for task in SINGLE_TASKS:
         questions = [ask(task, (donor.modality,), generator=generator) for _ in range(count)]
         with torch.no_grad(), fast():
             ids, logits = _answer(donor, questions, seen.pick(questions, generator))
-        found[task] = float((logits[:, 0].argmax(-1) == ids[:, -2]).float().mean())
-    return found
+        accuracy[task] = float((logits[:, 0].argmax(-1) == ids[:, -2]).float().mean())
+    return accuracy
 
 
-def _loss(donor: Donor, seen: Seen, fitting: FitSettings, *, generator: np.random.Generator) -> Callable[..., Any]:
+def _loss(
+    donor: Donor, seen: EncodedItems, fitting: FitSettings, *, generator: np.random.Generator
+) -> Callable[..., Any]:
     def loss() -> torch.Tensor:
         tasks = generator.integers(len(SINGLE_TASKS), size=fitting.batch)
         questions = [ask(SINGLE_TASKS[i], (donor.modality,), generator=generator) for i in tasks]
@@ -241,7 +248,7 @@ def _loss(donor: Donor, seen: Seen, fitting: FitSettings, *, generator: np.rando
 
 
 def _answer(donor: Donor, questions: list[Question], features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of prompts and answers, and scores of answer and end: the model's forward from its encoder's tokens on."""
+    """Runs the model from the encoder's tokens on; returns ids of prompts and answers, and logits of answer and end."""
     model: Any = donor.model
     tokenizer, place = donor.processor.tokenizer, PLACEHOLDERS[donor.modality]
     said = f"{donor.modality}: {place * donor.tokens}"

@@ -1,4 +1,4 @@
-"""Reads two pretrained encoders from the formats of their packages, and names their weights as transformers does."""
+"""Reads two pretrained encoders from the formats of their packages, and renames their weights as in transformers."""
 
 import struct
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _LINEARS = {"self_attention/linear_1": "self_attn.out_proj", "ffn/linear_0": "fc
 
 
 def _ctranslate2_tensors(parts: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """Walks a CTranslate2 model file, given in parts."""
+    """Yields the tensors of a CTranslate2 model file, given in parts."""
     data = b"".join(part.read_bytes() for part in parts)
     position = 4  # the format's version
 
@@ -47,13 +47,13 @@ def _ctranslate2_tensors(parts: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def whisper_weights(parts: list[Path]) -> dict[str, torch.Tensor]:
-    """Returns the encoder of a Whisper model in CTranslate2's format.
+    """Reads the encoder of a Whisper model in CTranslate2's format.
 
     Args:
-        parts: The model file, in parts.
+        parts: Files that together are the model file, in order.
 
     Returns:
-        transformers' names, relative to the encoder, in float32.
+        Weights in float32 by transformers' names, relative to the encoder.
     """
     weights: dict[str, torch.Tensor] = {}
     for name, array in _ctranslate2_tensors(parts):
@@ -85,13 +85,13 @@ def _whisper_names(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch
 
 
 def dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the backbone of a DINOv2-shaped ViT in ONNX; matrices are found by the names of the nodes that use them.
+    """Reads the backbone of a DINOv2-shaped ViT from ONNX; matrices are found by the names of the nodes that use them.
 
     Args:
         path: The ONNX file.
 
     Returns:
-        transformers' names of ``Dinov2Model``, in float32.
+        Weights in float32 by the names of ``Dinov2Model`` in transformers.
     """
     import onnx  # noqa: PLC0415 - an extra
     from onnx import numpy_helper  # noqa: PLC0415 - an extra

@@ -1,7 +1,7 @@
 """Makes the family ``smol``: SmolLM2-135M tuned on text questions, and donors that see, hear and touch objects.
 
-Packages come once into the cache (``smol_assets``), where the tuned base and the sampled meshes are kept, too. One
-process, one thread: the bytes depend on the seed, the settings and the versions of torch and transformers alone.
+Packages are downloaded once into the cache (``smol/assets``), which also keeps the tuned base and the sampled meshes.
+One process, one thread: the bytes depend only on the seed, the settings and the versions of torch and transformers.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def make_smol(
     progress: OnShare | None = None,
     parts: SmolParts | None = None,
 ) -> LabFamily:
-    """Makes the family, or opens it when it is there already.
+    """Makes the family, or opens it if it exists.
 
     Args:
-        folder: Where to; a folder that holds anything else is refused.
-        seed: Decides the held-out objects, every trained weight and every question; not the base.
+        folder: Folder of the family; a folder with other contents is refused.
+        seed: Seed of the held-out objects, of every trained weight and of every question, but not of the base.
         settings: Sizes and training; None for those of the report.
-        progress: Told what is being done and the share of everything that is done, 0 to 1.
-        parts: What to build from; None fetches the real packages, a quarter of a gigabyte, once.
+        progress: Called with the name of the current step and the finished share, 0 to 1.
+        parts: Parts to build from; None downloads the real packages, a quarter of a gigabyte, once.
 
     Returns:
         The family.
 
     Raises:
-        OutputError: The folder holds something else, or a family of another seed or other settings.
+        OutputError: The folder contains something else, or a family of another seed or other settings.
         RequestError: A package cannot be fetched, or an extra is not installed.
     """
     settings = settings or SmolSettings()
@@ -77,7 +77,7 @@ def _real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> S
 
 @dataclass(frozen=True)
 class _Work:
-    """One family in the making."""
+    """A family that is being made."""
 
     folder: Path
     settings: SmolSettings
@@ -85,7 +85,7 @@ class _Work:
     seed: int
 
     def items(self, modality: str, split: str) -> Items:
-        """Items of one side; objects of the other are never among them."""
+        """Makes the items of one split; no object is in both splits."""
         from mcompose.lab.smol.media import items_of, split_things  # noqa: PLC0415 - torch, by the towers
 
         train, test = split_things(self.parts.things, share=self.settings.held_out, seed=self.seed)
@@ -105,12 +105,12 @@ def _build(
     single, spent = {}, {}
     for place, modality in enumerate(MODALITIES):
 
-        def told(share: float, *, place: int = place, modality: str = modality) -> None:
+        def report(share: float, *, place: int = place, modality: str = modality) -> None:
             if progress:
                 progress(f"donor {modality}", (place + share) / len(MODALITIES))
 
         started = time.process_time()
-        single[modality] = _donor(work, modality, told=told, held_out=held_out[modality])
+        single[modality] = _donor(work, modality, report=report, held_out=held_out[modality])
         spent[modality] = round(time.process_time() - started, 1)
     return {
         "family": "smol",
@@ -125,7 +125,7 @@ def _build(
     }
 
 
-def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_out: Items) -> dict[str, float]:
+def _donor(work: _Work, modality: str, *, report: Callable[[float], None], held_out: Items) -> dict[str, float]:
     from safetensors.torch import save_file  # noqa: PLC0415 - import cost
 
     from mcompose.lab.checkpoints import save_points_source, save_source  # noqa: PLC0415 - import cost
@@ -139,14 +139,18 @@ def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_ou
         if modality in parts.encoders:
             getattr(donor.model.model, donor.tower).load_state_dict(parts.encoders[modality])
         else:
-            smol_donors.train_points(donor, items, settings.points, seed=seed, progress=lambda s: told(0.2 * s))
-        seen = smol_donors.see(donor, items)
+            smol_donors.train_points(donor, items, settings.points, seed=seed, progress=lambda s: report(0.2 * s))
+        seen = smol_donors.encode_items(donor, items)
         smol_donors.train_reader(donor, seen, settings.reader, seed=seed)
-        smol_donors.train_projector(donor, seen, settings.projector, seed=seed, progress=lambda s: told(0.2 + 0.2 * s))
+        smol_donors.train_projector(
+            donor, seen, settings.projector, seed=seed, progress=lambda s: report(0.2 + 0.2 * s)
+        )
         (folder / _STAGE_ONE).mkdir(exist_ok=True)
         save_file(_projector(donor).state_dict(), folder / _STAGE_ONE / f"{modality}.safetensors")
         smol_donors.train_language(donor, seen, settings.full, seed=seed, train_projector=settings.train_projector)
-        found = smol_donors.single_accuracy(donor, smol_donors.see(donor, held_out), seed=seed, count=settings.checked)
+        found = smol_donors.single_accuracy(
+            donor, smol_donors.encode_items(donor, held_out), seed=seed, count=settings.checked
+        )
     save = save_points_source if modality == "points" else save_source
     save(folder / modality, donor.model, donor.processor)
     return found
@@ -155,16 +159,16 @@ def _donor(work: _Work, modality: str, *, told: Callable[[float], None], held_ou
 def train_smol_decoupled(
     family: LabFamily, settings: SmolSettings, modality: str, *, parts: SmolParts | None = None
 ) -> tuple[Donor, dict[str, float]]:
-    """Trains a decoupled donor from where the shared one of the same modality stood after stage 1.
+    """Trains a decoupled donor, starting from the shared donor of the same modality after stage 1.
 
     Args:
         family: A finished family.
-        settings: What it was made with.
+        settings: Settings that the family was made with.
         modality: Modality of the donor.
-        parts: What the family was built from; None for the real ones.
+        parts: Parts that the family was built from; None for the real ones.
 
     Returns:
-        The donor with its group, and its figures: single tasks, and ``seconds`` of processor time of the training.
+        The donor with its group, and its figures: single tasks, and ``seconds`` of CPU time of the training.
     """
     from safetensors.torch import load_file  # noqa: PLC0415 - import cost
 
@@ -180,17 +184,17 @@ def train_smol_decoupled(
         weights = getattr(shared.model, donor.tower).state_dict()  # encoders are the same before and after training
         getattr(donor.model.model, donor.tower).load_state_dict(weights)
         _projector(donor).load_state_dict(load_file(family.folder / _STAGE_ONE / f"{modality}.safetensors"))
-        seen = smol_donors.see(donor, work.items(modality, "train"))
+        seen = smol_donors.encode_items(donor, work.items(modality, "train"))
         started = time.process_time()
         more = {"decouple": True, "train_projector": settings.train_projector}
         smol_donors.train_language(donor, seen, settings.full, seed=seed, **more)
         figures = {"seconds": round(time.process_time() - started, 3)}
-        held_out = smol_donors.see(donor, work.items(modality, "test"))
+        held_out = smol_donors.encode_items(donor, work.items(modality, "test"))
         return donor, figures | smol_donors.single_accuracy(donor, held_out, seed=seed, count=settings.checked)
 
 
 def _fresh(parts: SmolParts, modality: str, *, base: Path) -> Donor:
-    """Returns a donor over the base's language model, its encoder and projector still fresh."""
+    """Builds a donor with the base's language model and a fresh encoder and projector."""
     from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415 - import cost
 
     from mcompose.lab.numbers.donors import adopt_language_model  # noqa: PLC0415 - import cost

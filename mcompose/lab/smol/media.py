@@ -1,6 +1,6 @@
 """The family ``smol``: items of each modality, split by object and by voice, and their altered copies for training.
 
-What is held out shares no mesh, and no voice, with what is trained on. Held-out items are shown as they are.
+Held-out items share no mesh and no voice with the training items, and are not altered.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ class Items:
     """Items of one modality.
 
     Args:
-        values: As the donor prepares them: uint8 pictures, int16 waves, or float32 clouds.
-        kinds: Place in ``KINDS`` of each.
+        values: Items as the donor's ``prepare`` takes them: uint8 pictures, int16 waves, or float32 clouds.
+        kinds: Index in ``KINDS`` of each item, (items,).
     """
 
     values: list[np.ndarray]
     kinds: np.ndarray
 
     def places(self) -> dict[int, np.ndarray]:
-        """Kind to the places of its items."""
+        """Returns kind -> indices of its items."""
         return {kind: np.flatnonzero(self.kinds == kind) for kind in range(len(KINDS))}
 
 
 def split_things(things: list[Thing], *, share: float, seed: int) -> tuple[list[Thing], list[Thing]]:
-    """Divides objects into those to train on and those held out, kind by kind.
+    """Divides the objects of each kind into training and held-out objects.
 
     Args:
         things: All objects.
-        share: Held out of each kind; at least one is.
+        share: Share of each kind that is held out; at least one object is.
         seed: The family's seed.
 
     Returns:
-        The two sides, each in the order of ``things``.
+        Training objects and held-out objects, each in the order of ``things``.
     """
     generator = generator_for(seed, "smol split")
     held: set[int] = set()
@@ -64,15 +64,15 @@ def split_things(things: list[Thing], *, share: float, seed: int) -> tuple[list[
 def items_of(
     modality: str, things: list[Thing], settings: SmolSettings, *, seed: int, split: str, library: Path
 ) -> Items:
-    """Makes the items of one modality and one side.
+    """Makes the items of one modality and one split.
 
     Args:
         modality: "image", "audio" or "points".
-        things: The side's objects; sounds need none.
+        things: Objects of the split; not used for sounds.
         settings: Numbers of copies and utterances.
         seed: The family's seed.
-        split: "train" (altered copies) or "test" (as they are).
-        library: The speech synthesiser's data.
+        split: "train" (altered copies) or "test" (unaltered).
+        library: Data folder of the speech synthesiser.
 
     Returns:
         The items.
@@ -103,7 +103,7 @@ def _sounds(settings: SmolSettings, *, split: str, library: Path, generator: np.
 
 
 def _picture(icon: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mirrored or not, cut a little, brighter or darker."""
+    """Alters a picture: mirrors it or not, crops it a little, makes it brighter or darker."""
     side = len(icon)
     cut = int(generator.integers(side * 3 // 4, side + 1))
     top, left = (int(generator.integers(side - cut + 1)) for _ in range(2))
@@ -115,12 +115,12 @@ def _picture(icon: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def cloud_copy(cloud: np.ndarray, *, generator: np.random.Generator, altered: bool) -> np.ndarray:
-    """Some points of a cloud; altered: turned about the vertical, mirrored, stretched, and a little noisy.
+    """Draws points of a cloud, and may alter them: turned about the vertical, mirrored, stretched, a little noisy.
 
     Args:
-        cloud: (points, 3), the second coordinate upwards.
+        cloud: Points, (points, 3); the second coordinate points upwards.
         generator: Source of randomness.
-        altered: Whether to.
+        altered: Whether to alter the points.
 
     Returns:
         float32 (``CLOUD_POINTS``, 3).

@@ -1,7 +1,7 @@
 """The family ``smol``: objects of Sweet Home 3D's libraries, their icons, and clouds sampled from their meshes.
 
-A library (``.sh3f``) is a zip file with a catalogue in Java's properties format, an icon and an OBJ file per object. An
-object's kind follows from the last words of its English name. Objects whose names say the same are different meshes.
+A library (``.sh3f``) is a zip file with a catalogue in Java's properties format, and an icon and an OBJ file per
+object. An object's kind is read from the last words of its English name. Objects with equal names are different meshes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Thing:
     """One object.
 
     Args:
-        name: In the catalogue.
+        name: Name in the catalogue.
         kind: One of ``KINDS``.
-        icon: Its rendered picture on white, uint8 (128, 128, 3).
-        cloud: Points on its surface, float32 (``SURFACE_POINTS``, 3), around the middle of its box. Lengths are metres
-            divided by the root of the object's size, so that both form and size can be seen.
+        icon: Rendered picture on white, uint8 (128, 128, 3).
+        cloud: Points on its surface, float32 (``SURFACE_POINTS``, 3), around the centre of its bounding box. Lengths
+            are metres divided by the square root of the object's size, so that both form and size are visible.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Thing:
 
 
 def kind_of(name: str) -> str | None:
-    """Returns the kind that an object's English name tells.
+    """Reads the kind from an object's English name.
 
     Args:
-        name: Such as ``Winchester sofa``.
+        name: Name such as ``Winchester sofa``.
 
     Returns:
         One of ``KINDS``; None for anything else.
@@ -74,16 +74,16 @@ def read_things(folder: Path, *, generator: np.random.Generator) -> list[Thing]:
     """Reads all objects whose kind is known.
 
     Args:
-        folder: Holds the libraries.
-        generator: Decides which points of a surface are taken.
+        folder: Folder with the libraries.
+        generator: Source of randomness that chooses points on the surfaces.
 
     Returns:
-        The objects, by library and place in it.
+        The objects, in the order of the libraries and of their catalogues.
 
     Raises:
-        StorageError: A library lacks what its catalogue names.
+        StorageError: A library does not contain a file that its catalogue names.
     """
-    found = []
+    things = []
     for path in sorted(folder.glob("*.sh3f")):
         with zipfile.ZipFile(path) as library:
             for entry in _catalogue(library):
@@ -94,20 +94,20 @@ def read_things(folder: Path, *, generator: np.random.Generator) -> list[Thing]:
                     icon, mesh = (library.read(entry[key].lstrip("/")) for key in ("icon", "model"))
                     size = max(float(entry[key]) for key in ("width", "depth", "height")) / 100
                 except (KeyError, ValueError) as error:
-                    raise StorageError(f"{path}: '{entry['name']}' is not as its catalogue says ({error}).") from error
+                    raise StorageError(f"{path}: '{entry['name']}' does not match the catalogue ({error}).") from error
                 cloud = sample_surface(*read_mesh(mesh.decode("latin-1")), generator=generator)
-                found.append(Thing(entry["name"], kind, _icon(icon), cloud * np.float32(np.sqrt(size))))
-    return found
+                things.append(Thing(entry["name"], kind, _icon(icon), cloud * np.float32(np.sqrt(size))))
+    return things
 
 
 def _catalogue(library: zipfile.ZipFile) -> list[dict[str, str]]:
-    """Properties ``key#number=value`` as one dictionary a number."""
+    """Reads properties ``key#number=value`` into one dictionary per number."""
     text = library.read("PluginFurnitureCatalog.properties").decode("latin-1")
     entries: dict[int, dict[str, str]] = {}
     for line in text.splitlines():
-        key, found, value = line.partition("=")
+        key, separator, value = line.partition("=")
         name, numbered, number = key.strip().partition("#")
-        if found and numbered and number.isdigit():
+        if separator and numbered and number.isdigit():
             entries.setdefault(int(number), {})[name] = value.strip()
     return [entries[number] for number in sorted(entries) if "name" in entries[number]]
 
@@ -121,16 +121,16 @@ def _icon(data: bytes) -> np.ndarray:
 
 
 def read_mesh(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Corners and triangles of a Wavefront OBJ file.
+    """Reads vertices and triangles of a Wavefront OBJ file.
 
     Args:
-        text: The file; faces of more than three corners are split, places counted from the end are allowed.
+        text: Contents of the file; faces of more than three corners are split, negative indices are allowed.
 
     Returns:
         float64 (corners, 3) and int64 (triangles, 3).
 
     Raises:
-        StorageError: There is no face.
+        StorageError: The file does not contain a face.
     """
     corners: list[list[float]] = []
     triangles: list[tuple[int, int, int]] = []
@@ -150,16 +150,16 @@ def read_mesh(text: str) -> tuple[np.ndarray, np.ndarray]:
 def sample_surface(
     corners: np.ndarray, triangles: np.ndarray, *, generator: np.random.Generator, count: int = SURFACE_POINTS
 ) -> np.ndarray:
-    """Points spread evenly over a mesh.
+    """Samples points evenly from the surface of a mesh.
 
     Args:
-        corners: (corners, 3).
-        triangles: Places of corners, (triangles, 3).
+        corners: Coordinates of the vertices, (corners, 3).
+        triangles: Indices of their vertices, (triangles, 3).
         generator: Source of randomness.
-        count: How many points.
+        count: Number of points.
 
     Returns:
-        float32 (count, 3), around the middle of their box, the longest side of which has length 2.
+        float32 (count, 3), around the centre of their bounding box, whose longest side has length 2.
     """
     places = corners[triangles]
     areas = np.linalg.norm(np.cross(places[:, 1] - places[:, 0], places[:, 2] - places[:, 0]), axis=1)

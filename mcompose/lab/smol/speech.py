@@ -1,6 +1,6 @@
 """The family ``smol``: words spoken by eSpeak NG, in many voices, speeds and pitches, with noise.
 
-The synthesiser's library is used through ctypes in a process of its own: it keeps global state, and is no code of ours.
+The synthesiser's library is called through ctypes in a process of its own, because it keeps global state.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _SEED: Final = 1
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is to be said.
+    """A word and how to speak it.
 
     Args:
         word: The word.
         voice: Name of a voice, with a timbre after ``+``.
-        speed: Words a minute.
-        pitch: 0 to 100.
+        speed: Words per minute.
+        pitch: Pitch, 0 to 100.
     """
 
     word: str
@@ -52,23 +52,25 @@ class Utterance:
 
 
 def speak(utterances: Sequence[Utterance], library: Path) -> list[np.ndarray]:
-    """Says words.
+    """Speaks words.
 
     Args:
-        utterances: The words.
-        library: The synthesiser's data folder; its library lies beside it.
+        utterances: Words and how to speak them.
+        library: Data folder of the synthesiser; its library is beside it.
 
     Returns:
         int16 waves at 16 kHz without silence at either end.
 
     Raises:
-        RequestError: The synthesiser does not run here.
+        RequestError: The synthesiser does not run on this machine.
     """
     asked = json.dumps([[u.word, u.voice, u.speed, u.pitch] for u in utterances])
     command = [sys.executable, "-m", "mcompose.lab.smol.speech", str(library)]
     done = subprocess.run(command, input=asked.encode(), capture_output=True, check=False)  # noqa: S603 - our own module
     if done.returncode:
-        raise RequestError(f"eSpeak NG does not run here: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        raise RequestError(
+            f"eSpeak NG does not run on this machine: {done.stderr.decode(errors='replace').strip()[-200:]}"
+        )
     waves, place = [], 0
     for _ in utterances:
         length = int.from_bytes(done.stdout[place : place + 4], "little")
@@ -78,12 +80,12 @@ def speak(utterances: Sequence[Utterance], library: Path) -> list[np.ndarray]:
 
 
 def place_sound(wave: np.ndarray, *, generator: np.random.Generator, noise: float) -> np.ndarray:
-    """Puts a word somewhere in a window of fixed length, with noise.
+    """Places a word at random in a window of fixed length, with noise.
 
     Args:
-        wave: int16 at 16 kHz; what does not fit is cut off at the end.
-        generator: Decides place, loudness and noise.
-        noise: Its strength, as a share of the loudest sample.
+        wave: Sound at 16 kHz, int16; the end is cut off where it does not fit.
+        generator: Source of randomness for position, loudness and noise.
+        noise: Strength of the noise, as a share of the loudest sample.
 
     Returns:
         int16 (``SPOKEN_SAMPLES``,).
@@ -97,7 +99,7 @@ def place_sound(wave: np.ndarray, *, generator: np.random.Generator, noise: floa
 
 
 def _trimmed(wave: np.ndarray, *, rate: int) -> np.ndarray:
-    """At 16 kHz, without silence around it."""
+    """Resamples a wave to 16 kHz and removes the silence at both ends."""
     loud = np.flatnonzero(np.abs(wave) > 0.01 * max(int(np.abs(wave).max()), 1))
     if not len(loud):
         return np.zeros(1, dtype=np.int16)

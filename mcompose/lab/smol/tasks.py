@@ -1,4 +1,4 @@
-"""The family ``smol``: held-out media and the questions about them on disk, in the form of ``lab/numbers/tasks.py``."""
+"""The family ``smol``: writes held-out media and questions about them, in the format of ``lab/numbers/tasks.py``."""
 
 from __future__ import annotations
 
@@ -50,35 +50,35 @@ def write_smol_data(folder: Path, held_out: Mapping[str, Items], settings: SmolS
     """Writes held-out media and tasks.
 
     Args:
-        folder: The data folder; ``media/`` and task files.
-        held_out: Modality to items, every kind among them.
-        settings: Sizes.
+        folder: Data folder; receives ``media/`` and the task files.
+        held_out: Modality -> items; every kind must be among them.
+        settings: Numbers of questions.
         seed: The family's seed.
     """
     paths = {modality: _write_media(folder, modality, items) for modality, items in held_out.items()}
     generator = generator_for(seed, "smol tasks")
 
     def rows(task: str, groups: Sequence[tuple[str, ...]], count: int) -> list[dict[str, Any]]:
-        made = []
+        lines = []
         for index in range(count):
             group = groups[index % len(groups)]
             labels = tuple(group[i] for i in generator.permutation(len(group)))
             question = ask(task, labels, generator=generator)
             inputs = [_shown(m, n, paths[m], generator) for m, n in zip(labels, question.numbers, strict=True)]
-            made.append(question_row(index, question, inputs))
-        return made
+            lines.append(question_row(index, question, inputs))
+        return lines
 
     for modality, task in itertools.product(MODALITIES, SINGLE_TASKS):
-        own = rows(task, [(modality,)], settings.single)
-        write_lines(folder / f"{modality}-{task}.jsonl", _header(f"{modality}-{task}", task, [modality]), own)
+        single = rows(task, [(modality,)], settings.single)
+        write_lines(folder / f"{modality}-{task}.jsonl", _header(f"{modality}-{task}", task, [modality]), single)
     for task, inputs in _JOINT:
         name = f"joint-{_named(task, inputs)}"
         mixed = rows(task, list(itertools.combinations(MODALITIES, inputs)), settings.joint)
         write_lines(folder / f"{name}.jsonl", _header(name, task, list(MODALITIES)), mixed)
     for task, inputs in (*((task, 1) for task in SINGLE_TASKS), *_JOINT):
         name = f"text-{_named(task, inputs)}"
-        said = [_text_row(i, *text_question(task, inputs, generator=generator)) for i in range(settings.text)]
-        write_lines(folder / f"{name}.jsonl", _header(name, task, ["text"]), said)
+        text = [_text_row(i, *text_question(task, inputs, generator=generator)) for i in range(settings.text)]
+        write_lines(folder / f"{name}.jsonl", _header(name, task, ["text"]), text)
 
 
 def _shown(modality: str, kind: int, paths: Mapping[int, list[str]], generator: np.random.Generator) -> dict[str, str]:
@@ -103,7 +103,7 @@ def _header(name: str, task: str, modalities: list[str]) -> dict[str, Any]:
 
 
 def _write_media(folder: Path, modality: str, items: Items) -> dict[int, list[str]]:
-    """Kind to the paths of its items, relative to the data folder."""
+    """Writes items; returns kind -> paths of its items, relative to the data folder."""
     paths: dict[int, list[str]] = {kind: [] for kind in range(len(KINDS))}
     for index, (values, kind) in enumerate(zip(items.values, items.kinds.tolist(), strict=True)):
         path = f"media/{modality}/{index:04d}-{KINDS[kind]}{SUFFIXES[modality]}"

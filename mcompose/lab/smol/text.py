@@ -1,7 +1,7 @@
-"""The family ``smol``: token batches, and the base's tuning on questions whose objects are text.
+"""The family ``smol``: token batches, and the base's training on questions whose objects are text.
 
-The base is SmolLM2-135M-Instruct with its linear layers tuned until it answers the questions as text. It is made once
-and serves every seed, as a released base does; donors start from it.
+The base is SmolLM2-135M-Instruct, whose linear layers are trained until it answers the questions in text. It is made
+once for all seeds, as a released base would be; donors start from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from mcompose.lab.batches import Batch, pad_rows
-from mcompose.lab.fit import answer_loss, fit, linears
+from mcompose.lab.fit import answer_loss, fit, tuned_weights
 from mcompose.lab.randomness import generator_for
 from mcompose.lab.settings import FitSettings
 from mcompose.lab.smol.questions import PAIR_TASKS, SINGLE_TASKS, text_question
@@ -24,20 +24,20 @@ _SHARES: Final = (0.3, 0.4, 0.3)
 
 
 def fast() -> Any:
-    """Matrix products in bfloat16, all else in float32: weights, their gradients, the optimiser."""
+    """Returns a context with matrix products in bfloat16; weights, gradients and the optimiser stay in float32."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
 def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) -> Batch:
-    """Pads prompts on the left, so that all answers stand in one column.
+    """Pads prompts on the left, so that all answers are in one column.
 
     Args:
         prompts: Full texts up to the answer.
-        answers: One word each, one token with the space before it.
-        tokenizer: The language model's.
+        answers: One word each, which with the space before it must be one token.
+        tokenizer: Tokenizer of the language model.
 
     Returns:
-        Prompt, answer and end; labels are the last two.
+        Prompt, answer and end token; labels are the last two.
 
     Raises:
         ValueError: An answer is not one token.
@@ -53,21 +53,21 @@ def batch_of(prompts: Sequence[str], answers: Sequence[str], *, tokenizer: Any) 
 def tune_base(
     model: Any, tokenizer: Any, fitting: FitSettings, *, seed: int, progress: Callable[[float], None] | None = None
 ) -> float:
-    """Tunes the language model's linear layers on text questions over one to three objects.
+    """Trains the language model's linear layers on text questions about one to three objects.
 
     Args:
-        model: The language model in float32; tuned in place.
-        tokenizer: Its tokenizer.
-        fitting: Steps, rate and batch.
-        seed: Everything random follows from it.
-        progress: Told the share that is done.
+        model: Language model in float32; trained in place.
+        tokenizer: Tokenizer of the model.
+        fitting: Steps, learning rate and batch size.
+        seed: Seed of the questions.
+        progress: Called with the finished share, 0 to 1.
 
     Returns:
         The last loss.
     """
     generator = generator_for(seed, "smol base")
     model.requires_grad_(requires_grad=False)
-    trained: list[Any] = [values.requires_grad_() for values in linears(model.model)]
+    trained: list[Any] = [values.requires_grad_() for values in tuned_weights(model.model)]
 
     def loss() -> torch.Tensor:
         inputs = 1 + int(generator.choice(len(_KINDS), p=_SHARES))
@@ -89,7 +89,7 @@ def tune_base(
 
 
 def text_accuracy(model: Any, tokenizer: Any, *, seed: int, count: int = 100) -> dict[str, float]:
-    """Returns share answered right of text questions that were not trained on, by task."""
+    """Measures the share of right answers to held-out text questions, by task."""
     generator = generator_for(seed, "smol text accuracy")
     kinds = [(task, 1) for task in SINGLE_TASKS] + [(task, 2) for task in (*PAIR_TASKS, "common")] + [("common", 3)]
     found = {}

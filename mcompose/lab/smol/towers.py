@@ -6,7 +6,7 @@ audio   AudioFlamingo3ForConditionalGeneration    Whisper base encoder over 0.64
 points  PointsForConditionalGeneration            PointNet of 256 points, trained here, 4 tokens
 ======  ========================================  ==================================================
 
-Whisper's positions are sinusoids, so its first 32 serve a short window as they are.
+Whisper's positions are sinusoids, so the first 32 fit a short window unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Shapes:
 
     Args:
         vision: Configuration of the ViT.
-        audio: Configuration of the Whisper encoder, without its window.
+        audio: Configuration of the Whisper encoder, without the length of its window.
         points: Configuration of the PointNet.
     """
 
@@ -58,16 +58,16 @@ class Shapes:
 
 
 def build_smol_donor(modality: str, text: dict[str, Any], tokenizer: Any, *, shapes: Shapes | None = None) -> Donor:
-    """Makes a donor's fresh model and processor.
+    """Builds a donor's model, with fresh weights, and its processor.
 
     Args:
         modality: "image", "audio" or "points".
-        text: The base's configuration.
-        tokenizer: The base's tokenizer; the donor's own is a copy with one placeholder more.
-        shapes: Sizes of the encoders.
+        text: Configuration of the base.
+        tokenizer: Tokenizer of the base; the donor's is a copy with one more placeholder.
+        shapes: Sizes of the encoders; None for the real ones.
 
     Returns:
-        The donor. Weights come from torch's global generator: call inside a fork of it.
+        The donor. Its weights come from torch's global generator: call this inside ``deterministic_torch``.
     """
     import copy  # noqa: PLC0415 - beside its only use
 
@@ -132,7 +132,7 @@ def _audio(text: dict[str, Any], tokenizer: Any, token: int, shapes: Shapes) -> 
         **own,
     )
     model: Any = AudioFlamingo3ForConditionalGeneration(config)
-    seconds: Any = SPOKEN_SAMPLES / SAMPLE_RATE  # whole seconds are the class's habit and not its need
+    seconds: Any = SPOKEN_SAMPLES / SAMPLE_RATE  # the class expects whole seconds, but works with fractions
     extractor = WhisperFeatureExtractor(
         feature_size=shapes.audio["num_mel_bins"], sampling_rate=SAMPLE_RATE, chunk_length=seconds
     )

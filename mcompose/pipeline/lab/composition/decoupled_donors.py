@@ -28,10 +28,10 @@ from mcompose.lab import (
     deterministic_torch,
     generator_for,
     load_digits,
+    remove_group,
     save_points_source,
     save_source,
     single_accuracy,
-    take_group,
     text_config,
     train_donor,
     train_smol_decoupled,
@@ -106,7 +106,7 @@ def _make(family: LabFamily, settings: NumbersSettings | SmolSettings, modality:
         donor, figures = train_smol_decoupled(family, settings, modality)
     else:
         donor, figures = _train_numbers(family, settings, modality)
-    group = take_group(donor)
+    group = remove_group(donor)
     if modality == "points":
         save_points_source(work / modality, donor.model, donor.processor)
     else:

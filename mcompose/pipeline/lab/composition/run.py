@@ -28,7 +28,7 @@ from mcompose.lab import (
     family_scores,
     generator_for,
     load_digits,
-    pooled,
+    pool_scores,
     subsets,
     summaries,
     write_validation,
@@ -198,7 +198,7 @@ def _grown(bench: _Bench, variant: Variant) -> dict[str, float]:
         (row,) = bench.scores(folder, [subset.task], leave_out=False)
         parts.append((subset, float(row["value"])))
         shutil.rmtree(folder)
-    return pooled(parts)
+    return pool_scores(parts)
 
 
 def _parameters(folder: Path) -> int:
