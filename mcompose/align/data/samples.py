@@ -115,7 +115,7 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
     for modality, rest in waiting.items():
         if unused := len(list(rest)):
             raise RequestError(
-                f"<{modality}> is missing in the text for {unused} item(s) of '{modality}'. Add one each."
+                f"{unused} {modality} item(s) have no <{modality}> placeholder in the text. Add one per item."
             )
     _check_turns(messages)
     return messages

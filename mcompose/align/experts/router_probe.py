@@ -80,7 +80,9 @@ def fit_probe(
         NumericsError: Features are not finite.
     """
     if not len(labels_N):
-        raise RequestError("The router has no item to be fitted on.", hint="Write 'domain: ...' beside the datasets.")
+        raise RequestError(
+            "The router cannot be fitted: no item has a label.", hint="Set 'domain' in the datasets of the stage."
+        )
     x_NW, labels_N = x_NW.double(), labels_N.long()
     if not torch.isfinite(x_NW).all():
         raise NumericsError("A feature that the router reads is not finite.")

@@ -100,9 +100,9 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __init__(self, model: nn.Module, collator: Collator, *, store: FeatureStore) -> None:
         inner = next((m for m in model.modules() if hasattr(m, "towers") and hasattr(m, "media_inputs")), None)
         if inner is None:
-            raise RequestError("Features are cached for composed checkpoints only, and this is none.")
+            raise RequestError("Features can be cached for composed checkpoints only.")
         if not collator.media_keys:
-            raise RequestError("Features are cached by keys that the collator does not give: make it with media_keys.")
+            raise RequestError("The collator must be made with media_keys=True for cached features.")
         self.inner: Any = inner
         self.collator, self.store = collator, store
         self._towers = {
