@@ -192,7 +192,7 @@ def test_encoders_that_mix_items_are_found_out(folders, tmp_path):
     tower.forward = mixing
     with FeatureCache(model, collator, store=FeatureStore(tmp_path / "s", max_bytes=10**9)) as cache:
         report = cache.fill(three(tmp_path))
-        assert report.uncached == {"image": "its encoder does not treat items apart from each other"}
+        assert report.uncached == {"image": "its encoder does not treat items independently"}
 
 
 def test_what_cannot_be_cached_is_refused(folders, tmp_path):

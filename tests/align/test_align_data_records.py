@@ -169,7 +169,7 @@ def test_what_is_skipped_is_counted_with_its_reason_and_nothing_stands_in_for_it
 
 def test_a_dataset_of_which_nothing_is_left_is_an_error(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"n": 1}])
-    with pytest.raises(RequestError, match="has no record that can be used"):
+    with pytest.raises(RequestError, match="has no usable record"):
         open_mixture([spec("a.jsonl", on_broken="skip")], folder=tmp_path, seed=0)
 
 
@@ -178,7 +178,7 @@ def test_datasets_that_are_not_there_are_named(tmp_path):
         with pytest.raises(RequestError, match=sentence):
             open_records(spec(path), folder=tmp_path)
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(RequestError, match=r"is no \.json, \.jsonl, \.parquet file"):
+    with pytest.raises(RequestError, match=r"must be a \.json, \.jsonl, \.parquet file"):
         open_records(spec("a.txt"), folder=tmp_path)
 
 

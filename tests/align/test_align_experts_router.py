@@ -73,12 +73,14 @@ def test_domains_that_do_not_fit_are_told():
     routing().check(["table", "photos"])
     with pytest.raises(RequestError, match=r"No data .* domain of the experts \(table, math\)"):
         routing().check(["photos"])
-    with pytest.raises(UnknownNameError, match="'photo', which no data have"):
+    with pytest.raises(UnknownNameError, match="'photo', which no dataset of this stage has"):
         routing(general=["photo"]).check(["table", "photos"])
 
 
 def test_a_slip_of_the_pen_in_a_domain_is_told():
-    with pytest.raises(RequestError, match="domain 'tabel' is no expert's, and looks like 'table'") as told:
+    with pytest.raises(
+        RequestError, match="domain 'tabel' of the data does not have an expert, and looks like 'table'"
+    ) as told:
         routing().check(["table", "tabel"])
     assert "Write 'table'" in told.value.hint
     with pytest.raises(RequestError) as told:
@@ -182,7 +184,7 @@ def test_a_probe_is_scikit_learns(weights, spread):
 
 
 def test_a_probe_without_items_or_with_broken_ones_is_refused():
-    with pytest.raises(RequestError, match="no item"):
+    with pytest.raises(RequestError, match="no item has a label"):
         fit_probe(torch.zeros(0, 3), torch.zeros(0), classes=2, l2=1e-3)
     with pytest.raises(NumericsError, match="not finite"):
         fit_probe(torch.full((2, 3), torch.nan), torch.tensor([0, 1]), classes=2, l2=1e-3)
