@@ -118,7 +118,7 @@ def test_a_template_that_rewrites_the_past_is_refused(pieces):
     counting = "{{ messages | length }}" + CHATML
     with pytest.raises(RequestError) as caught:
         Collator(pieces, max_length=None, chat_template=counting)([sample(*TALK, place="b.json[4]")])
-    assert "b.json[4]: the chat template writes what stands before answer 1 differently" in str(caught.value)
+    assert "b.json[4]: the chat template changes the text before answer 1" in str(caught.value)
 
 
 def test_a_template_that_refuses_a_talk_is_named_with_the_place(pieces):

@@ -150,7 +150,7 @@ def test_two_routers_are_summed_over_one_step():
     loss.set_total(loss.begin_step([{"image": labels["image"], "audio": torch.zeros(0, dtype=torch.long)}]))
     some = loss({"image": logits["image"]}, {"image": labels["image"], "audio": torch.zeros(0, dtype=torch.long)})
     torch.testing.assert_close(some, cross(logits["image"][:1], labels["image"][:1]))
-    with pytest.raises(ValueError, match="3 router labels came for 2 items"):
+    with pytest.raises(ValueError, match="There are 3 router labels for 2 items"):
         RouterLoss(1.0, {"image": [1.0] * 3})(torch.randn(2, 3), torch.tensor([0, 1, 2]))
 
 
