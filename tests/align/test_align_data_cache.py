@@ -201,5 +201,5 @@ def test_what_cannot_be_cached_is_refused(folders, tmp_path):
     with pytest.raises(RequestError, match="for composed checkpoints only"):
         FeatureCache(tiny_model("llava"), collator, store=store)
     collator.media_keys = False
-    with pytest.raises(RequestError, match="make it with media_keys"):
+    with pytest.raises(RequestError, match="must be made with media_keys"):
         FeatureCache(model, collator, store=store)
