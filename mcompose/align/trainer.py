@@ -216,7 +216,7 @@ class AlignTrainer(Trainer):
     def _preference_loss(self, model: Any, inputs: dict[str, Any], *, with_outputs: bool) -> Any:
         assert self.parts.preference is not None
         loss, outputs = self.parts.preference(model, inputs)
-        if model.training and not loss.requires_grad:  # only towers are trained, and the batch has no media
+        if model.training and not loss.requires_grad:  # only towers are trained, without media
             loss = loss + 0.0 * torch.stack([p.sum().float() for p in model.parameters() if p.requires_grad]).sum()
         return (loss, outputs) if with_outputs else loss
 

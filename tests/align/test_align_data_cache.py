@@ -192,7 +192,7 @@ def test_encoders_that_mix_items_are_found_out(folders, tmp_path):
     tower.forward = mixing
     with FeatureCache(model, collator, store=FeatureStore(tmp_path / "s", max_bytes=10**9)) as cache:
         report = cache.fill(three(tmp_path))
-        assert report.uncached == {"image": "its encoder does not treat items apart from each other"}
+        assert report.uncached == {"image": "its encoder does not treat items independently"}
 
 
 def test_what_cannot_be_cached_is_refused(folders, tmp_path):
@@ -201,5 +201,5 @@ def test_what_cannot_be_cached_is_refused(folders, tmp_path):
     with pytest.raises(RequestError, match="for composed checkpoints only"):
         FeatureCache(tiny_model("llava"), collator, store=store)
     collator.media_keys = False
-    with pytest.raises(RequestError, match="make it with media_keys"):
+    with pytest.raises(RequestError, match="must be made with media_keys"):
         FeatureCache(model, collator, store=store)

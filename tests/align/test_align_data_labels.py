@@ -118,7 +118,7 @@ def test_a_template_that_rewrites_the_past_is_refused(pieces):
     counting = "{{ messages | length }}" + CHATML
     with pytest.raises(RequestError) as caught:
         Collator(pieces, max_length=None, chat_template=counting)([sample(*TALK, place="b.json[4]")])
-    assert "b.json[4]: the chat template writes what stands before answer 1 differently" in str(caught.value)
+    assert "b.json[4]: the chat template changes the text before answer 1" in str(caught.value)
 
 
 def test_a_template_that_refuses_a_talk_is_named_with_the_place(pieces):
@@ -136,7 +136,7 @@ def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(RequestError, match="Slow does not say which characters a token holds"):
+    with pytest.raises(RequestError, match="Slow does not report the characters of each token"):
         marking_processor(Slow())
 
 
@@ -211,14 +211,14 @@ def test_check_labels_finds_labels_that_stand_elsewhere(composed):
         return {**batch, "labels": batch["input_ids"].masked_fill(~here, -100)}
 
     collator.encode = shifted
-    with pytest.raises(RequestError, match="what is learnt is not what is answered"):
+    with pytest.raises(RequestError, match="the labels do not match the answer"):
         check_labels([mixed(media)], collator)
 
     collator.encode = lambda samples: {**honest(samples), "labels": honest(samples)["input_ids"]}
-    with pytest.raises(RequestError, match="labels stand on the tokens of a medium"):
+    with pytest.raises(RequestError, match="tokens of a medium have labels"):
         check_labels([mixed(media)], collator)
     collator.encode = lambda samples: {**honest(samples), "labels": torch.full((1, 45), -100)}
-    with pytest.raises(RequestError, match="no token of its answers is learnt"):
+    with pytest.raises(RequestError, match="no token of its answers has a label"):
         check_labels([mixed(media)], collator)
 
 
@@ -247,7 +247,7 @@ def test_what_a_checkpoint_cannot_take_names_the_sample(composed, pieces):
         Collator(processor, max_length=99)([sample(("user", cloud), ("assistant", "a"), place="c.json[2]")])
     with pytest.raises(RequestError, match=r"a.jsonl:1: The checkpoint takes text only, and image came"):
         Collator(pieces, max_length=99)([sample(("user", media["image"]), ("assistant", "a"))])
-    with pytest.raises(RequestError, match="'three' is none of the domains one, two"):
+    with pytest.raises(RequestError, match="the domain 'three' must be one of one, two"):
         Collator(processor, max_length=99, domains=("one", "two"))(
             [sample(("user", "a"), ("assistant", "a"), domain="three")]
         )

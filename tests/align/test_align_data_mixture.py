@@ -186,12 +186,12 @@ def test_a_limit_takes_the_first_records(tmp_path):
 
 def test_requests_that_say_nothing_are_refused(tmp_path):
     some = [dataset(tmp_path, "a.jsonl", 2, weight=1), dataset(tmp_path, "b.jsonl", 2)]
-    with pytest.raises(RequestError, match=r"b.jsonl has no weight, and others have one"):
+    with pytest.raises(RequestError, match=r"b.jsonl does not have a weight, but others do"):
         open_mixture(some, folder=tmp_path, seed=0)
     with pytest.raises(RequestError, match="The stage has no data"):
         open_mixture([], folder=tmp_path, seed=0)
     streams = [dataset(tmp_path, "a.jsonl", 2, streaming=True), dataset(tmp_path, "b.jsonl", 2)]
-    with pytest.raises(RequestError, match="Streams are mixed by their weights"):
+    with pytest.raises(RequestError, match="Streamed datasets must have weights"):
         open_mixture(streams, folder=tmp_path, seed=0)
 
 

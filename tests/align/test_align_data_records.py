@@ -64,15 +64,17 @@ def test_chat_text_takes_its_media_from_the_columns(tmp_path):
 
 WRONG = {
     "the record has neither 'conversations' nor 'messages'": {"text": "a"},
-    "the text has more <image> than the record has image items": llava_record("<image> <image>", "a", image="a.png"),
-    "1 audio item(s) have no <audio> in the text": llava_record("what", "a", audio="a.wav"),
-    "the record has no answer to learn from": {"conversations": [{"from": "human", "value": "a"}]},
+    "the text has more <image> than the record has items of 'image'": llava_record(
+        "<image> <image>", "a", image="a.png"
+    ),
+    "1 audio item(s) have no <audio> placeholder in the text": llava_record("what", "a", audio="a.wav"),
+    "the record has no answer.": {"conversations": [{"from": "human", "value": "a"}]},
     "an answer is empty": llava_record("what", " "),
-    "an answer holds a medium": llava_record("what", "<image>", image="a.png"),
+    "an answer contains a medium": llava_record("what", "<image>", image="a.png"),
     "a turn is by 'robot'": {"conversations": [{"from": "robot", "value": "a"}]},
     "is not a local file": llava_record("<image>", "a", image="https://host/a.png"),
     "the record has both 'image' and 'images'": llava_record("<image>", "a", image="a", images=["a"]),
-    "a text part holds '<image>'": {"messages": [{"role": "user", "content": [words("<image>")]}]},
+    "a text part contains '<image>'": {"messages": [{"role": "user", "content": [words("<image>")]}]},
 }
 
 
@@ -163,22 +165,22 @@ def test_what_is_skipped_is_counted_with_its_reason_and_nothing_stands_in_for_it
     assert (report.records, report.used, report.drawn) == (5, 1, 1)
     assert report.skipped == {"broken medium": 1, "malformed": 2, "missing medium": 1}
     assert f"{tmp_path}/a.jsonl:2: The image {tmp_path}/b.png cannot be read" in report.examples[0]
-    assert f"{tmp_path}/a.jsonl:4: the line is not JSON" in report.examples[2]
+    assert f"{tmp_path}/a.jsonl:4: the line is not valid JSON" in report.examples[2]
     assert [mixture[index].index for index in range(len(mixture))] == [0]
 
 
 def test_a_dataset_of_which_nothing_is_left_is_an_error(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"n": 1}])
-    with pytest.raises(RequestError, match="has no record that can be used"):
+    with pytest.raises(RequestError, match="has no usable record"):
         open_mixture([spec("a.jsonl", on_broken="skip")], folder=tmp_path, seed=0)
 
 
 def test_datasets_that_are_not_there_are_named(tmp_path):
-    for path, sentence in (("a.jsonl", "There is no dataset at"), (".", "holds no dataset")):
+    for path, sentence in (("a.jsonl", "The dataset .* does not exist"), (".", "holds no dataset")):
         with pytest.raises(RequestError, match=sentence):
             open_records(spec(path), folder=tmp_path)
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(RequestError, match=r"is no \.json, \.jsonl, \.parquet file"):
+    with pytest.raises(RequestError, match=r"must be a \.json, \.jsonl, \.parquet file"):
         open_records(spec("a.txt"), folder=tmp_path)
 
 

@@ -83,10 +83,10 @@ def test_a_trained_encoder_is_not_played_back(home, encoded):
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_loaded(home):
-    with pytest.raises(RequestError, match="'feature_cache' needs a composed checkpoint, and this is a 'llava'"):
+    with pytest.raises(RequestError, match="'feature_cache' needs a composed checkpoint, but this is a 'llava'"):
         run(home, 1, parent="sees", feature_cache=True)
     data = [{"path": "data/data.jsonl", "streaming": True}]
-    with pytest.raises(RequestError, match="features of a stream cannot be kept"):
+    with pytest.raises(RequestError, match="features of a stream cannot be cached"):
         run(home, 1, feature_cache=True, data=data)
     assert not (home / "1").exists()
 

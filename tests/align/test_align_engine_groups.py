@@ -101,7 +101,7 @@ def test_the_next_stage_trains_groups_that_are_there(home, tmp_path):
 
 def test_a_native_checkpoint_has_no_groups(home):
     lineage = open_lineage(home / "sees")
-    with pytest.raises(RequestError, match="needs a composed checkpoint, and this is a 'llava'"):
+    with pytest.raises(RequestError, match="needs a composed checkpoint, but this is a 'llava'"):
         apply_strategy(Stage(strategy="modality"), lineage.config, lineage.anatomy)
 
 

@@ -219,7 +219,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_with_what_to_install(home, tmp_p
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run_stage(request(home, tmp_path / "1", steps=2))
     assert done.notices == (
-        "The loss is not drawn, since matplotlib is not installed: 'pip install matplotlib' brings the picture.",
+        "The loss was not plotted: matplotlib is not installed. Run 'pip install matplotlib' to get the plot.",
     )
     assert not (tmp_path / "1" / "loss.png").exists()
     assert len(losses_of(tmp_path / "1")) == 2

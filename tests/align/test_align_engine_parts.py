@@ -87,7 +87,7 @@ def test_rates_by_part_the_more_special_one_wins(parts):
     assert plan_.rates == {"projectors": 1e-3, "language": 2e-5}
     plan_ = plan(parts, train=["projector:sees", "projector:hears"], lr={"projectors": 1e-3, "projector:hears": 1e-4})
     assert plan_.rates == {"projector:sees": 1e-3, "projector:hears": 1e-4}
-    with pytest.raises(UnknownNameError, match="leaves out 'language'"):
+    with pytest.raises(UnknownNameError, match="'lr' does not name 'language'"):
         plan(parts, train=["projectors", "language"], lr={"projectors": 1e-3})
     with pytest.raises(UnknownNameError, match="'head', which is not trained"):
         plan(parts, train=["projectors"], lr={"projectors": 1e-3, "head": 1e-3})
@@ -138,7 +138,7 @@ def test_steps_are_the_same_for_any_number_of_processes():
     assert (one.steps, one.micro, one.pieces, one.warmup) == (8, 4, 2, 2)
     assert (two.steps, two.micro, two.pieces) == (8, 4, 1)
     assert (four.steps, four.micro, four.pieces) == (8, 2, 1)
-    with pytest.raises(RequestError, match="cannot be shared by 3"):
+    with pytest.raises(RequestError, match="cannot be split among 3"):
         plan_steps(stage, samples=30, processes=3)
     with pytest.raises(RequestError, match="no sample"):
         plan_steps(stage, samples=0)

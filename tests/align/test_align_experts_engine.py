@@ -166,7 +166,7 @@ def test_blocks_that_the_router_chose_are_told_when_they_pass_the_limit(stage_re
 def test_classes_that_no_data_teach_are_named(home, stage_request):
     data = [home[2][0], home[2][1]]  # the domains of both experts, and none besides
     [notice] = run_stage(stage_request(data=data, steps=1)).notices
-    assert notice.startswith("The image router learns nothing of none")
+    assert notice.startswith("This stage has no examples for 'none', so the image router")
     assert run_stage(stage_request("all", steps=1)).notices == ()
 
 

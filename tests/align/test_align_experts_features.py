@@ -96,7 +96,7 @@ def test_an_expert_that_mixes_items_is_found_out(home, tmp_path):
     samples = [ordered[position][1] for position in range(18)]
     with FeatureCache(model, masked.collate, store=FeatureStore(tmp_path / "s", max_bytes=10**9)) as cache:
         report = cache.fill(samples)
-    assert report.uncached == {"maths": "its encoder does not treat items apart from each other"}
+    assert report.uncached == {"maths": "its encoder does not treat items independently"}
 
 
 def test_another_encoder_is_not_played_the_features_of_the_first(home, tmp_path, encoded):

@@ -119,7 +119,7 @@ def test_the_export_answers(folder, monkeypatch, capsys):
         (
             ["--stage", "1"],
             {"align": {"stages": {1: {**STAGES[1], "data": ["gone.jsonl"]}}}},
-            ["There is no dataset at", "gone.jsonl"],
+            ["The dataset", "gone.jsonl does not exist"],
         ),
         (["--stage", "1"], {"align": {"stages": {1: {**STAGES[1], "sharding": "fsdp"}}}}, ["torchrun"]),
     ],

@@ -36,7 +36,9 @@ def mark(text: str, spans: Iterable[tuple[int, int]]) -> str:
         RequestError: The text holds such marks already.
     """
     if START in text or END in text:
-        raise RequestError(f"the text holds U+{ord(START):04X} or U+{ord(END):04X}, which are no characters.")
+        raise RequestError(
+            f"the text holds U+{ord(START):04X} or U+{ord(END):04X}, which are reserved as marks. Remove them."
+        )
     pieces, done = [], 0
     for start, end in spans:
         pieces += [text[done:start], START, text[start:end], END]
@@ -59,8 +61,8 @@ def marking_processor(processor: Any) -> tuple[Any, MarkingTokenizer]:
     inner = getattr(processor, "tokenizer", processor)
     if not getattr(inner, "is_fast", False):
         raise RequestError(
-            f"{type(inner).__name__} does not say which characters a token holds, so answers cannot be found.",
-            hint="Give the checkpoint a tokenizer.json.",
+            f"{type(inner).__name__} does not report the characters of each token, so answers cannot be located.",
+            hint="Add a tokenizer.json to the checkpoint.",
         )
     marking = MarkingTokenizer(inner)
     if inner is processor:

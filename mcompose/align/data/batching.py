@@ -1,8 +1,8 @@
-"""Which samples come together in a batch: in the mixture's order, or grouped by length so that little is padded.
+"""Orders samples into batches: in the mixture's order, or grouped by length to reduce padding.
 
-The mixture has its order already, so the sampler of a run counts from 0. Grouped, transformers' own rule is used on
-estimated lengths: shuffled megabatches, sorted inside. What a sample costs is estimated from a few that are measured:
-characters of a token, and tokens of a medium after the processor's expansion.
+The mixture is shuffled already, so without grouping the sampler counts from 0. Grouping applies transformers' own rule
+to estimated lengths: shuffled megabatches, each sorted by length. Lengths are estimated from a few measured samples:
+characters per token, and tokens per medium after the processor's expansion.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mcompose.modeling import EXPERT_TYPE, TYPE_IDS
 
 __all__ = ["MixtureSampler", "TokenRates", "from_worker", "grouped_places", "token_rates"]
 
-_MEGABATCHES = 50  # batches that are sorted together
+_MEGABATCHES = 50  # batches sorted together
 
 
 @dataclass(frozen=True)
 class TokenRates:
-    """What text and media cost.
+    """Rates to estimate the tokens of a sample.
 
     Args:
-        characters_per_token: Characters of text that a token holds; the template's own words count as text.
-        media_tokens: Modality -> tokens of an item.
+        characters_per_token: Characters of text per token; tokens of the chat template count as text.
+        media_tokens: Modality -> tokens per item.
     """
 
     characters_per_token: float
@@ -40,15 +40,15 @@ class TokenRates:
 
 
 def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> TokenRates:
-    """Measures some samples of every modality, and of text.
+    """Measures some samples with each set of modalities.
 
     Args:
-        mixture: The samples.
-        collator: Encodes them.
-        samples: How many of each are measured.
+        mixture: Samples to choose from.
+        collator: Collator that encodes them.
+        samples: Number of samples to measure per dataset and set of modalities.
 
     Returns:
-        The rates; a modality that does not occur is left out.
+        The rates, without modalities that do not occur.
     """
     characters = text_tokens = 0
     tokens: dict[str, list[float]] = {}
@@ -60,20 +60,19 @@ def token_rates(mixture: Mixture, collator: Collator, *, samples: int = 8) -> To
         media = sample.media()
         experts = int((types == EXPERT_TYPE).sum()) / max(1, sum(map(len, media.values())))
         for modality, items in media.items():
-            own = int((types == TYPE_IDS[modality]).sum()) / len(items)
-            tokens.setdefault(modality, []).append(own + experts)
+            tokens_per_item = int((types == TYPE_IDS[modality]).sum()) / len(items)
+            tokens.setdefault(modality, []).append(tokens_per_item + experts)
     rates = {modality: sum(tokens[modality]) / len(tokens[modality]) for modality in MODALITIES if modality in tokens}
     return TokenRates(max(characters, 1) / max(text_tokens, 1), rates)
 
 
 class MixtureSampler(Sampler[int]):
-    """Numbers of a mixture's samples, epoch by epoch.
+    """Sampler of a mixture's indices, epoch by epoch.
 
     Args:
-        mixture: The mixture; its epoch follows this sampler's.
-        batch_size: Samples that are sorted next to each other: of a step over all processes. 0 keeps the mixture's
-            order.
-        rates: What text and media cost, for the lengths; default: rough ones.
+        mixture: Mixture to sample; its epoch follows this sampler's.
+        batch_size: Samples of a step over all processes, which get similar lengths; 0 keeps the mixture's order.
+        rates: Rates to estimate lengths; default: rough ones.
     """
 
     def __init__(self, mixture: Mixture, *, batch_size: int = 0, rates: TokenRates | None = None) -> None:
@@ -85,12 +84,12 @@ class MixtureSampler(Sampler[int]):
         return len(self.mixture)
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to another epoch, and the mixture with it."""
+        """Switches to another epoch, and the mixture with it."""
         self.epoch = epoch
         self.mixture.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        """Yields the epoch's numbers."""
+        """Yields the indices of the epoch."""
         if not self.batch_size:
             return iter(range(len(self.mixture)))
         generator = torch.Generator()
@@ -105,26 +104,26 @@ class MixtureSampler(Sampler[int]):
         return max(1, min(_MEGABATCHES, len(self.mixture) // (self.batch_size * 4)))
 
     def _lengths(self) -> list[int]:
-        known: dict[str, Any] = {}
+        rates: dict[str, Any] = {}
         if self.rates is not None:
-            known = {
+            rates = {
                 "characters_per_token": self.rates.characters_per_token,
                 "media_tokens": self.rates.media_tokens,
             }
-        return self.mixture.lengths(epoch=self.epoch, **known)
+        return self.mixture.lengths(epoch=self.epoch, **rates)
 
 
 def grouped_places(mixture: Mixture, *, total: int, batch_size: int, rates: TokenRates | None = None) -> list[int]:
-    """Returns the order of a whole stage with samples of like length together.
+    """Orders a whole stage so that samples of similar length are together.
 
     Args:
-        mixture: The samples; its epoch is left as it was.
-        total: Samples of the stage.
-        batch_size: Samples that are sorted next to each other: of a step over all processes.
-        rates: What text and media cost.
+        mixture: Samples to order; its epoch is not changed.
+        total: Number of samples of the stage.
+        batch_size: Samples of a step over all processes, which get similar lengths.
+        rates: Rates to estimate lengths; default: rough ones.
 
     Returns:
-        Places in the endless row of epochs: ``epoch * len(mixture) + index``.
+        Places in the endless sequence of epochs: ``epoch * len(mixture) + index``.
     """
     places: list[int] = []
     sampler = MixtureSampler(mixture, batch_size=batch_size, rates=rates)
@@ -137,13 +136,13 @@ def grouped_places(mixture: Mixture, *, total: int, batch_size: int, rates: Toke
 
 
 def from_worker(error: McomposeError) -> McomposeError:
-    """Returns an error as it was raised, out of the report that a loader's worker makes of it.
+    """Extracts the original error from the one that a loader's worker reported.
 
     Args:
-        error: What a loader raised: its message is a worker's whole traceback, or one sentence already.
+        error: Error that a loader raised; its message may be a worker's whole traceback.
 
     Returns:
-        The error with its own sentence.
+        The error with its original message.
     """
     if "Original Traceback" not in error.message:
         return error

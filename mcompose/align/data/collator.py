@@ -1,7 +1,7 @@
-"""From samples to the tensors of a batch: the processor's own output, and which tokens are learned.
+"""Makes batches of samples: the processor's output, and labels on the tokens to train.
 
-Media are read here, so that a loader's workers do it. Every sample becomes one row, whatever is wrong with it is an
-error with its place, and nothing is left out: skipping is the mixture's.
+Media are read here, so that a loader's workers read them. Every sample becomes one row; a problem with a sample is an
+error that names its place. The collator does not skip samples; the mixture does.
 
 Letters: B samples, L tokens.
 """
@@ -198,7 +198,7 @@ class Collator:
         if sample.on_long != "cut":
             raise RequestError(
                 f"{sample.place}: the sample has {length} tokens, and the limit is {limit}.",
-                hint="Raise max_length, or say 'on_long: skip' or 'on_long: cut' for this dataset.",
+                hint="Raise 'max_length', or set 'on_long: skip' or 'on_long: cut' for this dataset.",
             )
         if (batch["mm_token_type_ids"][row, limit:] != 0).any():
             raise RequestError(f"{sample.place}: cutting the sample to {limit} tokens would cut a medium.")
@@ -238,7 +238,9 @@ class Collator:
         if sample.domain is None or not self.domains:
             return -1
         if sample.domain not in self.domains:
-            raise RequestError(f"{sample.place}: '{sample.domain}' is none of the domains {', '.join(self.domains)}.")
+            raise RequestError(
+                f"{sample.place}: the domain '{sample.domain}' must be one of {', '.join(self.domains)}."
+            )
         return self.domains.index(sample.domain)
 
 

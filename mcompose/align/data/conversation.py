@@ -65,7 +65,7 @@ class ChatWriter:
         self._in_parts = False
         self._in_parts = not self._keeps_text()
         if self._in_parts and not self._keeps_text():
-            raise RequestError("The chat template of this checkpoint leaves out what the user says.")
+            raise RequestError("The chat template of this checkpoint drops the user's text.")
 
     def write(self, sample: Sample) -> Conversation:
         """Writes a sample's conversation.
@@ -101,8 +101,8 @@ class ChatWriter:
         prompt = self._render(before, prompt=True) if before else ""
         if not whole.startswith(prompt):
             raise RequestError(
-                f"the chat template writes what stands before answer {_count(before) + 1} differently later on.",
-                hint="Make every exchange a record of its own, or name another chat template.",
+                f"the chat template changes the text before answer {_count(before) + 1} when later turns follow.",
+                hint="Split the conversation into one record per answer, or use another chat template.",
             )
         return len(prompt)
 
@@ -111,7 +111,7 @@ class ChatWriter:
         said = self._text_of(until[-1]).strip()
         here, there = whole.find(said, start), alone.find(said, start)
         if here < 0 or there < 0:
-            raise RequestError(f"the chat template changes the words of answer {_count(until)}.")
+            raise RequestError(f"the chat template changes the text of answer {_count(until)}.")
         # What follows the words, as far as it does not depend on the next turn.
         tail = _common_start(whole[here + len(said) :], alone[there + len(said) :])
         closed = tail.rstrip()

@@ -1,8 +1,8 @@
-"""Records of one dataset, by number or as a stream: JSON, JSON lines, Parquet, folders of these, and the Hub.
+"""Reads records of one dataset, by number or as a stream: JSON, JSON lines, Parquet, folders of these, and the Hub.
 
-JSON lines are indexed by the byte at which each line begins and read one at a time, so that a large file costs eight
-bytes a record. Parquet and the Hub go through Hugging Face ``datasets``, which is imported only then; media that stand
-inside the records stay encoded until a batch needs them.
+A JSON lines file is indexed by the start and length of each line and read one line at a time, so that a large file
+costs a few bytes of memory per record. Parquet and the Hub are read with Hugging Face ``datasets``, which is imported
+only for them; media inside the records stay encoded until a batch needs them.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _SUFFIXES: Final = (".json", ".jsonl", ".parquet")
 
 
 class Records(Protocol):
-    """Records by number."""
+    """Protocol of a dataset whose records are read by number."""
 
     def __len__(self) -> int:
-        """Returns how many there are."""
+        """Returns the number of records."""
         ...
 
     def read(self, index: int) -> Any:
-        """Returns one record as it was written.
+        """Reads one record.
 
         Raises:
-            RequestError: It is not JSON; the sentence is without its place.
+            RequestError: It is not valid JSON; the message does not name its place.
         """
         ...
 
     def place(self, index: int) -> str:
-        """Returns where a record stands, for messages."""
+        """Returns the location of a record, for messages."""
         ...
 
     def media_folder(self, index: int) -> Path:
-        """Returns where relative paths of a record's media start."""
+        """Returns the folder where relative paths of a record's media start."""
         ...
 
 
@@ -52,14 +52,14 @@ def open_records(spec: DatasetSpec, *, folder: Path) -> Records:
     """Opens a dataset for reading by number.
 
     Args:
-        spec: Entry of the recipe.
-        folder: The recipe's folder.
+        spec: Dataset, as in the recipe.
+        folder: Folder of the recipe, where relative paths start.
 
     Returns:
         Its records.
 
     Raises:
-        RequestError: There is nothing to read, or not in a format that is known.
+        RequestError: The dataset does not exist, or its format is not known.
     """
     if spec.path.startswith("hub:"):
         return _Table(_from_hub(spec), place=str(spec.path), folder=folder / (spec.media or "."))
@@ -68,17 +68,17 @@ def open_records(spec: DatasetSpec, *, folder: Path) -> Records:
 
 
 def stream_records(spec: DatasetSpec, *, folder: Path) -> Iterator[tuple[int, Any, str, Path]]:
-    """Reads a dataset from its beginning to its end.
+    """Reads a dataset from start to end.
 
     Args:
-        spec: Entry of the recipe.
-        folder: The recipe's folder.
+        spec: Dataset, as in the recipe.
+        folder: Folder of the recipe, where relative paths start.
 
     Yields:
-        Number, record (an exception in its place when it is not JSON), place, and the folder of its media.
+        Number, record (a RequestError instead if it is not valid JSON), location, and the folder of its media.
 
     Raises:
-        RequestError: There is nothing to read, or it cannot be streamed.
+        RequestError: The dataset does not exist, or it cannot be streamed.
     """
     if spec.path.startswith("hub:"):
         home = folder / (spec.media or ".")
@@ -101,16 +101,17 @@ def _files(spec: DatasetSpec, folder: Path) -> list[Path]:
     path = folder / Path(spec.path).expanduser()
     if path.is_file():
         if path.suffix not in _SUFFIXES:
-            raise RequestError(f"The dataset {path} is no {', '.join(_SUFFIXES)} file.")
+            raise RequestError(f"The dataset {path} must be a {', '.join(_SUFFIXES)} file.")
         return [path]
     if not path.is_dir():
         raise RequestError(
-            f"There is no dataset at {path}.", hint="Paths are relative to the recipe; the Hub is 'hub:org/name'."
+            f"The dataset {path} does not exist.",
+            hint="Paths are relative to the recipe; write 'hub:org/name' for the Hub.",
         )
-    found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if not found:
-        raise RequestError(f"The folder {path} holds no dataset.", hint=f"Known: {', '.join(_SUFFIXES)}.")
-    return found
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if not files:
+        raise RequestError(f"The folder {path} has no dataset.", hint=f"Files must be {', '.join(_SUFFIXES)}.")
+    return files
 
 
 def _open_file(file: Path, media: Path) -> Records:
@@ -128,10 +129,11 @@ def _stream_file(file: Path) -> Iterator[tuple[Any, str]]:
         return
     if file.suffix == ".json" and _is_array(file):
         raise RequestError(
-            f"{file} is one JSON list, which cannot be streamed.", hint="Write one record a line (.jsonl)."
+            f"{file} is one JSON list, which cannot be streamed.",
+            hint="Convert it to one record per line (.jsonl), or remove 'streaming'.",
         )
-    with file.open("rb") as opened:
-        for number, line in enumerate(opened, start=1):
+    with file.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
             if line.strip():
                 yield _parsed(line), f"{file}:{number}"
 
@@ -139,23 +141,23 @@ def _stream_file(file: Path) -> Iterator[tuple[Any, str]]:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:  # also bytes that are no UTF-8
-        return RequestError(f"the line is not JSON: {error}.")
+    except ValueError as error:  # also raised for bytes that are not UTF-8
+        return RequestError(f"the line is not valid JSON: {error}.")
 
 
 def _is_array(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    with file.open("rb") as handle:
+        return handle.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 class _Lines:
-    """A JSON lines file."""
+    """Records of a JSON lines file."""
 
     def __init__(self, file: Path, folder: Path) -> None:
         self.file, self._folder = file, folder
         starts, lines, offset = [], [], 0
-        with file.open("rb") as opened:
-            for number, line in enumerate(opened, start=1):
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, start=1):
                 if line.strip():
                     starts.append((offset, len(line)))
                     lines.append(number)
@@ -178,7 +180,7 @@ class _Lines:
         offset, length = map(int, self._spans[index])
         if self._handle is None:
             self._handle = os.open(self.file, os.O_RDONLY)
-        # At an offset, so that threads and forked workers may share the handle.
+        # pread, so that threads and forked workers can share the handle.
         record = _parsed(os.pread(self._handle, length, offset))
         if isinstance(record, RequestError):
             raise record
@@ -192,14 +194,14 @@ class _Lines:
 
 
 class _Array:
-    """A file that is one JSON list."""
+    """Records of a file that is one JSON list."""
 
     def __init__(self, file: Path, folder: Path) -> None:
         self.file, self._folder = file, folder
         try:
             self._records = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
-            raise RequestError(f"The dataset {file} is not JSON: {error}.") from error
+            raise RequestError(f"The dataset {file} is not valid JSON: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -215,7 +217,7 @@ class _Array:
 
 
 class _Table:
-    """A dataset of the library ``datasets``."""
+    """Records of a dataset of the library ``datasets``."""
 
     def __init__(self, table: Any, *, place: str, folder: Path) -> None:
         self._table, self._place, self._folder = table, place, folder
@@ -234,7 +236,7 @@ class _Table:
 
 
 class _Joined:
-    """The files of a folder, one after the other."""
+    """Records of the files of a folder, one file after the other."""
 
     def __init__(self, parts: list[Records]) -> None:
         self._parts = parts
@@ -274,15 +276,15 @@ def _from_hub(spec: DatasetSpec) -> Any:
         return _encoded(
             load_dataset(ref.location, spec.subset, revision=ref.revision, split=spec.split, streaming=spec.streaming)
         )
-    except (OSError, ValueError) as error:  # its own errors descend from these
+    except (OSError, ValueError) as error:  # base classes of the errors of ``datasets``
         raise HubError(
             f"The dataset '{spec.path}' cannot be loaded: {first_line(error)}.",
-            hint="Name 'split' and 'subset' when it has several, and log in when it is private.",
+            hint="Set 'split' and 'subset' if it has several; log in if it is private.",
         ) from error
 
 
 def _encoded(table: Any) -> Any:
-    """The table with its media columns as bytes and paths: they are decoded by mcompose, with its own errors."""
+    """Returns the table with media as bytes and paths, so that mcompose decodes them and reports its own errors."""
     from datasets import Features  # noqa: PLC0415 - see _from_parquet
 
     if table.features is None:

@@ -1,8 +1,8 @@
-"""Which expert each medium of a sample goes to in training, and what its router is to learn: from the data's domain.
+"""Expert routing in training: the expert of each medium, and its router's label, from the domain of the data.
 
-An expert has a domain, a dataset has one, and where they are equal the dataset's media go to that expert. A domain
-without an expert is the router's class 0 (none); what has no domain teaches it nothing. A domain of another modality's
-experts says nothing about a medium either.
+If a dataset and an expert have the same domain, the dataset's media go to that expert. A domain without an expert is
+the router's class 0 (none); media without a domain have no label. Media whose domain belongs to experts of another
+modality have no label either.
 
 Paper: Peng et al. 2024, Chimera, arXiv:2412.05983, sections 3.1 and 4.4: labels are the datasets', training follows
 them. Differs: routing by prediction and by labels with noise are offered beside it.
@@ -22,7 +22,7 @@ from mcompose.recipe import RouterTraining
 __all__ = ["UNKNOWN", "ExpertTable", "Routing"]
 
 UNKNOWN: Final = -100
-"""Label of an item that the router learns nothing from."""
+"""Label of an item that the router's loss ignores."""
 _PURPOSE = "routing"
 
 
@@ -79,7 +79,7 @@ class ExpertTable:
         if len(found) > 1:
             raise RequestError(
                 f"The experts {', '.join(found)} have the same domain '{domain}'.",
-                hint="Give the data the name of one of them as 'domain'.",
+                hint="Write the name of one of them as the 'domain' of the dataset.",
             )
         return found[0] if found else None
 
@@ -107,16 +107,17 @@ class Routing:
     fitted: bool = False
 
     def check(self, domains: Sequence[str]) -> None:
-        """Looks at the domains that the data name.
+        """Checks the domains of the data against the experts.
 
         Raises:
-            UnknownNameError: The recipe names a domain that they do not have.
-            RequestError: One fits several experts, or the router would learn from nothing.
+            UnknownNameError: 'router.general' names a domain that no dataset has.
+            RequestError: A domain matches several experts or is misspelt, or the router has no labelled data.
         """
         for name in self.spec.general or ():
             if name not in domains:
                 raise UnknownNameError(
-                    f"'router.general' names the domain '{name}', which no data have.", hint=nearest_name(name, domains)
+                    f"'router.general' names the domain '{name}', which no dataset of this stage has.",
+                    hint=nearest_name(name, domains),
                 )
         known = [domain for domain in domains if self.table.is_known(domain)]
         others = [domain for domain in domains if domain not in known]
@@ -124,19 +125,19 @@ class Routing:
             near = None if domain in known else slip_of(domain, [*self.table.experts, *self.table.domains])
             if near and domain not in (self.spec.general or ()):
                 raise RequestError(
-                    f"The data's domain '{domain}' is not an expert's, and looks like '{near}'.",
-                    hint=f"Write '{near}'; or, if it is to go without an expert, list all such domains: "
+                    f"The domain '{domain}' of the data does not have an expert, and looks like '{near}'.",
+                    hint=f"Write '{near}'. If it is meant to have no expert, list all such domains: "
                     f"'router.general: [{', '.join(others)}]'.",
                 )
         if not self.table.classes and (self.labelled or self.fitted or self.spec.routing == "predicted"):
             raise RequestError(
-                "'router' has nothing to train or to ask: this checkpoint has experts and no router.",
-                hint="Leave 'router' out, and compose with a router.",
+                "'router' cannot be used: this checkpoint has experts but no router.",
+                hint="Remove 'router', or compose the checkpoint with a router.",
             )
         if (self.labelled or self.fitted) and not known:
             raise RequestError(
                 f"No data of this stage belong to a domain of the experts ({', '.join(self.table.domains)}).",
-                hint="Write 'domain: ...' beside the 'path' of a dataset.",
+                hint="Set 'domain' in a dataset.",
             )
 
     def label(self, domain: str | None, modality: str) -> int:

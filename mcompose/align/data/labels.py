@@ -1,7 +1,7 @@
-"""What is learned, checked before the first step: labels must stand on the answers and never on a medium.
+"""Checks labels before the first step: they must cover the answers and never a medium.
 
-A template, a tokenizer or a processor that does not do what it says shows here, in seconds and with a sentence, and not
-in a loss curve.
+A faulty template, tokenizer or processor is reported here, in seconds and with a clear message, and not by a strange
+loss curve.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def _checked(sample: Sample, collator: Collator) -> CheckedSample:
     learnt_L = labels_L != IGNORED
     media_tokens = _check_media(sample, types_L, learnt_L)
     if not learnt_L.any():
-        raise RequestError(f"{sample.place}: no token of its answers is learnt.")
+        raise RequestError(f"{sample.place}: no token of its answers has a label.")
     if not torch.equal(labels_L[learnt_L], ids_L[learnt_L]):
-        raise RequestError(f"{sample.place}: labels are not the tokens that stand there.")
+        raise RequestError(f"{sample.place}: labels differ from the tokens at their positions.")
     runs = _runs(learnt_L)
     if collator.mask_answers:
         _check_words(sample, collator, [ids_L[start:end] for start, end in runs])
@@ -88,7 +88,7 @@ def _check_media(sample: Sample, types_L: torch.Tensor, learnt_L: torch.Tensor) 
         if count < items or (count and not items):
             raise RequestError(f"{sample.place}: {items} {modality} item(s) became {count} tokens.")
     if (types_L[learnt_L] != 0).any():
-        raise RequestError(f"{sample.place}: labels stand on the tokens of a medium.")
+        raise RequestError(f"{sample.place}: tokens of a medium have labels.")
     return {modality: count for modality, count in found.items() if count}
 
 
@@ -113,8 +113,8 @@ def _check_words(sample: Sample, collator: Collator, runs: list[torch.Tensor]) -
     slack = sum(len(tokenizer.decode(ids_L[[0, -1]])) for ids_L in runs)
     if not wanted or (found != wanted and not (_inside(wanted, found) and len(found) <= len(wanted) + slack)):
         raise RequestError(
-            f"{sample.place}: what is learnt is not what is answered: '{found[:60]}' for '{wanted[:60]}'.",
-            hint="The tokenizer's offsets or the chat template are at fault.",
+            f"{sample.place}: the labels do not match the answer: '{found[:60]}' instead of '{wanted[:60]}'.",
+            hint="Check the chat template and the offsets of the tokenizer.",
         )
 
 

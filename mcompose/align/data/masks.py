@@ -1,10 +1,10 @@
-"""Masks: pure functions from a batch to a batch, applied where batches are made.
+"""Masks: pure functions from batch to batch, applied right after the collator.
 
-A mask takes what the collator made (``attention_mask``, ``position_ids``, ``labels``, ``mm_token_type_ids``, media),
-the ``domains`` of the samples and their ``positions`` in the stage, and returns a batch with tokens hidden. Randomness
-is addressed by seed and position: the same sample at the same place of the same stage gets the same mask, whichever
-process prepares it and however often the run was interrupted. A token is hidden by zeroing its ``attention_mask`` and
-leaving the ``position_ids`` of all others alone, which every attention implementation takes. ``gscm.py`` has one.
+A mask takes the collator's batch (``attention_mask``, ``position_ids``, ``labels``, ``mm_token_type_ids``, media),
+the ``domains`` of the samples and their ``positions`` in the stage, and returns a batch with tokens hidden. Random
+numbers depend on seed and position alone: the same sample at the same position of a stage gets the same mask in any
+process, and after any interruption. A token is hidden by zeroing its ``attention_mask`` and
+keeping all ``position_ids``, which every attention implementation supports. An example is ``gscm.py``.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ __all__ = ["Batch", "Mask", "Masked", "mask_generator"]
 Batch: TypeAlias = dict[str, Any]
 Mask: TypeAlias = Callable[[Batch], Batch]
 
-_ASIDE = ("domains", "positions", "mm_token_type_ids")
-"""What masks read and not every model takes."""
+_MASK_INPUTS = ("domains", "positions", "mm_token_type_ids")
+"""Inputs that masks read and not every model accepts."""
 
 
 def mask_generator(seed: int, position: int, *, purpose: str) -> np.random.Generator:
-    """Yields the randomness of one sample of a stage.
+    """Makes the random generator of one sample of a stage.
 
     Args:
-        seed: The stage's seed.
-        position: Position of the sample in the stage.
-        purpose: Purpose of the mask.
+        seed: Seed of the stage.
+        position: Position of the sample in the stage, from 0.
+        purpose: Name of the use, so that two uses do not share random numbers.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), position])
 
 
 class Masked:
-    """A collator whose batches went through masks.
+    """Collator that applies masks to its batches.
 
     Args:
-        collate: Samples, and their positions in the stage, to batch.
-        masks: Applied in order.
-        keep: What the model takes of ``domains``, ``positions`` and ``mm_token_type_ids``.
+        collate: Collator; takes samples and their positions in the stage.
+        masks: Masks to apply, in order.
+        keep: Inputs that the model accepts, of ``domains``, ``positions`` and ``mm_token_type_ids``.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Masked:
     ) -> None:
         self._collate = collate
         self._masks = tuple(masks)
-        self._aside = tuple(name for name in _ASIDE if name not in keep)
+        self._dropped = tuple(name for name in _MASK_INPUTS if name not in keep)
 
     @property
     def collate(self) -> Callable[[Sequence[Any], Sequence[int]], Mapping[str, Any]]:
-        """What makes batches, before any mask."""
+        """Collator, without masks."""
         return self._collate
 
     def __call__(self, items: Sequence[tuple[int, Any]]) -> Batch:
         """Makes a batch.
 
         Args:
-            items: Position and sample, as ``Ordered`` gives them.
+            items: Position and sample, as ``Ordered`` yields them.
 
         Returns:
-            What the model takes, and ``tokens``: how many of them are real.
+            The model's inputs, and ``tokens``: the number of tokens without padding.
         """
         positions = [position for position, _ in items]
         batch: Batch = dict(self._collate([sample for _, sample in items], positions))
@@ -75,5 +75,5 @@ class Masked:
         tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
         for mask in self._masks:
             batch = mask(batch)
-        batch = {name: value for name, value in batch.items() if name not in self._aside}
+        batch = {name: value for name, value in batch.items() if name not in self._dropped}
         return {**batch, "tokens": tokens}

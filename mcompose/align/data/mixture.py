@@ -233,12 +233,13 @@ def open_mixture(
         RequestError: There are no data, they cannot be read, a record cannot be used, or the weights say nothing.
     """
     if not specs:
-        raise RequestError("The stage has no data.", hint="List its datasets under 'data'.")
+        raise RequestError("The stage has no data.", hint="List its datasets in 'data'.")
     given = [spec.weight is not None for spec in specs]
     if any(given) and not all(given):
         lacking = specs[given.index(False)]
         raise RequestError(
-            f"The dataset {lacking.name} has no weight, and others have one.", hint="Give all a weight, or none."
+            f"The dataset {lacking.name} does not have a weight, but others do.",
+            hint="Set 'weight' in all datasets, or in none.",
         )
     if any(spec.streaming for spec in specs):
         return StreamMixture(specs, folder=folder, seed=seed, temperature=temperature)

@@ -1,8 +1,8 @@
-"""Records of preferences: a prompt and two answers to it, one of which was chosen.
+"""Reads preference records: a prompt, the chosen answer and the rejected answer.
 
 The prompt is ``conversations`` or ``messages`` that end before the answer, or ``prompt`` (a text, or such a list). An
-answer, ``chosen`` or ``rejected``, is a text, a turn, or a list of turns; without a prompt of its own, the record's
-prompt is what both lists begin with. Media stand beside them as in any record.
+answer, ``chosen`` or ``rejected``, is a text, a turn, or a list of turns. If the record does not have a prompt, both
+lists must start with the same one. Media are listed as in any record.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _PROMPTS: Final = ("conversations", "messages", "prompt")
 
 
 def is_pair(record: Any) -> bool:
-    """Returns whether a record holds two answers."""
+    """Returns whether a record has two answers."""
     return isinstance(record, Mapping) and all(record.get(key) is not None for key in ANSWERS)
 
 
 def parse_pair(record: Mapping[str, Any], *, folder: Path) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Reads a record of preferences.
+    """Reads a preference record.
 
     Args:
-        record: The record.
-        folder: Folder that relative paths of media start from.
+        record: Record as parsed from JSON.
+        folder: Folder where relative paths of media start.
 
     Returns:
         The messages with the chosen answer, and with the rejected one.
 
     Raises:
-        RequestError: Saying what is wrong with the record, without its place.
+        RequestError: The record is malformed; the message does not name its place.
     """
     prompt = _prompt(record)
     before, answers = {}, {}
@@ -45,9 +45,9 @@ def parse_pair(record: Mapping[str, Any], *, folder: Path) -> tuple[tuple[Messag
     if prompt is None:
         prompt = before["chosen"]
         if not prompt or before["rejected"] != prompt:
-            raise RequestError("'chosen' and 'rejected' do not answer one prompt.")
+            raise RequestError("'chosen' and 'rejected' must start with the same prompt.")
     elif any(before.values()):
-        raise RequestError("'chosen' and 'rejected' hold more than an answer, and the record has a prompt of its own.")
+        raise RequestError("'chosen' and 'rejected' must be one answer each, since the record has a prompt.")
     media = {key: value for key, value in record.items() if key not in (*_PROMPTS, *ANSWERS)}
     chosen, rejected = (
         parse_record({**media, "messages": [*prompt, answers[key]]}, layout="chat", folder=folder) for key in ANSWERS
@@ -58,27 +58,27 @@ def parse_pair(record: Mapping[str, Any], *, folder: Path) -> tuple[tuple[Messag
 
 
 def _prompt(record: Mapping[str, Any]) -> list[Any] | None:
-    named = [key for key in _PROMPTS if record.get(key) is not None]
-    if not named:
+    keys = [key for key in _PROMPTS if record.get(key) is not None]
+    if not keys:
         return None
-    if len(named) > 1:
-        raise RequestError(f"the record has both '{named[0]}' and '{named[1]}'.")
-    value = record[named[0]]
+    if len(keys) > 1:
+        raise RequestError(f"the record has both '{keys[0]}' and '{keys[1]}'. Keep one of them.")
+    value = record[keys[0]]
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, Sequence) or not turns:
-        raise RequestError(f"'{named[0]}' is not a list of turns.")
+        raise RequestError(f"'{keys[0]}' is not a list of turns.")
     if _is_answer(turns[-1]):
-        raise RequestError(f"'{named[0]}' ends with an answer, and the record has 'chosen' and 'rejected'.")
+        raise RequestError(f"'{keys[0]}' must end before the answer, since the record has 'chosen' and 'rejected'.")
     return list(turns)
 
 
 def _answer(value: Any, key: str) -> tuple[list[Any], Any]:
-    """Returns what stands before an answer, and its turn."""
+    """Splits a value into the turns before the answer, and the answer's turn."""
     if isinstance(value, str):
         return [], {"role": "assistant", "content": value}
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, Sequence) or not turns or not _is_answer(turns[-1]):
-        raise RequestError(f"'{key}' is not an answer.")
+        raise RequestError(f"'{key}' is not an answer: it must be a text or end with an assistant's turn.")
     return list(turns[:-1]), turns[-1]
 
 

@@ -1,14 +1,15 @@
-"""One training sample, and how a record of a dataset becomes one.
+"""Training samples, and how records of a dataset are read as samples.
 
-Two layouts of records are read:
+Records have one of two layouts:
 
 - ``llava``: ``conversations`` of ``{"from": "human" | "gpt", "value": text}`` with ``<image>``, ``<audio>``,
-  ``<video>``, ``<points>`` in the text, and the media under those names: a path or a list of them.
-- ``chat``: ``messages`` of ``{"role", "content"}``; a content is a text as above, or a list of parts
-  ``{"type": "text", "text"}`` and ``{"type": "image", "path"}``. A medium without a path takes the next under its name.
+  ``<video>``, ``<points>`` in the text, and the media under those names: a path or a list of paths.
+- ``chat``: ``messages`` of ``{"role", "content"}``; ``content`` is a text as above, or a list of parts
+  ``{"type": "text", "text"}`` and ``{"type": "image", "path"}``. A part without a path takes the next
+  medium under that name.
 
-Text is kept letter by letter. Between the parts of a list stand the line breaks that a composed checkpoint's chat
-template puts there, so that training and answering see the same prompt.
+Text is not changed. Parts of a list are joined with the line breaks that a composed checkpoint's chat template puts
+there, so that training and generation see the same prompt.
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ _HOLDERS: Final = ("path", "url", "bytes")
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation with its media, still in their files.
+    """One conversation with its media, which are not read yet.
 
     Args:
         messages: ``{"role", "content": [{"type": "text", "text"} | {"type": modality, "path" | "bytes"}]}``; at least
             one is an answer.
-        domain: Domain of the sample; None when its dataset names none.
-        dataset: Its dataset's name.
-        index: Its place in the dataset, counted from 0.
-        place: Place in the files, for messages: ``data/a.jsonl:7``.
-        on_long: What its dataset wants done when it is too long: "error", "skip" or "cut".
-        rejected: The same conversation with the answer that was not chosen; None where there is one answer only. Then
-            only the last answer is learned.
+        domain: Domain of its dataset; None if the dataset does not have one.
+        dataset: Name of its dataset.
+        index: Number of its record in the dataset, from 0.
+        place: Location of the record for messages, such as ``data/a.jsonl:7``.
+        on_long: Action if the sample is too long: "error", "skip" or "cut".
+        rejected: Messages of the same conversation with the rejected answer, for a preference pair; None without a
+            pair. In a pair, only the last answer is trained.
     """
 
     messages: tuple[Message, ...]
@@ -70,21 +71,21 @@ class Sample:
 
     @property
     def other(self) -> Sample | None:
-        """The sample whose answer was not chosen; None where there is one answer only."""
+        """The sample with the rejected answer; None if the sample is not a pair."""
         if self.rejected is None:
             return None
         return replace(self, messages=self.rejected, rejected=self.messages)
 
     def media(self) -> dict[str, list[Path | bytes]]:
-        """Modality -> its items in reading order; modalities without any are left out."""
-        found: dict[str, list[Path | bytes]] = {}
+        """Returns the media by modality, in reading order, without modalities that have none."""
+        media: dict[str, list[Path | bytes]] = {}
         for part in (part for message in self.messages for part in message["content"] if part["type"] != "text"):
             item = part["bytes"] if part.get("bytes") is not None else Path(part["path"])
-            found.setdefault(part["type"], []).append(item)
-        return found
+            media.setdefault(part["type"], []).append(item)
+        return media
 
     def characters(self) -> int:
-        """Characters of its text."""
+        """Counts the characters of its text."""
         parts = (part for message in self.messages for part in message["content"])
         return sum(len(part["text"]) for part in parts if part["type"] == "text")
 
@@ -93,18 +94,18 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
     """Reads one record.
 
     Args:
-        record: The record.
-        layout: "llava", "chat" or "auto".
-        folder: Folder that relative paths of media start from.
+        record: Record as parsed from JSON.
+        layout: Layout of the record: "llava", "chat" or "auto".
+        folder: Folder where relative paths of media start.
 
     Returns:
         The messages of a :class:`Sample`.
 
     Raises:
-        RequestError: Saying what is wrong with the record, without its place.
+        RequestError: The record is malformed; the message does not name its place.
     """
     if not isinstance(record, Mapping):
-        raise RequestError("the record is not JSON object.")
+        raise RequestError("the record is not a JSON object.")
     key = _layout_key(record, layout)
     turns = record[key]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
@@ -112,51 +113,53 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
     waiting = {modality: iter(_column(record, modality)) for modality in MODALITIES}
     messages = tuple(_message(turn, waiting, folder) for turn in turns)
     for modality, rest in waiting.items():
-        if left := len(list(rest)):
-            raise RequestError(f"{left} {modality} item(s) have no <{modality}> in the text.")
+        if unused := len(list(rest)):
+            raise RequestError(
+                f"{unused} {modality} item(s) have no <{modality}> placeholder in the text. Add one per item."
+            )
     _check_turns(messages)
     return messages
 
 
 def _layout_key(record: Mapping[str, Any], layout: str) -> str:
     keys = {"llava": ("conversations",), "chat": ("messages",)}.get(layout, ("conversations", "messages"))
-    found = next((key for key in keys if record.get(key) is not None), None)
-    if found is None:
+    layout_key = next((key for key in keys if record.get(key) is not None), None)
+    if layout_key is None:
         raise RequestError(
-            f"the record has no '{keys[0]}'."
+            f"the record does not have '{keys[0]}'."
             if len(keys) == 1
             else f"the record has neither {' nor '.join(map(repr, keys))}."
         )
-    return found
+    return layout_key
 
 
 def _column(record: Mapping[str, Any], modality: str) -> list[Any]:
-    named = [key for key in _COLUMNS[modality] if record.get(key) is not None]
-    if len(named) > 1:
-        raise RequestError(f"the record has both '{named[0]}' and '{named[1]}'.")
-    if not named:
+    columns = [key for key in _COLUMNS[modality] if record.get(key) is not None]
+    if len(columns) > 1:
+        raise RequestError(f"the record has both '{columns[0]}' and '{columns[1]}'. Keep one of them.")
+    if not columns:
         return []
-    value = record[named[0]]
+    value = record[columns[0]]
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _message(turn: Any, waiting: Mapping[str, Iterator[Any]], folder: Path) -> Message:
     if not isinstance(turn, Mapping):
-        raise RequestError("a turn is not JSON object.")
-    said = turn.get("from", turn.get("role"))
-    role = _ROLES.get(str(said))
+        raise RequestError("a turn is not a JSON object.")
+    author = turn.get("from", turn.get("role"))
+    role = _ROLES.get(str(author))
     if role is None:
-        raise RequestError(f"a turn is by '{said}', and none of {', '.join(_ROLES)}.")
+        raise RequestError(f"a turn is by '{author}', which must be one of {', '.join(_ROLES)}.")
     content = turn.get("value", turn.get("content"))
     if isinstance(content, str):
         return {"role": role, "content": _split_text(content, waiting, folder)}
     if not isinstance(content, Sequence):
-        raise RequestError(f"a turn by '{said}' has no text.")
+        raise RequestError(f"a turn by '{author}' has no text.")
     return {"role": role, "content": _parts(content, waiting, folder)}
 
 
 def _split_text(text: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -> list[dict[str, Any]]:
-    """Returns the parts of a text with placeholders; what stands around them is kept as it is."""
+    """Splits a text at its placeholders; the text between them is not changed."""
     parts: list[dict[str, Any]] = []
     end = 0
     for match in _PLACEHOLDER.finditer(text):
@@ -176,11 +179,13 @@ def _parts(content: Sequence[Any], waiting: Mapping[str, Iterator[Any]], folder:
         kind = str(entry.get("type")).removesuffix("_url").removeprefix("input_") if isinstance(entry, Mapping) else ""
         if kind == "text" and isinstance(entry.get("text"), str):
             if found := _PLACEHOLDER.search(entry["text"]):
-                raise RequestError(f"a text part holds '{found[0]}', which stands for a medium.")
+                raise RequestError(
+                    f"a text part contains '{found[0]}', which is reserved for media. Use a part of that type instead."
+                )
             parts.append({"type": "text", "text": entry["text"]})
         elif kind in MODALITIES:
-            held = next((entry[key] for key in (kind, entry["type"], *_HOLDERS) if entry.get(key) is not None), None)
-            parts.append(_next_medium(kind, waiting, folder) if held is None else _medium(kind, held, folder))
+            value = next((entry[key] for key in (kind, entry["type"], *_HOLDERS) if entry.get(key) is not None), None)
+            parts.append(_next_medium(kind, waiting, folder) if value is None else _medium(kind, value, folder))
             parts.append({"type": "text", "text": "\n"})
         else:
             raise RequestError(f"a part of a turn is neither text nor a medium: {str(entry)[:60]}")
@@ -197,42 +202,42 @@ def _without_last_breaks(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _next_medium(modality: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -> dict[str, Any]:
-    held = next(waiting[modality], None)
-    if held is None:
-        raise RequestError(f"the text has more <{modality}> than the record has {modality} items.")
-    return _medium(modality, held, folder)
+    value = next(waiting[modality], None)
+    if value is None:
+        raise RequestError(f"the text has more <{modality}> than the record has items of '{modality}'.")
+    return _medium(modality, value, folder)
 
 
-def _medium(modality: str, held: Any, folder: Path) -> dict[str, Any]:
-    if isinstance(held, Mapping):  # {"bytes", "path"} of Hugging Face datasets, {"url"} of chat interfaces
-        held = next((held[key] for key in ("bytes", "path", "url") if held.get(key) is not None), None)
-    if isinstance(held, bytes):
-        return {"type": modality, "bytes": held}
-    if not isinstance(held, str) or not held:
-        raise RequestError(f"the {modality} is not a path: {str(held)[:60]}")
-    if "://" in held and not held.startswith("file://"):
-        raise RequestError(f"the {modality} '{held}' is not a local file; nothing is fetched while training.")
-    # Not by pathlib, which is several times slower, and a dataset has millions of these.
-    return {"type": modality, "path": os.path.join(folder, held.removeprefix("file://"))}  # noqa: PTH118
+def _medium(modality: str, value: Any, folder: Path) -> dict[str, Any]:
+    if isinstance(value, Mapping):  # {"bytes", "path"} of Hugging Face datasets, {"url"} of chat interfaces
+        value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), None)
+    if isinstance(value, bytes):
+        return {"type": modality, "bytes": value}
+    if not isinstance(value, str) or not value:
+        raise RequestError(f"the {modality} is not a path: {str(value)[:60]}")
+    if "://" in value and not value.startswith("file://"):
+        raise RequestError(f"the {modality} '{value}' is not a local file, and training downloads nothing.")
+    # pathlib is several times slower, and a dataset has millions of these.
+    return {"type": modality, "path": os.path.join(folder, value.removeprefix("file://"))}  # noqa: PTH118
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise RequestError("the record has no answer to learn from.")
+        raise RequestError("the record has no answer.")
     for message in answers:
         if any(part["type"] != "text" for part in message["content"]):
-            raise RequestError("an answer holds a medium, which cannot be learnt.")
+            raise RequestError("an answer contains a medium, which cannot be trained. Move it to a user's turn.")
         if not "".join(part["text"] for part in message["content"]).strip():
             raise RequestError("an answer is empty.")
 
 
 def instructed(messages: Sequence[Message], template: str | None) -> tuple[Message, ...]:
-    """Puts every instruction into a template.
+    """Puts every user's turn into a template.
 
     Args:
-        messages: The messages.
-        template: Text with ``{instruction}``, which stands for a user's whole turn; None leaves all as it is.
+        messages: Messages of a sample.
+        template: Text with ``{instruction}``, which stands for a user's whole turn; None changes nothing.
 
     Returns:
         The messages; answers and system messages are unchanged.

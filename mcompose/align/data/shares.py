@@ -1,8 +1,8 @@
-"""How much of each dataset an epoch holds, and in which order: arithmetic on counts, addressed by (seed, epoch).
+"""Computes how many samples of each dataset an epoch has, and in which order, from seed and epoch alone.
 
-Every dataset is an endless row of shuffles of its samples, each shuffle drawn from (seed, dataset, round). An epoch
-takes the next so many from each row, so a dataset that is drawn from less than its size goes on where the last epoch
-stopped, and one that is drawn from more is repeated evenly. The epoch's own shuffle, drawn from (seed, epoch), mixes
+Every dataset is an endless sequence of shuffles of its samples, each drawn from (seed, dataset, round). An epoch takes
+its share of each sequence from where the last epoch stopped; so a small share does not repeat samples before all were
+used, and a share larger than the dataset repeats it evenly. The epoch's own shuffle, drawn from (seed, epoch), mixes
 the datasets.
 """
 
@@ -15,15 +15,15 @@ import numpy as np
 
 __all__ = ["apportion", "draw", "epoch_order", "proportions", "stream_generator"]
 
-_ORDER, _ROUND, _STREAM = 0, 1, 2  # what a shuffle is for, so that no two share their randomness
+_ORDER, _ROUND, _STREAM = 0, 1, 2  # purposes, so that no two shuffles share random numbers
 
 
 def proportions(weights: Sequence[float], *, temperature: float = 1.0) -> np.ndarray:
-    """Weights to probabilities: weight^(1/temperature), scaled to a sum of 1.
+    """Converts weights to probabilities: weight^(1/temperature), scaled to a sum of 1.
 
     Args:
-        weights: Positive numbers, one a dataset.
-        temperature: 1 keeps the proportions, more evens them out.
+        weights: Positive numbers, one per dataset.
+        temperature: 1 keeps the proportions; a larger value makes them more even.
 
     Returns:
         The probabilities, float64.
@@ -37,11 +37,11 @@ def proportions(weights: Sequence[float], *, temperature: float = 1.0) -> np.nda
 
 
 def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
-    """Whole counts in given proportions: the largest remainders are rounded up, the earlier first among equals.
+    """Splits a total into whole counts; the largest remainders are rounded up, earlier ones first among equals.
 
     Args:
-        probabilities: They sum to 1.
-        total: What the counts sum to.
+        probabilities: Proportions, which sum to 1.
+        total: Sum of the counts.
 
     Returns:
         int64 counts.
@@ -55,11 +55,11 @@ def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
 
 
 def draw(position: int, *, size: int, seed: int, dataset: int) -> int:
-    """Returns the sample at a position of a dataset's endless row.
+    """Returns the sample at a position of a dataset's endless sequence.
 
     Args:
-        position: Position in the row, over all epochs.
-        size: Samples of the dataset.
+        position: Position in the sequence, over all epochs.
+        size: Number of samples of the dataset.
         seed: Seed of the mixture.
         dataset: Number of the dataset.
 
@@ -71,12 +71,12 @@ def draw(position: int, *, size: int, seed: int, dataset: int) -> int:
 
 
 def epoch_order(total: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns the shuffle of an epoch: which of its ``total`` slots comes at each place."""
+    """Shuffles an epoch: returns which of its ``total`` slots comes at each place."""
     return _shuffle((seed, _ORDER, epoch), total)
 
 
 def stream_generator(seed: int, epoch: int) -> np.random.Generator:
-    """Yields what chooses among streams in an epoch."""
+    """Makes the generator that chooses among streams in an epoch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM, epoch))))
 
 

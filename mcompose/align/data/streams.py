@@ -1,8 +1,8 @@
-"""A mixture that is read as it comes: for data on the Hub and for what is too large to list.
+"""Mixture of streamed datasets, for data on the Hub and for data that are too large to list.
 
-Which stream gives the next sample is drawn from (seed, epoch), and a stream that ends begins again, so the row of
-samples is endless and always the same. Every worker walks the whole row and keeps the batches that are its own, as a
-loader asks its workers in turn: so the batches are the same for any number of workers, once the batch size is known.
+The stream of the next sample is drawn from (seed, epoch), and a stream that ends starts again, so the sequence of
+samples is endless and reproducible. Every worker reads the whole sequence and keeps its own batches, in the order in
+which a loader asks its workers; so the batches are the same for any number of workers, for a given batch size.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["StreamMixture"]
 
 
 class StreamMixture(IterableDataset[Sample]):
-    """An endless row of samples.
+    """Endless sequence of samples from streamed datasets.
 
     Args:
-        specs: The datasets.
-        folder: The recipe's folder.
+        specs: Datasets, as in the recipe.
+        folder: Folder of the recipe, where relative paths start.
         seed: Seed of the order.
-        temperature: Exponent's inverse of the weights.
-        batch_size: Samples of a loader's batch; needed for the same batches with any number of workers.
+        temperature: Temperature of the weights, which count as weight^(1/temperature).
+        batch_size: Samples of a loader's batch; it makes batches independent of the number of workers.
 
     Raises:
-        RequestError: Several datasets are mixed without weights, as a stream has no size to go by.
+        RequestError: Several datasets are mixed without weights; the size of a stream is not known.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class StreamMixture(IterableDataset[Sample]):
     ) -> None:
         if len(specs) > 1 and any(spec.weight is None for spec in specs):
             raise RequestError(
-                "Streams are mixed by their weights, and a dataset has none.",
-                hint="Give every dataset a weight, or read without 'streaming'.",
+                "Streamed datasets must have weights, and one does not have a weight.",
+                hint="Give every dataset a 'weight', or remove 'streaming'.",
             )
         self.specs, self.folder, self.seed, self.temperature = tuple(specs), folder, seed, temperature
         self.batch_size = batch_size
@@ -61,53 +61,53 @@ class StreamMixture(IterableDataset[Sample]):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains that the datasets name, each once, in order."""
+        """Domains of the datasets, each once, in order."""
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to another epoch: another order of the streams, each from its beginning."""
+        """Switches to another epoch: another order of the streams, each from its start."""
         self._epoch.fill_(epoch)
 
     def in_batches_of(self, batch_size: int) -> StreamMixture:
-        """Returns the same row for a loader with this batch size."""
+        """Returns the same sequence for a loader with another batch size."""
         return self._changed(batch_size=batch_size, collator=self._collator)
 
     def without_long(self, collator: Any) -> StreamMixture:
-        """Returns the same row without what is too long, where the recipe says ``on_long: skip``; such are measured."""
+        """Returns the sequence without samples that are too long, for datasets with ``on_long: skip``."""
         return self._changed(batch_size=self.batch_size, collator=collator)
 
     def _changed(self, *, batch_size: int, collator: Any) -> StreamMixture:
-        made = StreamMixture(
+        copy = StreamMixture(
             self.specs, folder=self.folder, seed=self.seed, temperature=self.temperature, batch_size=batch_size
         )
-        made._collator = collator
-        return made
+        copy._collator = collator
+        return copy
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields the samples of this worker's batches."""
         worker = get_worker_info()
-        mine, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number, sample in enumerate(self._row()):
-            if (number // self.batch_size) % workers == mine:
+        rank, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number, sample in enumerate(self._all_samples()):
+            if (number // self.batch_size) % workers == rank:
                 yield sample
 
-    def _row(self) -> Iterator[Sample]:
+    def _all_samples(self) -> Iterator[Sample]:
         weights = [1.0 if spec.weight is None else spec.weight for spec in self.specs]
-        chances = proportions(weights, temperature=self.temperature)
+        probabilities = proportions(weights, temperature=self.temperature)
         generator = stream_generator(self.seed, int(self._epoch))
         streams = [self._endless(which) for which in range(len(self.specs))]
         while True:
-            yield next(streams[int(generator.choice(len(streams), p=chances))])
+            yield next(streams[int(generator.choice(len(streams), p=probabilities))])
 
     def _endless(self, which: int) -> Iterator[Sample]:
         first = True
         while True:
-            found = False
+            is_empty = True
             for sample in self._once(which, counting=first):
-                found = True
+                is_empty = False
                 yield sample
-            if not found:
-                raise RequestError(f"The dataset {self.specs[which].name} has no record that can be used.")
+            if is_empty:
+                raise RequestError(f"The dataset {self.specs[which].name} has no usable record.")
             first = False
 
     def _once(self, which: int, *, counting: bool) -> Iterator[Sample]:
@@ -140,7 +140,7 @@ class StreamMixture(IterableDataset[Sample]):
             self._skipped[which].add(reason, sentence)
 
     def report(self) -> tuple[DatasetReport, ...]:
-        """Returns what this process has read so far of each dataset; workers count for themselves."""
+        """Reports what this process has read of each dataset so far, without what its workers read."""
         return tuple(
             DatasetReport.of(spec, records=read, skipped=skipped)
             for spec, read, skipped in zip(self.specs, self._read, self._skipped, strict=True)

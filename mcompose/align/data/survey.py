@@ -1,8 +1,7 @@
-"""What can be used of a dataset, found out before training starts: every record is read once, every medium looked for.
+"""Finds the usable records of a dataset before training: reads every record once and checks that its media exist.
 
-A dataset whose recipe says ``on_broken: skip`` also has its media decoded here, since only that shows a file which ends
-in its middle. So the set of samples is fixed before the first step, whatever reads them later, and nothing takes the
-place of a record that is left out.
+For a dataset with ``on_broken: skip``, media are also decoded, since only this detects truncated files. So the set of
+samples is fixed before the first step, and a skipped record is not replaced by another one.
 """
 
 from __future__ import annotations
@@ -201,7 +200,7 @@ def survey(records: Records, spec: DatasetSpec) -> Survey:
         rows.append((sample.index, sample.characters(), [kinds.count(modality) for modality in MODALITIES]))
     if not rows:
         first = f" The first: {skipped.examples[0]}" if skipped.examples else ""
-        raise RequestError(f"The dataset {spec.name} has no record that can be used.{first}")
+        raise RequestError(f"The dataset {spec.name} has no usable record.{first}")
     return Survey(
         np.array([row[0] for row in rows], dtype=np.int64),
         np.array([row[1] for row in rows], dtype=np.int64),
@@ -228,7 +227,7 @@ def _looked_at(records: Records, spec: DatasetSpec, total: int, skipped: Skipped
         elif spec.on_broken == "skip":
             skipped.add(seen.reason, seen.message)
         else:
-            raise RequestError(seen.message, hint="Mend the record, or say 'on_broken: skip' for this dataset.")
+            raise RequestError(seen.message, hint="Fix the record, or set 'on_broken: skip' for this dataset.")
 
 
 def _in_threads(look: Callable[[int], _Seen], numbers: range) -> Iterator[_Seen]:
@@ -239,14 +238,14 @@ def _in_threads(look: Callable[[int], _Seen], numbers: range) -> Iterator[_Seen]
 
 
 def check_media(sample: Sample, *, decode: bool) -> None:
-    """Looks for the media of a sample.
+    """Checks that the media of a sample exist.
 
     Args:
-        sample: The sample.
-        decode: Whether to read them whole.
+        sample: Sample to check.
+        decode: Whether to decode the media too.
 
     Raises:
-        RequestError: One is missing or, decoded, broken; the sentence has its path and the sample's place.
+        RequestError: A medium is missing or broken; the message names its path and the sample's place.
     """
     for part in (part for message in sample.messages for part in message["content"] if part["type"] != "text"):
         path, modality = part.get("path"), part["type"]

@@ -1,6 +1,6 @@
-"""How the general processor of a checkpoint cuts images, set for a stage.
+"""Sets the limit of tiles of a checkpoint's general image processor.
 
-Two kinds of processors can be told a number of tiles: those with ``crop_to_patches`` and ``max_patches`` (InternVL,
+Two kinds of processors have such a limit: those with ``crop_to_patches`` and ``max_patches`` (InternVL,
 GOT-OCR2, Ovis2, Cohere2 Vision) and those with ``max_num_tiles`` (Perception LM). A limit of 1 cuts nothing.
 """
 
@@ -27,7 +27,7 @@ def set_tiles(processor: Any, tiling: Tiling) -> None:
         tiling: What the recipe says.
 
     Raises:
-        RequestError: No part of it can be told a number of tiles.
+        RequestError: No part of the processor has a limit of tiles.
     """
     found = [(images, _knobs(images, tiling.limit)) for images in _image_processors(processor)]
     for images, knobs in found:
@@ -36,7 +36,7 @@ def set_tiles(processor: Any, tiling: Tiling) -> None:
     if not any(knobs for _, knobs in found) and not tiling.optional:
         raise RequestError(
             "'tiles' cannot be set: the image processor of this checkpoint has no limit of tiles.",
-            hint="Leave 'tiles' out; 'optional: true' lets such processors be.",
+            hint="Remove 'tiles', or set 'optional: true' to ignore it for such processors.",
         )
 
 

@@ -1,7 +1,7 @@
-"""Generalist-specialist collaboration masking: some tokens of the general encoder are hidden, so that experts count.
+"""Generalist-specialist collaboration masking (GSCM): hides tokens of the general encoder, so that experts matter.
 
-Of a sample whose domain has an expert, floor(ratio * n) of its n general tokens are hidden, drawn anew at every place
-of the stage. Hidden means: nobody attends to them; positions, labels and the expert's tokens are as they were. It
+In a sample whose domain has an expert, floor(ratio * n) of its n general tokens are hidden, drawn again at every
+position of the stage. No token attends to hidden ones; positions, labels and the expert's tokens do not change. It
 happens in the batches of training only, so evaluation and generation see everything.
 
 A batch with hidden tokens has ``attention_mask`` with zeros in their places, ``padding_mask`` as the attention mask
@@ -110,10 +110,10 @@ class Gscm:
 
 
 def ratio_schedule(spec: Masking, *, steps: int, batch: int) -> Callable[[int], float]:
-    """Returns the ratio that is in force for each sample of a stage.
+    """Makes the schedule of the ratio over the samples of a stage.
 
     Args:
-        spec: The recipe's.
+        spec: Masking settings of the recipe.
         steps: Optimizer steps of the stage.
         batch: Samples of a step over all processes.
 
@@ -133,7 +133,7 @@ def ratio_schedule(spec: Masking, *, steps: int, batch: int) -> Callable[[int], 
 
 
 def draw_units(count: int, *, ratio: float, spec: Masking, generator: np.random.Generator) -> np.ndarray:
-    """Returns which units of a sample are hidden (U,).
+    """Draws the units of a sample to hide (U,).
 
     Args:
         count: Number of units.
@@ -201,11 +201,11 @@ def _images(general_L: np.ndarray, ends_L: np.ndarray, form: TileForm) -> list[l
 
 
 def hide(batch: Batch, hidden_BL: torch.Tensor, *, mechanism: str) -> Batch:
-    """Returns a batch with some of its tokens hidden.
+    """Hides tokens of a batch.
 
     Args:
-        batch: With ``attention_mask`` (B, L).
-        hidden_BL: Which.
+        batch: Batch with ``attention_mask`` (B, L).
+        hidden_BL: Tokens to hide, True where hidden.
         mechanism: ``mask``, ``drop`` or ``learned``.
 
     Returns:
@@ -223,14 +223,14 @@ def hide(batch: Batch, hidden_BL: torch.Tensor, *, mechanism: str) -> Batch:
 
 
 def hidden_tokens(batch: Batch) -> int:
-    """Returns how many tokens of a batch are hidden."""
+    """Counts the hidden tokens of a batch."""
     if "padding_mask" not in batch:
         return 0
     return int((batch["padding_mask"].bool() & ~batch["attention_mask"].bool()).sum())
 
 
 def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
-    """Returns a batch with nothing hidden in samples that the router has sent to no expert.
+    """Unhides the tokens of samples that the router did not send to an expert.
 
     Args:
         batch: After routing.
@@ -244,7 +244,7 @@ def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
 
 
 def unmask(batch: Batch) -> Batch:
-    """A batch with nothing hidden, as evaluation has to see it."""
+    """Unhides all tokens of a batch, for evaluation."""
     if "padding_mask" not in batch:
         return batch
     rest = {name: value for name, value in batch.items() if name not in ("padding_mask", "hidden")}

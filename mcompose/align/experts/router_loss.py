@@ -25,10 +25,10 @@ __all__ = ["RouterLoss", "class_weights"]
 
 
 class RouterLoss:
-    """Loss and hits of the routers of a stage.
+    """Loss and accuracy of the routers of a stage.
 
     Args:
-        weight: Weight of this loss beside the language model's.
+        weight: Weight of this loss relative to the language model's.
         classes: Modality to the weight of each class.
     """
 
@@ -36,7 +36,7 @@ class RouterLoss:
         self.weight = weight
         self._weights_C = {modality: torch.tensor(tuple(row)) for modality, row in classes.items()}
         self._total = 1.0
-        self._said = [0.0, 0.0, 0.0]
+        self._totals = [0.0, 0.0, 0.0]
 
     def begin_step(self, labels: Sequence[Any]) -> float:
         """Sums the weights of the labels of all pieces of this process.
@@ -47,11 +47,11 @@ class RouterLoss:
         return float(sum(self._items(piece)[2].sum() for piece in labels if piece is not None))
 
     def set_total(self, total: float) -> None:
-        """Takes the sum of weights over all pieces and processes."""
+        """Sets the sum of weights over all pieces and processes, which the loss is divided by."""
         self._total = total
 
     def __call__(self, logits: Any, labels: Any) -> torch.Tensor:
-        """Returns the part of the step's loss that a piece has.
+        """Computes the part of the step's loss that belongs to a piece.
 
         Args:
             logits: ``router_logits`` (N, C), or modality to them.
@@ -72,17 +72,17 @@ class RouterLoss:
             losses_N = F.cross_entropy(logits_NC, mine_N, reduction="none", ignore_index=UNKNOWN)
             loss = loss + (losses_N * weighs_N).sum() / max(self._total, 1e-12)
             known_N = mine_N != UNKNOWN
-            self._said[1] += float((logits_NC.argmax(-1) == mine_N)[known_N].sum())
-            self._said[2] += float(known_N.sum())
+            self._totals[1] += float((logits_NC.argmax(-1) == mine_N)[known_N].sum())
+            self._totals[2] += float(known_N.sum())
         if start != len(labels_N):
-            raise ValueError(f"{len(labels_N)} router labels came for {start} items.")
-        self._said[0] += float(loss.detach())
+            raise ValueError(f"There are {len(labels_N)} router labels for {start} items.")
+        self._totals[0] += float(loss.detach())
         return self.weight * loss
 
     def take_totals(self) -> list[float]:
-        """Loss, right ones and labelled ones since it was last asked; of this process."""
-        said, self._said = self._said, [0.0, 0.0, 0.0]
-        return said
+        """Returns and resets this process's totals: loss, correct items, labelled items."""
+        totals, self._totals = self._totals, [0.0, 0.0, 0.0]
+        return totals
 
     def _items(self, labels: Any) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Modalities, labels (N,) one after the other, and their weights (N,)."""
@@ -105,7 +105,7 @@ def _by_modality(value: Any, modalities: Mapping[str, Any]) -> dict[str, torch.T
 def class_weights(
     spec: Any, classes: Mapping[str, Sequence[str]], counts: Mapping[str, Sequence[float]]
 ) -> dict[str, list[float]]:
-    """Returns the weight of each class of each router.
+    """Computes the weight of each class of each router.
 
     Args:
         spec: None, ``balanced``, or class to number.

@@ -1,13 +1,13 @@
-"""The router fitted by itself: multinomial logistic regression on features of the frozen encoder, in seconds.
+"""Fits the router separately, in seconds: multinomial logistic regression on features of the frozen encoder.
 
-The router sees the encoder's pooled feature and nothing else, the encoder is frozen, and the data say the class; so its
-training is a linear probe, and the rest of the network has no part in it. The features are kept on disk, one small file
+The router reads only the encoder's pooled feature, the encoder is frozen, and the data give the class; so its training
+is a linear probe, without the rest of the network. The features are kept on disk, one small file
 a medium, by the bytes of the medium, the processor's settings, the encoder's weights and what the router reads of them.
 
 Letters: N items, W width of the encoder, C classes.
 
 Paper: Peng et al. 2024, Chimera, arXiv:2412.05983, equations 1, 7 and 8; there it is trained with the rest.
-Differs: a convex problem is solved to its end (L-BFGS in float64) instead of being followed for an epoch.
+Differs: a convex problem is solved to convergence (L-BFGS in float64) instead of for one epoch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _MAX_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted router.
+    """Fitted router.
 
     Args:
-        weight: (C, W), float32.
-        losses: Losses of each iteration, the penalty included.
-        accuracy: On what it was fitted on.
-        items: How many these were.
+        weight: Weight of the router (C, W), float32.
+        losses: Loss of each iteration, with the penalty.
+        accuracy: Accuracy on the items that it was fitted on.
+        items: Number of these items.
     """
 
     weight: torch.Tensor
@@ -80,13 +80,15 @@ def fit_probe(
         NumericsError: Features are not finite.
     """
     if not len(labels_N):
-        raise RequestError("The router has no item to be fitted on.", hint="Write 'domain: ...' beside the datasets.")
+        raise RequestError(
+            "The router cannot be fitted: no item has a label.", hint="Set 'domain' in the datasets of the stage."
+        )
     x_NW, labels_N = x_NW.double(), labels_N.long()
     if not torch.isfinite(x_NW).all():
         raise NumericsError("A feature that the router reads is not finite.")
     weights_C = torch.tensor(list(weights or [1.0] * classes), dtype=torch.float64)
     shares_N = weights_C[labels_N] / weights_C[labels_N].sum().clamp(min=1e-12)
-    # A common factor makes the problem round for the optimizer; the solution is taken back.
+    # Scaling the features conditions the problem; the solution is scaled back.
     scale = float(x_NW.square().mean().sqrt().clamp(min=1e-12))
     scaled_NW = x_NW / scale
     weight_CW = torch.zeros(classes, x_NW.shape[1], dtype=torch.float64, requires_grad=True)

@@ -63,14 +63,14 @@ class ExpertStage:
         return self.routing is not None and self.routing.spec.routing == "predicted"
 
     def weights(self) -> dict[str, list[float]]:
-        """Modality to the weights of its router's classes; see ``router_loss.class_weights``."""
+        """Returns the weights of each router's classes, by modality; see ``router_loss.class_weights``."""
         if self.table is None or self.routing is None:
             return {}
         counts = self._items_of_classes(self.table, self.routing)
         return class_weights(self.router.class_weights, self.table.classes, counts if self.counts else {})
 
     def _items_of_classes(self, table: ExpertTable, routing: Routing) -> dict[str, list[float]]:
-        """Modality to the items of an epoch that teach each class of its router."""
+        """Counts the items of an epoch for each class of each router, by modality."""
         counts: dict[str, list[float]] = {}
         for modality, classes in table.classes.items():
             counts[modality] = [0.0] * len(classes)
@@ -81,44 +81,45 @@ class ExpertStage:
         return counts
 
     def notices(self) -> list[str]:
-        """Sentences about classes of a trained router that no data of the stage have."""
+        """Returns sentences about classes of a trained router that have no examples in the stage."""
         if self.table is None or self.routing is None or not self.counts:
             return []
         if not (self.routing.labelled or self.routing.fitted):
             return []
-        found = []
+        sentences = []
         for modality, counts in self._items_of_classes(self.table, self.routing).items():
             missing = [name for name, count in zip(self.table.classes[modality], counts, strict=True) if not count]
             if missing:
-                found.append(
-                    f"The {modality} router learns nothing of {', '.join(missing)}: no data of this stage belong "
-                    "there. ('none' is learnt from media of a domain without an expert.)"
+                names = ", ".join(f"'{name}'" for name in missing)
+                sentences.append(
+                    f"This stage has no examples for {names}, so the {modality} router will not learn it. "
+                    "(Examples of 'none' are media of a domain without an expert.)"
                 )
-        return found
+        return sentences
 
     def mask(self, plan: StepPlan) -> Gscm | None:
-        """Returns the stage's masking; None where it has none.
+        """Makes the masking of the stage; None if the stage does not mask.
 
         Args:
             plan: Steps of the stage.
 
         Raises:
-            UnknownNameError: It names a domain that the data do not have.
-            RequestError: It could hide nothing.
+            UnknownNameError: 'gscm' names a domain that the data do not have.
+            RequestError: The masking would not hide anything.
         """
         spec = self.stage.gscm
         if spec is None or spec.ratio == 0:
             return None
         if self.table is None:
             raise RequestError(
-                "'gscm' hides tokens in favour of experts, and this checkpoint has none.", hint="Leave 'gscm' out."
+                "'gscm' needs a checkpoint with experts, and this one does not have any.", hint="Remove 'gscm'."
             )
         rows = self._maskable(spec, self.table)
         if not any(rows):
             known = ", ".join(self.table.domains)
             raise RequestError(
                 f"'gscm' would hide nothing: no data of this stage belong to a domain of the experts ({known}).",
-                hint="Write 'domain: ...' beside the 'path' of a dataset, or name 'gscm.domains'.",
+                hint="Set 'domain' in a dataset, or set 'gscm.domains'.",
             )
         forms = {index: self._form(spec, modality) for modality, index in self._placeholders().items()}
         ratio = ratio_schedule(spec, steps=plan.steps, batch=plan.batch)
@@ -134,7 +135,8 @@ class ExpertStage:
         for name in spec.domains or ():
             if name not in self.domains:
                 raise UnknownNameError(
-                    f"'gscm.domains' names '{name}', which no data have.", hint=nearest_name(name, self.domains)
+                    f"'gscm.domains' names '{name}', which no dataset of this stage has.",
+                    hint=nearest_name(name, self.domains),
                 )
         ids, rows = self._placeholders(), []
         for domain in self.domains:
@@ -153,24 +155,24 @@ class ExpertStage:
         images = getattr(self.processor.processors.get(source), "image_processor", None)
         if hasattr(images, "image_grid_pinpoints"):
             raise RequestError(
-                f"The tiles of '{source}' are woven into one grid, so that no tile can be hidden by itself.",
-                hint="Leave 'unit: tile' and 'include_thumbnail: false' out.",
+                f"'{source}' joins the tiles of an image into one grid, so a single tile cannot be hidden.",
+                hint="Remove 'unit: tile' and 'include_thumbnail: false'.",
             )
         thumbnail = self.table.tiles.get(modality, "mean")
         return TileForm(tile_size(self.processor, source=source), "none" if thumbnail == "mean" else thumbnail)
 
 
 def open_experts(stage: Stage, config: Mapping[str, Any], *, processor: Any, mixture: Any) -> ExpertStage:
-    """Finds out what a stage does about experts.
+    """Collects the settings of a stage for experts.
 
     Args:
-        stage: The recipe's stage.
+        stage: Stage of the recipe.
         config: Config of the checkpoint.
         processor: Processor of the checkpoint.
-        mixture: The stage's data.
+        mixture: Data of the stage.
 
     Returns:
-        All of it, checked against the domains of the data.
+        The settings, checked against the domains of the data.
 
     Raises:
         RequestError: The stage asks for what the checkpoint or the data do not have.
@@ -180,13 +182,13 @@ def open_experts(stage: Stage, config: Mapping[str, Any], *, processor: Any, mix
     if table is None:
         if stage.router is not None:
             raise RequestError(
-                "'router' has nothing to train: this checkpoint has no experts.", hint="Leave 'router' out."
+                "'router' has nothing to train: this checkpoint has no experts.", hint="Remove 'router'."
             )
         return ExpertStage(stage, None, None, processor, domains)
     spec = stage.router or RouterTraining()
     routing = Routing(table, spec, stage.seed, labelled=trained, fitted=stage.fits_router)
     routing.check(domains)
     if stage.fits_router and not hasattr(mixture, "samples"):
-        raise RequestError("A router cannot be fitted on a stream.", hint="Leave 'streaming' out, or 'fit: separate'.")
+        raise RequestError("A router cannot be fitted on a stream.", hint="Remove 'streaming', or 'fit: separate'.")
     counts = mixture.items_of_domains() if hasattr(mixture, "items_of_domains") else {}
     return ExpertStage(stage, table, routing, processor, domains, counts)

@@ -1,7 +1,7 @@
-"""What a stage does to a loaded model on account of its experts: the routers' loss or fit, and a mask's vector.
+"""Prepares a loaded model for a stage with experts: loss or separate fit of the routers, and the mask's vector.
 
-The routers' loss is made by the trainer, over whole steps; the network's own, which is that of one piece, is given no
-weight. A separate fit sets the routers before the first step; then they are written with what was trained.
+The trainer computes the routers' loss over whole steps; the network's own router loss, which covers one piece, gets
+weight zero. A separate fit sets the routers before the first step; they are then written with the trained parameters.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ __all__ = [
 ]
 
 MASK = "mask"
-"""The part of the learned vector that stands for hidden tokens."""
+"""Name of the part that holds the learned vector for hidden tokens."""
 
 
 @dataclass(frozen=True)
 class FittedRouters:
-    """Routers that were fitted by themselves.
+    """Routers that were fitted separately from training.
 
     Args:
-        probes: Modality to its router.
+        probes: Modality to its fitted router.
     """
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
 
     @property
     def names(self) -> dict[str, str]:
-        """Name of each in memory, and in the files, to its part."""
+        """Name of each router's weight, in memory and in the files, to its part."""
         return {f"model.routers.{modality}.weight": f"router:{modality}" for modality in self.probes}
 
     def add_to(self, trained: Trained) -> Trained:
-        """Returns what was trained, with these."""
+        """Returns the trained parameters with the fitted routers added."""
         direct = {**trained.direct, **{name: name for name in self.names}}
         return replace(trained, direct=direct, parts={**trained.parts, **self.names})
 
     def without_routers(self, digests: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the digests of what is frozen, without these."""
+        """Returns digests of frozen parts without the fitted routers."""
         return {part: digest for part, digest in digests.items() if part not in self.names.values()}
 
     def record(self, *, alone: bool) -> dict[str, Any]:
-        """Returns what the record of a stage has on account of these.
+        """Returns the entries of a stage's record about the fitted routers.
 
         Args:
             alone: Whether the stage trains nothing else.
@@ -88,18 +88,18 @@ class FittedRouters:
         return {**({"router": rows} if rows else {}), **({"plan": plan} if alone else {})}
 
     def log(self, path: Path) -> None:
-        """Writes the losses of all iterations, as the log of a stage that trains nothing else."""
+        """Writes the loss of every iteration as the log of a stage that trains nothing else."""
         losses = [loss for probe in self.probes.values() for loss in probe.losses]
         lines = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses, start=1)]
         write_text(path, "\n".join(lines) + "\n")
 
 
 def routers_loss(model: Any, experts: ExpertStage) -> RouterLoss | None:
-    """Returns the routers' loss of a stage; None when it does not train them.
+    """Makes the routers' loss of a stage; None if the stage does not train routers.
 
     Args:
-        model: A composed model; its own loss leaves the routers out from now on.
-        experts: Experts of the stage.
+        model: Composed model; changed so that its own loss does not include the routers.
+        experts: Settings of the stage for experts.
     """
     if not experts.trains_router:
         return None
@@ -110,13 +110,13 @@ def routers_loss(model: Any, experts: ExpertStage) -> RouterLoss | None:
 def fit_routers(
     model: Any, experts: ExpertStage, samples: Iterable[Sample], *, folder: Path, precision: str
 ) -> FittedRouters:
-    """Fits the routers of a model by themselves, where the stage says so.
+    """Fits the routers of a model separately, if the stage asks for it.
 
     Args:
-        model: A composed model in evaluation mode; its routers are changed in place.
-        experts: Experts of the stage.
+        model: Composed model in evaluation mode; its routers are changed in place.
+        experts: Settings of the stage for experts.
         samples: Samples of the stage, each once.
-        folder: Where pooled features are kept; at most half of what is free is taken.
+        folder: Folder for pooled features, which may fill half of the free disk space.
         precision: Precision of the stage.
 
     Returns:
@@ -147,51 +147,53 @@ def fit_routers(
             router = model.model.routers[modality]
             router.weight.data = probes[modality].weight.to(router.weight.device)
     if not probes:
-        raise RequestError("The router has no item to be fitted on.", hint="Write 'domain: ...' beside the datasets.")
+        raise RequestError(
+            "The router cannot be fitted: no item has a label.", hint="Set 'domain' in the datasets of the stage."
+        )
     return FittedRouters(probes)
 
 
 def routed(model: Any, inputs: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    """Returns a batch after the router itself has chosen experts.
+    """Routes a batch with the model's own router.
 
     Args:
-        model: A composed model.
-        inputs: With slots for experts.
-        stage: The recipe's stage; without ``gscm.domains``, samples that got no expert have nothing hidden.
+        model: Composed model.
+        inputs: Batch with slots for experts.
+        stage: Stage of the recipe; without ``gscm.domains``, nothing is hidden in samples without an expert.
     """
-    made = model.route(**inputs)
+    batch = model.route(**inputs)
     if stage.gscm is not None and stage.gscm.domains is not None:
-        return made
-    return shown_where_unserved(made, experts=list(model.config.expert_token_ids.values()))
+        return batch
+    return shown_where_unserved(batch, experts=list(model.config.expert_token_ids.values()))
 
 
 def longest_sample(batch: Mapping[str, Any]) -> int:
-    """Tokens of the longest sample of a batch, hidden ones included; 0 where samples are packed into one row."""
+    """Returns the tokens of the longest sample of a batch, hidden ones included; 0 for packed samples."""
     real_BL = batch.get("padding_mask", batch.get("attention_mask"))
     return 0 if real_BL is None else int(real_BL.sum(-1).max())
 
 
 def length_notices(stage: Stage, longest: int) -> list[str]:
-    """Returns the warning for blocks that the router chose made samples longer than ``max_length``.
+    """Warns if expert blocks that the router chose made samples longer than ``max_length``.
 
     Args:
-        stage: The recipe's stage.
+        stage: Stage of the recipe.
         longest: Tokens of its longest sample.
     """
     if stage.max_length is None or longest <= stage.max_length:
         return []
     return [
-        f"Samples had up to {longest} tokens with the blocks that the router chose; max_length is {stage.max_length}, "
-        "and counts a block as one token before it is chosen."
+        f"Samples had up to {longest} tokens with the expert blocks that the router chose, which is more than "
+        f"max_length ({stage.max_length}): that limit counts a block as one token, since it is chosen later."
     ]
 
 
 def hiding_notices(stage: Stage, log: Path) -> list[str]:
-    """Returns the warning for a stage that has hidden no token.
+    """Warns if a stage with masking has not hidden any token.
 
     Args:
-        stage: The recipe's stage.
-        log: Its log.
+        stage: Stage of the recipe.
+        log: Log of the stage.
     """
     if stage.gscm is None or stage.gscm.ratio == 0 or not log.is_file():
         return []
@@ -203,29 +205,29 @@ def hiding_notices(stage: Stage, log: Path) -> list[str]:
 
 def _why_nothing(stage: Stage, gscm: Masking) -> str:
     if stage.router is not None and stage.router.routing == "predicted":
-        return "the router sent no sample of a masked domain to an expert, or the share came to none."
+        return "the router sent no sample of a masked domain to an expert, or the share was rounded down to zero."
     if gscm.ratio == 1 or gscm.unit == "sample" or gscm.count == "bernoulli":
-        return f"none of the draws at ratio {gscm.ratio:g} fell on one. Raise 'ratio' or take more samples."
+        return f"no random draw at ratio {gscm.ratio:g} selected a token. Raise 'ratio' or use more samples."
     return (
-        f"a share of {gscm.ratio:g} of each sample's {gscm.unit}s, rounded down, came to none. Raise 'ratio', take a "
-        "smaller 'unit', or draw with 'count: bernoulli'."
+        f"a share of {gscm.ratio:g} of each sample's {gscm.unit}s was rounded down to zero. Raise 'ratio', use a "
+        "smaller 'unit', or use 'count: bernoulli'."
     )
 
 
 def wants_mask_token(stage: Stage) -> bool:
-    """Returns whether a stage puts a learned vector in the place of hidden tokens."""
+    """Returns whether a stage replaces hidden tokens by a learned vector."""
     return stage.gscm is not None and stage.gscm.ratio > 0 and stage.gscm.mechanism == "learned"
 
 
 @torch.no_grad()
 def add_mask_token(model: Any) -> dict[str, Any]:
-    """Gives a composed model the vector that stands for hidden tokens: the mean of its embedding.
+    """Adds the vector that replaces hidden tokens to a composed model; it starts as the mean of the embedding.
 
     Args:
-        model: Changed in place.
+        model: Composed model; changed in place.
 
     Returns:
-        What changed in its config; the parameter is ``model.mask_token``.
+        The changed fields of its config; the parameter is ``model.mask_token``.
     """
     table_VD = model.get_input_embeddings().weight
     model.model.mask_token = nn.Parameter(table_VD.float().mean(0).to(table_VD.dtype))

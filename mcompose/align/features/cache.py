@@ -1,4 +1,4 @@
-"""Frozen encoders run once an item, not once an epoch: what they give is kept on disk and played back.
+"""Runs frozen encoders once per item instead of once per epoch: their outputs are cached on disk and replayed.
 
 The network is not changed. Around each frozen module that stands directly in a tower (an encoder; a projector too when
 it is frozen) its ``forward`` is replaced while the cache is open. For a batch whose items are all on disk it returns
@@ -35,14 +35,14 @@ __all__ = ["CacheReport", "FeatureCache"]
 
 @dataclass
 class CacheReport:
-    """What filling did.
+    """Result of filling the cache.
 
     Args:
         items: Media in the data, each file once.
-        found: Those that were on disk.
-        stored: Those that were encoded and stored.
-        refused: Those that there was no room for.
-        uncached: Modality or expert -> why its items are encoded as ever.
+        found: Media that were on disk already.
+        stored: Media that were encoded and stored.
+        refused: Media that did not fit on the disk.
+        uncached: Modality or expert -> reason why its items are not cached.
     """
 
     items: int = 0
@@ -100,9 +100,9 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __init__(self, model: nn.Module, collator: Collator, *, store: FeatureStore) -> None:
         inner = next((m for m in model.modules() if hasattr(m, "towers") and hasattr(m, "media_inputs")), None)
         if inner is None:
-            raise RequestError("Features are cached for composed checkpoints only, and this is none.")
+            raise RequestError("Features can be cached for composed checkpoints only.")
         if not collator.media_keys:
-            raise RequestError("Features are cached by keys that the collator does not give: make it with media_keys.")
+            raise RequestError("The collator must be made with media_keys=True for cached features.")
         self.inner: Any = inner
         self.collator, self.store = collator, store
         self._towers = {
@@ -140,7 +140,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
     @torch.no_grad()
     def fill(self, samples: Iterable[Sample], *, share: tuple[int, int] = (0, 1)) -> CacheReport:
-        """Encodes what is not on disk yet, one item at a time. The cache must be open.
+        """Encodes the items that are not on disk yet, one at a time. The cache must be open.
 
         Args:
             samples: The data, such as ``mixture.samples()``.

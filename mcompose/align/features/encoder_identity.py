@@ -1,6 +1,6 @@
-"""Names and checks of cached features: the item's bytes, what its encoder depends on, and that items do not mix.
+"""Keys of cached features, from the item's bytes and its encoder, and a check that items do not affect each other.
 
-Features of one item may be cached alone only where an encoder treats its items apart from each other.
+Features of an item can be cached alone only if the encoder treats the items of a batch independently.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mcompose.align.tensor_file import raw_bytes
 
 __all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "features_match"]
 
-MIXES_ITEMS: Final = "its encoder does not treat items apart from each other"
-"""Why features of such an encoder are not kept."""
+MIXES_ITEMS: Final = "its encoder does not treat items independently"
+"""Reason why features of such an encoder are not cached."""
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-8}
 _ROUGH: Final = 2e-2  # of half precision
 _PARTS: Final = ("image_processor", "feature_extractor", "video_processor")
 
 
 def encoder_identity(settings: object, processor: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Returns what features depend on beside the item's own bytes.
+    """Digests everything that features depend on besides the item's own bytes.
 
     Args:
         settings: Settings of the encoder and of how its output is read; anything that JSON or ``str`` can write.
@@ -45,7 +45,7 @@ def encoder_identity(settings: object, processor: Any, weights: Iterable[tuple[s
 
 
 def feature_key(content: bytes, identity: str) -> str:
-    """Returns the key of an item's kept features.
+    """Makes the key of an item's cached features.
 
     Args:
         content: Digest of the item's bytes.
@@ -59,11 +59,11 @@ def _text(settings: object) -> bytes:
 
 
 def features_match(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether features are the same but for rounding.
+    """Returns whether features are equal up to rounding.
 
     Args:
-        found: Features of items that were encoded alone, joined.
-        wanted: Wanted of the same items encoded together; its type and largest value decide how much rounding is.
+        found: Features of items that were encoded one by one, joined.
+        wanted: Features of the same items encoded together; their dtype and largest value set the tolerance.
     """
     if found.shape != wanted.shape:
         return False

@@ -1,7 +1,7 @@
-"""A stage on cached features: frozen encoders see each item once, before training, and are played back in it.
+"""Runs a stage on cached features: frozen encoders run once per item, before training, and the cache replaces them.
 
-Features lie beside the results of the stages, so that a later stage over the same data and encoders finds them; those
-of each precision apart, since automatic casts change what an encoder of the same bytes gives.
+Features are stored beside the results of the stages, so that a later stage with the same data and encoders finds them.
+Each precision has its own folder, since automatic casts change the output of an encoder.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def check_cacheable(stage: Stage, config: Mapping[str, Any]) -> None:
     """
     if stage.feature_cache and config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
-            f"'feature_cache' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
-            hint="Leave it out, or compose the source alone first ('output: {format: composed}').",
+            f"'feature_cache' needs a composed checkpoint, but this is a '{config.get('model_type')}'.",
+            hint="Remove it, or compose the source alone first ('output: {format: composed}').",
         )
 
 
@@ -77,7 +77,9 @@ def play_features(
 
 
 def _notices(report: CacheReport) -> tuple[str, ...]:
-    said = [f"Features of {modality} are not cached: {why}." for modality, why in report.uncached.items()]
+    sentences = [f"Features of {modality} are not cached: {why}." for modality, why in report.uncached.items()]
     if report.refused:
-        said.append(f"There was no room for the features of {report.refused} media: they are encoded in every epoch.")
-    return tuple(said)
+        sentences.append(
+            f"The disk has no space for the features of {report.refused} media, so they are encoded in every epoch."
+        )
+    return tuple(sentences)

@@ -1,7 +1,7 @@
-"""Encoder outputs on disk: one safetensors file an item, written whole or not at all, within a bound.
+"""Stores encoder outputs on disk: one safetensors file per item, written atomically, up to a size limit.
 
-The bound stops writing and throws nothing away: training walks over the same items again and again, and whatever was
-used longest ago is exactly what comes next.
+At the limit, nothing more is written and nothing is evicted: training reads the same items in every epoch, so the
+least recently used item is the one that is needed next.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["FeatureStore"]
 
 
 class FeatureStore:
-    """Tensors by key.
+    """Store of tensors by key.
 
     Args:
-        folder: Where they lie; made when it is not there. Several runs may share it.
-        max_bytes: Most that the folder may hold.
+        folder: Folder of the files, created if missing. Several runs may share it.
+        max_bytes: Largest size of the folder, in bytes.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -35,7 +35,7 @@ class FeatureStore:
         return self._path(key).is_file()
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """Returns what was stored under a key; None when nothing was, or when it is damaged (and is then removed)."""
+        """Reads the tensors of a key; None if there are none, or if the file is damaged (it is then deleted)."""
         path = self._path(key)
         if not path.is_file():
             return None
@@ -53,10 +53,10 @@ class FeatureStore:
             tensors: Name to tensor.
 
         Returns:
-            Whether there was room.
+            Whether the tensors were stored; False if the limit is reached.
 
         Raises:
-            StorageError: The disk refused.
+            StorageError: The file cannot be written.
         """
         if self.used_bytes + sum(tensor.nbytes for tensor in tensors.values()) > self.max_bytes:
             return False
