@@ -9,9 +9,9 @@ import stat
 import subprocess
 
 import pytest
-from mcompose.evaluate.appending import append_lines
 
 from mcompose.errors import StorageError
+from mcompose.evaluate.jsonl import append_lines
 from mcompose.on_disk import cache_folder
 from mcompose.whole_files import (
     draft_of,

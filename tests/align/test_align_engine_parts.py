@@ -47,7 +47,7 @@ def test_parts_are_told_by_role_source_and_name(parts):
 
 
 @pytest.mark.parametrize(
-    ("name", "world_size"),
+    ("name", "count"),
     [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group", 1), ("groups:audio", 1),
      ("group:audio", 1), ("language", 4),
      ("all", 11), ("key:*.q_proj.weight", 2), ("heads", 1)],

@@ -47,8 +47,8 @@ def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"model_type": 5}', "`model_type` of 'local:expert' is not a name"),
-        ('{"model_type": ["llama"]}', "`model_type` of 'local:expert' is not a name"),
+        ('{"model_type": 5}', "The `model_type` in the config.json of 'local:expert' is not a string"),
+        ('{"model_type": ["llama"]}', "The `model_type` in the config.json of 'local:expert' is not a string"),
         ("{}", "not have a `model_type`"),
         ("[1]", "is not a JSON object"),
         ("{", "is not valid JSON"),

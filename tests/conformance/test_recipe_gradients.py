@@ -26,7 +26,7 @@ from transformers import LlamaConfig  # noqa: E402
 
 from mcompose.methods import METHODS  # noqa: E402
 from mcompose.recipe import check_method, find_slice, load_recipe, parse_recipe, settings_for  # noqa: E402
-from mcompose.recipe.mergekit.settings import IDLE, IDLE_FOR, NATIVE, SILENT  # noqa: E402
+from mcompose.recipe.mergekit.settings import DEFAULTS, IDLE, IDLE_FOR, NATIVE  # noqa: E402
 from mcompose.recipe.values import evaluate, layer_position, parse_value  # noqa: E402
 
 NUM_LAYERS = 6
@@ -317,7 +317,7 @@ def test_the_tables_of_the_translation_are_the_methods_own():
     """What a translated recipe says in mergekit's stead is what the methods declare."""
     for name in NATIVE:
         method = METHODS.get(name)
-        assert dict(method.mergekit_defaults) == SILENT.get(name, {}), name
+        assert dict(method.mergekit_defaults) == DEFAULTS.get(name, {}), name
         assert set(method.mergekit_ignored) <= {*IDLE, *IDLE_FOR.get(name, ())}, name
         assert set(IDLE_FOR.get(name, ())) <= set(method.mergekit_ignored), name
     assert set(NATIVE) == {m.spec.name for m in registered_methods()} & set(METHODS.names())

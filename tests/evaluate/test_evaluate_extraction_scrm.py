@@ -38,7 +38,7 @@ def test_evaluate_chart_tables_in_any_usual_form(text) -> None:
 @pytest.mark.parametrize("text", ["", "   ", "hello", "a,b,c", "\t\n\t", "|", '"open\nquote', "a\\tb"])
 def test_evaluate_what_is_no_chart_table(text) -> None:
     assert scrm_similarity(text, LABEL) == 0.0
-    with pytest.raises(BadReferenceError, match="no table with a header"):
+    with pytest.raises(BadReferenceError, match="not a table with a header"):
         scrm_similarity(LABEL, text)
 
 

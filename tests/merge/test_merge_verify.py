@@ -117,7 +117,7 @@ def test_a_truncated_shard_names_file_and_lost_tensors(output):
     (output / TWO).write_bytes((output / TWO).read_bytes()[:-1])
     report = verify(output)
     sentences = [problem.sentence for problem in report.problems if problem.where == TWO]
-    assert "was written with" in sentences[0]
+    assert "instead of" in sentences[0]
     assert "truncated" in sentences[1]
     assert {problem.where for problem in report.problems} >= {"c", "d"}
 
@@ -196,7 +196,7 @@ def test_a_lock_cannot_lead_out_of_its_folder(output, name):
     lock = json.loads((output / "mcompose" / "lock.json").read_text())
     lock["files"][name] = {"size": 1}
     (output / "mcompose" / "lock.json").write_text(json.dumps(lock))
-    assert "not a file of this folder" in _problems(output)["mcompose/lock.json"]
+    assert "not a file in this folder" in _problems(output)["mcompose/lock.json"]
 
 
 def test_a_folder_that_is_no_output(tmp_path):

@@ -197,8 +197,20 @@ def test_publish_push_interrupted_by_the_user(hub, tmp_path, output):
     ("token", "repo_id", "error", "words", "hint"),
     [
         (None, "tester/model", "HubError", "No Hub token", "hf auth login"),
-        (READ_TOKEN, "tester/model", "HubError", "does not let this token", "write permission"),
-        (WRITE_TOKEN, "forbidden/model", "HubError", "does not let this token", "--create-pr"),
+        (
+            READ_TOKEN,
+            "tester/model",
+            "HubError",
+            "The token does not have the permission to do this",
+            "write permission",
+        ),
+        (
+            WRITE_TOKEN,
+            "forbidden/model",
+            "HubError",
+            "The token does not have the permission to do this",
+            "--create-pr",
+        ),
         ("hf_ThisOneIsNotKnownToTheHub000000", "tester/model", "HubError", "does not accept the token", "HF_TOKEN"),
         (WRITE_TOKEN, "model", "RequestError", "not a valid repository name", "org/name"),
         (WRITE_TOKEN, "a/b/c", "RequestError", "not a valid repository name", "org/name"),
