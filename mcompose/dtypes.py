@@ -1,4 +1,4 @@
-"""The element types of the safetensors format: their sizes, and what numpy, torch and recipes call them."""
+"""The element types of the safetensors format: their sizes, and their names in numpy, torch and recipes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Dtype:
     """One element type.
 
     Args:
-        bits: Size of one element.
-        raw: numpy type that holds its bytes unchanged; ``u1`` where numpy has none of its kind.
-        name: What torch, ``config.json`` and recipes call it; empty for types that mcompose only copies.
-        mergeable: Whether arithmetic is done on it.
+        bits: Size of one element, in bits.
+        raw: numpy type that holds its bytes unchanged; ``u1`` where numpy does not have the type.
+        name: Name in torch, ``config.json`` and recipes; empty for types that mcompose only copies.
+        mergeable: Whether mcompose does arithmetic on it.
     """
 
     bits: int
@@ -52,10 +52,10 @@ DTYPES: Final = {
 """safetensors code to type, for every type of the format."""
 
 TORCH_NAMES: Final = {code: dtype.name for code, dtype in DTYPES.items() if dtype.name}
-"""Code to torch's name, for the types that mcompose holds in torch tensors."""
+"""Code to torch's name, for the types that mcompose loads as torch tensors."""
 
 FLOAT_NAMES: Final = {code: dtype.name for code, dtype in DTYPES.items() if dtype.mergeable}
-"""Code to name, for the types that arithmetic is done on; all others are copied untouched."""
+"""Code to name, for the types that mcompose does arithmetic on; all others are copied unchanged."""
 
 FLOAT_CODES: Final = {name: code for code, name in FLOAT_NAMES.items()}
-"""Name to code, for the types that arithmetic is done on."""
+"""Name to code, for the types that mcompose does arithmetic on."""

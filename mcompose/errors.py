@@ -1,21 +1,21 @@
-"""Every error that mcompose raises on purpose.
+"""The errors that mcompose raises.
 
 ::
 
     McomposeError                   exit code 1: the run failed
     ├── RequestError                exit code 2: the request was wrong
-    │   ├── RecipeError             a recipe that cannot be followed: file, line, key
-    │   ├── UnknownNameError        a name that no table holds: suggests the nearest
+    │   ├── RecipeError             a recipe that is not valid: file, line, key
+    │   ├── UnknownNameError        a name that is not registered: suggests the nearest
     │   ├── CheckpointError         a checkpoint that cannot be read: missing, truncated, unsafe
-    │   ├── AnatomyError            a checkpoint whose parts cannot be told apart
+    │   ├── AnatomyError            a checkpoint whose parts cannot be identified
     │   ├── CompositionError        sources that cannot be composed
     │   └── OutputError             an output folder that cannot be used
     ├── NumericsError               a tensor that is not finite, or does not fit its shape
     ├── StorageError                the disk is full or refused a write
     ├── HubError                    the Hub refused, or could not be reached
-    └── InterruptedRunError         Ctrl-C: what was finished is kept for the next run
+    └── InterruptedRunError         Ctrl-C: finished work is kept for the next run
 
-A message is one sentence that names the culprit and where it stands; ``hint`` says what to do next.
+A message is one sentence that names the culprit, its place and the rule; ``hint`` is the next step.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ __all__ = [
     "slip_of",
 ]
 
-_QUOTED = 200  # characters of a foreign error that a sentence has room for
-_SLIP = 0.8  # likeness from which a word is taken for another, where it need not be one of the known ones
+_QUOTED = 200  # most characters of another library's error in a message
+_SLIP = 0.8  # similarity from which a free word counts as a misspelt known name
 
 
 class McomposeError(Exception):
-    """An error with a sentence for people.
+    """Base class of mcompose's errors.
 
     Args:
-        message: One sentence that names the culprit and where it stands.
-        hint: What to do next; empty when the message says it.
+        message: One sentence that names the culprit and its place.
+        hint: Next step for the user; empty when the message says it.
     """
 
     exit_code = 1
@@ -71,13 +71,13 @@ class RequestError(McomposeError):
 
 
 class RecipeError(RequestError):
-    """A recipe that cannot be followed.
+    """A recipe that is not valid.
 
     Args:
-        message: What is wrong, with the key path.
-        file: Path of the recipe as the user gave it.
-        line: Line in that file, counted from 1; 0 when no line is to blame.
-        hint: What to do next.
+        message: One sentence with the key path.
+        file: Path of the recipe as the user wrote it.
+        line: Line in that file, from 1; 0 when the error does not belong to a line.
+        hint: Next step for the user.
     """
 
     def __init__(self, message: str, *, file: str = "", line: int = 0, hint: str = "") -> None:
@@ -88,7 +88,7 @@ class RecipeError(RequestError):
 
 
 class UnknownNameError(RequestError):
-    """A name that no table holds."""
+    """A name that is not registered."""
 
 
 class CheckpointError(RequestError):
@@ -96,7 +96,7 @@ class CheckpointError(RequestError):
 
 
 class AnatomyError(RequestError):
-    """A checkpoint whose parts cannot be told apart."""
+    """A checkpoint whose parts cannot be identified."""
 
 
 class CompositionError(RequestError):
@@ -108,7 +108,7 @@ class OutputError(RequestError):
 
 
 class NumericsError(McomposeError):
-    """A tensor that is not finite, or does not fit."""
+    """A tensor that is not finite, or does not have the expected shape."""
 
 
 class StorageError(McomposeError):
@@ -124,14 +124,14 @@ class InterruptedRunError(McomposeError):
 
 
 def first_line(error: object) -> str:
-    """Quotes what a library says of an error, as the end of a sentence.
+    """Shortens another library's error to quote it at the end of a sentence.
 
     Args:
         error: The library's error, or its text.
 
     Returns:
-        Its first line without a full stop, 200 characters at the most; with the next line where the first only
-        announces it with a colon. The error's type when it says nothing.
+        The first line without its full stop, at most 200 characters; with the second line when the first ends with a
+        colon. The name of the error's type when it has no text.
     """
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
@@ -139,14 +139,14 @@ def first_line(error: object) -> str:
 
 
 def slip_of(word: str, known: Iterable[str]) -> str | None:
-    """The name that a freely chosen word is probably a slip of the pen for.
+    """Returns the known name that a word probably misspells, where words other than known names are allowed too.
 
     Args:
-        word: What the user wrote, where other words than the known ones are right as well.
+        word: Word that the user wrote.
         known: The names that exist.
 
     Returns:
-        The name that it is very like; None when it is one of them, or like none.
+        The very similar name; None when the word is a known name, or not similar to any.
     """
     names = list(dict.fromkeys(known))
     near = [] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=_SLIP)
@@ -154,14 +154,14 @@ def slip_of(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Words a suggestion for a misspelt name.
+    """Suggests a known name for a misspelt one.
 
     Args:
-        name: What the user wrote.
+        name: Name that the user wrote.
         known: The names that exist.
 
     Returns:
-        ``"Did you mean 'ties'?"``, or the list of known names when none is near.
+        ``"Did you mean 'ties'?"``, or the list of known names when none is similar.
     """
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

@@ -1,8 +1,8 @@
-"""What happened, as plain values: one row per output tensor, one per file beside them, one row per step.
+"""The record of a run: one row for each output tensor, each other file with computed content, and each step.
 
 The ledger is written to ``mcompose/ledger.json`` of every output. The model card, ``mcompose verify`` and
-``mcompose diff`` are functions of it, so that the rooms that write and the rooms that read meet in a file and never
-in an import.
+``mcompose diff`` are computed from it, so that the packages that write it and those that read it share a file and do
+not import each other.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One output tensor, or one source tensor that no output holds.
+    """Record of one output tensor, or of one source tensor that is not in the output.
 
     Args:
         name: Key in the output; for a dropped tensor, its key in the source.
-        action: ``merged``, ``copied``, ``cast`` (copied in another dtype), ``folded`` (an adapter added, nothing
-            merged), ``created`` (made from no source), ``trained`` (changed by an alignment stage) or ``dropped``.
+        action: ``merged``, ``copied``, ``cast`` (copied in another dtype), ``folded`` (an adapter was added, nothing
+            was merged), ``created`` (not from a source), ``trained`` (changed by an alignment stage) or ``dropped``.
         part: ``language``, ``embedding``, ``head``, ``encoder:<source>`` or ``projector:<source>``.
-        method: Merge method; empty when nothing was merged.
-        sources: Names of the sources that took part, in the recipe's order.
-        weights: Their weights, in the same order; empty when the method has none.
+        method: Merge method; empty when the tensor was not merged.
+        sources: Names of the sources of the tensor, in the recipe's order.
+        weights: Weights of these sources, in the same order; empty when the method does not have weights.
         dtype: safetensors dtype of the output (``BF16``).
         shape: Shape of the output.
         digest: ``xxh3:<hex>`` of the tensor's bytes; empty for a dropped tensor.
-        inputs: The same of the bytes that each input gave: the sources in order, then the base; rows that come about in
-            another way follow with theirs. None for rows that were only copied, whose bytes are the output's.
+        inputs: Digests of the bytes that were read of each input: the sources in order, then the base, then the inputs
+            of rows that are made in another way. Empty for copied tensors, whose input bytes are the output's.
         note: Reason or remark: rows copied, why dropped, adapter folded.
     """
 
@@ -56,14 +56,14 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class FileRow:
-    """One file that computes like tensors and is none: the ONNX graph of a domain expert, or its external data.
+    """Record of one file that is part of the network but not a tensor: an expert's ONNX graph, or its external data.
 
     Args:
-        name: File of the output; for one that is left where it is, its name there.
-        action: ``copied``, or ``dropped``: in no output.
+        name: Path in the output; for a file that is not copied, its name in the source.
+        action: ``copied``, or ``dropped`` when the output does not contain it.
         part: ``expert:<name>``.
-        sources: The source or expert that it came from.
-        sha256: Of its content, in hex.
+        sources: Name of the source or expert that it came from.
+        sha256: SHA-256 of its content, in hex.
         note: Reason or remark.
     """
 
@@ -77,15 +77,15 @@ class FileRow:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One source, as it was when it was read.
+    """Record of one source, as it was when it was read.
 
     Args:
         name: Name in the recipe; ``base`` for the base language model.
         ref: ``hub:org/name@commit`` or ``local:path``.
         model_type: transformers' model type.
-        modalities: What it contributed.
-        licence: Licence identifier of its model card; empty when it states none.
-        base_model: Base model of its model card; empty when it states none.
+        modalities: Modalities that it contributed.
+        licence: Licence identifier of its model card; empty when the card does not state one.
+        base_model: Base model of its model card; empty when the card does not state one.
         commit: Commit of a Hub source.
     """
 
@@ -100,13 +100,13 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One step of the run.
+    """Record of one step of the run.
 
     Args:
         step: ``merge``, ``align``, ``eval``.
-        command: The command as typed, without tokens and without absolute paths.
-        seconds: Wall time.
-        details: Figures of the step: threads, bytes, metrics.
+        command: The command as typed, without access tokens and without absolute paths.
+        seconds: Wall time, in seconds.
+        details: Numbers of the step: threads, bytes, metrics.
     """
 
     step: str
@@ -117,20 +117,20 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The whole record of one output.
+    """The complete record of one output.
 
     Args:
         name: Name of the recipe.
         method: Merge method of the language model.
-        method_title: Its full name.
-        method_paper: Where it was published (``arXiv:2306.01708``).
+        method_title: Full name of the method.
+        method_paper: Publication of the method (``arXiv:2306.01708``).
         output_format: ``native``, ``composed`` or ``text``.
-        modalities: What the output takes beside text.
-        versions: Versions of mcompose and the libraries that shaped the result.
-        sources: One row per source.
-        tensors: One row per tensor.
-        steps: One row per step.
-        files: One row per file that computes; most outputs have none.
+        modalities: Modalities that the output accepts besides text.
+        versions: Versions of mcompose and of the libraries that affect the result.
+        sources: One row for each source.
+        tensors: One row for each tensor.
+        steps: One row for each step.
+        files: One row for each other file of the network; empty for most outputs.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Ledger:
     files: tuple[FileRow, ...] = ()
 
     def to_json(self) -> str:
-        """The ledger as JSON, one tensor a line, so that two ledgers can be compared by eye."""
+        """Writes the ledger as JSON with one tensor per line, so that two ledgers can be compared by eye."""
         head = {key: value for key, value in dataclasses.asdict(self).items() if key not in _ROW_TYPES}
         lines = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in head.items()]
         for key in _ROW_TYPES:
@@ -166,7 +166,7 @@ class Ledger:
         try:
             data: dict[str, Any] = json.loads(text)
             if data.pop("format") != FORMAT:
-                raise CheckpointError("The ledger is of another format.", hint="Update mcompose.")
+                raise CheckpointError(f"The ledger must have format {FORMAT}.", hint="Update mcompose.")
             for key, row_type in _ROW_TYPES.items():
                 if key in _OPTIONAL and key not in data:
                     continue
@@ -180,11 +180,12 @@ class Ledger:
         """Reads the ledger of an output folder.
 
         Raises:
-            CheckpointError: The folder holds no ledger.
+            CheckpointError: The folder does not contain a ledger.
         """
         path = folder / LEDGER
         if not path.is_file():
-            raise CheckpointError(f"'{folder}' holds no {LEDGER}.", hint="Was it written by 'mcompose merge'?")
+            hint = "Name a folder that 'mcompose merge' wrote."
+            raise CheckpointError(f"'{folder}' does not contain {LEDGER}.", hint=hint)
         return cls.from_json(path.read_text(encoding="utf-8"))
 
 
@@ -193,7 +194,7 @@ _OPTIONAL = ("files",)
 
 
 def _compact(row: Any) -> dict[str, Any]:
-    """A row without the fields that hold their default."""
+    """Returns a row as a dict, without the fields that have their default."""
     return {
         f.name: getattr(row, f.name)
         for f in dataclasses.fields(row)
@@ -202,12 +203,12 @@ def _compact(row: Any) -> dict[str, Any]:
 
 
 def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists only; the rows hold tuples."""
+    """Turns the lists of JSON into the tuples of the rows."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def human_bytes(count: int) -> str:
-    """Bytes in decimal units: ``1.96 GB``."""
+    """Formats a number of bytes in decimal units: ``1.96 GB``."""
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:

@@ -1,7 +1,8 @@
-"""Media from files, as processors take them; what cannot be read is an error with its path, never a substitute.
+"""Reads images, sounds, videos and point clouds from files, in the form that processors take.
 
-Images are whatever Pillow opens, sounds WAV of whole numbers, videos animated pictures or NPY, clouds NPY. Films and
-other sounds are decoded, and sounds of another sampling rate resampled, by PyAV where it is installed.
+Images are read by Pillow, sounds from integer WAV files, videos from animated images or NPY files, point clouds from
+NPY files. With PyAV installed, video files and other sound formats are decoded, and sounds are resampled. A file that
+cannot be read is an error that names its path; nothing is ever substituted.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from mcompose.errors import RequestError, first_line
 __all__ = ["FRAMES", "MediaError", "read_media"]
 
 FRAMES: Final = 8
-"""Frames taken of a film, evenly spread: what the video encoders of arXiv 2402.12750 see. Animated pictures and arrays
-are given whole."""
+"""Number of frames read from a video file, evenly spread, as for the video encoders of arXiv 2402.12750. Animated
+images and arrays are read whole."""
 
-# What Pillow, wave and numpy raise on damaged files.
+# Errors that Pillow, wave and numpy raise on damaged files.
 _BROKEN: Final = (
     OSError,
     ValueError,
@@ -40,107 +41,115 @@ _BROKEN: Final = (
     Image.DecompressionBombError,
 )
 _FULL_SCALE: Final = {1: 2**7, 2: 2**15, 3: 2**23, 4: 2**31}
-_MOVING: Final = ("GIF", "WEBP", "PNG", "TIFF", "JPEG")  # named, since Pillow opens MPEG as well and cannot decode it
+_MOVING: Final = ("GIF", "WEBP", "PNG", "TIFF", "JPEG")  # listed, because Pillow also opens MPEG and cannot decode it
 _MOVING_SUFFIXES: Final = frozenset({".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".jpg", ".jpeg"})
-_INSTALL: Final = "Decoding it needs PyAV: pip install av."
+_INSTALL: Final = "Install PyAV to decode it: pip install av."
 
 
 class MediaError(RequestError):
-    """A medium that is missing or broken."""
+    """A media file that is missing or broken."""
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A medium as a stream: what sentences call it, its file's ending, and the sampling rate that is wanted of it."""
+class _MediaStream:
+    """An open media file.
+
+    Args:
+        stream: Content, open for reading.
+        label: Name for messages: ``image photo.png``.
+        suffix: File name extension in lower case; empty when unknown.
+        rate: Sampling rate to return, in hertz; None keeps the file's.
+    """
 
     stream: BinaryIO
-    named: str
+    label: str
     suffix: str
     rate: int | None
 
-    def begins(self, mark: bytes) -> bool:
+    def begins_with(self, mark: bytes) -> bool:
         head = self.stream.read(len(mark))
         self.stream.seek(0)
         return head == mark
 
 
 def read_media(source: Path | bytes, modality: str, *, sampling_rate: int | None = None) -> Any:
-    """Reads one item.
+    """Reads one image, sound, video or point cloud.
 
     Args:
         source: A file, or the bytes of one.
         modality: "image", "audio", "video" or "points".
-        sampling_rate: What the checkpoint hears, in hertz; None accepts any.
+        sampling_rate: Sampling rate of the checkpoint, in hertz; None accepts any.
 
     Returns:
-        image: RGB picture; audio: float32 (samples,) in -1 to 1; video: (frames, height, width, 3), uint8 unless an NPY
-        holds other numbers; points: float32 (points, channels).
+        image: RGB image; audio: float32 (samples,) in -1 to 1; video: (frames, height, width, 3), uint8 unless an NPY
+        file has another type; points: float32 (points, channels).
 
     Raises:
         MediaError: The file is missing or broken.
-        RequestError: It is a film, another sound than WAV, or has another sampling rate, and PyAV is not installed.
+        RequestError: Reading needs PyAV (a video file, a sound that is not WAV, another sampling rate), and it is not
+            installed.
     """
     if isinstance(source, bytes):
-        return _read(_Opened(io.BytesIO(source), f"{modality} inside the record", "", sampling_rate), modality)
+        return _read(_MediaStream(io.BytesIO(source), f"{modality} inside the record", "", sampling_rate), modality)
     if not source.is_file():
         raise MediaError(f"The {modality} {source} is missing.")
     try:
         with source.open("rb") as stream:
-            return _read(_Opened(stream, f"{modality} {source}", source.suffix.lower(), sampling_rate), modality)
+            return _read(_MediaStream(stream, f"{modality} {source}", source.suffix.lower(), sampling_rate), modality)
     except OSError as error:
         raise MediaError(f"The {modality} {source} cannot be read: {_reason(error)}.") from error
 
 
-def _read(opened: _Opened, modality: str) -> Any:
+def _read(media: _MediaStream, modality: str) -> Any:
     try:
-        return _READERS[modality](opened)
+        return _READERS[modality](media)
     except _BROKEN as error:
-        raise MediaError(f"The {opened.named} cannot be read: {_reason(error)}.") from error
+        raise MediaError(f"The {media.label} cannot be read: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no picture that Pillow knows"  # its own words name a buffer's address
+        return "it is not an image that Pillow can read"  # Pillow's own text contains a memory address
     return first_line(error)
 
 
-def _picture(opened: _Opened) -> Image.Image:
-    with Image.open(opened.stream) as picture:
+def _picture(media: _MediaStream) -> Image.Image:
+    with Image.open(media.stream) as picture:
         return picture.convert("RGB")
 
 
-def _cloud(opened: _Opened) -> np.ndarray:
-    cloud = np.load(opened.stream, allow_pickle=False).astype(np.float32)
+def _cloud(media: _MediaStream) -> np.ndarray:
+    cloud = np.load(media.stream, allow_pickle=False).astype(np.float32)
     if cloud.ndim != 2 or not cloud.size:
-        raise ValueError(f"a cloud has the shape (points, channels), not {cloud.shape}")
+        raise ValueError(f"a point cloud must have the shape (points, channels), not {cloud.shape}")
     return cloud
 
 
-def _sound(opened: _Opened) -> np.ndarray:
-    if opened.suffix != ".wav" and not opened.begins(b"RIFF"):
-        return _decoded_sound(opened, why=f"The {opened.named} is no WAV file.")
+def _sound(media: _MediaStream) -> np.ndarray:
+    if media.suffix != ".wav" and not media.begins_with(b"RIFF"):
+        return _decoded_sound(media, why=f"The {media.label} is not a WAV file.")
     try:
-        file = wave.open(opened.stream)  # noqa: SIM115 - closing it is the caller's
+        file = wave.open(media.stream)  # noqa: SIM115 - closing it is the caller's
     except wave.Error as error:
         if not str(error).startswith("unknown format"):
             raise
-        return _decoded_sound(opened, why=f"The {opened.named} is no WAV file of whole numbers.")
+        return _decoded_sound(media, why=f"The {media.label} is not a WAV file of integers.")
     rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
     data = file.readframes(file.getnframes())
     expected = file.getnframes() * width * channels
     if len(data) != expected:
         raise ValueError(f"it ends after {len(data)} of {expected} bytes of sound")
     if not data:
-        raise ValueError("it holds no sound")
-    if opened.rate and rate != opened.rate:
-        why = f"The {opened.named} has {rate} Hz, and this checkpoint hears {opened.rate} Hz."
-        return _decoded_sound(opened, why=why)
+        raise ValueError("it does not contain sound")
+    if media.rate and rate != media.rate:
+        why = f"The {media.label} has {rate} Hz, but this checkpoint needs {media.rate} Hz."
+        return _decoded_sound(media, why=why)
     samples = _integers(data, width).astype(np.float32) / _FULL_SCALE[width]
     return samples.reshape(-1, channels).mean(axis=1) if channels > 1 else samples
 
 
 def _integers(data: bytes, width: int) -> np.ndarray:
-    if width == 1:  # the one width that WAV stores without a sign
+    if width == 1:  # the only width that WAV stores unsigned
         return np.frombuffer(data, dtype=np.uint8).astype(np.int16) - 128
     if width == 3:
         bytes_N3 = np.frombuffer(data, dtype=np.uint8).reshape(-1, 3)
@@ -149,62 +158,64 @@ def _integers(data: bytes, width: int) -> np.ndarray:
     return np.frombuffer(data, dtype=f"<i{width}")
 
 
-def _clip(opened: _Opened) -> np.ndarray:
-    if opened.suffix == ".npy" or opened.begins(b"\x93NUMPY"):
-        frames = np.load(opened.stream, allow_pickle=False)
+def _clip(media: _MediaStream) -> np.ndarray:
+    if media.suffix == ".npy" or media.begins_with(b"\x93NUMPY"):
+        frames = np.load(media.stream, allow_pickle=False)
         frames = np.repeat(frames[..., None], 3, axis=-1) if frames.ndim == 3 else frames
     else:
-        frames = _moving_picture(opened)
+        frames = _moving_picture(media)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise ValueError(f"a clip has the shape (frames, height, width, 3), not {frames.shape}")
+        raise ValueError(f"a video must have the shape (frames, height, width, 3), not {frames.shape}")
     return frames
 
 
-def _moving_picture(opened: _Opened) -> np.ndarray:
+def _moving_picture(media: _MediaStream) -> np.ndarray:
     try:
-        with Image.open(opened.stream, formats=_MOVING) as picture:
+        with Image.open(media.stream, formats=_MOVING) as picture:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
     except UnidentifiedImageError:
-        if opened.suffix in _MOVING_SUFFIXES:
+        if media.suffix in _MOVING_SUFFIXES:
             raise
-        return _film(opened)
+        return _film(media)
 
 
-def _decoded_sound(opened: _Opened, *, why: str) -> np.ndarray:
+def _decoded_sound(media: _MediaStream, *, why: str) -> np.ndarray:
     av = _pyav(why)
-    opened.stream.seek(0)
+    media.stream.seek(0)
     pieces = []
     try:
-        with av.open(opened.stream) as container:
+        with av.open(media.stream) as container:
             if container.streams.audio:
-                rate = opened.rate or container.streams.audio[0].rate
+                rate = media.rate or container.streams.audio[0].rate
                 resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
                 pieces = [piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)]
                 pieces += resampler.resample(None)
     except av.error.FFmpegError as error:
         raise ValueError(error.strerror) from error
     if not pieces:
-        raise ValueError("it holds no sound")
+        raise ValueError("it does not contain sound")
     return np.concatenate([piece.to_ndarray().reshape(-1) for piece in pieces]).astype(np.float32)
 
 
-def _film(opened: _Opened) -> np.ndarray:
-    """Two passes, so that no more than the wanted frames are held."""
-    av = _pyav(f"The {opened.named} is a film.")
+def _film(media: _MediaStream) -> np.ndarray:
+    """Decodes a video file in two passes, so that only the selected frames are in memory."""
+    av = _pyav(f"The {media.label} is a video file.")
     try:
-        total = sum(1 for _ in _pictures(av, opened))
-        wanted = {int(place) for place in np.linspace(0, total - 1, min(FRAMES, total)).round()}
-        frames = [frame.to_ndarray(format="rgb24") for i, frame in enumerate(_pictures(av, opened)) if i in wanted]
+        total = sum(1 for _ in _decode_frames(av, media))
+        selected = {int(index) for index in np.linspace(0, total - 1, min(FRAMES, total)).round()}
+        frames = [
+            frame.to_ndarray(format="rgb24") for i, frame in enumerate(_decode_frames(av, media)) if i in selected
+        ]
     except av.error.FFmpegError as error:
         raise ValueError(error.strerror) from error
     if not frames:
-        raise ValueError("it holds no picture")
+        raise ValueError("it does not contain images")
     return np.stack(frames)
 
 
-def _pictures(av: Any, opened: _Opened) -> Any:
-    opened.stream.seek(0)
-    with av.open(opened.stream) as container:
+def _decode_frames(av: Any, media: _MediaStream) -> Any:
+    media.stream.seek(0)
+    with av.open(media.stream) as container:
         if container.streams.video:
             yield from container.decode(video=0)
 
@@ -216,7 +227,7 @@ def _pyav(why: str) -> Any:
         raise RequestError(why, hint=_INSTALL) from error
 
 
-_READERS: Final[dict[str, Callable[[_Opened], Any]]] = {
+_READERS: Final[dict[str, Callable[[_MediaStream], Any]]] = {
     "image": _picture,
     "audio": _sound,
     "video": _clip,

@@ -1,7 +1,7 @@
-"""The kinds of media that models take beside text, and what they are called where mcompose meets them.
+"""The modalities that models accept besides text, and their names.
 
-`modeling` has a list of its own, in the order of its token types, because it must load without mcompose; a test holds
-that both name the same modalities.
+``modeling`` has its own list, in the order of its token types, because it must be importable without mcompose; a test
+checks that both lists contain the same modalities.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 __all__ = ["EXPERT_MODALITIES", "MODALITIES", "PLACEHOLDERS", "RELEASED_NAMES"]
 
 MODALITIES: Final = ("image", "audio", "video", "points")
-"""In the order in which ledgers, reports and claims list them."""
+"""All modalities, in the order in which ledgers and reports list them."""
 
 PLACEHOLDERS: Final = {modality: f"<{modality}>" for modality in MODALITIES}
-"""What stands for one item in the text of a prompt."""
+"""Modality to the placeholder of one item in the text of a prompt."""
 
 EXPERT_MODALITIES: Final = ("image", "audio")
-"""Modalities beside whose items domain experts can stand."""
+"""Modalities that can have domain experts."""
 
 RELEASED_NAMES: Final = {"vision": "image", "audio": "audio", "video": "video", "point": "points"}
-"""What the files released with arXiv 2402.12750 (donors and MCUB) call a modality, to its name here."""
+"""Modality names in the files released with arXiv 2402.12750 (donors and MCUB), to the names here."""

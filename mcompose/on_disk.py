@@ -1,6 +1,6 @@
-"""Names that outputs carry on disk, and where the user's cache is.
+"""Names of files, folders and model types in outputs, and the folder of the user's cache.
 
-`modeling` spells the model types itself, because it must load without mcompose.
+``modeling`` repeats the model types, because it must be importable without mcompose.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CARD: Final = "README.md"
 """The model card."""
 
 FOLDER: Final = "mcompose"
-"""Folder of an output that says what it is made of. The paths below are relative to the output."""
+"""Folder of an output with its recipe and ledger. The paths below are relative to the output."""
 RECIPE: Final = f"{FOLDER}/recipe.yaml"
 RESOLVED: Final = f"{FOLDER}/resolved.yaml"
 LOCK: Final = f"{FOLDER}/lock.json"
@@ -45,7 +45,7 @@ def cache_folder(kind: str) -> Path:
     """Returns a folder of the user's cache: ``$XDG_CACHE_HOME/mcompose/<kind>``, or the same under ``~/.cache``.
 
     Args:
-        kind: What is kept there.
+        kind: Name of the subfolder: what is cached there.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if root else Path("~/.cache").expanduser()) / "mcompose" / kind

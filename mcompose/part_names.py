@@ -1,7 +1,7 @@
-"""What the parts of a model are called: in anatomies, in recipes and in ledgers.
+"""Names of a model's parts, in anatomies, recipes and ledgers.
 
-A name is a role (``language``), or a role and what qualifies it: ``projector:sees`` (a source), ``expert:charts`` (an
-expert), ``group:image`` (a modality).
+A name is a role (``language``), or a role and its owner: ``projector:sees`` (a source), ``expert:charts`` (an expert),
+``group:image`` (a modality).
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR = SOURCE_PARTS = (
 LANGUAGE_PARTS: Final = (LANGUAGE, EMBEDDING, HEAD)
 TOWER_PARTS: Final = (ENCODER, PROJECTOR)
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
-"""Parts of composed checkpoints with domain experts: their encoders, what chooses among them, the two vectors around an
-expert's, and the one that stands for a hidden token. An expert's projector is a ``projector``."""
+"""Parts of composed checkpoints with domain experts: the experts' encoders, the routers, the two vectors around an
+expert's tokens, and the vector of a hidden token. An expert's projector is a ``projector``."""
 GROUP: Final = "group"
-"""Parameters of composed checkpoints that are decoupled by modality: ``group:image`` is what image tokens use instead
-of the language model's own linears, ``group:text`` the low-rank part of the text's. Recipes may say ``groups``."""
+"""Parameters of composed checkpoints that are decoupled by modality: ``group:image`` is used for image tokens instead
+of the language model's linear layers, ``group:text`` is the low-rank part for text. Recipes may also write
+``groups``."""
 ORIGIN: Final = "origin"
-"""What low-rank groups add to."""
+"""Weights of the linear layers that low-rank groups are added to."""
 
 
 def qualified(role: str, which: str) -> str:
     """Returns the name of a part.
 
     Args:
-        role: Its role.
-        which: The source, expert or modality that it belongs to; empty where a role has one part.
+        role: Role of the part.
+        which: Source, expert or modality that the part belongs to; empty where a role has only one part.
     """
     return f"{role}:{which}" if which else role

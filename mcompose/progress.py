@@ -1,7 +1,7 @@
-"""How far a task is: a protocol for whoever watches, and the bar of the command line.
+"""Progress of long tasks: the protocol for callers, and the command line's progress bar.
 
-Progress goes to stderr, so that stdout holds results alone. Two things make it silent: ``quiet``, which is what
-``--quiet`` asks for, and a stderr that is not a terminal, where a task of hours may write a line now and then instead.
+Progress is written to stderr, so that stdout contains results only. The bar is silent with ``quiet`` (``--quiet``) and
+when stderr is not a terminal; a task of hours may then write a line from time to time instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["OnCount", "OnShare", "Progress", "ProgressBar", "SharedProgress", "r
 T = TypeVar("T")
 
 OnCount = Callable[[str, int, int], None]
-"""Called with the name of a task, how much of it is done, and how much it is in all."""
+"""Callback with the name of a task, the number of units done, and the total number of units."""
 
 OnShare = Callable[[str, float], None]
-"""Called with what is being done, and the share of everything that is done, 0 to 1."""
+"""Callback with the current activity, and the share of the whole work that is done, 0 to 1."""
 
 LINE_SECONDS = 15.0
 """Seconds between two lines of a long task where stderr is not a terminal."""
@@ -29,14 +29,14 @@ _SHARE_LAYOUT = "{desc} {percentage:3.0f} %|{bar}| {elapsed} < {remaining} {post
 
 
 class Progress(Protocol):
-    """Watches how far a task is; called from one thread at a time."""
+    """Receiver of a task's progress; called from one thread at a time."""
 
     def start(self, total: int, done: int, /) -> None:
-        """Begins a task of ``total`` units, of which an earlier run has done some."""
+        """Begins a task of ``total`` units, of which an earlier run has done ``done``."""
         ...
 
     def advance(self, amount: int, /) -> None:
-        """Counts units that were done since."""
+        """Reports units done since the last call."""
         ...
 
     def finish(self) -> None:
@@ -45,14 +45,14 @@ class Progress(Protocol):
 
 
 class ProgressBar:
-    """A bar with speed and time left on a terminal; elsewhere nothing, or a line now and then.
+    """Progress bar with speed and time left on a terminal; elsewhere silent, or a line from time to time.
 
     Args:
-        label: What stands before the bar.
-        unit: What is counted, in the singular; ``B`` is shown in powers of a thousand, ``%`` is a share from 0 to 1.
-        quiet: Whether nothing is shown, on a terminal either.
-        every: Seconds between two lines where stderr is not a terminal; None writes no lines.
-        leave: Whether the bar stays on the screen when the task has ended.
+        label: Text before the bar.
+        unit: Unit that is counted, in the singular; ``B`` is shown as kB, MB and so on, ``%`` is a share from 0 to 1.
+        quiet: Whether to show nothing, even on a terminal.
+        every: Seconds between two lines when stderr is not a terminal; None does not write lines.
+        leave: Whether the bar stays on the screen after the task.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class ProgressBar:
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing will be shown, so that what only a bar needs need not be computed."""
+        """Whether nothing will be shown, so that callers can skip work that only the bar needs."""
         return self._quiet or (self._every is None and not sys.stderr.isatty())
 
     def start(self, total: float, done: float = 0, *, label: str | None = None) -> None:
-        """Begins a task; one that is under way ends.
+        """Begins a task; a running one is finished first.
 
         Args:
             total: Units of the whole task.
-            done: Units that an earlier run has done, which do not count towards the speed.
-            label: What stands before the bar from now on; None keeps the label.
+            done: Units that an earlier run has done; they do not count towards the speed.
+            label: Text before the bar from now on; None keeps the label.
         """
         self.finish()
         self.label = self.label if label is None else label
@@ -89,12 +89,12 @@ class ProgressBar:
         self._began = self._written = time.monotonic()
         if self._quiet or not sys.stderr.isatty():
             return
-        from tqdm import tqdm  # noqa: PLC0415 - only a visible bar pays for it
+        from tqdm import tqdm  # noqa: PLC0415 - imported only for a visible bar
 
         layout: Any = {"bar_format": _SHARE_LAYOUT} if self._unit == "%" else {"unit_scale": self._unit == "B"}
         self._bar = tqdm(
             total=total,
-            initial=done,  # pyright: ignore[reportArgumentType] - a share is one as well
+            initial=done,  # pyright: ignore[reportArgumentType] - tqdm accepts a float too
             desc=self.label,
             unit=self._unit,
             file=sys.stderr,
@@ -104,15 +104,15 @@ class ProgressBar:
         )
 
     def advance(self, amount: float) -> None:
-        """Counts units that were done since."""
+        """Reports units done since the last call."""
         self.move_to(self._done + amount)
 
     def move_to(self, done: float, note: str = "") -> None:
-        """Shows how many units are done in all.
+        """Reports the number of units done in total.
 
         Args:
-            done: Units, with those of an earlier run.
-            note: A remark behind the bar, such as the last loss.
+            done: Units done, including those of an earlier run.
+            note: Text after the bar, such as the last loss.
         """
         step, self._done = done - self._done, done
         if self._bar is not None:
@@ -129,7 +129,7 @@ class ProgressBar:
         self.finish()
 
     def finish(self) -> None:
-        """Leaves the bar as it stands; may be called twice."""
+        """Closes the bar; may be called twice."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -149,15 +149,15 @@ class ProgressBar:
 def track(
     items: Iterable[T], *, label: str, total: int, unit: str, quiet: bool = False, every: float = LINE_SECONDS
 ) -> Iterator[T]:
-    """Hands items on and shows how many are done with.
+    """Yields items and shows how many are done.
 
     Args:
-        items: What is worked through.
-        label: What is done with it.
-        total: How many items there are.
-        unit: What an item is called, in the singular.
-        quiet: Whether nothing is shown.
-        every: Seconds between two lines where stderr is not a terminal.
+        items: The items.
+        label: Text before the bar.
+        total: Number of items.
+        unit: Name of an item, in the singular.
+        quiet: Whether to show nothing.
+        every: Seconds between two lines when stderr is not a terminal.
 
     Yields:
         The items.
@@ -173,17 +173,17 @@ def track(
 
 
 def remark(text: str) -> None:
-    """Writes a line for people to stderr."""
+    """Writes a line for the user to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 class SharedProgress:
-    """Lets several threads report to one ``Progress``, in steps that cost nothing.
+    """Collects the progress of several threads and passes it to one ``Progress`` in large steps.
 
     Args:
-        progress: The receiver.
-        step: Units to collect before they are passed on.
+        progress: Receiver of the progress.
+        step: Number of units to collect before they are passed on.
     """
 
     def __init__(self, progress: Progress, *, step: int = 1 << 24) -> None:
@@ -191,14 +191,14 @@ class SharedProgress:
         self._lock, self._waiting = threading.Lock(), 0
 
     def advance(self, amount: int) -> None:
-        """Adds units; passes them on once there are enough."""
+        """Adds units, and passes them on when ``step`` is reached."""
         with self._lock:
             self._waiting += amount
             if self._waiting >= self._step:
                 self._flush()
 
     def flush(self) -> None:
-        """Passes on what was collected."""
+        """Passes on the units collected so far."""
         with self._lock:
             self._flush()
 

@@ -1,6 +1,6 @@
-"""Where a checkpoint lives: ``hub:org/name@rev`` or ``local:path``.
+"""References to checkpoints: ``hub:org/name@rev`` or ``local:path``.
 
-A source is never guessed: a bare name could be a folder or a repository, so it is refused with both spellings.
+A bare name could be a folder or a repository, so it is refused with both spellings as a hint.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class ModelRef:
             The reference.
 
         Raises:
-            RequestError: The text has no scheme, an unknown one, or no valid repository id.
+            RequestError: The text does not have a known scheme, or the repository id is not valid.
         """
         scheme, separator, rest = text.partition(":")
         if not separator or scheme not in {"hub", "local"}:
             raise RequestError(
-                f"'{text}' does not say where it lives.",
+                f"'{text}' must begin with 'hub:' or 'local:'.",
                 hint=f"Write 'hub:{text}' for a Hugging Face repository or 'local:{text}' for a folder.",
             )
         if scheme == "local":
             if not rest:
-                raise RequestError("'local:' names no folder.", hint="Write 'local:path/to/checkpoint'.")
+                raise RequestError("'local:' does not name a folder.", hint="Write 'local:path/to/checkpoint'.")
             return cls("local", rest)
         repo_id, separator, revision = rest.partition("@")
         if not _REPO_ID.fullmatch(repo_id) or (separator and not revision):
@@ -61,10 +61,10 @@ class ModelRef:
         return cls("hub", repo_id, revision or None)
 
     def path(self, relative_to: Path) -> Path:
-        """The folder of a local reference.
+        """Returns the folder of a local reference.
 
         Args:
-            relative_to: Folder that relative paths start from: the recipe's own.
+            relative_to: Folder that relative paths start from: the recipe's folder.
 
         Returns:
             The folder; it may not exist.

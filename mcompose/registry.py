@@ -1,4 +1,4 @@
-"""A table of named things that is filled at import, frozen by use, and helps when a name is misspelt."""
+"""A table of named objects that is filled at import and suggests the nearest name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things, in the order in which they were added.
+    """Table of names and objects, in the order in which they were added.
 
     Args:
-        kind: What the table holds, for messages: ``"merge method"``.
+        kind: What an entry is, for messages: ``"merge method"``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -27,17 +27,17 @@ class Registry(Generic[T]):
         """Adds one entry.
 
         Raises:
-            ValueError: The name is taken; two things of one name are a mistake of the author.
+            ValueError: The name is registered already, which is a programming error.
         """
         if name in self._entries:
             raise ValueError(f"{self.kind} '{name}' is registered twice.")
         self._entries[name] = thing
 
     def get(self, name: str) -> T:
-        """Looks a name up.
+        """Returns the entry of a name.
 
         Raises:
-            UnknownNameError: No entry has this name; the message suggests the nearest.
+            UnknownNameError: No entry has this name; the hint suggests the nearest.
         """
         try:
             return self._entries[name]
@@ -47,7 +47,7 @@ class Registry(Generic[T]):
             ) from None
 
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of registration."""
+        """Returns all names, in the order of registration."""
         return tuple(self._entries)
 
     def __contains__(self, name: object) -> bool:

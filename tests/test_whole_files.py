@@ -9,9 +9,9 @@ import stat
 import subprocess
 
 import pytest
+from mcompose.evaluate.appending import append_lines
 
 from mcompose.errors import StorageError
-from mcompose.evaluate.appending import append_lines
 from mcompose.on_disk import cache_folder
 from mcompose.whole_files import (
     draft_of,
@@ -109,7 +109,7 @@ def test_a_full_disk_is_told_with_figures_and_keeps_the_old_file(small_disk):
         write_bytes(path, b"x" * 100_000)
     assert caught.value.message.startswith(f"'{path}' cannot be written: the disk is full (100,000 bytes are needed, ")
     assert caught.value.message.endswith(" are free).")
-    assert caught.value.hint == "Make room, or name another folder."
+    assert caught.value.hint == "Free some space, or choose another folder."
     assert json.loads(path.read_text()) == {"good": 1}
     assert [entry.name for entry in small_disk.iterdir()] == ["report.json"]
     with pytest.raises(StorageError, match=r"answers\.jsonl' cannot be written: the disk is full \(\d[\d,]* bytes are"):
@@ -121,7 +121,7 @@ def test_a_folder_that_may_not_be_written_is_told(small_disk):
     with pytest.raises(StorageError) as caught:
         write_text(small_disk / "deep" / "card.md", "text")
     assert caught.value.message == f"'{small_disk / 'deep' / 'card.md'}' cannot be written: Read-only file system."
-    assert caught.value.hint == "Check the permissions of this path, or name another folder."
+    assert caught.value.hint == "Check the permissions of this path, or choose another folder."
 
 
 def test_a_limit_of_file_size_is_told(tmp_path):

@@ -119,7 +119,7 @@ def bare(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
     from torch.utils.data import DataLoader
 
     from mcompose.align.load import load_model, load_processor, memory_names
-    from mcompose.align.parts import parts_of, select
+    from mcompose.align.parts import read_parts, select
     from mcompose.align.results.lineage import open_lineage
     from mcompose.align.schedule import rate_factor
     from mcompose.align.stage import plan_steps
@@ -127,7 +127,7 @@ def bare(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
 
     lineage = open_lineage(folder / "model")
     model = load_model(lineage, precision="float32")
-    keys = [key for part in stage.train for key in select(part, parts_of(lineage.anatomy))]
+    keys = [key for part in stage.train for key in select(part, read_parts(lineage.anatomy))]
     names = set(memory_names(model, lineage.anatomy, keys=keys).values())
     trained = [parameter.requires_grad_() for name, parameter in model.named_parameters() if name in names]
     model.train()

@@ -1,23 +1,28 @@
-"""The short fine-tunes after a composition: a stage is data, its result is small, what is frozen is proven to be.
+"""Short fine-tunes after a composition: each stage writes only what it trained, and checks that the rest is unchanged.
 
 ::
 
-    parts, stage, strategy       what is trained, from headers; how steps are cut (no torch)
-    samples ... collator, labels records and media to batches
-    data, schedule, masks        the samples of a stage in order, and what is hidden of them
-    load, lora, frozen           the model, adapted, frozen and digested
-    trainer, watch, memory       transformers' Trainer, its log, its ends
-    delta, folder, lineage       results of stages, one on another
-    export                       the full checkpoint that they come to
     run                          one stage from end to end
+    parts, stage, strategy       which parts are trained, and how many steps (without torch)
+    stage_data                   the samples and batches of a stage, opened before the model
+    load, lora, frozen           the model: loaded, adapted, frozen parts digested
+    trainer, preference          transformers' Trainer for a stage; the loss of preference pairs
+    watch, schedule, memory      log and stops, learning rate, out-of-memory errors
+    processes, tensor_file, plot ranks, safetensors files of torch tensors, the picture of the loss
 
-Importing the room imports no torch; the names below are loaded on first use.
+    data/       records of datasets to batches: mixture, order, chat template, labels, masks
+    experts/    stages with domain experts: router loss, router fit, masking of general tokens
+    features/   outputs of frozen encoders, computed once and kept on disk
+    results/    folder and delta of a stage, lineage of stages, export as a full checkpoint
+
+Importing this package does not import torch; the names below are loaded on first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.align.results.export import ExportRequest, export
@@ -48,8 +53,4 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Lazy, because the trainer takes seconds to import.
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -1,7 +1,7 @@
-"""The proof that a stage left alone what it does not train: a digest of every frozen part, before and after.
+"""Checks that a stage did not change frozen parts, by a digest of every frozen part before and after.
 
-Parameters and saved buffers count: the running mean of a frozen encoder is part of what it does. Frozen modules are
-kept in evaluation mode while the rest is trained, so that neither dropout nor a running mean moves in them.
+Parameters and saved buffers count, since the running mean of a frozen encoder affects its output. Frozen modules stay
+in evaluation mode while the rest is trained, so that they have no dropout and their running means do not change.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from mcompose.anatomy import group_part
 from mcompose.checkpoint import TensorDigest
 from mcompose.errors import NumericsError
 
-__all__ = ["FrozenModules", "check_unchanged", "frozen_digests", "keep_evaluating"]
+__all__ = ["FrozenModules", "check_unchanged", "frozen_digests"]
 
 
 def frozen_digests(model: nn.Module, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Digests of everything that is not trained.
+    """Digests every frozen part.
 
     Args:
-        model: With ``requires_grad`` set.
-        labels: Name in memory to the label of its part, where the anatomy has it.
+        model: Model with ``requires_grad`` set.
+        labels: Name in memory to the label of its part, for tensors that the anatomy has.
 
     Returns:
-        Part to ``tensors`` (how many) and ``digest``.
+        Part to ``tensors`` (their number) and ``digest``.
     """
     digests: dict[str, TensorDigest] = {}
     counts: dict[str, int] = {}
     for name, tensor in _frozen(model):
-        # What the files do not hold is a group that this stage adds, or something that the model computes.
+        # A tensor that is not in the files belongs to a group that this stage adds, or is computed by the model.
         part = labels.get(name.replace(".base_layer.", ".")) or group_part(name) or "other"
         digest = digests.setdefault(part, TensorDigest())
         digest.update(name.encode())
@@ -51,23 +51,23 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Compares two digests.
+    """Compares digests from before and after training.
 
     Raises:
-        NumericsError: A frozen part is not what it was.
+        NumericsError: A frozen part changed.
     """
-    moved = [part for part in before if after.get(part) != before[part]]
-    if moved or before.keys() != after.keys():
-        raise NumericsError(f"The frozen part '{(moved or ['?'])[0]}' changed while the stage was trained.")
+    changed = [part for part in before if after.get(part) != before[part]]
+    if changed or before.keys() != after.keys():
+        raise NumericsError(f"The frozen part '{(changed or ['?'])[0]}' changed while the stage was trained.")
 
 
 class FrozenModules:
-    """The modules that are wholly frozen, to be kept in evaluation mode.
+    """Modules without trained parameters, to be kept in evaluation mode.
 
     Args:
-        model: With ``requires_grad`` set.
-        checkpointing: Whether activations are recomputed: a frozen layer that gradients pass through recomputes in
-            training mode only, so such layers (not what is inside them) stay in it.
+        model: Model with ``requires_grad`` set.
+        checkpointing: Whether activations are recomputed. A frozen layer that gradients pass through recomputes in
+            training mode only, so such layers (not the modules inside them) stay in training mode.
     """
 
     def __init__(self, model: nn.Module, *, checkpointing: bool) -> None:
@@ -79,11 +79,6 @@ class FrozenModules:
         ]
 
     def evaluate(self) -> None:
-        """Puts them in evaluation mode; cheap enough for every step."""
+        """Sets the modules to evaluation mode; cheap enough for every step."""
         for module in self._modules:
             module.training = False
-
-
-def keep_evaluating(model: nn.Module, *, checkpointing: bool) -> FrozenModules:
-    """See ``FrozenModules``."""
-    return FrozenModules(model, checkpointing=checkpointing)

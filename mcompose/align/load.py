@@ -1,7 +1,7 @@
-"""Loads what a stage begins from, with the parameters that it trains at full precision.
+"""Loads the model that a stage starts from, with the trained parameters at full precision.
 
-Frozen tensors are held in the stage's precision; what is trained is read from the files again, so that a float32 master
-of a float32 checkpoint has all its bits even when the rest of the model is held in bfloat16.
+Frozen tensors are held in the stage's precision. Trained tensors are read from the files again, so that the master of a
+float32 checkpoint keeps all its bits even if the rest of the model is held in bfloat16.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = ["load_model", "load_processor", "memory_names", "set_values", "stage_
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def stage_precision(asked: str | None, dtypes: Iterable[str]) -> str:
-    """The precision of a stage: what was asked for, else what suits the checkpoint.
+def stage_precision(requested: str | None, dtypes: Iterable[str]) -> str:
+    """Returns the precision of a stage: the requested one, else the one that suits the checkpoint.
 
     Args:
-        asked: The recipe's setting.
+        requested: Precision in the recipe; None if it does not set one.
         dtypes: safetensors dtypes of the checkpoint's tensors.
     """
-    return asked or ("float32" if "F32" in set(dtypes) else "mixed")
+    return requested or ("float32" if "F32" in set(dtypes) else "mixed")
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a checkpoint; its tokenizer where it has none.
+    """Loads the processor of a checkpoint, or its tokenizer if it does not have a processor.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -53,8 +53,8 @@ def load_processor(folder: Path) -> Any:
         if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
             return AutoTokenizer.from_pretrained(folder)
         table = folder / "processor_config.json"
-        own = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-        if own.get("processor_class") == "FramesProcessor":
+        config = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+        if config.get("processor_class") == "FramesProcessor":
             return FramesProcessor.from_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -62,14 +62,14 @@ def load_processor(folder: Path) -> Any:
 
 
 def load_model(lineage: Lineage, *, precision: str) -> Any:
-    """The network of a lineage, every tensor with its newest value.
+    """Loads the network of a lineage, every tensor with its newest value.
 
     Args:
-        lineage: What the stage begins from.
-        precision: Of the stage; decides how tensors are held.
+        lineage: Lineage that the stage starts from.
+        precision: Precision of the stage, which decides the dtype of tensors.
 
     Returns:
-        A model with a head, in evaluation mode, nothing of it set to be trained.
+        A model with a head, in evaluation mode, with nothing set to be trained.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -92,9 +92,9 @@ def load_model(lineage: Lineage, *, precision: str) -> Any:
 
 
 def _model_class(config: Any) -> Any:
-    named = getattr(transformers, (config.architectures or [""])[0], None)
-    if named is not None:
-        return named
+    declared = getattr(transformers, (config.architectures or [""])[0], None)
+    if declared is not None:
+        return declared
     return (
         AutoModelForMultimodalLM
         if config.model_type in {*MULTIMODAL_MODELS, COMPOSED_TYPE, POINTS_TYPE}
@@ -107,26 +107,26 @@ def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
 
 
 def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str], strict: bool = True) -> dict[str, str]:
-    """Where tensors of the files are in memory.
+    """Maps tensors of the files to their names in memory.
 
     Args:
-        model: The loaded model.
-        anatomy: Of its files.
-        keys: Tensors, as the files spell them.
-        strict: Whether all have to be found.
+        model: Loaded model.
+        anatomy: Anatomy of its files.
+        keys: Names of tensors in the files.
+        strict: Whether every tensor must have a name in memory.
 
     Returns:
         Key to the name of the parameter or buffer.
 
     Raises:
-        CheckpointError: One is not found; transformers joins or splits it while loading.
+        CheckpointError: A tensor has no name in memory, because transformers joins or splits it while loading.
     """
     known = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     modules = {id(module): name for name, module in model.named_modules()}
     decoder = modules.get(id(model.get_decoder()), "")
     head = modules.get(id(model.get_output_embeddings()), "lm_head")
     base = model.base_model_prefix
-    found = {}
+    names = {}
     for key in keys:
         slot = anatomy.slots[key]
         path = slot.name
@@ -137,27 +137,30 @@ def memory_names(model: Any, anatomy: Anatomy, *, keys: Iterable[str], strict: b
         name = next((name for name in (path, f"{base}.{path}", key) if name in known), None)
         if name is None and strict:
             raise CheckpointError(
-                f"'{key}' has no parameter of its own in memory.", hint="This tensor cannot be trained by itself."
+                f"'{key}' cannot be trained by itself: transformers joins or splits it while loading.",
+                hint="Train a part that does not contain it.",
             )
         if name is not None:
-            found[key] = name
-    return found
+            names[key] = name
+    return names
 
 
 @torch.no_grad()
 def set_values(model: Any, lineage: Lineage, names: Mapping[str, str], *, dtype: torch.dtype) -> None:
-    """Gives parameters the values of the files, in a dtype.
+    """Sets parameters to the values of the files, in a dtype.
 
     Args:
-        model: The loaded model.
-        lineage: Where the values are.
-        names: Key to name in memory.
-        dtype: Of the parameters from now on.
+        model: Loaded model; changed in place.
+        lineage: Lineage to read the values from.
+        names: Key in the files to name in memory.
+        dtype: New dtype of floating-point parameters.
     """
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, name in names.items():
         value = as_torch(lineage.read(key), lineage.dtypes[key])
         parameter = parameters[name]
         if value.shape != parameter.shape:
-            raise CheckpointError(f"'{key}' has shape {tuple(value.shape)}, the model's {tuple(parameter.shape)}.")
+            raise CheckpointError(
+                f"'{key}' has shape {tuple(value.shape)} in the files and {tuple(parameter.shape)} in the model."
+            )
         parameter.data = value.to(dtype=dtype if value.is_floating_point() else value.dtype, device=parameter.device)

@@ -1,7 +1,7 @@
-"""Low-rank factors on frozen layers, by PEFT, written as an adapter that PEFT reads.
+"""Adds low-rank factors to frozen layers with PEFT, and writes them as an adapter that PEFT can load.
 
 Paper: Hu et al. 2021, LoRA, arXiv:2106.09685.
-Differs: the random factor is drawn from a generator that is addressed by seed and layer, not from the global one.
+Differs: the random factor comes from a generator seeded by stage seed and layer name, not from the global one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["adapter_config", "adapter_tensors", "add_factors"]
 
 
 def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str, str], *, seed: int) -> dict[str, str]:
-    """Puts factors beside the matrices of some parts.
+    """Adds low-rank factors to the matrices of some parts.
 
     Args:
-        model: Changed in place; the names of its adapted layers change too.
-        parts: What is adapted.
-        names: Key of a matrix to its name in memory, before the change.
-        seed: Of the random factors.
+        model: Model; changed in place, and the names of its adapted layers change too.
+        parts: Parts to adapt.
+        names: Key of each matrix to its name in memory before the change.
+        seed: Seed of the random factors.
 
     Returns:
         Name of each new parameter to the name of its part.
 
     Raises:
-        CheckpointError: A matrix is no linear layer.
+        CheckpointError: A part has no linear layer.
     """
     modules = dict(model.named_modules())
     factors: dict[str, str] = {}
@@ -46,28 +46,31 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
         layers = [names[key].removesuffix(".weight") for key in part.keys]
         layers = [layer for layer in layers if isinstance(modules[layer], nn.Linear)]
         if not layers:
-            raise CheckpointError(f"'lora.{part.name}' finds no linear layer to adapt.")
+            raise CheckpointError(
+                f"'lora.{part.name}' cannot be used: '{part.name}' has no linear layer.",
+                hint="Add it to 'train' instead.",
+            )
         adapter = f"part{number}"
         config = LoraConfig(
             r=part.spec.rank,
-            lora_alpha=part.spec.scaled_by,  # pyright: ignore[reportArgumentType] - PEFT divides it only
+            lora_alpha=part.spec.scaled_by,  # pyright: ignore[reportArgumentType] - PEFT only divides it
             lora_dropout=part.spec.dropout,
             target_modules=layers,
             bias="none",
         )
         inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=False)
-        del model.peft_config  # PEFT takes a second part for a second adapter on the same layers
-        factors |= _start(model, layers, adapter, part=part.name, seed=seed)
+        del model.peft_config  # else PEFT takes the next part for a second adapter on the same layers
+        factors |= _initialise(model, layers, adapter, part=part.name, seed=seed)
         adapters |= dict.fromkeys(layers, adapter)
-    for layer, adapter in adapters.items():  # each part's coming put those before it to sleep
+    for layer, adapter in adapters.items():  # adding a part deactivates the adapters of the parts before it
         module: Any = model.get_submodule(layer)
         module.set_adapter(adapter)
     return factors
 
 
 @torch.no_grad()
-def _start(model: nn.Module, layers: Sequence[str], adapter: str, *, part: str, seed: int) -> dict[str, str]:
-    """A from the uniform distribution of a fresh linear layer, B zero; both float32."""
+def _initialise(model: nn.Module, layers: Sequence[str], adapter: str, *, part: str, seed: int) -> dict[str, str]:
+    """Sets A to the uniform distribution of a new linear layer and B to zero, both float32."""
     names = {}
     for layer in layers:
         module: Any = model.get_submodule(layer)
@@ -82,30 +85,30 @@ def _start(model: nn.Module, layers: Sequence[str], adapter: str, *, part: str, 
 
 
 def _layer_of(name: str) -> tuple[str, str]:
-    """Path of the adapted layer, and A or B, of a factor's name in memory."""
+    """Splits a factor's name in memory into the path of the adapted layer, and A or B."""
     match = re.fullmatch(r"(.*)\.lora_([AB])\.[^.]+\.weight", name)
     assert match is not None, name
     return match.group(1), match.group(2)
 
 
 def adapter_tensors(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Factors under the names of a PEFT adapter's file.
+    """Renames factors as in the file of a PEFT adapter.
 
     Args:
         values: Name in memory to factor.
     """
-    found = {}
+    tensors = {}
     for name, value in values.items():
         layer, kind = _layer_of(name)
-        found[f"{PEFT_PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
-    return found
+        tensors[f"{PEFT_PREFIX}{layer}.lora_{kind}.weight"] = value.detach().to("cpu", torch.float32)
+    return tensors
 
 
 def adapter_config(parts: Sequence[LoraPart], names: Mapping[str, str]) -> str:
-    """The adapter's config: ranks and scales by layer.
+    """Writes the adapter's config, with ranks and scales by layer.
 
     Args:
-        parts: What is adapted.
+        parts: Adapted parts.
         names: Name of each factor in memory to the name of its part.
     """
     specs = {part.name: part.spec for part in parts}

@@ -1,9 +1,9 @@
-"""Which tensors a stage trains: parts of a checkpoint by role, from its headers alone.
+"""Selects the tensors that a stage trains: parts of a checkpoint by role, from its headers alone.
 
-A part is what the anatomy says: ``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``, and
+Parts come from the anatomy: ``projector:sees``, ``encoder:hears``, ``language``, ``embedding``, ``head``, and
 ``group:audio`` for decoupled groups. A domain expert is two parts, ``expert:charts`` (its encoder) and
-``projector:charts``; beside them stand ``router:image``, ``separators`` and ``mask``.
-Selection needs no torch, so a misspelt part is told before a model is loaded.
+``projector:charts``; further parts are ``router:image``, ``separators`` and ``mask``.
+Selection does not need torch, so a misspelt part is reported before a model is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcompose.anatomy import Anatomy
     from mcompose.recipe import Stage
 
-__all__ = ["LoraPart", "Part", "Training", "parts_of", "plan_training", "select"]
+__all__ = ["LoraPart", "Part", "Training", "plan_training", "read_parts", "select"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Part:
     """Tensors that are trained or frozen together.
 
     Args:
-        role: ``projector``, ``language``, ``group``...
-        which: Source, modality or name; empty where a role has one part.
-        keys: Its tensors, as the checkpoint's files spell them.
+        role: Role, such as ``projector``, ``language`` or ``group``.
+        which: Source, modality or name; empty if the role has one part only.
+        keys: Names of its tensors in the checkpoint's files.
     """
 
     role: str
@@ -41,7 +41,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """As recipes write it: ``projector:sees``."""
+        """Name in recipes, such as ``projector:sees``."""
         return qualified(self.role, self.which)
 
 
@@ -50,9 +50,9 @@ class LoraPart:
     """Matrices that get low-rank factors.
 
     Args:
-        name: As the recipe writes it.
-        spec: Rank and scale.
-        keys: The matrices.
+        name: Name of the part in the recipe.
+        spec: Rank and scale of the factors.
+        keys: Names of the matrices in the checkpoint's files.
     """
 
     name: str
@@ -62,11 +62,11 @@ class LoraPart:
 
 @dataclass(frozen=True)
 class Training:
-    """What one stage trains.
+    """Tensors that one stage trains, and their learning rates.
 
     Args:
-        direct: Key of each tensor that is trained itself to the name that the recipe gives its part.
-        lora: Matrices that stay frozen under trained factors.
+        direct: Key of each tensor that is trained itself, to the name of its part in the recipe.
+        lora: Parts whose matrices stay frozen and get trained low-rank factors.
         rates: Name of a part to its learning rate.
     """
 
@@ -75,11 +75,11 @@ class Training:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-def parts_of(anatomy: Anatomy) -> dict[str, Part]:
-    """All parts of a checkpoint.
+def read_parts(anatomy: Anatomy) -> dict[str, Part]:
+    """Lists all parts of a checkpoint.
 
     Args:
-        anatomy: Of its files.
+        anatomy: Anatomy of the checkpoint.
 
     Returns:
         Name to part, in the order of the checkpoint.
@@ -92,45 +92,48 @@ def parts_of(anatomy: Anatomy) -> dict[str, Part]:
 
 
 def select(name: str, parts: Mapping[str, Part], *, tied: bool = False) -> tuple[str, ...]:
-    """The tensors that a part's name stands for.
+    """Selects the tensors that a part's name stands for.
 
     Args:
-        name: As the recipe writes it.
-        parts: What the checkpoint has.
-        tied: Whether its head is its embedding.
+        name: Name of the part in the recipe.
+        parts: All parts of the checkpoint, by name.
+        tied: Whether the head shares the embedding's tensor.
 
     Returns:
-        Their keys, in the order of the checkpoint.
+        Keys of the tensors, in the order of the checkpoint.
 
     Raises:
         UnknownNameError: The checkpoint has no such part.
     """
     role, which = part_role(name)
-    able = [part for part in parts.values() if part.role != ORIGIN]  # what low-rank groups add to is never trained
+    trainable = [part for part in parts.values() if part.role != ORIGIN]  # the base of low-rank groups is never trained
     if role == "all":
-        # An expert's encoder is trained only where it is named.
-        return tuple(key for part in able if part.role != EXPERT for key in part.keys)
+        # An expert's encoder is trained only if the recipe names it.
+        return tuple(key for part in trainable if part.role != EXPERT for key in part.keys)
     if role == "llm":
-        return tuple(key for part in able if part.role in LANGUAGE_PARTS for key in part.keys)
+        return tuple(key for part in trainable if part.role in LANGUAGE_PARTS for key in part.keys)
     if role == "key":
-        keys = tuple(key for part in able for key in part.keys if fnmatchcase(key, which))
+        keys = tuple(key for part in trainable for key in part.keys if fnmatchcase(key, which))
         if not keys:
-            some = next((part.keys[0] for part in able if part.keys), "")
-            raise UnknownNameError(f"No tensor fits '{name}'.", hint=f"Tensors are named like '{some}'.")
+            example = next((part.keys[0] for part in trainable if part.keys), "")
+            raise UnknownNameError(f"No tensor matches '{name}'.", hint=f"Tensors are named like '{example}'.")
         return keys
-    keys = tuple(key for part in able if part.role == role and which in {"", part.which} for key in part.keys)
+    keys = tuple(key for part in trainable if part.role == role and which in {"", part.which} for key in part.keys)
     if not keys:
-        raise _no_part(name, [part.name for part in able], tied=tied)
+        raise _no_part(name, [part.name for part in trainable], tied=tied)
     return keys
 
 
 def _no_part(name: str, known: list[str], *, tied: bool) -> UnknownNameError:
     role, which = part_role(name)
     if role == HEAD and tied:
-        return UnknownNameError("This checkpoint's head is its embedding.", hint=f"Train '{EMBEDDING}' instead.")
+        return UnknownNameError(
+            "'head' cannot be trained: this checkpoint's head shares the embedding's tensor.",
+            hint=f"Train '{EMBEDDING}'.",
+        )
     of_role = [part for part in known if part.partition(":")[0] == role]
     if not of_role:
-        return UnknownNameError(f"This checkpoint has no '{role}'.", hint=f"Its parts: {', '.join(known)}.")
+        return UnknownNameError(f"This checkpoint has no part '{role}'.", hint=f"Its parts are: {', '.join(known)}.")
     return UnknownNameError(f"This checkpoint has no part '{role}:{which}'.", hint=nearest_name(name, of_role))
 
 
@@ -142,20 +145,20 @@ def plan_training(
     tied: bool = False,
     added: Sequence[str] = (),
 ) -> Training:
-    """Decides what is trained, and how fast.
+    """Decides which tensors a stage trains, and their learning rates.
 
     Args:
-        stage: The recipe's stage.
-        parts: What the checkpoint has.
-        matrices: Keys of its two-dimensional tensors.
-        tied: Whether its head is its embedding.
+        stage: Stage of the recipe.
+        parts: All parts of the checkpoint, by name.
+        matrices: Keys of the checkpoint's two-dimensional tensors.
+        tied: Whether the head shares the embedding's tensor.
         added: Names of parts that the stage adds and trains (``group:audio``).
 
     Returns:
-        The decision; nothing is trained twice.
+        The plan; no tensor is trained twice.
 
     Raises:
-        UnknownNameError: A part, a layer or a learning rate names nothing.
+        UnknownNameError: 'train', 'lora' or 'lr' names something that does not exist, or two entries share a tensor.
     """
     direct: dict[str, str] = {}
     for name in stage.train:
@@ -167,7 +170,7 @@ def plan_training(
         twice = next((key for key in chosen if key in taken), None)
         if twice is not None:
             raise UnknownNameError(
-                f"'{twice}' is trained by '{taken[twice]}' and adapted by 'lora.{name}'.", hint="Keep one of them."
+                f"'{twice}' is trained by '{taken[twice]}' and adapted by 'lora.{name}'.", hint="Remove one of them."
             )
         taken |= dict.fromkeys(chosen, f"lora.{name}")
         lora.append(LoraPart(name, spec, chosen))
@@ -178,11 +181,11 @@ def plan_training(
 def _targets(
     name: str, spec: LoraSpec, parts: Mapping[str, Part], *, matrices: set[str], tied: bool
 ) -> tuple[str, ...]:
-    """Weights of the part's linear layers that the spec names."""
+    """Returns the weights of the part's linear layers that the spec names."""
     if part_role(name)[0] == EMBEDDING:
-        raise UnknownNameError("'lora.embedding' is not offered.", hint="Train 'embedding' itself.")
+        raise UnknownNameError("'lora.embedding' is not supported.", hint="Add 'embedding' to 'train' instead.")
     keys = [key for key in select(name, parts, tied=tied) if key in matrices and key.endswith(".weight")]
-    keys = [key for key in keys if "embed" not in key.split(".")[-2]]  # tables of positions are no linear layers
+    keys = [key for key in keys if "embed" not in key.split(".")[-2]]  # a table of positions is not a linear layer
     if spec.targets is None:
         return tuple(keys)
     layers = dict.fromkeys(key.split(".")[-2] for key in keys)
@@ -198,7 +201,7 @@ def _targets(
 def _rates(stage: Stage, names: list[str]) -> dict[str, float]:
     if not isinstance(stage.lr, Mapping):
         return dict.fromkeys(names, float(stage.lr))
-    given: dict[tuple[str, str], float] = {part_role(name): rate for name, rate in stage.lr.items()}
+    rates_by_role: dict[tuple[str, str], float] = {part_role(name): rate for name, rate in stage.lr.items()}
     wanted = {name: part_role(name) for name in names}
     for name in stage.lr:
         role, which = part_role(name)
@@ -206,8 +209,10 @@ def _rates(stage: Stage, names: list[str]) -> dict[str, float]:
             raise UnknownNameError(f"'lr' names '{name}', which is not trained.", hint=nearest_name(name, names))
     rates = {}
     for name, (role, which) in wanted.items():
-        rate = given.get((role, which), given.get((role, "")))
+        rate = rates_by_role.get((role, which), rates_by_role.get((role, "")))
         if rate is None:
-            raise UnknownNameError(f"'lr' leaves out '{name}'.", hint=f"Write '{name}: 1e-4', for example.")
+            raise UnknownNameError(
+                f"'lr' does not name '{name}', which is trained.", hint=f"Add a rate, such as '{name}: 1e-4'."
+            )
         rates[name] = rate
     return rates

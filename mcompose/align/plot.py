@@ -1,4 +1,4 @@
-"""The loss of a stage as a picture."""
+"""Plots the loss of a stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["plot_losses", "read_losses"]
 
 
 def read_losses(log: Path) -> list[tuple[int, float]]:
-    """Step and loss of every line of a log."""
+    """Reads step and loss of every line of a log."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return [(row["step"], row["loss"]) for row in rows]
 
@@ -22,15 +22,15 @@ def plot_losses(losses: list[tuple[int, float]], path: Path, *, title: str) -> b
     """Draws every step's loss and its running mean.
 
     Args:
-        losses: Step and loss.
-        path: PNG to write.
-        title: Of the picture.
+        losses: Step and loss, in order.
+        path: PNG file to write.
+        title: Title of the plot.
 
     Returns:
-        False where matplotlib is not installed.
+        Whether the plot was written; False if matplotlib is not installed.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: The file cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an optional library

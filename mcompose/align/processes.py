@@ -1,6 +1,6 @@
-"""The processes that train together, as torchrun and accelerate launch them: rank and count from the environment.
+"""The processes that train together: rank and world size from the environment that torchrun and accelerate set.
 
-Before the trainer has set the process group up, only the environment tells; afterwards ``torch.distributed`` does.
+The environment is read because the process group does not exist before the trainer is made.
 """
 
 from __future__ import annotations
@@ -13,42 +13,44 @@ from torch import distributed
 from mcompose.errors import RequestError
 from mcompose.recipe import Stage
 
-__all__ = ["check_sharding", "count", "is_main", "rank", "together"]
+__all__ = ["barrier", "check_sharding", "is_main", "rank", "world_size"]
 
 
-def count() -> int:
-    """Processes of this run."""
+def world_size() -> int:
+    """Returns the number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Returns the number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and talks."""
+    """Returns whether this is the process that writes files and shows progress."""
     return rank() == 0
 
 
-def together() -> None:
-    """Waits for all processes."""
+def barrier() -> None:
+    """Waits until every process gets here."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
 
 
 def check_sharding(stage: Stage) -> None:
-    """Refuses to shard where it would silently not happen.
+    """Checks that the sharding which a stage asks for can happen.
 
     Raises:
-        RequestError: There is one process, or no accelerator.
+        RequestError: The run has one process only, or no accelerator.
     """
     if stage.sharding != "fsdp":
         return
-    if count() < 2:
-        raise RequestError("'sharding: fsdp' needs several processes.", hint="Start it by torchrun, or leave it out.")
+    if world_size() < 2:
+        raise RequestError(
+            "'sharding: fsdp' needs several processes.", hint="Start the run with torchrun, or remove 'sharding'."
+        )
     if not torch.cuda.is_available():
         raise RequestError(
-            "'sharding: fsdp' needs accelerators: on CPUs the model would be copied instead of cut.",
-            hint="Leave 'sharding' out; several processes then train copies (DDP).",
+            "'sharding: fsdp' needs accelerators: on CPUs, every process would hold the whole model.",
+            hint="Remove 'sharding'; several processes then train copies of the model (DDP).",
         )

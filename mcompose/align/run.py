@@ -1,11 +1,11 @@
-"""One stage from its recipe to its result.
+"""Runs one stage, from its recipe to its result.
 
 ::
 
-    headers  ->  parts and learning rates        a misspelt part costs milliseconds
-    data     ->  mixture, labels checked          missing data cost seconds
-    model    ->  frozen, adapted, digested
-    train    ->  saved points, log                a killed run goes on from the last point
+    headers  ->  parts and learning rates         a misspelt part is found in milliseconds
+    data     ->  mixture, labels checked          missing data are found in seconds
+    model    ->  loaded, adapted, frozen, digested
+    train    ->  training checkpoints, log        a killed run is resumed from the last one
     result   ->  delta, adapter, record           frozen parts are digested again
 """
 
@@ -37,21 +37,21 @@ from mcompose.align.experts.training import (
     routers_loss,
     wants_mask_token,
 )
-from mcompose.align.features.playback import FEATURES, check_cacheable, playing_features
+from mcompose.align.features.playback import FEATURES, check_cacheable, play_features
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
 from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
 from mcompose.align.lora import add_factors
-from mcompose.align.memory import told_when_full
-from mcompose.align.parts import Training, parts_of, plan_training
+from mcompose.align.memory import explain_out_of_memory
+from mcompose.align.parts import Training, plan_training, read_parts
 from mcompose.align.plot import plot_losses, read_losses
 from mcompose.align.preference import PreferenceLoss
 from mcompose.align.results.delta import Trained, full_values, write_result
-from mcompose.align.results.folder import LOG, PLOT, POINTS, begin, finish, held, is_done, stages_folder
+from mcompose.align.results.folder import CHECKPOINTS, LOG, PLOT, finish, is_done, lock_stage, prepare, stages_folder
 from mcompose.align.results.lineage import Lineage, StageResult, open_lineage, open_result
 from mcompose.align.stage import StepPlan, fingerprint, plan_steps, spec_table
 from mcompose.align.stage_data import StageData, open_data
 from mcompose.align.strategy import NewGroups, add_new_groups, apply_strategy, group_names
-from mcompose.align.trainer import AlignTrainer, TrainerParts, last_point, training_arguments
+from mcompose.align.trainer import AlignTrainer, TrainerParts, last_checkpoint, training_arguments
 from mcompose.align.watch import Divergence, StageWatch, interruptible
 from mcompose.anatomy import part_label
 from mcompose.errors import InterruptedRunError, McomposeError
@@ -63,24 +63,24 @@ __all__ = ["StageOutcome", "StageRequest", "run_stage"]
 
 _LIBRARIES = ("torch", "transformers", "peft")
 
-_NO_PICTURE = "The loss is not drawn, since matplotlib is not installed: 'pip install matplotlib' brings the picture."
+_NO_PLOT = "The loss was not plotted: matplotlib is not installed. Run 'pip install matplotlib' to get the plot."
 
 
 @dataclass(frozen=True)
 class StageRequest:
-    """What to run.
+    """Request to run one stage.
 
     Args:
-        stage: The recipe's stage.
-        number: Its number.
-        parent: What it begins from: a checkpoint, or the result of another stage.
-        folder: Where its result goes.
-        data_folder: The recipe's folder.
-        name: Of the recipe.
-        resume: Go on where an interrupted run stopped.
-        report_to: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
-        quiet: Show no progress.
-        masks: Applied to every batch.
+        stage: Stage of the recipe.
+        number: Position of the stage in the recipe, from 1.
+        parent: Folder that the stage starts from: a checkpoint, or the result of another stage.
+        folder: Folder for the result.
+        data_folder: Folder of the recipe, where relative paths of data start.
+        name: Name of the recipe.
+        resume: Whether an interrupted run is resumed.
+        report_to: Tracker: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
+        quiet: Whether to hide progress.
+        masks: Masks to apply to every batch, in order.
     """
 
     stage: Stage
@@ -97,12 +97,12 @@ class StageRequest:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage came to.
+    """Result of one stage.
 
     Args:
-        result: Its files; None in processes that only helped.
-        notices: Sentences for the user.
-        again: True when the result was there already.
+        result: Files of the result; None in processes other than the main one.
+        notices: Sentences to show to the user.
+        again: Whether the result existed before this run.
     """
 
     result: StageResult | None
@@ -111,18 +111,18 @@ class StageOutcome:
 
 
 def run_stage(request: StageRequest) -> StageOutcome:
-    """Runs one stage, or finds it done.
+    """Runs one stage; a stage that is done already is not run again.
 
     Args:
-        request: What to run.
+        request: Stage to run, and where.
 
     Returns:
         The result.
 
     Raises:
         RequestError: The stage, its data or its parent cannot be used.
-        NumericsError: The loss is not finite or runs away, or a frozen part changed.
-        InterruptedRunError: The user stopped it; the next run goes on from there.
+        NumericsError: The loss is not finite or diverges, or a frozen part changed.
+        InterruptedRunError: The user stopped the run; the next run resumes it.
         McomposeError: Memory ran out.
     """
     processes.check_sharding(request.stage)
@@ -135,7 +135,7 @@ def run_stage(request: StageRequest) -> StageOutcome:
         stage = stage.model_copy(update={"train": tuple(dict.fromkeys([*stage.train, MASK]))})
     training = plan_training(
         stage,
-        parts_of(anatomy),
+        read_parts(anatomy),
         matrices=[key for key, shape in lineage.shapes.items() if len(shape) == 2],
         tied=anatomy.tied,
         added=(*(groups.parts if groups else ()), *((MASK,) if new_mask else ())),
@@ -145,7 +145,7 @@ def run_stage(request: StageRequest) -> StageOutcome:
     plan = plan_steps(
         stage,
         samples=stage.batch_size if data.samples is None else data.samples,
-        processes=processes.count(),
+        processes=processes.world_size(),
     )
     run = _Run(request, stage, lineage, training, groups, data, plan, new_mask)
     if is_done(request.folder, run.fingerprint) and request.resume:
@@ -153,8 +153,8 @@ def run_stage(request: StageRequest) -> StageOutcome:
     if not processes.is_main():
         run.train()
         return StageOutcome(None)
-    with held(request.folder):
-        notice = begin(request.folder, fingerprint=run.fingerprint, resume=request.resume)
+    with lock_stage(request.folder):
+        notice = prepare(request.folder, fingerprint=run.fingerprint, resume=request.resume)
         notices = run.train()
     return StageOutcome(open_result(request.folder), (notice, *notices) if notice else notices)
 
@@ -174,37 +174,37 @@ class _Run:
 
     @cached_property
     def precision(self) -> str:
-        """In force."""
+        """Precision in force: ``float32``, ``mixed`` or ``bfloat16``."""
         return stage_precision(self.stage.precision, self.lineage.dtypes.values())
 
     @cached_property
     def quiet(self) -> bool:
-        """Whether this process shows no progress: as asked, or because another process does."""
+        """Whether this process hides progress: on request, or because the main process shows it."""
         return self.request.quiet or not processes.is_main()
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Of the libraries that decide the numbers."""
+        """Versions of the libraries that decide the numbers."""
         return {"mcompose": __version__, **{name: version(name) for name in _LIBRARIES}}
 
     @cached_property
     def fingerprint(self) -> str:
-        """What this run is made of."""
+        """Digest of everything that decides the result of this run."""
         return fingerprint(
             self.request.stage, parent=self.lineage.identity, data=self.data.digest, versions=self.versions
         )
 
     def train(self) -> tuple[str, ...]:
-        """Trains, and leaves the result.
+        """Trains and writes the result.
 
         Returns:
-            Sentences for the user.
+            Sentences to show to the user.
 
         Raises:
             McomposeError: See ``run_stage``.
         """
         main, notices = processes.is_main(), tuple(self.data.notices())
-        with told_when_full(self.stage, self.plan, precision=self.precision):
+        with explain_out_of_memory(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             labels = self._labels(model)
             trained, patch = self._make_trainable(model)
@@ -216,27 +216,27 @@ class _Run:
                 notices += more
             elif main:
                 fitted.log(self.request.folder / LOG)
-        changed = fitted.written(trained)
-        values = full_values(wrapped, changed.names)
+        written = fitted.add_to(trained)
+        values = full_values(wrapped, written.names)
         if main:
             after = frozen_digests(model, labels)
             check_unchanged(before, after)
             record = fitted.record(alone=not trained.names)
-            kept = fitted.frozen(after)
-            notices += self._write(changed, values, patch=patch, frozen=kept, more=record)
-        processes.together()
+            frozen = fitted.without_routers(after)
+            notices += self._write(written, values, patch=patch, frozen=frozen, more=record)
+        processes.barrier()
         return notices
 
     def _run_steps(self, model: Any, trained: Trained) -> tuple[Any, tuple[str, ...]]:
-        """Trains; returns the model as the trainer wrapped it, and sentences for the user."""
+        """Trains; returns the model as the trainer wrapped it, and sentences to show to the user."""
         trainer, watch = self._trainer(model, trained)
-        processes.together()  # the folder is ready
+        processes.barrier()  # until the main process has prepared the folder
         if self.stage.dpo is not None:
-            trainer.refer(label=f"stage {self.request.number}, reference", quiet=self.quiet)
-        point = last_point(self.request.folder / POINTS)
+            trainer.compute_reference(label=f"stage {self.request.number}, reference", quiet=self.quiet)
+        checkpoint = last_checkpoint(self.request.folder / CHECKPOINTS)
         with self._features(trainer) as notices, interruptible(watch):
             try:
-                trainer.train(resume_from_checkpoint=str(point) if point else None)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except McomposeError as error:
                 raise from_worker(error) from error
             finally:
@@ -245,31 +245,31 @@ class _Run:
         return trainer.model, (*notices, *length_notices(self.stage, trainer.longest))
 
     def _fit_routers(self, model: Any) -> FittedRouters:
-        """Fits routers by themselves, where the stage says so; every process comes to the same."""
+        """Fits routers separately if the stage asks for it; every process gets the same routers."""
         if not self.stage.fits_router:
             return FittedRouters()
-        samples = self._samples("what the router reads")
+        samples = self._samples("router features")
         folder = stages_folder(self.lineage.root.folder) / FEATURES
         return fit_routers(model, self.data.experts, samples, folder=folder, precision=self.precision)
 
     def _samples(self, purpose: str) -> Iterator[Any]:
-        """All samples of the stage once, with progress."""
+        """Yields every sample of the stage once, with progress."""
         mixture, label = self.data.mixture, f"stage {self.request.number}, {purpose}"
         return track(mixture.samples(), label=label, total=len(mixture), unit="sample", quiet=self.quiet)
 
     def _features(self, trainer: AlignTrainer) -> AbstractContextManager[tuple[str, ...]]:
-        """Plays the outputs of frozen encoders back, where the stage says so."""
+        """Replaces frozen encoders by their cached outputs if the stage asks for it."""
         if not self.stage.feature_cache:
             return nullcontext(())
         model, batches = cast("Any", trainer.model), cast("Any", trainer.data_collator)
         folder = stages_folder(self.lineage.root.folder) / FEATURES
         samples = self._samples("features")
-        return playing_features(model, batches.collate, samples, folder=folder, precision=self.precision)
+        return play_features(model, batches.collate, samples, folder=folder, precision=self.precision)
 
     def _make_trainable(self, model: Any) -> tuple[Trained, dict[str, Any]]:
-        """Adds groups and factors, and sets what is trained to be so, at full precision."""
+        """Adds groups and low-rank factors, and makes the trained parameters trainable, at full precision."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        patch, added = {}, {}
+        patch, added = {}, {}  # of the config; name in memory to part
         names = memory_names(model, self.lineage.anatomy, keys=self._keys())
         if self.groups is not None:
             patch = add_new_groups(model, self.groups, seed=self.stage.seed)
@@ -293,10 +293,10 @@ class _Run:
         return [*self.training.direct, *(key for part in self.training.lora for key in part.keys)]
 
     def _labels(self, model: Any) -> dict[str, str]:
-        """Name in memory to the label of its part, for all that can be found."""
+        """Maps names in memory to labels of parts, for all tensors that have a name in memory."""
         anatomy = self.lineage.anatomy
-        found = memory_names(model, anatomy, keys=anatomy.slots, strict=False)
-        slots = {name: anatomy.slots[key] for key, name in found.items()}
+        names = memory_names(model, anatomy, keys=anatomy.slots, strict=False)
+        slots = {name: anatomy.slots[key] for key, name in names.items()}
         return {name: part_label(slot.name, slot.part) for name, slot in slots.items()}
 
     def _trainer(self, model: Any, trained: Trained) -> tuple[AlignTrainer, StageWatch]:
@@ -304,7 +304,7 @@ class _Run:
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         arguments = training_arguments(
-            request.folder / POINTS,
+            request.folder / CHECKPOINTS,
             stage,
             plan,
             precision=self.precision,
@@ -344,7 +344,7 @@ class _Run:
         if done < self.plan.steps:
             raise InterruptedRunError(
                 f"Stage {self.request.number} was stopped after step {done} of {self.plan.steps}.",
-                hint="Run the same command again: it goes on from there.",
+                hint="Run the same command again to resume it.",
             )
 
     def _write(
@@ -357,9 +357,9 @@ class _Run:
         more: Mapping[str, Any],
     ) -> tuple[str, ...]:
         folder, request = self.request.folder, self.request
-        written = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
+        digests = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
         losses = read_losses(folder / LOG)
-        drawn = plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
+        plotted = plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
         parent = Path(os.path.relpath(request.parent.resolve(), folder.resolve())).as_posix()
         record = {
             "format": 1,
@@ -377,14 +377,14 @@ class _Run:
             "config": dict(patch),
             "versions": self.versions,
             **more,
-            **written,
+            **digests,
         }
         finish(folder, record)
-        return (*hiding_notices(request.stage, folder / LOG), *(() if drawn else (_NO_PICTURE,)))
+        return (*hiding_notices(request.stage, folder / LOG), *(() if plotted else (_NO_PLOT,)))
 
 
 def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str, dict[str, int]]:
-    """Part to the number of its trained tensors and parameters."""
+    """Counts the trained tensors and parameters of each part."""
     sizes: dict[str, dict[str, int]] = {}
     for name in trained.names:
         size = sizes.setdefault(trained.parts[name], {"tensors": 0, "parameters": 0})
@@ -394,6 +394,6 @@ def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def summary(losses: Sequence[float]) -> dict[str, float]:
-    """First and last loss, and the mean of the last tenth."""
+    """Returns the first and the last loss, and the mean of the last tenth."""
     tail = losses[-max(1, len(losses) // 10) :]
     return {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": sum(tail) / len(tail)}

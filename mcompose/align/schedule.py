@@ -1,4 +1,4 @@
-"""How the learning rate moves over a stage."""
+"""Schedule of the learning rate over a stage."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["rate_factor"]
 
 
 def rate_factor(kind: str, *, steps: int, warmup: int) -> Callable[[int], float]:
-    """What the learning rates are multiplied by at each step.
+    """Returns the factor that the learning rates are multiplied by at each step.
 
     Args:
-        kind: ``cosine``, ``linear`` or ``constant``.
-        steps: Optimizer steps of the stage.
+        kind: Shape after the warm-up: ``cosine``, ``linear`` or ``constant``.
+        steps: Number of optimizer steps of the stage.
         warmup: Steps in which the factor rises from 0 to 1.
 
     Returns:
-        Step, counted from 0, to factor.
+        Function from step, counted from 0, to factor.
     """
 
     def factor(step: int) -> float:

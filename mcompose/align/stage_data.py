@@ -1,4 +1,4 @@
-"""The data half of a stage, opened before any model is loaded: what is wrong with them is told in seconds."""
+"""The data of a stage, opened before the model is loaded, so that errors in them are reported in seconds."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _SUFFIXES = {".json", ".jsonl", ".parquet"}
 
 @dataclass(frozen=True)
 class StageData:
-    """The samples of a stage and what makes batches of them.
+    """Data of a stage: its samples, and the means to make batches of them.
 
     Args:
-        mixture: Samples.
-        processor: The checkpoint's.
-        digest: Of the files that name the samples.
-        experts: What the stage does about the experts of its checkpoint.
+        mixture: Samples of the stage.
+        processor: Processor of the checkpoint.
+        digest: Digest of the files that list the samples.
+        experts: Settings of the stage for the domain experts of its checkpoint.
     """
 
     mixture: Any
@@ -47,26 +47,26 @@ class StageData:
 
     @property
     def samples(self) -> int | None:
-        """Of an epoch; None for a stream."""
+        """Number of samples of an epoch; None for a stream."""
         return len(self.mixture) if hasattr(self.mixture, "__len__") else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was taken from each dataset, for the record."""
+        """Returns one row per dataset for the record: what was used and what was skipped."""
         return [row.row() if hasattr(row, "row") else dict(row) for row in self.mixture.report()]
 
     def notices(self) -> list[str]:
-        """Sentences for the user about data and experts."""
-        found = self.experts.notices()
+        """Returns sentences for the user about data and experts."""
+        sentences = self.experts.notices()
         if self.experts.table is not None and hasattr(self.mixture, "other_domains"):
             for name, domain in self.mixture.other_domains().items():
-                found.append(
-                    f"Records of {name} name domains of their own, such as '{domain}'; only that of the dataset "
-                    "counts. Split the file, and write 'domain: ...' beside each part."
+                sentences.append(
+                    f"Records of {name} have a 'domain' of their own, such as '{domain}', which is not used. "
+                    "Only the 'domain' of a dataset counts. Split the file into one dataset per domain to use them."
                 )
-        return found
+        return sentences
 
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
-        """The samples in the order of the stage."""
+        """Returns the samples in the order of the stage, as a dataset."""
         if self.samples is None:
             return OrderedStream(self.mixture, plan.micro)
         places = None
@@ -77,20 +77,21 @@ class StageData:
         return Ordered(self.mixture, plan.samples, places=places)
 
     def batches(self, stage: Stage, model: Any, masks: Sequence[Mask] = (), *, plan: StepPlan | None = None) -> Masked:
-        """What makes the batches of a stage.
+        """Makes the collator of a stage.
 
         Args:
-            stage: The recipe's stage.
-            model: Decides which inputs it is given.
-            masks: Applied to every batch, before the stage's own.
-            plan: Its steps, for the stage's own masks; None for none of them.
+            stage: Stage of the recipe.
+            model: Model that takes the batches; it decides which inputs they hold.
+            masks: Masks to apply to every batch, before the stage's own.
+            plan: Steps of the stage, for its own masks; None to leave them out.
 
         Raises:
-            RequestError: The model cannot take what the stage asks for.
+            RequestError: The model does not support a setting of the stage.
         """
         if stage.packing and not can_pack(model):
             raise RequestError(
-                "'packing' would let samples see one another in this model.", hint="Write 'group_by_length: true'."
+                "'packing' is not possible: this model would let packed samples attend to each other.",
+                hint="Use 'group_by_length: true' instead.",
             )
         collator = Collator(
             self.processor,
@@ -101,24 +102,24 @@ class StageData:
             media_keys=stage.feature_cache,
             routing=self.experts.routing,
         )
-        own = None if plan is None else self.experts.mask(plan)
-        taken = inspect.signature(model.forward).parameters
-        masks = (*masks, *([] if own is None else [own]))
+        stage_mask = None if plan is None else self.experts.mask(plan)
+        accepted = inspect.signature(model.forward).parameters
+        masks = (*masks, *([] if stage_mask is None else [stage_mask]))
         collate = collator if stage.dpo is None else PairCollator(collator)
-        return Masked(collate, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in taken])
+        return Masked(collate, masks, keep=[name for name in ("mm_token_type_ids", "domains") if name in accepted])
 
 
 def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str, Any] | None = None) -> StageData:
-    """Opens the data of a stage and looks at some samples.
+    """Opens the data of a stage and checks the labels of some samples.
 
     Args:
-        stage: The recipe's stage.
-        processor: The checkpoint's; images are cut as the stage says from now on.
-        folder: The recipe's folder.
-        config: Of the checkpoint, which tells of its experts.
+        stage: Stage of the recipe.
+        processor: Processor of the checkpoint; its limit of tiles is changed if the stage sets one.
+        folder: Folder of the recipe, where relative paths start.
+        config: Config of the checkpoint, which lists its domain experts.
 
     Raises:
-        RequestError: Data are missing or broken, or labels do not stand where they should.
+        RequestError: Data are missing or broken, or labels are not on the answers.
     """
     if stage.tiles is not None:
         set_tiles(processor, stage.tiles)
@@ -127,11 +128,11 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
     collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains, routing=experts.routing)
     mixture = mixture.without_long(collator)
     if not hasattr(mixture, "__len__") and stage.steps is None:
-        raise RequestError("A stream has no end to count epochs by.", hint="Give the stage 'steps'.")
+        raise RequestError("A stream does not end, so its epochs cannot be counted.", hint="Set 'steps' in the stage.")
     if not hasattr(mixture, "__len__") and stage.group_by_length:
-        raise RequestError("A stream cannot be grouped by length.", hint="Leave 'group_by_length' out.")
+        raise RequestError("A stream cannot be grouped by length.", hint="Remove 'group_by_length', or 'streaming'.")
     if not hasattr(mixture, "__len__") and stage.feature_cache:
-        raise RequestError("The features of a stream cannot be kept.", hint="Leave 'feature_cache' out.")
+        raise RequestError("The features of a stream cannot be cached.", hint="Remove 'feature_cache', or 'streaming'.")
     if stage.dpo is not None:
         for sample in mixture.samples():
             check_pair(sample)
@@ -140,7 +141,7 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
 
 
 def _digest(stage: Stage, folder: Path) -> str:
-    """Of the local files that list samples; media are known by their paths in them."""
+    """Digests the local files that list samples; media count by their paths in these files."""
     rows = []
     for spec in stage.data:
         path = folder / Path(spec.path).expanduser()

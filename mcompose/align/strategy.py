@@ -1,8 +1,8 @@
-"""The strategies by which donors of DAMC are trained, as parts and groups.
+"""Expands the training strategies of DAMC into parts and groups.
 
-Paper: Chen et al. 2024, arXiv:2402.12750, section 3.2. ``projector`` trains the projectors; ``shared`` the language
-model with them, for all tokens alike; ``modality`` gives each modality a copy of the projections of every layer and
-trains that; ``modality+text`` trains the text's own as well.
+Paper: Chen et al. 2024, arXiv:2402.12750, section 3.2. ``projector`` trains the projectors; ``shared`` also trains
+the language model, for all tokens alike; ``modality`` gives each modality its own copy of the projections of every
+layer and trains the copies; ``modality+text`` also trains the projections for text.
 Differs: in the paper's code ``shared`` is a LoRA; here it is the language model itself unless the stage says ``lora``.
 """
 
@@ -33,8 +33,8 @@ class NewGroups:
     """Groups that a stage adds to the language model.
 
     Args:
-        names: Modalities, and ``text`` for a low-rank text group.
-        spec: Of what kind.
+        names: Modalities of the groups, and ``text`` for a low-rank text group.
+        spec: Kind of the groups, and rank and scale of low-rank ones.
     """
 
     names: tuple[str, ...]
@@ -42,20 +42,20 @@ class NewGroups:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """As learning rates name them."""
+        """Names of the groups as parts, as in ``lr``."""
         return tuple(qualified(GROUP, name) for name in self.names)
 
 
 def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> tuple[Stage, NewGroups | None]:
-    """Writes a strategy out.
+    """Replaces the strategy of a stage by the parts that it trains.
 
     Args:
-        stage: The recipe's stage.
-        config: Of what the stage begins from.
-        anatomy: Of the same.
+        stage: Stage of the recipe.
+        config: Config of the checkpoint that the stage starts from.
+        anatomy: Anatomy of that checkpoint.
 
     Returns:
-        A stage without strategy, and the groups to be added.
+        The stage without a strategy, and the groups to add; None if no groups are added.
 
     Raises:
         RequestError: The checkpoint cannot have groups.
@@ -77,30 +77,30 @@ def apply_strategy(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) ->
 
 
 def _groups(stage: Stage, config: Mapping[str, Any], anatomy: Anatomy) -> NewGroups:
-    """The groups of a strategy that the checkpoint has not got yet."""
+    """Returns the groups of a strategy that the checkpoint does not have yet."""
     if config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
-            f"'strategy: {stage.strategy}' needs a composed checkpoint, and this is a '{config.get('model_type')}'.",
-            hint="Compose the source alone first ('output: {format: composed}'), then train that.",
+            f"'strategy: {stage.strategy}' needs a composed checkpoint, but this is a '{config.get('model_type')}'.",
+            hint="Compose the source alone first ('output: {format: composed}'), then train the result.",
         )
     spec = stage.groups or GroupsSpec()
-    there = dict(config.get("routed_groups") or {})
-    names = [name for name in spec.modalities or anatomy.modalities if name not in there]
-    if stage.strategy == "modality+text" and spec.kind == "low-rank" and TEXT not in there:
+    existing = dict(config.get("routed_groups") or {})
+    names = [name for name in spec.modalities or anatomy.modalities if name not in existing]
+    if stage.strategy == "modality+text" and spec.kind == "low-rank" and TEXT not in existing:
         names.append(TEXT)
     return NewGroups(tuple(names), spec)
 
 
 def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any]:
-    """Gives a model its new groups.
+    """Adds new groups to a model.
 
     Args:
-        model: A composed model; changed in place.
-        groups: Which.
-        seed: Of the random factors.
+        model: Composed model; changed in place.
+        groups: Groups to add.
+        seed: Seed of the random factors.
 
     Returns:
-        What changed in its config.
+        The changed fields of the model's config.
     """
     from mcompose.modeling import add_groups  # noqa: PLC0415 - for these strategies only
 
@@ -111,11 +111,11 @@ def add_new_groups(model: Any, groups: NewGroups, *, seed: int) -> dict[str, Any
 
 
 def group_names(model: Any, groups: NewGroups) -> dict[str, str]:
-    """Name of each new parameter to its part.
+    """Maps the name of each new parameter to its part.
 
     Args:
-        model: With its groups.
-        groups: That were added.
+        model: Model with the new groups.
+        groups: Groups that were added.
     """
     parts = {name: group_part(name) for name, _ in model.named_parameters()}
     return {name: part for name, part in parts.items() if part in groups.parts}

@@ -1,6 +1,7 @@
-"""Writes torch tensors as one safetensors file and reads them back, through the checkpoint room's own layout.
+"""Writes torch tensors as one safetensors file and reads them back, with the layout of ``mcompose.checkpoint``.
 
-The bytes depend on names, dtypes and values alone. The file appears whole: it is written beside its place and renamed.
+The bytes depend on names, dtypes and values alone. The file is written under a temporary name and then renamed, so
+that it is never incomplete.
 """
 
 from __future__ import annotations
@@ -19,42 +20,42 @@ from mcompose.whole_files import whole_file
 __all__ = ["DTYPES", "as_torch", "dtype_name", "raw_bytes", "read_tensors", "write_tensors"]
 
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in TORCH_NAMES.items()}
-"""safetensors dtype to torch's."""
+"""Dtype in safetensors to dtype in torch."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a dtype in safetensors."""
+    """Returns the name of a dtype in safetensors."""
     return _NAMES[dtype]
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's bytes in order; of a shard, the part that this process holds."""
-    held: Any = tensor
-    local: torch.Tensor = held.to_local() if hasattr(held, "to_local") else tensor
+    """Returns the bytes of a tensor in order; of a sharded tensor, those that this process holds."""
+    sharded: Any = tensor
+    local: torch.Tensor = sharded.to_local() if hasattr(sharded, "to_local") else tensor
     flat = local.detach().to("cpu").contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def as_torch(raw: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
-    """Raw values of a file (``read_tensor``) as a torch tensor of the same bits."""
+    """Converts raw values of a file (``read_tensor``) to a torch tensor of the same bits."""
     flat = torch.from_numpy(np.ascontiguousarray(raw).reshape(-1).view(np.uint8))
     return flat.view(DTYPES[dtype]).reshape(raw.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Writes one file.
+    """Writes tensors to one file.
 
     Args:
-        path: Where to; an existing file is replaced.
+        path: File to write; an existing file is replaced.
         tensors: Name to tensor.
 
     Returns:
         Name to ``xxh3:<hex>`` of the tensor's bytes.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: The file cannot be written.
     """
     specs = [(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
     shard = plan_layout(specs, max_shard_size=2**62).shards[0]
@@ -70,7 +71,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads what ``write_tensors`` wrote.
+    """Reads all tensors of a file that ``write_tensors`` wrote.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -79,10 +80,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_entry(entry: TensorEntry) -> torch.Tensor:
-    """One tensor of a file."""
+    """Reads one tensor of a file."""
     return as_torch(read_tensor(entry), entry.dtype)
 
 
 def file_digest(path: Path) -> str:
-    """``sha256:<hex>`` of a file."""
+    """Returns the digest ``sha256:<hex>`` of a file."""
     return f"sha256:{digest_file(path).sha256}"

@@ -1,10 +1,10 @@
-"""transformers' Trainer with what a stage needs of it: our order, our groups of parameters, small saved points.
+"""transformers' Trainer, adapted to stages: planned order, a learning rate per part, small training checkpoints.
 
-The Trainer brings the loop, mixed precision, accumulation, DDP, FSDP and reporting. Changed here: samples come in the
-order that was laid out; each part has its own learning rate; a saved point holds the trained parameters and not the
-model; frozen modules stay in evaluation mode; nothing counts floating-point operations. With domain experts, the
-router's loss is that of the whole step, items may be routed by the router itself, and evaluation hides no token. A
-stage that learns from pairs has their loss instead of the model's, divided as Trainer divides means.
+The Trainer provides the loop, mixed precision, accumulation, DDP, FSDP and reporting. Changed here: samples come in the
+planned order; each part has its own learning rate; a training checkpoint holds the trained parameters, not the model;
+frozen modules stay in evaluation mode; floating-point operations are not counted. With domain experts, the router's
+loss is normalised over the whole step, the router itself may choose the experts of items, and evaluation hides no
+tokens. A stage with preference pairs uses their loss instead of the model's, averaged over pieces as Trainer does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from mcompose.align import processes
-from mcompose.align.experts.gscm import hidden_tokens, unhidden
+from mcompose.align.experts.gscm import hidden_tokens, unmask
 from mcompose.align.experts.router_loss import RouterLoss
 from mcompose.align.experts.training import longest_sample, routed
 from mcompose.align.frozen import FrozenModules
-from mcompose.align.preference import PreferenceLoss, pair_key, reference_of
+from mcompose.align.preference import PreferenceLoss, pair_key, reference_log_probs
 from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
@@ -32,25 +32,25 @@ from mcompose.align.watch import COMPLETE
 from mcompose.progress import track
 from mcompose.recipe import Stage
 
-__all__ = ["AlignTrainer", "TrainerParts", "last_point", "parameter_groups", "training_arguments"]
+__all__ = ["AlignTrainer", "TrainerParts", "last_checkpoint", "parameter_groups", "training_arguments"]
 
-POINT = "trained.safetensors"
-"""Trained parameters of a saved point, at full precision."""
+WEIGHTS_FILE = "trained.safetensors"
+"""File of a training checkpoint with the trained parameters, at full precision."""
 
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """What the trainer is told beside Trainer's own arguments.
+    """Settings of a stage that the trainer needs beside Trainer's own arguments.
 
     Args:
-        stage: The recipe's stage.
-        plan: Its steps.
-        names: Trained parameters in memory, to the name of their part.
+        stage: Stage of the recipe.
+        plan: Steps of the stage.
+        names: Name in memory of each trained parameter to the name of its part.
         rates: Part to learning rate.
         frozen: Modules that stay in evaluation mode.
-        router: The routers' loss; None when they are not trained.
+        router: Loss of the routers; None if they are not trained.
         predicts: Whether the router itself chooses experts in training.
-        preference: The loss of pairs of answers, instead of the model's own; None without.
+        preference: Loss of preference pairs, which replaces the model's own; None without pairs.
     """
 
     stage: Stage
@@ -66,15 +66,15 @@ class TrainerParts:
 def training_arguments(
     folder: Path, stage: Stage, plan: StepPlan, *, precision: str, report_to: str = "none", unused: bool = False
 ) -> TrainingArguments:
-    """Trainer's arguments of a stage.
+    """Makes Trainer's arguments for a stage.
 
     Args:
-        folder: Where saved points go.
-        stage: The recipe's stage.
-        plan: Its steps.
-        precision: ``float32``, ``mixed`` or ``bfloat16``.
-        report_to: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
-        unused: Whether a step may leave a trained part without gradient (a tower whose modality no sample shows).
+        folder: Folder for training checkpoints.
+        stage: Stage of the recipe.
+        plan: Steps of the stage.
+        precision: Precision in force: ``float32``, ``mixed`` or ``bfloat16``.
+        report_to: Tracker: ``none``, ``tensorboard``, ``wandb`` or ``trackio``.
+        unused: Whether a trained part may have no gradient in a step (a tower whose modality no sample has).
     """
     cpu = not torch.cuda.is_available()
     sharding: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def training_arguments(
         dataloader_pin_memory=not cpu,
         disable_tqdm=True,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and processes.count() > 1 else None,
+        ddp_backend="gloo" if cpu and processes.world_size() > 1 else None,
         ddp_find_unused_parameters=unused,
         **sharding,
     )
@@ -110,13 +110,13 @@ def training_arguments(
 def parameter_groups(
     model: torch.nn.Module, names: Mapping[str, str], rates: Mapping[str, float], *, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: per part, matrices with weight decay and the rest without.
+    """Makes the optimizer's groups: for each part, matrices with weight decay, and the rest without.
 
     Args:
-        model: Holds the parameters.
-        names: Trained parameters to their part.
+        model: Model that holds the parameters.
+        names: Name of each trained parameter to its part.
         rates: Part to learning rate.
-        weight_decay: On matrices.
+        weight_decay: Weight decay of matrices.
     """
     parameters = dict(model.named_parameters())
     groups: dict[tuple[str, bool], list[Any]] = {}
@@ -130,11 +130,11 @@ def parameter_groups(
 
 
 class AlignTrainer(Trainer):
-    """Runs one stage.
+    """Trainer of one stage.
 
     Args:
-        parts: What is trained and how.
-        **kwargs: Trainer's own.
+        parts: Settings of the stage.
+        **kwargs: Arguments of ``Trainer``.
     """
 
     def __init__(self, *, parts: TrainerParts, **kwargs: Any) -> None:
@@ -143,11 +143,11 @@ class AlignTrainer(Trainer):
         self.longest = 0
         self._hidden = 0
         super().__init__(**kwargs)
-        # Inside the model, so that DDP sees it as part of the forward pass.
-        self.model.register_forward_hook(self._reach_parameters)  # pyright: ignore[reportOptionalMemberAccess]
+        # A hook of the model, so that DDP sees its result as part of the forward pass.
+        self.model.register_forward_hook(self._connect_parameters)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def _reach_parameters(self, module: torch.nn.Module, _arguments: Any, output: Any) -> Any:
-        """Gives a piece without media a gradient of zero when only towers are trained: it has none otherwise."""
+    def _connect_parameters(self, module: torch.nn.Module, _arguments: Any, output: Any) -> Any:
+        """Gives trained parameters a zero gradient if the loss has none: only towers are trained, without media."""
         if not module.training or output.loss is None or output.loss.requires_grad:
             return output
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -158,7 +158,7 @@ class AlignTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # pyright: ignore
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over the trained parameters."""
+        """Makes AdamW over the trained parameters."""
         if self.optimizer is None:
             stage = self.parts.stage
             groups = parameter_groups(
@@ -171,7 +171,7 @@ class AlignTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Warm-up and fall, the same for every group."""
+        """Makes the schedule of the learning rate, the same factor for every group."""
         if self.lr_scheduler is None:
             plan = self.parts.plan
             factor = rate_factor(self.parts.stage.schedule, steps=plan.steps, warmup=plan.warmup)
@@ -180,69 +180,68 @@ class AlignTrainer(Trainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The pieces of a step; what the routers' loss is divided by is known from then on."""
+        """Returns the pieces of a step, and tells the routers' loss the sum of weights over the whole step."""
         pieces, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         router = self.parts.router
         if router is not None:
-            mine = router.begin_step([piece.get("router_labels") for piece in pieces])
-            total = torch.tensor(mine, dtype=torch.float64).to(device, torch.float32)
-            router.share(float(self._summed(total)))
+            local = router.begin_step([piece.get("router_labels") for piece in pieces])
+            total = torch.tensor(local, dtype=torch.float64).to(device, torch.float32)
+            router.set_total(float(self._summed(total)))
         return pieces, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss and the routers', with frozen modules in evaluation mode."""
+        """Computes the model's loss plus the routers', or the loss of pairs, with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
         if self.parts.preference is not None:
             self._hidden += hidden_tokens(inputs)
-            return self._preference_loss(model, inputs, asked=bool(kwargs.get("return_outputs")))
+            return self._preference_loss(model, inputs, with_outputs=bool(kwargs.get("return_outputs")))
         if not model.training:
-            inputs = unhidden(inputs)
+            inputs = unmask(inputs)
         labels = inputs.get("router_labels")
         if self.parts.predicts:
             with self.accelerator.autocast():
                 inputs = routed(self.accelerator.unwrap_model(model), inputs, self.parts.stage)
             self.longest = max(self.longest, longest_sample(inputs))
         self._hidden += hidden_tokens(inputs)
-        asked = kwargs.pop("return_outputs", False)
-        given = {**inputs, "use_cache": False}
-        both: Any = super().compute_loss(model, given, *args, return_outputs=True, **kwargs)
-        loss, outputs = both
+        with_outputs = kwargs.pop("return_outputs", False)
+        inputs = {**inputs, "use_cache": False}
+        loss_and_outputs: Any = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
+        loss, outputs = loss_and_outputs
         if self.parts.router is not None and labels is not None:
-            # Gradients are averaged over processes, and the loss is a share of the sum over them.
+            # DDP averages gradients over processes; this loss is to be summed over them.
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
-        return (loss, outputs) if asked else loss
+        return (loss, outputs) if with_outputs else loss
 
-    def _preference_loss(self, model: Any, inputs: dict[str, Any], *, asked: bool) -> Any:
+    def _preference_loss(self, model: Any, inputs: dict[str, Any], *, with_outputs: bool) -> Any:
         assert self.parts.preference is not None
         loss, outputs = self.parts.preference(model, inputs)
-        if model.training and not loss.requires_grad:  # only towers are trained, and the batch shows them nothing
+        if model.training and not loss.requires_grad:  # only towers are trained, and the batch has no media
             loss = loss + 0.0 * torch.stack([p.sum().float() for p in model.parameters() if p.requires_grad]).sum()
-        return (loss, outputs) if asked else loss
+        return (loss, outputs) if with_outputs else loss
 
-    def refer(self, *, label: str, quiet: bool) -> None:
-        """Asks the model about every pair of the stage before it is trained, for the loss of pairs.
+    def compute_reference(self, *, label: str, quiet: bool) -> None:
+        """Computes the untrained model's log-probabilities of every pair, which the loss of pairs needs.
 
         Args:
-            label: What the progress is called.
-            quiet: Show none.
+            label: Label of the progress bar.
+            quiet: Whether to hide progress.
         """
         data: Any = self.train_dataset
         batches: Any = self.data_collator
         items = {pair_key(sample): (position, sample) for position, sample in map(data.__getitem__, range(len(data)))}
-        waiting, size = list(items.values()), self.parts.plan.micro
-        rows = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-        seen = track(rows, label=label, total=len(rows), unit="step", quiet=quiet)
-        made = (([sample for _, sample in row], self._prepare_inputs(batches(row))) for row in seen)
+        pairs, size = list(items.values()), self.parts.plan.micro
+        rows = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        tracked = track(rows, label=label, total=len(rows), unit="step", quiet=quiet)
+        prepared = (([sample for _, sample in row], self._prepare_inputs(batches(row))) for row in tracked)
         with self.accelerator.autocast():
-            batches.collate.reference = reference_of(self.model, made)
+            batches.collate.reference = reference_log_probs(self.model, prepared)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what is particular to a stage to a step's row.
+        """Adds the stage's own fields to a step's row.
 
-        Of masking: how many tokens were hidden. Of routers: their loss, and their share of labelled items that was
-        right. Of pairs: the mean margin of the chosen answers over the rejected ones, and the share of pairs where it
-        is positive.
+        With masking: the number of hidden tokens. With routers: their loss, and their accuracy on labelled items.
+        With pairs: the mean margin of chosen over rejected answers, and the share of pairs whose margin is positive.
         """
         gscm = self.parts.stage.gscm
         if gscm is not None and gscm.ratio > 0 and "loss" in logs:
@@ -250,34 +249,34 @@ class AlignTrainer(Trainer):
             logs = {**logs, "hidden": int(self._summed(hidden))}
         if self.parts.preference is not None and "loss" in logs:
             margins, right, pairs = self._summed(
-                torch.tensor(self.parts.preference.told(), device=self.args.device)
+                torch.tensor(self.parts.preference.take_totals(), device=self.args.device)
             ).tolist()
             logs = {**logs, "margin": margins / max(pairs, 1.0), "preference_accuracy": right / max(pairs, 1.0)}
         if self.parts.router is not None and "loss" in logs:
-            said = torch.tensor(self.parts.router.told(), device=self.args.device)
-            loss, right, known = self._summed(said).tolist()
+            totals = torch.tensor(self.parts.router.take_totals(), device=self.args.device)
+            loss, right, known = self._summed(totals).tolist()
             logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
         super().log(logs, start_time)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
+        """Sums values over all processes."""
         summed: Any = self.accelerator.reduce(values, "sum")
         return summed
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: it walks over every parameter in every step."""
+        """Returns 0: counting would visit every parameter in every step."""
         return 0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 - Trainer's signature
         """Writes the trained parameters."""
         values = full_values(self.model, tuple(self.parts.names))  # pyright: ignore[reportArgumentType]
         if self.args.should_save:
-            write_tensors(Path(output_dir or str(self.args.output_dir)) / POINT, values)
+            write_tensors(Path(output_dir or str(self.args.output_dir)) / WEIGHTS_FILE, values)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         target: Any = self.model if model is None else model
-        values = read_tensors(Path(resume_from_checkpoint) / POINT)
+        values = read_tensors(Path(resume_from_checkpoint) / WEIGHTS_FILE)
         parameters = {name.removeprefix("module."): value for name, value in target.named_parameters()}
         for name, value in values.items():
             parameter: Any = parameters[name]
@@ -288,11 +287,11 @@ class AlignTrainer(Trainer):
             parameter.copy_(value)
 
 
-def last_point(folder: Path) -> Path | None:
-    """The newest saved point that is whole.
+def last_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest complete training checkpoint; None if there is none.
 
     Args:
-        folder: Where points are.
+        folder: Folder of the training checkpoints.
     """
-    points = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(points, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

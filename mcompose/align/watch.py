@@ -1,7 +1,7 @@
-"""What a running stage tells and when it stops: log, progress, loss that is not a number, divergence, Ctrl-C.
+"""Watches a running stage: log, progress, and stops on a loss that is not finite, on divergence and on Ctrl-C.
 
-The log (``log.jsonl``) has one line a step; a resumed run writes the steps that it keeps again, so that the file always
-tells one uninterrupted story. Clock times stand in it and nowhere else.
+The log (``log.jsonl``) has one line per step. A resumed run writes the earlier steps again, so that the file always
+reads like one uninterrupted run. It is the only file of a result that holds clock times.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mcompose.whole_files import write_text
 __all__ = ["Divergence", "StageWatch", "interruptible", "mark_complete"]
 
 COMPLETE = "complete"
-"""Marks a point that a run can go on from; written after everything else of it."""
+"""File that marks a training checkpoint as complete; written after all its other files."""
 
-_ADVICE = "Lower 'lr' or lengthen 'warmup'; 'clip: 1.0' bounds the steps, and 'precision: float32' rounds less."
+_ADVICE = "Lower 'lr' or lengthen 'warmup'; 'clip: 1.0' limits the gradients, and 'precision: float32' rounds less."
 
 
 class Divergence:
-    """Tells a loss that runs away from one that is merely noisy.
+    """Detector of a diverging loss, which ignores noise.
 
-    The mean of the last ``window`` losses is compared with the first and with the best such mean: 2 nats above where it
-    began, or three times the best and above where it began, is a run that will not come back.
+    The mean of the last ``window`` losses is compared with the first and with the best such mean. A run has diverged
+    if its mean is 2 nats above the first one, or above both the first one and three times the best one.
 
     Args:
-        window: Steps of a mean.
+        window: Number of steps in a mean.
     """
 
     def __init__(self, window: int = 20) -> None:
@@ -49,7 +49,7 @@ class Divergence:
         self._first = self._best = math.nan
 
     def has_diverged(self, loss: float) -> bool:
-        """Takes the next loss; True when the run has diverged."""
+        """Adds the next loss; returns whether the run has diverged."""
         self._recent.append(loss)
         if len(self._recent) < (self._recent.maxlen or 1):
             return False
@@ -61,14 +61,14 @@ class Divergence:
 
 
 class StageWatch(TrainerCallback):
-    """Sees every step.
+    """Callback that logs every step and stops the run where needed.
 
     Args:
-        log: Where ``log.jsonl`` goes; None in processes that only help.
-        progress: Shows how far the stage is.
+        log: Path of ``log.jsonl``; None in processes other than the main one.
+        progress: Progress bar of the stage.
         steps: Number of steps of the stage.
-        divergence: Stops a run that diverges; None never does.
-        tokens: Real tokens that this process has seen so far.
+        divergence: Detector that stops a diverging run; None to let such runs go on.
+        tokens: Function that returns the tokens that this process has seen so far, without padding.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StageWatch(TrainerCallback):
         self._started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the log with the steps that an earlier run did."""
+        """Starts the log with the steps of the run that is resumed."""
         self._started = time.monotonic()
         self._progress.start(self._steps, state.global_step)
         losses = [row for row in state.log_history if "loss" in row]
@@ -100,10 +100,10 @@ class StageWatch(TrainerCallback):
                 self._write(row)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Looks at one step's loss.
+        """Logs one step and checks its loss.
 
         Raises:
-            NumericsError: It is not finite, or the run diverges.
+            NumericsError: The loss is not finite, or the run diverges.
         """
         if not logs or "loss" not in logs:
             return
@@ -117,29 +117,29 @@ class StageWatch(TrainerCallback):
             raise NumericsError(f"The loss became {loss} in step {step} of {self._steps}.", hint=_ADVICE)
         if self._divergence is not None and self._divergence.has_diverged(loss):
             raise NumericsError(
-                f"The loss runs away: {loss:.2f} in step {step} of {self._steps}.",
-                hint=f"{_ADVICE} 'stop_on_divergence: false' lets it run.",
+                f"The loss diverges: it is {loss:.2f} in step {step} of {self._steps}.",
+                hint=f"{_ADVICE} 'stop_on_divergence: false' turns this check off.",
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Saves and stops after a step in which the user asked for it."""
-        if _anybody(asked=self.interrupted, device=args.device):
+        """Saves and stops after a step in which the user interrupted the run."""
+        if _any_process(interrupted=self.interrupted, device=args.device):
             self.interrupted = True
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Marks what was saved as whole."""
+        """Marks the training checkpoint that was just saved as complete."""
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes log and bar."""
+        """Closes the log and the progress bar."""
         self.close()
 
     def close(self) -> None:
-        """Closes log and bar; may be called twice."""
+        """Closes the log and the progress bar; may be called twice."""
         self._progress.finish()
         if self._log is not None:
             self._log.close()
@@ -151,17 +151,17 @@ class StageWatch(TrainerCallback):
             self._log.flush()
 
 
-def _anybody(*, asked: bool, device: torch.device) -> bool:
-    """Whether any process was asked to stop: all stop after the same step."""
+def _any_process(*, interrupted: bool, device: torch.device) -> bool:
+    """Returns whether any process was interrupted, so that all stop after the same step."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return asked
-    flag = torch.tensor([float(asked)], device=device)
+        return interrupted
+    flag = torch.tensor([float(interrupted)], device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
     return bool(flag.item())
 
 
 def mark_complete(folder: Path) -> None:
-    """Waits until the disk has every file of a saved point, then marks it."""
+    """Flushes every file of a training checkpoint to disk, then marks it as complete."""
     for path in sorted(folder.iterdir()):
         if path.is_file():
             with path.open("rb") as handle:
@@ -171,13 +171,13 @@ def mark_complete(folder: Path) -> None:
 
 @contextmanager
 def interruptible(watch: StageWatch) -> Iterator[None]:
-    """Turns the first Ctrl-C (or SIGTERM) into a stop after the step; the second one ends at once.
+    """Turns the first Ctrl-C (or SIGTERM) into a stop after the current step; the second one stops at once.
 
     Args:
-        watch: Told of it.
+        watch: Callback that stops the run.
     """
 
-    def asked(number: int, _frame: Any) -> None:
+    def stop_after_step(_number: int, _frame: Any) -> None:
         if watch.interrupted:
             raise KeyboardInterrupt
         watch.interrupted = True
@@ -185,7 +185,7 @@ def interruptible(watch: StageWatch) -> Iterator[None]:
 
     signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = {number: signal.signal(number, asked) for number in signals}
+        before = {number: signal.signal(number, stop_after_step) for number in signals}
     except ValueError:  # not the main thread: signals go elsewhere
         yield
         return

@@ -1,13 +1,12 @@
-"""Names: which tensor of a checkpoint is language model, embedding, head, encoder or projector.
+"""The anatomy of a checkpoint: which tensor belongs to language model, embedding, head, encoder or projector.
 
-Takes a config and the keys of the files, never a weight. Families that ``data/families.json`` holds are read without
-torch and transformers.
+It is read from the config and the keys of the files, never from weights. Families in ``data/families.json`` need
+neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mcompose.anatomy.compare import can_compose
 from mcompose.anatomy.composed import group_part
@@ -31,6 +30,7 @@ from mcompose.anatomy.part import (
 )
 from mcompose.anatomy.read import read_anatomy
 from mcompose.anatomy.summary import summarise
+from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.anatomy.family import BUFFERS, Family
@@ -79,7 +79,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

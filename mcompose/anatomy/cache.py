@@ -1,7 +1,7 @@
-"""What transformers answered about a config that the generated table does not hold, kept in the user's cache folder.
+"""Cache of transformers' answers about configs that are not in the generated table, in the user's cache folder.
 
-A meta model costs a second or two; the answer is plain data, and depends only on the config, on transformers' version
-and on this room's own version. A folder that cannot be written is no reason to fail.
+Building a meta model takes a second or two. Its description is plain data, and depends only on the config and the
+versions of transformers and mcompose. A cache folder that cannot be written is ignored.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ __all__ = ["ask_transformers"]
 
 
 def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
-    """Family and settings of a config, from the cache or from transformers' meta model.
+    """Returns family and settings of a config, from the cache or from transformers' meta model.
 
     Returns:
-        None when the installed transformers does not know the type.
+        Family and settings; None when the installed transformers does not know the type.
 
     Raises:
-        AnatomyError: transformers knows the type and cannot build it, or it does not answer in text.
+        AnatomyError: transformers knows the type but cannot build it, or the model does not generate text.
     """
     file = cache_folder("anatomy") / _file_name(config)
-    kept = _load(file)
-    if kept is not None:
-        return kept
-    from mcompose.anatomy import meta  # noqa: PLC0415 - torch and transformers, only for what no table holds
+    cached = _load(file)
+    if cached is not None:
+        return cached
+    from mcompose.anatomy import meta  # noqa: PLC0415 - torch and transformers, only for unlisted types
 
     if not meta.is_known(config["model_type"]):
         return None
@@ -47,7 +47,7 @@ def ask_transformers(config: Mapping[str, Any]) -> tuple[Family, Settings] | Non
 
 
 def _file_name(config: Mapping[str, Any]) -> str:
-    from importlib.metadata import version as version_of  # noqa: PLC0415 - slow, and known families never ask
+    from importlib.metadata import version as version_of  # noqa: PLC0415 - slow, and not needed for known families
 
     version = version_of("transformers")
     text = json.dumps(config, sort_keys=True, default=str)

@@ -1,9 +1,9 @@
-"""Anatomy of mcompose's own types: the composed checkpoint, and the points source.
+"""Anatomy of mcompose's own model types: the composed checkpoint, and the points source.
 
-Their keys are the same in files and in memory, so no renaming is needed: the language model lies under
-``model.language_model``, and what feeds it is told by the configs inside the config. Decoupled groups lie beside their
-linears, and are parts of their own: a language model is merged, a group is copied. Domain experts lie under
-``model.experts``, one encoder and one projector each.
+Their keys are the same in files and in memory, so no renaming is needed: the language model is under
+``model.language_model``, and the nested configs describe the towers. Decoupled groups are beside their linear layers,
+but are separate parts: a language model is merged, a group is copied. Domain experts are under ``model.experts``, with
+one encoder and one projector each.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _ORIGIN = re.compile(r"\.base\.(?:weight|bias)$")
 
 
 def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
-    """Family and settings of a checkpoint that mcompose or its lab wrote.
+    """Returns family and settings of a checkpoint that mcompose or its lab wrote.
 
     Raises:
-        AnatomyError: The language model, or the model that a tower came from, is not known.
+        AnatomyError: The type of the language model, or of a tower's original model, is not known.
     """
     text = config.get("text_config")
     if not isinstance(text, Mapping) or not text.get("model_type"):
-        raise AnatomyError(f"The config of type '{config['model_type']}' has no `text_config.model_type`.")
+        raise AnatomyError(f"The config of type '{config['model_type']}' does not have `text_config.model_type`.")
     parts, layers = _language(text)
     if config["model_type"] == POINTS_TYPE:
         parts.update({"model.points_tower": ENCODER, "model.multi_modal_projector": PROJECTOR})
@@ -82,7 +82,7 @@ def describe_own(config: Mapping[str, Any]) -> tuple[Family, Settings]:
 
 
 def _experts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Paths of domain experts and of what belongs to them."""
+    """Returns the paths of experts, their projectors, routers, separators and the mask vector."""
     parts: dict[str, str] = {}
     for name in config.get("experts") or {}:
         parts |= {f"model.experts.{name}.encoder": EXPERT, f"model.experts.{name}.projector": PROJECTOR}
@@ -92,26 +92,25 @@ def _experts(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:
-    """Gives decoupled groups, and what low-rank ones add to, parts of their own.
+    """Assigns decoupled groups, and the weights that low-rank groups are added to, to separate parts.
 
     Args:
-        slots: Key to slot of a composed checkpoint; groups are claimed by the language model so far.
+        slots: Key to slot of a composed checkpoint, where groups still belong to the language model.
     """
-    return {key: _marked(slot) if slot.part == LANGUAGE else slot for key, slot in slots.items()}
-
-
-def _marked(slot: Slot) -> Slot:
-    return replace(slot, part=group_part(slot.name) or slot.part)
+    return {
+        key: replace(slot, part=group_part(slot.name) or LANGUAGE) if slot.part == LANGUAGE else slot
+        for key, slot in slots.items()
+    }
 
 
 def group_part(name: str) -> str:
-    """Returns the decoupled group that a tensor of a language model belongs to; empty where it is the model's own.
+    """Returns the decoupled group that a tensor of a language model belongs to.
 
     Args:
         name: Name of the tensor, in files or in memory.
 
     Returns:
-        ``group:<modality>``; ``origin`` for what low-rank groups add to.
+        ``group:<modality>``; ``origin`` for weights that low-rank groups are added to; empty for other tensors.
     """
     group = _GROUP.search(name)
     if group:
@@ -148,16 +147,16 @@ def _language(text: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]
 
 
 def _tower(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Encoder and projector of a source, relative to its base model."""
+    """Returns encoder and projector paths and layer lists of a source, relative to its base model."""
     inner, _, _ = inner_config(config)
-    own = inner["model_type"] in OWN_TYPES
-    family = describe_own(inner)[0] if own else known_family(signature(inner))
+    is_own = inner["model_type"] in OWN_TYPES
+    family = describe_own(inner)[0] if is_own else known_family(signature(inner))
     if family is None:
         answer = ask_transformers(inner)
         if answer is None:
             raise AnatomyError(f"A tower came from a model of type '{inner['model_type']}', which is not known.")
         family = answer[0]
     head = f"{family.base}." if family.base else ""
-    kept = {path: part for path, part in family.parts.items() if part in (ENCODER, PROJECTOR)}
-    layers = tuple(path.removeprefix(head) for path in family.layers if family.owner(path) in kept)
-    return {path.removeprefix(head): part for path, part in kept.items()}, layers
+    towers = {path: part for path, part in family.parts.items() if part in (ENCODER, PROJECTOR)}
+    layers = tuple(path.removeprefix(head) for path in family.layers if family.owner(path) in towers)
+    return {path.removeprefix(head): part for path, part in towers.items()}, layers

@@ -1,9 +1,9 @@
 """A family of checkpoints: how its keys are renamed, and which part each name belongs to.
 
-The idea: transformers renames the keys of a file by an ordered list of regular expressions before it looks for the
-parameter. The list, and the paths of the decoder, the encoders and the rest, are all that is needed to split a
-checkpoint. Both are plain data, so a family that was asked of transformers once (``meta.py``) is replayed from a file
-without torch. One code path serves the generated file, the user's cache and a freshly built meta model.
+transformers renames the keys of a file by an ordered list of regular expressions before it looks for the parameter.
+This list, and the paths of decoder, encoders and other modules, are all that is needed to split a checkpoint. Both are
+plain data, so a family that transformers described once (``meta.py``) is read from a file without torch. The generated
+file, the user's cache and a new meta model all use the same code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["BUFFERS", "Family", "Renaming", "claim"]
 BUFFERS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$"
 )
-"""Computed values that old files hold; transformers ignores them where the class has no such parameter."""
+"""Computed values in old files; transformers ignores them where the class does not have such a parameter."""
 
 
 @cache
@@ -34,10 +34,10 @@ class Renaming:
     r"""One step from a file's spelling to the spelling in memory.
 
     Args:
-        find: Regular expression whose outer groups are named ``g0``, ``g1``...; the first branch that matches counts.
-        replace: What the match becomes; ``\1`` stands for the first group inside the matching branch.
-        scope: Path of the sub-model that the step belongs to; None for the whole model. Keys outside are left alone.
-        base: Name of the base model, which a scoped key may carry in front.
+        find: Regular expression whose outer groups are named ``g0``, ``g1``...; the first matching branch is used.
+        replace: Replacement of the match; ``\1`` stands for the first group inside the matching branch.
+        scope: Path of the sub-model that the step applies to; None for the whole model. Other keys are unchanged.
+        base: Name of the base model, which may stand before the scope in a key.
     """
 
     find: str
@@ -70,20 +70,20 @@ class Renaming:
 
 @dataclass(frozen=True)
 class Family:
-    """What transformers says about every checkpoint with the same types of model and sub-models.
+    """Description of all checkpoints with the same types of model and sub-models, from transformers.
 
     Args:
-        model_type: transformers' model type of the part that answers.
+        model_type: transformers' model type of the part that generates text.
         architecture: Name of the class.
-        base: Attribute of the class that holds the base model (``model``); files may have it or lack it.
+        base: Attribute of the class that holds the base model (``model``); keys in files may have it or not.
         decoder: Path of the decoder in memory (``model.language_model``).
         text_type: Model type of the language model.
         renamings: Steps from a file's key to the path in memory, in order.
-        parts: Path in memory to part. The longest path that a key begins with counts.
+        parts: Path in memory to part. For a key, the longest path that it begins with is used.
         layers: Paths of the lists of layers.
-        modalities: What the class takes beside text.
-        refusal: Why no checkpoint of this family can be a source; empty when it can.
-        unused: Beginning of a file's key to the reason why such tensors are left out.
+        modalities: Modalities that the class accepts besides text.
+        refusal: Why checkpoints of this family cannot be a source; empty when they can.
+        unused: Prefix of keys in files to the reason why such tensors are left out.
     """
 
     model_type: str
@@ -105,15 +105,15 @@ class Family:
 
     @cached_property
     def slots(self) -> dict[str, Slot | None]:
-        """Slots of the keys that were asked for so far: sources of one family share most of their keys."""
+        """Cache of the slots of keys, because sources of one family share most of their keys."""
         return {}
 
     def with_first(self, first: Renaming, *, unused: Mapping[str, str]) -> Family:
-        """The same family, where files have one more renaming before all others."""
+        """Returns the same family with one more renaming before all others."""
         return replace(self, renamings=(first, *self.renamings), unused={**self.unused, **unused})
 
     def path_of(self, key: str) -> str:
-        """Path in memory of a file's key; the base model's name is added or removed where that finds a part."""
+        """Returns the path in memory of a file's key, with the base model's name added or removed to find a part."""
         path = key
         for renaming in self.renamings:
             path = renaming.apply(path)
@@ -125,7 +125,7 @@ class Family:
         return head + path if self.owner(head + path) else path
 
     def owner(self, path: str) -> str:
-        """Longest declared path that the path lies under; empty when there is none."""
+        """Returns the longest path in ``parts`` that contains a path; empty when there is none."""
         while path:
             if path in self.parts:
                 return path
@@ -133,12 +133,12 @@ class Family:
         return ""
 
     def layer_of(self, path: str) -> int | None:
-        """Index of the layer that the path lies in."""
+        """Returns the index of the layer that contains a path; None outside the layers."""
         match = self._layer_pattern.match(path)
         return int(match.group(1)) if match else None
 
     def name_of(self, path: str, *, part: str, owner: str) -> str:
-        """Spelling that all sources share; see ``part.py``."""
+        """Returns the name that all sources share; see ``part.py``."""
         if part == HEAD:
             return "lm_head" + path[len(owner) :]
         if part in (LANGUAGE, EMBEDDING):
@@ -146,7 +146,7 @@ class Family:
         return path.removeprefix(self.base + ".") if self.base else path
 
     def to_json(self, renamings: Sequence[Renaming]) -> dict[str, Any]:
-        """Plain form; renamings are written as positions in a table that all families share."""
+        """Returns the family as plain data; renamings are indices into a table that all families share."""
         out: dict[str, Any] = {
             "model_type": self.model_type,
             "architecture": self.architecture,
@@ -175,14 +175,14 @@ class Family:
 
 
 def claim(family: Family, keys: Sequence[str]) -> tuple[dict[str, Slot], list[str]]:
-    """Gives every key its slot.
+    """Assigns every key of a checkpoint to a slot.
 
     Args:
-        family: The checkpoint's family.
-        keys: Spellings in the files, in order.
+        family: Family of the checkpoint.
+        keys: Keys in the files, in order.
 
     Returns:
-        Key to slot for the keys that have one, and the keys that have none.
+        Key to slot for the keys that have one, and the list of keys without a slot.
     """
     slots: dict[str, Slot] = {}
     orphans: list[str] = []
@@ -198,8 +198,8 @@ def claim(family: Family, keys: Sequence[str]) -> tuple[dict[str, Slot], list[st
 
 
 def _slot(family: Family, key: str) -> Slot | None:
-    for beginning, reason in family.unused.items():
-        if key.startswith(beginning):
+    for prefix, reason in family.unused.items():
+        if key.startswith(prefix):
             return Slot(key, key, UNUSED, reason=reason)
     path = family.path_of(key)
     if BUFFERS.search(path) and path not in family.parts:

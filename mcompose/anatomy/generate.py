@@ -1,8 +1,8 @@
-"""Writes ``data/families.json``: what transformers' meta models say about every type that answers in text.
+"""Writes ``data/families.json``: the families of all model types of transformers that generate text.
 
-Run ``python -m mcompose.anatomy.generate`` after the newest supported transformers changes; a test compares the
-file with a fresh run. The idea: build each type on the meta device from its default config, and again with the language
-models and encoders that are commonly put into it, and keep the answers as data.
+Run ``python -m mcompose.anatomy.generate`` when the newest supported transformers changes; a test compares the file
+with a fresh run. Each type is built on the meta device from its default config, and again with the language models and
+encoders that are commonly combined with it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _OPEN = (
 
 
 def main() -> None:
-    """Writes the file."""
+    """Writes ``families.json``."""
     DATA_FILE.write_text(render(regenerate()), encoding="utf-8")
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """JSON with one row per line: a change shows as the lines that changed."""
+    """Formats the data as JSON with one row per line, so that diffs are readable."""
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {_rows(value)}" for name, value in data.items()) + "\n}\n"
 
 
@@ -61,7 +61,7 @@ def _rows(value: Any) -> str:
 
 
 def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Asks transformers about all types, or about some.
+    """Computes the content of ``families.json``.
 
     Args:
         only: Model types; all when empty.
@@ -74,10 +74,10 @@ def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
     types: dict[str, Any] = {}
     defaults = {kind: _stable(CONFIG_MAPPING[kind]) for kind in (() if only else _TEXT)}
     for model_type in sorted(only or meta.language_classes()):
-        found = _ask(model_type)
-        if found is None:
+        description = _describe_default(model_type)
+        if description is None:
             continue
-        config, family = found
+        config, family = description
         text = config.get_text_config(decoder=True)
         stable = defaults.setdefault(text.model_type, _stable(type(text)))
         facts = _facts(config)
@@ -94,8 +94,8 @@ def regenerate(only: tuple[str, ...] = ()) -> dict[str, Any]:
     }
 
 
-def _ask(model_type: str) -> tuple[PreTrainedConfig, Family] | None:
-    """Default config and family; None where the defaults do not build a whole model and a real config is needed."""
+def _describe_default(model_type: str) -> tuple[PreTrainedConfig, Family] | None:
+    """Returns default config and family; None where the defaults do not build a complete model."""
     try:
         config = meta.config_of({"model_type": model_type})
         if getattr(config, "is_encoder_decoder", False):
@@ -107,22 +107,22 @@ def _ask(model_type: str) -> tuple[PreTrainedConfig, Family] | None:
 
 
 def _outside() -> dict[str, str]:
-    """Types that transformers knows and that do not answer in text alone."""
+    """Returns types that are not decoder-only text generators, each as ``encoder-decoder`` or ``other``."""
     classes = meta.language_classes()
-    found: dict[str, str] = {}
+    outside: dict[str, str] = {}
     for model_type in sorted(CONFIG_MAPPING):
         if model_type in exceptions()["wrappers"]:
             continue
         try:
             config = CONFIG_MAPPING[model_type]
-            double = bool(config.is_encoder_decoder or meta.config_of({"model_type": model_type}).is_encoder_decoder)
+            is_double = bool(config.is_encoder_decoder or meta.config_of({"model_type": model_type}).is_encoder_decoder)
         except AnatomyError:
-            double = False
-        if double:
-            found[model_type] = "encoder-decoder"
+            is_double = False
+        if is_double:
+            outside[model_type] = "encoder-decoder"
         elif model_type not in classes:
-            found[model_type] = "other"
-    return found
+            outside[model_type] = "other"
+    return outside
 
 
 def _facts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _submodels(config: PreTrainedConfig) -> dict[str, str]:
-    """Exchangeable sub-models: those whose class the config names itself."""
+    """Returns the exchangeable sub-models, whose class the config names, with their default types."""
     return {
         name: getattr(getattr(config, name, None), "model_type", "")
         for name, kind in sorted(config.sub_configs.items())
@@ -151,7 +151,7 @@ def _submodels(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def _tied_rule(config: PreTrainedConfig, key: str) -> dict[str, Any]:
-    """Whose field ties the head, what holds without it, and whether the text's field may stand in."""
+    """Returns which config's field ties the head, its default, and whether the text config's field is used instead."""
     owner = meta.tied_owner(config)
     holder = config.get_text_config(decoder=True) if owner == "text" else config
     default = bool(getattr(holder, "tie_word_embeddings", False))
@@ -166,7 +166,7 @@ def _tied_rule(config: PreTrainedConfig, key: str) -> dict[str, Any]:
 
 
 def _is_flat(config: PreTrainedConfig) -> bool:
-    """Whether old files spell the language model's fields at the top level."""
+    """Returns whether old files have the language model's fields at the top level."""
     probe = _probe(config, {"intermediate_size": 1234})
     return probe is not None and getattr(probe.get_text_config(decoder=True), "intermediate_size", 0) == 1234
 
@@ -182,7 +182,7 @@ _ROOTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_positi
 
 
 def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Defaults of a text config, less the fields that follow from others: those that change when another is doubled."""
+    """Returns a text config's defaults, without fields derived from others (they change when another is doubled)."""
     default = kind()
     plain = meta.plain_text_config(default)
     plain = {name: value for name, value in plain.items() if not isinstance(vars(default).get(name), tuple)}
@@ -199,17 +199,17 @@ def _stable(kind: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def _own_defaults(config: PreTrainedConfig, key: str, stable: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a type changes its language model's defaults: without a text config, and with one that leaves much out."""
+    """Returns the defaults that a type changes in its language model: without a text config, and with a partial one."""
     text = config.get_text_config(decoder=True)
-    found = {"text_absent": _changed(text, stable)}
+    defaults = {"text_absent": _changed(text, stable)}
     probe = _probe(config, {key: {"model_type": text.model_type}}) if key else None
     if probe is not None:
-        found["text_partial"] = _changed(probe.get_text_config(decoder=True), stable)
-    return {name: fields for name, fields in found.items() if fields}
+        defaults["text_partial"] = _changed(probe.get_text_config(decoder=True), stable)
+    return {name: fields for name, fields in defaults.items() if fields}
 
 
 def _changed(text: PreTrainedConfig, stable: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields to lay over the defaults so that the class rebuilds this config."""
+    """Returns the fields that must override the defaults so that the class rebuilds this config."""
     own = meta.plain_text_config(text)
     fields = {name: own[name] for name, value in stable.items() if name in own and own[name] != value}
     again = meta.config_of({"model_type": text.model_type, **stable, **fields}, kind=type(text))
@@ -219,7 +219,7 @@ def _changed(text: PreTrainedConfig, stable: Mapping[str, Any]) -> dict[str, Any
 
 
 def _variants(config: PreTrainedConfig, family: Family) -> Iterator[tuple[str, Family]]:
-    """The family under its signature, and its relatives with other sub-models where these are commonly exchanged."""
+    """Yields the family with its signature, and its variants with other common sub-models."""
     submodels = _submodels(config)
     head = f"{config.model_type}:" if submodels else config.model_type
     yield head + ",".join(submodels.values()), family

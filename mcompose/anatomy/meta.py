@@ -1,9 +1,8 @@
-"""All that mcompose asks of transformers' semi-internal calls, in one place.
+"""Reads families from transformers: the only module here (besides ``generate``) that imports torch or transformers.
 
-The idea: a model built on the meta device from its config alone (no weights, no memory) knows where its decoder, its
-embeddings, its head and its encoders are, and transformers' own conversion list knows how files spell them. Both are
-read here and turned into a ``Family``, which is plain data; nothing else in this room imports torch or transformers.
-Works on transformers 5.19 to 5.23.
+A model built on the meta device from its config (no weights, no memory) shows where decoder, embeddings, head and
+encoders are, and transformers' conversion list shows how files spell them. Both become a ``Family``, which is plain
+data. The calls are partly internal to transformers; they work on 5.19 to 5.23.
 """
 
 from __future__ import annotations
@@ -52,48 +51,48 @@ NO_ENCODER = "it has no encoder that could be moved to another model"
 
 
 def is_known(model_type: str) -> bool:
-    """Whether the installed transformers has this type."""
+    """Returns whether the installed transformers has this model type."""
     return model_type in CONFIG_MAPPING
 
 
 def language_classes() -> dict[str, str]:
-    """Model type to the class that answers in text, for all types that transformers lists."""
+    """Returns model type to the class that generates text, for all types that transformers lists."""
     names: dict[str, Any] = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     names.update(exceptions()["architectures"])
     return {kind: name if isinstance(name, str) else name[0] for kind, name in names.items()}
 
 
 def config_of(config: Mapping[str, Any], *, kind: type[PreTrainedConfig] | None = None) -> PreTrainedConfig:
-    """Config object of a ``config.json``; defaults are filled by transformers.
+    """Builds the config object of a ``config.json``; transformers fills in defaults.
 
     Args:
         config: Parsed file.
-        kind: Class, for those that are not registered under their type.
+        kind: Config class, for classes that are not registered under their type.
 
     Raises:
-        AnatomyError: transformers finds the config wrong.
+        AnatomyError: transformers refuses the config.
     """
-    with _asking(config["model_type"]):
+    with _transformers_errors(config["model_type"]):
         return (kind or CONFIG_MAPPING[config["model_type"]]).from_dict(dict(config))
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
-    """Model on the meta device: every module and name, no weight.
+    """Builds the model on the meta device, with all modules and names but without weights.
 
     Raises:
-        AnatomyError: transformers has no class that answers in text for this type, or cannot build it.
+        AnatomyError: transformers does not have a class that generates text for this type, or cannot build it.
     """
     name = language_classes().get(config.model_type, "")
     cls = getattr(transformers, name, None)
     if cls is None:
-        raise AnatomyError(f"transformers has no model of type '{config.model_type}' that answers in text.")
-    with _asking(config.model_type), torch.device("meta"):
+        raise AnatomyError(f"transformers does not have a model of type '{config.model_type}' that generates text.")
+    with _transformers_errors(config.model_type), torch.device("meta"):
         return cls._from_config(config)
 
 
 @contextmanager
-def _asking(model_type: str) -> Iterator[None]:
-    """Turns whatever transformers raises about a config into one sentence."""
+def _transformers_errors(model_type: str) -> Iterator[None]:
+    """Turns errors of transformers about a config into one sentence."""
     try:
         yield
     except McomposeError:
@@ -103,13 +102,13 @@ def _asking(model_type: str) -> Iterator[None]:
 
 
 def describe(config: PreTrainedConfig) -> Family:
-    """Family of all checkpoints that have this config's types.
+    """Describes the family of all checkpoints that have this config's types.
 
     Raises:
-        AnatomyError: The model cannot be built, or renames keys in a way that is not a list of patterns.
+        AnatomyError: The model cannot be built, or renames keys by other means than a list of patterns.
     """
     model = build(config)
-    with _asking(config.model_type):
+    with _transformers_errors(config.model_type):
         family = _describe(model, config)
     return replace(family, refusal=_refusal(family))
 
@@ -133,16 +132,17 @@ def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
 
 
 def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
-    """The conversion list of a model as data. Conversions that change tensors are left out: such keys keep their name.
+    """Yields the conversion list of a model as data, without conversions that change tensors.
 
     Raises:
-        AnatomyError: A step has code of its own.
+        AnatomyError: A step renames keys by its own code.
     """
     for step in get_model_conversion_mapping(model):
         if isinstance(step, WeightConverter):
             continue
         if type(step).rename_source_key is not WeightTransform.rename_source_key:
-            raise AnatomyError(f"'{model.config.model_type}' renames keys by code ({type(step).__name__}).")
+            kind, step_type = model.config.model_type, type(step).__name__
+            raise AnatomyError(f"'{kind}' renames keys by code ({step_type}), which is not supported.")
         yield Renaming(
             find=step.compiled_sources.pattern,
             replace=step.target_patterns[0],
@@ -152,7 +152,7 @@ def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
-    """The stack of layers itself, also where the class names a whole language model with its head as decoder."""
+    """Returns the stack of layers, also where the class calls a whole language model with its head the decoder."""
     decoder = model.get_decoder()
     head = model.get_output_embeddings()
     while head is not None and any(module is head for module in decoder.modules()):
@@ -176,7 +176,7 @@ def _parts(model: PreTrainedModel, *, decoder: nn.Module, paths: Mapping[int, st
 
 
 def _outside(module: nn.Module, path: str, *, inside: set[int], around: set[int]) -> dict[str, str]:
-    """Encoders are the largest models outside the decoder; all else that holds weights is projector."""
+    """Returns the parts outside the decoder: the outermost models are encoders, all other weights are projector."""
     parts: dict[str, str] = {}
     for child_path, child in _children(module, path):
         if id(child) in inside or not _holds_weights(child):
@@ -204,14 +204,14 @@ def _holds_weights(thing: nn.Module | torch.Tensor) -> bool:
 
 
 def _layer_lists(model: PreTrainedModel) -> Iterator[str]:
-    """Paths of the outermost lists of layers, told by their class or by their usual names."""
-    found: list[str] = []
+    """Yields the paths of the outermost lists of layers, recognised by their class or their usual names."""
+    outermost: list[str] = []
     for path, module in model.named_modules():
-        if any(path.startswith(outer + ".") for outer in found) or not isinstance(module, nn.ModuleList):
+        if any(path.startswith(outer + ".") for outer in outermost) or not isinstance(module, nn.ModuleList):
             continue
-        usual = path.rpartition(".")[2] in {"layers", "layer", "blocks", "h"}
-        if usual or (len(module) and all(isinstance(child, GradientCheckpointingLayer) for child in module)):
-            found.append(path)
+        is_usual = path.rpartition(".")[2] in {"layers", "layer", "blocks", "h"}
+        if is_usual or (len(module) and all(isinstance(child, GradientCheckpointingLayer) for child in module)):
+            outermost.append(path)
             yield path
 
 
@@ -219,7 +219,7 @@ def _modalities(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[str, 
     named = model.input_modalities
     named = (named,) if isinstance(named, str) else tuple(named or ())
     named = exceptions()["modalities"].get(config.model_type, named)
-    if not config.sub_configs:  # a text class of a family that sees: it has no encoder, and needs none
+    if not config.sub_configs:  # the text-only class of a multimodal family does not have an encoder
         return ()
     return tuple(modality for modality in MODALITIES if modality in named)
 
@@ -237,7 +237,7 @@ def _refusal(family: Family) -> str:
 
 
 def settings_of(config: PreTrainedConfig) -> Settings:
-    """What a config says about language model, tied head and placeholders, asked of the config object itself.
+    """Reads the language model's config, the tied head and the placeholders from a config object.
 
     Raises:
         AnatomyError: The model cannot be built.
@@ -246,17 +246,17 @@ def settings_of(config: PreTrainedConfig) -> Settings:
     plain = {**plain_text_config(text), "model_type": text.model_type}
     owner = text if tied_owner(config) == "text" else config
     tied = bool(getattr(owner, "tie_word_embeddings", False))
-    found = {modality: next(iter(ids.values())) for modality, ids in placeholders_of(config).items()}
-    return Settings(plain, tied, {modality: index for modality, index in found.items() if index is not None})
+    ids = {modality: next(iter(values.values())) for modality, values in placeholders_of(config).items()}
+    return Settings(plain, tied, {modality: index for modality, index in ids.items() if index is not None})
 
 
 def plain_text_config(text: PreTrainedConfig) -> dict[str, Any]:
-    """All fields of a config with their defaults, as JSON would hold them, less what says nothing."""
+    """Returns the fields of a config with their defaults, as plain JSON values, without irrelevant ones."""
     return without_noise(json.loads(text.to_json_string(use_diff=False)))
 
 
 def tied_owner(config: PreTrainedConfig) -> str:
-    """Whose ``tie_word_embeddings`` counts: ``top`` where the class has the head, ``text`` where the decoder has."""
+    """Returns whose ``tie_word_embeddings`` is used: ``top`` if the class has the head, ``text`` if the decoder has."""
     model = build(config)
     paths = {id(module): path for path, module in model.named_modules()}
     head = model.get_output_embeddings()
@@ -264,16 +264,16 @@ def tied_owner(config: PreTrainedConfig) -> str:
 
 
 def placeholders_of(config: PreTrainedConfig) -> dict[str, dict[str, int | None]]:
-    """Modality to the fields that may hold its placeholder id, with their values, in the order to look them up."""
-    found: dict[str, dict[str, int | None]] = {}
+    """Returns modality to the fields that may hold its placeholder id, with their values, in order of precedence."""
+    fields: dict[str, dict[str, int | None]] = {}
     named = exceptions()["placeholders"].get(config.model_type, {})
     for modality in MODALITIES:
         places = [named[modality]] if modality in named else []
         places += [f"{modality}_token_{ending}" for ending in ("index", "id")]
         values = {place: _value(config, place) for place in places if _has(config, place)}
         if values:
-            found[modality] = values
-    return found
+            fields[modality] = values
+    return fields
 
 
 def _has(config: PreTrainedConfig, place: str) -> bool:

@@ -1,14 +1,14 @@
-"""The parts of a multimodal model, and which tensor belongs to which.
+"""The parts of a multimodal model, and the map from a checkpoint's tensors to parts.
 
-A tensor's *key* is how a checkpoint file spells it; its *name* is how mcompose spells it in every source alike, so that
-two sources are compared name by name however their files spell them:
+The *key* of a tensor is its spelling in the checkpoint's files; its *name* is the same in every source, so that sources
+can be compared name by name, however their files spell them:
 
 * language, embedding and head tensors are named relative to the decoder: ``layers.0.self_attn.q_proj.weight``,
   ``embed_tokens.weight``, ``norm.weight``; the head is ``lm_head.weight``;
-* decoupled groups (DAMC) are named beside their linear: ``layers.0.self_attn.q_proj.groups.image.weight``;
+* decoupled groups (DAMC) are named under their linear layer: ``layers.0.self_attn.q_proj.groups.image.weight``;
 * encoder and projector tensors are named as in memory, relative to transformers' base model:
-  ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``; so are experts and
-  routers: ``experts.charts.encoder...``, ``routers.image.weight``, ``domain_tokens``.
+  ``vision_tower.encoder.layers.0...``, ``multi_modal_projector.linear_1.weight``, ``image_newline``; experts and
+  routers too: ``experts.charts.encoder...``, ``routers.image.weight``, ``domain_tokens``.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ _OWNED = re.compile(r"(?:towers|experts|routers)\.([^.]+)\.")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor of a checkpoint belongs.
+    """Part, name and layer of one tensor of a checkpoint.
 
     Args:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
-        part: One of ``PARTS``, ``group:<modality>``, ``origin``, or one of the experts' parts. Everything that is
-            neither language model nor encoder is ``projector``: the connector, a learned newline, query tokens.
-            ``unused`` is what no answer needs and no output gets: a buffer that old files hold, a speech generator; its
-            name is its key.
+        part: One of ``PARTS``, ``group:<modality>``, ``origin``, or one of ``EXPERT_PARTS``. Everything that is neither
+            language model nor encoder is ``projector``: the connector, a learned newline, query tokens. ``unused``
+            tensors are not needed to generate text and are left out of outputs: buffers in old files, a speech
+            generator; their name is their key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
         reason: Why the tensor is ``unused``; empty for the other parts.
     """
@@ -87,19 +87,19 @@ class Slot:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A total, disjoint map of a checkpoint's tensors to parts.
+    """Map of all tensors of a checkpoint to parts, one part for each tensor.
 
     Args:
-        model_type: transformers' model type; for a wrapper, the type of the part that answers
+        model_type: transformers' model type; for a wrapper, the type of the part that generates text
             (``qwen2_5_omni_thinker``).
-        architecture: transformers' class name.
-        known: False when transformers does not know the type and the parts were told by key roles.
+        architecture: Name of transformers' class.
+        known: False when transformers does not know the type and the parts were guessed from the names of the keys.
         slots: Key to slot, in the order of the checkpoint.
         text_config: Config of the language model as a plain dict, with its ``model_type``.
-        num_layers: Decoder layers.
-        modalities: What the checkpoint takes beside text, in the order of ``MODALITIES``.
-        placeholders: Modality to the id of its placeholder token, where the config tells.
-        tied: True when the head is the embedding; such a checkpoint has no head slot, or one to be ignored.
+        num_layers: Number of decoder layers.
+        modalities: Modalities that the checkpoint accepts besides text, in the order of ``MODALITIES``.
+        placeholders: Modality to the id of its placeholder token, where the config has one.
+        tied: True when the head is the embedding; such a checkpoint does not have a head slot, or one to ignore.
         refusal: Why the checkpoint cannot be a source of a composition; empty when it can.
         warnings: Sentences for the user.
     """
@@ -117,18 +117,18 @@ class Anatomy:
     warnings: tuple[str, ...] = ()
 
     def by_name(self, *parts: str) -> dict[str, Slot]:
-        """Name to slot for the given parts (all but ``unused`` when none is given), in the order of the checkpoint."""
+        """Returns name to slot for some parts (default: all except ``unused``), in the order of the checkpoint."""
         wanted = parts or {slot.part for slot in self.slots.values()} - {UNUSED}
         return {slot.name: slot for slot in self.slots.values() if slot.part in wanted}
 
 
 def is_expert_slot(slot: Slot) -> bool:
-    """Whether a tensor of a composed source belongs to experts or routers."""
+    """Returns whether a tensor of a composed source belongs to experts or routers."""
     return slot.part in EXPERT_PARTS or slot.name.startswith("experts.")
 
 
 def expert_of(slot: Slot) -> str:
-    """Name of the expert that a tensor belongs to; empty for routers and vectors."""
+    """Returns the name of the expert that a tensor belongs to; empty for routers, separators and the mask vector."""
     return slot.name.split(".")[1] if slot.name.startswith("experts.") else ""
 
 
@@ -137,7 +137,7 @@ def part_label(name: str, part: str) -> str:
 
     Args:
         name: Name of one of the part's tensors; see the module's docstring.
-        part: What the anatomy says of the tensor.
+        part: Part of the tensor in the anatomy.
     """
     owner = _OWNED.match(name)
     return qualified(part, owner[1]) if owner else part

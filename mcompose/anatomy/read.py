@@ -1,7 +1,7 @@
-"""From a config and the keys of the files to the anatomy of a checkpoint.
+"""Reads the anatomy of a checkpoint from its config and the keys of its files.
 
-Three ways lead to a family, in this order: the generated table (no torch), the user's cache, transformers' own meta
-model. A type that transformers does not know is told apart by the roles of its keys, and that is said.
+The family is looked up in this order: the generated table (no torch), the user's cache, a meta model of transformers.
+For a type that transformers does not know, the parts are guessed from the names of the keys, with a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["read_anatomy"]
 
 
 def read_anatomy(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Anatomy:
-    """Tells which tensor of a checkpoint belongs to which part.
+    """Assigns every tensor of a checkpoint to a part.
 
     Args:
         config: Parsed ``config.json``.
@@ -34,13 +34,14 @@ def read_anatomy(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
         The anatomy; ``refusal`` says why a checkpoint cannot be a source.
 
     Raises:
-        AnatomyError: The config names no model type, or keys remain that no part claims.
+        AnatomyError: The config does not have a model type, or some keys do not belong to a part.
     """
     refusal = refuse_files(config, tensors)
     if refusal and not config.get("model_type"):
         return _refused(config, refusal)
     if not config.get("model_type"):
-        raise AnatomyError("The config.json has no `model_type`.", hint="It is not the config of a Hugging Face model.")
+        hint = "Name the folder of a Hugging Face model."
+        raise AnatomyError("The config.json does not have a `model_type`.", hint=hint)
     refusal = refusal or refuse_type(config)
     if not refusal:
         return _read(config, tensors)
@@ -59,10 +60,10 @@ def _read(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
         return read_by_roles(config, tensors)
     family, settings = answer
     if prefix:
-        family = _under(family, prefix, unused)
+        family = _with_prefix(family, prefix, unused)
     slots, orphans = claim(family, list(tensors))
     if orphans:
-        raise _orphaned(family, orphans, total=len(tensors))
+        raise _orphan_error(family, orphans, total=len(tensors))
     if family.model_type in OWN_TYPES:
         slots = mark_groups(slots)
     _check_names(slots)
@@ -78,8 +79,8 @@ def _describe(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
     return family, read_settings(config, text_type=family.text_type)
 
 
-def _under(family: Family, prefix: str, unused: Mapping[str, str]) -> Family:
-    """The same family in files that put a prefix in front of every key."""
+def _with_prefix(family: Family, prefix: str, unused: Mapping[str, str]) -> Family:
+    """Returns the same family for files that put a prefix before every key."""
     strip = Renaming(find=f"(?P<g0>^{prefix.replace('.', chr(92) + '.')})", replace="")
     return family.with_first(strip, unused=unused)
 
@@ -89,10 +90,10 @@ def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot]) -> 
     tied, warnings = settings.tied, []
     if tied and HEAD in parts:
         tied = False
-        warnings.append("The config ties the head to the embedding, but the files hold a head: it is kept as its own.")
+        warnings.append("The config ties the head to the embedding, but the files contain a head, which is used.")
     elif not tied and HEAD not in parts and EMBEDDING in parts and settings.text_config.get("tie_word_embeddings"):
         tied = True
-        warnings.append("The files hold no head; it is read as tied to the embedding, as `text_config` says.")
+        warnings.append("The files do not contain a head; the embedding is used as head, as `text_config` says.")
     return Anatomy(
         model_type=family.model_type,
         architecture=family.architecture,
@@ -120,16 +121,17 @@ def _check_names(slots: Mapping[str, Slot]) -> None:
     for key, slot in slots.items():
         place = (slot.part == "unused", slot.name)
         if place in seen:
-            raise AnatomyError(f"'{key}' and '{seen[place]}' are two spellings of one tensor, '{slot.name}'.")
+            message = f"'{key}' and '{seen[place]}' are two spellings of the same tensor, '{slot.name}'."
+            raise AnatomyError(message, hint="Remove one of them from the checkpoint.")
         seen[place] = key
 
 
-def _orphaned(family: Family, orphans: list[str], *, total: int) -> AnatomyError:
+def _orphan_error(family: Family, orphans: list[str], *, total: int) -> AnatomyError:
     listed = ", ".join(f"'{key}'" for key in orphans[:10])
     more = f" and {len(orphans) - 10} more" if len(orphans) > 10 else ""
     return AnatomyError(
-        f"{len(orphans)} of {total} tensors belong to no part of '{family.model_type}': {listed}{more}.",
-        hint="The files do not fit the config's `model_type`, or hold tensors that transformers would not load.",
+        f"{len(orphans)} of {total} tensors do not belong to a part of '{family.model_type}': {listed}{more}.",
+        hint="Check that the files fit the config's `model_type`, and remove tensors that transformers would not load.",
     )
 
 

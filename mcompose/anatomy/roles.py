@@ -1,8 +1,8 @@
-"""The fallback: a checkpoint whose type transformers does not know, told apart by what its keys are called.
+"""Fallback for types that transformers does not know: finds the parts by the names of the keys.
 
-The idea: the embedding table says where the language model lies, its layers and last norm are next to it, and the words
-that people give to encoders and connectors are few. Nothing of the checkpoint's own code is run. The result is a
-guess, so it says so; a key that no role claims is an error all the same.
+The embedding table shows where the language model is, its layers and last norm are next to it, and encoders and
+connectors have few usual names. No code of the checkpoint is run. The result is a guess and comes with a warning; a key
+without a role is an error.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _CONTAINERS = frozenset({"model", "base_model", "module", "transformer", "langua
 
 
 def read_by_roles(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Anatomy:
-    """Splits by key roles.
+    """Assigns tensors to parts by the names of their keys.
 
     Args:
         config: Parsed ``config.json``.
         tensors: Key to shape.
 
     Raises:
-        AnatomyError: There is no embedding table to start from, or keys remain that no role claims.
+        AnatomyError: The keys do not contain an embedding table, or some keys do not have a role.
     """
     decoder = _decoder(config, tensors)
     slots: dict[str, Slot] = {}
@@ -80,14 +80,14 @@ def read_by_roles(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
 
 
 def _decoder(config: Mapping[str, Any], keys: Iterable[str]) -> str:
-    found = [match.group("decoder") for match in map(_EMBEDDING.match, keys) if match]
-    found = [path for path in found if not _role(path)]
-    if not found:
+    paths = [match.group("decoder") for match in map(_EMBEDDING.match, keys) if match]
+    paths = [path for path in paths if not _role(path)]
+    if not paths:
         raise AnatomyError(
             f"transformers does not know the type '{config['model_type']}', and no key names an embedding table.",
-            hint="Without it the language model cannot be told from the rest.",
+            hint="Convert the checkpoint to a type that transformers knows.",
         )
-    return min(found, key=len)
+    return min(paths, key=len)
 
 
 def _slot(key: str, decoder: str) -> Slot | None:
@@ -108,7 +108,7 @@ def _slot(key: str, decoder: str) -> Slot | None:
 
 
 def _role(key: str) -> str:
-    """Part by the outermost word that has a role."""
+    """Returns the part by the outermost word of a key that is not a mere container."""
     for word in key.lower().split("."):
         if word in _CONTAINERS:
             continue
@@ -131,8 +131,8 @@ def _assemble(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]],
     layers = {slot.layer for slot in slots.values() if slot.part == LANGUAGE and slot.layer is not None}
     kind = config["model_type"]
     warnings = [
-        f"transformers does not know the type '{kind}': the parts were told by the names of the keys, and no code "
-        f"of the checkpoint was run. Check them ({_counts(parts)}).",
+        f"transformers does not know the type '{kind}': the parts were guessed from the names of the keys, and no code "
+        f"of the checkpoint was run. Check the numbers of tensors ({_counts(parts)}).",
         *warnings,
     ]
     return Anatomy(
@@ -176,7 +176,7 @@ def _placeholders(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _text_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The language model's config: a sub-config, or the config itself under the type that its names hold."""
+    """Returns the language model's config (a sub-config, or the config with a guessed type), and warnings."""
     for spelling in ("text_config", "llm_config", "language_config"):
         inner = config.get(spelling)
         if isinstance(inner, Mapping) and inner.get("model_type"):
@@ -186,5 +186,5 @@ def _text_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     named = [kind for kind in types if len(kind) > 2 and kind.replace("_", "") in wording.replace("llava", "")]
     if named:
         kind = max(named, key=len)
-        return {**without_noise(config), "model_type": kind}, [f"Its language model was taken for '{kind}'."]
-    return {**without_noise(config), "model_type": ""}, ["The type of its language model could not be told."]
+        return {**without_noise(config), "model_type": kind}, [f"Its language model is read as '{kind}'."]
+    return {**without_noise(config), "model_type": ""}, ["The type of its language model is not known."]

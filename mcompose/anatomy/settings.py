@@ -1,8 +1,8 @@
-"""What a config says about the language model, its tied head and the placeholder tokens, without transformers.
+"""Reads the language model's config, the tied head and the placeholder tokens from a config, without transformers.
 
-The idea: a ``config.json`` leaves defaults out, and old files spell things their own way. The defaults of every type
-are generated into ``families.json``; here they are laid under what the file says. Fields that transformers derives from
-others (the width of a head, the kind of each layer) are left to it.
+A ``config.json`` leaves defaults out, and old files have other spellings. The defaults of every type are generated into
+``families.json``; here they fill in what the file leaves out. Fields that transformers derives from others (the width
+of a head, the kind of each layer) are not computed here.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _NOISE = frozenset(
         "quantization_config",
     }
 )  # fmt: skip
-"""Fields of every config that say nothing about the language model."""
+"""Fields of every config that do not describe the language model."""
 
 _ROPE_SPELLINGS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_emb_base", "rope_local_base_freq")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the config says beside the families.
+    """Settings of one checkpoint that are not part of its family.
 
     Args:
         text_config: Config of the language model, with its ``model_type``.
@@ -52,10 +52,10 @@ class Settings:
 
 
 def inner_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], str]:
-    """Steps into a wrapper (``qwen2_5_omni``) to the part that answers.
+    """Returns the config of the part of a wrapper (``qwen2_5_omni``) that generates text.
 
     Returns:
-        The config to read, the beginnings of keys that are unused with their reasons, and the wrapper's prefix.
+        The config to read, the prefixes of unused keys with their reasons, and the wrapper's prefix.
     """
     wrapper = exceptions()["wrappers"].get(config.get("model_type", ""))
     if wrapper is None:
@@ -66,7 +66,7 @@ def inner_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
 
 
 def signature(config: Mapping[str, Any]) -> str:
-    """Name of a family in ``families.json``: the type and the types of its exchangeable sub-models."""
+    """Returns the name of a config's family in ``families.json``: its type and the types of exchangeable sub-models."""
     model_type = config.get("model_type", "")
     facts = generated()["types"].get(model_type)
     if facts is None:
@@ -80,10 +80,10 @@ def _kind(sub_config: Any, default: str) -> str:
 
 
 def read_settings(config: Mapping[str, Any], *, text_type: str) -> Settings:
-    """Reads a config of a type that ``families.json`` knows.
+    """Reads a config whose type is in ``families.json``.
 
     Args:
-        config: Parsed ``config.json``, of the part that answers.
+        config: Parsed ``config.json`` of the part that generates text.
         text_type: Model type of the language model, from the family.
     """
     facts = generated()["types"][config["model_type"]]
@@ -92,7 +92,7 @@ def read_settings(config: Mapping[str, Any], *, text_type: str) -> Settings:
 
 
 def without_noise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the fields that every config has and that say nothing about the language model."""
+    """Returns a config without the fields that do not describe the language model."""
     return {name: value for name, value in config.items() if name not in _NOISE and name != "model_type"}
 
 
@@ -125,14 +125,14 @@ def _tied(config: Mapping[str, Any], *, facts: Mapping[str, Any], text: Mapping[
 
 
 def _placeholders(config: Mapping[str, Any], *, facts: Mapping[str, Any]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for modality, places in facts.get("placeholders", {}).items():
         for place, default in places.items():
             value = _at(config, place)
-            value = default if value is None and modality not in found else value
+            value = default if value is None and modality not in ids else value
             if isinstance(value, int):
-                found[modality] = value
-    return found
+                ids[modality] = value
+    return ids
 
 
 def _at(config: Mapping[str, Any], place: str) -> Any:

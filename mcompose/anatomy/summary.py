@@ -1,4 +1,4 @@
-"""An anatomy in numbers: what ``mcompose inspect`` prints."""
+"""Summary of an anatomy in numbers, as ``mcompose inspect`` prints it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["summarise"]
 
 
 def summarise(anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """Counts a checkpoint's parts.
+    """Counts the tensors and parameters of a checkpoint's parts.
 
     Args:
-        anatomy: Its anatomy.
+        anatomy: Anatomy of the checkpoint.
         shapes: Key to shape.
         dtypes: Key to safetensors dtype.
 
     Returns:
-        Plain values for JSON: the anatomy's own fields, ``parameters`` in total, and per part that occurs the number of
-        tensors and parameters, the dtypes with their parameters, and the number of layers. A refused checkpoint may
-        have no parts; its parameters are counted all the same.
+        Plain values for JSON: the anatomy's fields, ``parameters`` in total, and for each part that occurs the numbers
+        of tensors, parameters, parameters by dtype, and layers. A refused checkpoint may not have parts; its parameters
+        are counted anyway.
     """
-    named = dict.fromkeys([*PARTS, *(slot.part for slot in anatomy.slots.values())])
-    parts = {part: _part(anatomy, part, shapes, dtypes) for part in named}
+    names = dict.fromkeys([*PARTS, *(slot.part for slot in anatomy.slots.values())])
+    parts = {part: _part(anatomy, part, shapes, dtypes) for part in names}
     text = anatomy.text_config
     return {
         "model_type": anatomy.model_type,

@@ -1,7 +1,7 @@
-"""The two data files of this room: what was generated from transformers, and what it does not tell.
+"""The two data files of the anatomy: what was generated from transformers, and the exceptions written by hand.
 
-``families.json`` is written by ``python -m mcompose.anatomy.generate``; ``exceptions.json`` by hand. They hold what the
-names of tensors need; what a family's network and processor need stands in ``modeling/families.py``.
+``families.json`` is written by ``python -m mcompose.anatomy.generate``, ``exceptions.json`` by hand. They describe the
+names of tensors; facts about a family's network and processor are in ``modeling/families.py``.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def exceptions() -> dict[str, Any]:
-    """What the meta models do not tell, written by hand."""
+    """Returns the facts that meta models do not show, written by hand."""
     return _load("exceptions.json")
 
 
 def generated() -> dict[str, Any]:
-    """What the meta models say: families, sub-models, defaults."""
+    """Returns the facts from meta models: families, sub-models, defaults."""
     return _load("families.json")
 
 
 @cache
 def known_family(signature: str) -> Family | None:
-    """Family of that signature, or None when the file does not hold it."""
+    """Returns the family of a signature; None when it is not in the file."""
     data = generated()["families"].get(signature)
     if data is None:
         return None
@@ -45,7 +45,7 @@ def known_family(signature: str) -> Family | None:
 
 
 def family_of_text(text_type: str) -> Family | None:
-    """Some family whose language model has this type; for types that never stand alone (``qwen2_vl_text``)."""
+    """Returns a family whose language model has this type, for types that never occur alone (``qwen2_vl_text``)."""
     for signature, data in generated()["families"].items():
         if data["text_type"] == text_type:
             return known_family(signature)

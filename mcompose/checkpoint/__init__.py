@@ -1,15 +1,18 @@
-"""Bytes: reads checkpoints without torch, and writes them so that nothing half-done looks finished.
+"""Reads checkpoints without torch, and writes outputs that appear only when they are complete.
 
-Reading: ``open_checkpoint`` gives a ``Checkpoint`` whose ``tensors`` say where every tensor lies;
-    ``read_tensor`` and
-``read_float32`` fetch them; ``open_adapter`` folds a PEFT adapter. Writing: ``plan_layout`` decides where
-every tensor goes, ``StagedOutput`` writes it there and journals what is done.
+* Reading: ``open_checkpoint`` returns a ``Checkpoint``, whose ``tensors`` give the file and offset of every tensor
+  (``reader``, ``weight_files``, ``headers``; ``hub`` and ``snapshot`` for the Hub). ``read_tensor`` and
+  ``read_float32`` read values (``codec``, ``files``).
+* Adapters: ``open_adapter`` reads a PEFT adapter and matches it to its base (``adapter``, ``adapter_keys``); ``fold``
+  adds it to the weights.
+* Other files: ``sidecar`` finds tokenizer and processor files, ``graphs`` and ``stored`` the ONNX files of experts.
+* Writing: ``plan_layout`` places every tensor (``layout``); ``StagedOutput`` writes into a partial folder and records
+  finished tensors in a journal (``staged``, ``folders``, ``journal``, ``digest``).
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mcompose.checkpoint.adapter import Adapter, open_adapter
 from mcompose.checkpoint.codec import decode, encode, raw_dtype, read_float32, read_tensor
@@ -36,6 +39,7 @@ from mcompose.checkpoint.snapshot import HubSnapshot
 from mcompose.checkpoint.staged import StagedOutput
 from mcompose.checkpoint.stored import plain_path, stored_graphs
 from mcompose.checkpoint.tensor import DTYPE_BITS, MERGEABLE_DTYPES, TensorEntry
+from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.checkpoint.adapter import ADAPTER_FILE
@@ -111,7 +115,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -1,8 +1,8 @@
-"""PEFT adapters (LoRA and its kin), folded into the weights that they were trained on.
+"""PEFT adapters (LoRA and variants), folded into the weights that they were trained on.
 
-``open_adapter`` reads headers only; ``Adapter.bind`` finds, for every tensor of the adapter, the tensor of
-the base that it belongs to, and refuses when one is left over: an adapter is folded whole or not at all.
-``fold_for`` then tells what happens to a key. What cannot be folded exactly is refused with a sentence.
+``open_adapter`` reads headers only. ``Adapter.bind`` finds the base's tensor for every tensor of the adapter, and
+refuses the adapter when one cannot be matched: it is folded completely or not at all. ``fold_for`` then returns the
+change of one key. Adapters that cannot be folded exactly are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REFUSED = {
     "layer_replication": "it repeats layers, which changes the network",
     "target_parameters": "it adapts fused expert weights",
     "trainable_token_indices": "it trains single token rows",
-    "alora_invocation_tokens": "it is active for a part of the text only",
+    "alora_invocation_tokens": "it is active in a part of the text only",
     "arrow_config": "it chooses between adapters at run time",
     "use_qalora": "it belongs to a quantised base",
     "use_bdlora": "its factors are block-diagonal",
@@ -38,10 +38,10 @@ _REFUSED = {
     "kasa_config": "its factors are not a plain product",
     "monteclora_config": "its factors are sampled",
 }
-"""Config switches of PEFT whose result is not ``W + s * B @ A``."""
+"""Settings of PEFT whose result is not ``W + s * B @ A``, to the reason for the message."""
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that take a part out of the base's weights; the adapter fits what is left of them."""
+"""Initialisations that subtract a part from the base's weights; the adapter fits only the remaining weights."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Adapter:
     """An adapter whose headers were read and checked.
 
     Args:
-        ref: Where it lives, as the user wrote it.
-        folder: Its files.
+        ref: Reference, as the user wrote it.
+        folder: Folder of the files.
         commit: Commit of a Hub adapter; None for a local one.
-        config: ``adapter_config.json`` as it is.
+        config: Content of ``adapter_config.json``.
         tensors: Key in the adapter's file to entry.
-        folds: Key in the base to what is done to it; empty before ``bind``.
+        folds: Key in the base to its change; empty before ``bind``.
     """
 
     ref: ModelRef
@@ -71,11 +71,10 @@ class Adapter:
             base: Key to entry of the checkpoint: ``Checkpoint.tensors``.
 
         Returns:
-            The adapter with its folds, one for each key that it changes.
+            The adapter with one fold for each key that it changes.
 
         Raises:
-            CheckpointError: A tensor of the adapter fits no tensor of the base, or several, or has another
-                shape.
+            CheckpointError: A tensor of the adapter fits none or several of the base's tensors, or its shape differs.
         """
         finder = KeyFinder(base, str(self.ref))
         pieces: dict[str, dict[str, TensorEntry]] = {}
@@ -95,13 +94,13 @@ class Adapter:
         return replace(self, folds=folds)
 
     def fold_for(self, key: str) -> LowRank | None:
-        """What the adapter does to a key of its base; None when it leaves it alone. ``bind`` comes first."""
+        """Returns the change of a key of the base; None when it does not change. Call ``bind`` first."""
         if not self.folds:
             raise RuntimeError("bind() the adapter to its base first.")
         return self.folds.get(key)
 
     def unused(self) -> tuple[str, ...]:
-        """Adapter tensors that no fold uses: none once ``bind`` has passed."""
+        """Returns the keys of adapter tensors that no fold uses; empty after ``bind``."""
         entries = [
             entry
             for fold in self.folds.values()
@@ -137,11 +136,11 @@ class Adapter:
         if reason:
             raise CheckpointError(
                 f"The adapter '{self.ref}' cannot be folded into '{base.key}': {reason}.",
-                hint="Was it trained on this checkpoint?",
+                hint="Check that the adapter was trained on this checkpoint.",
             )
 
     def _scale(self, module: str, a: TensorEntry | None) -> float:
-        """Alpha over the rank (rsLoRA: over its root), with the module's own values where patterns give them."""
+        """Returns alpha / rank (rsLoRA: alpha / sqrt(rank)), with the module's values where patterns set them."""
         rank = _patterned(self.config, "rank_pattern", module, default=self.config.get("r", 8))
         alpha = _patterned(self.config, "alpha_pattern", module, default=self.config.get("lora_alpha", 8))
         if a is not None and a.shape[:1] != (rank,):
@@ -151,10 +150,9 @@ class Adapter:
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def _is_transposed(self, pieces: Mapping[str, Mapping[str, TensorEntry]], base: Mapping[str, TensorEntry]) -> bool:
-        """Whether linear layers are stored as (inputs, outputs).
+        """Returns whether linear layers are stored as (inputs, outputs).
 
-        The shapes tell, since PEFT itself overrides a config that is wrong; the config decides when all are
-        square.
+        The shapes decide, because PEFT itself overrides a wrong config; the config decides when all are square.
         """
         for key, roles in pieces.items():
             if "A" in roles and "B" in roles and len(base[key].shape) == 2:
@@ -171,15 +169,15 @@ def open_adapter(
 
     Args:
         ref: A reference, or the path of a folder.
-        relative_to: Folder that relative paths start from: the recipe's own.
-        weights: False fetches only the header from the Hub.
-        token: Hub token; by default the one of the environment.
+        relative_to: Folder that relative paths start from: the recipe's folder.
+        weights: Whether to fetch the weights from the Hub; False fetches only the header.
+        token: Hub token; default: the token of the environment.
 
     Returns:
-        The adapter; ``bind`` it to its base next.
+        The adapter, without folds; call ``bind`` next.
 
     Raises:
-        CheckpointError: It is missing, broken, a pickle, or of a kind that cannot be folded exactly.
+        CheckpointError: The adapter is missing, broken, a pickle, or of a kind that cannot be folded exactly.
         HubError: The Hub refused, or could not be reached.
     """
     ref = ModelRef("local", str(ref)) if isinstance(ref, Path) else ref
@@ -191,12 +189,13 @@ def open_adapter(
         snapshot = HubSnapshot(ref.path(relative_to), "")
     config_path = snapshot.folder / CONFIG
     if not config_path.exists():
-        raise CheckpointError(f"The adapter '{ref}' has no {CONFIG}.", hint="Is it a PEFT adapter?")
+        hint = "Name the folder of a PEFT adapter."
+        raise CheckpointError(f"The adapter '{ref}' does not have {CONFIG}.", hint=hint)
     config = read_json_object(config_path)
     _check_config(config, str(ref))
     header = _header(ref, snapshot)
     if not header.entries:
-        raise CheckpointError(f"The adapter '{ref}' holds no tensor.")
+        raise CheckpointError(f"The adapter '{ref}' does not contain tensors.")
     tensors = {entry.key: entry for entry in header.entries}
     return Adapter(ref, snapshot.folder, snapshot.commit or None, config, tensors)
 
@@ -209,9 +208,9 @@ def _header(ref: ModelRef, snapshot: HubSnapshot) -> Header:
         if (snapshot.folder / "adapter_model.bin").exists() or "adapter_model.bin" in snapshot.files:
             raise CheckpointError(
                 f"The adapter '{ref}' is a pickle (adapter_model.bin), which can run code and is never opened.",
-                hint="Convert it: load it by PEFT where you trust it, then `model.save_pretrained(DIR)`.",
+                hint="If you trust it, load it with PEFT and save it again with `model.save_pretrained(DIR)`.",
             )
-        raise CheckpointError(f"The adapter '{ref}' has no {ADAPTER_FILE}.")
+        raise CheckpointError(f"The adapter '{ref}' does not have {ADAPTER_FILE}.")
     return read_header(path)
 
 
@@ -221,17 +220,17 @@ def _check_config(config: Mapping[str, Any], ref: str) -> None:
     reason = reason or next((text for key, text in _REFUSED.items() if config.get(key)), "")
     start = config.get("init_lora_weights")
     if not reason and isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        reason = f"it started by '{start}', which changes the base's own weights"
+        reason = f"it was initialised with '{start}', which changes the base's weights"
     numbers = {key: config.get(key, 8) for key in ("r", "lora_alpha")}
     for key, value in numbers.items():
         if not _is_positive(value):
-            reason = reason or f"its '{key}' is {value!a}"
+            reason = reason or f"its '{key}' must be a positive number, not {value!a}"
     if reason:
         raise CheckpointError(f"The adapter '{ref}' cannot be folded: {reason}.", hint=_USE_PEFT)
 
 
 def _patterned(config: Mapping[str, Any], key: str, module: str, *, default: float) -> float:
-    """A module's own value: the first pattern that matches the end of its path."""
+    """Returns a setting's value for a module: that of the first pattern that matches the end of its path."""
     table = config.get(key) or {}
     if not isinstance(table, dict):
         raise CheckpointError(f"The adapter's '{key}' is not a table.")
@@ -239,10 +238,10 @@ def _patterned(config: Mapping[str, Any], key: str, module: str, *, default: flo
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
-            raise CheckpointError(f"The adapter's '{key}' has the broken pattern {pattern!a}: {error}.") from error
+            raise CheckpointError(f"The adapter's '{key}' has the invalid pattern {pattern!a}: {error}.") from error
         if matches:
             if not _is_positive(value):
-                raise CheckpointError(f"The adapter's '{key}' gives {value!a} for {pattern!a}.")
+                raise CheckpointError(f"The adapter's '{key}' must be positive for {pattern!a}, not {value!a}.")
             return value
     return default
 
@@ -255,4 +254,4 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
-_USE_PEFT = "Fold it by PEFT (merge_and_unload) and name the result as `model`."
+_USE_PEFT = "Fold it with PEFT (merge_and_unload) and write the result as `model`."

@@ -1,9 +1,8 @@
-"""Which tensor of the base an adapter's tensor belongs to.
+"""Matches an adapter's tensors to tensors of its base.
 
-An adapter names modules as they were in memory when it was trained; a checkpoint's file names them as its
-author's version of transformers did. The two differ by wrappers only (``language_model.model.layers.0``
-against ``model.language_model.layers.0``), so names are compared without the wrappers' words, and only a
-unique match counts.
+An adapter names modules as they were in memory during training; a checkpoint names them as its author's version of
+transformers did. The two differ only in wrappers (``language_model.model.layers.0`` and
+``model.language_model.layers.0``), so names are compared without the wrappers' words, and a match must be unique.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ADAPTER_SUFFIXES = {
     "magnitude": "weight",
     "replacement": "",
 }
-"""Role of an adapter's tensor to the tensor of its module that it changes; a replacement names it itself."""
+"""Role of an adapter's tensor to the tensor of its module that it changes; a replacement's path names the tensor."""
 
 _ENDINGS = {
     ".lora_A.weight": "A",
@@ -40,7 +39,7 @@ _SHOWN = 5
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """Takes an adapter's key apart.
+    """Splits an adapter's key into module and role.
 
     Args:
         key: Key in the adapter's file.
@@ -56,11 +55,11 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 class KeyFinder:
-    """Finds keys of the base by the paths of an adapter, and remembers what was not found.
+    """Finds keys of the base by the paths of an adapter, and collects paths without a unique match.
 
     Args:
-        keys: The base's keys.
-        adapter: The adapter as the user named it, for messages.
+        keys: Keys of the base.
+        adapter: Reference of the adapter, for messages.
     """
 
     def __init__(self, keys: Iterable[str], adapter: str) -> None:
@@ -73,36 +72,36 @@ class KeyFinder:
         self._ambiguous: list[str] = []
 
     def find(self, module: str, suffix: str) -> str | None:
-        """The base's key for a module's tensor; None when there is none, which is remembered.
+        """Returns the base's key for a module's tensor; None, and records the path, when there is no unique one.
 
         Args:
             module: Path in memory.
-            suffix: ``weight`` or ``bias``; empty when the path is a tensor's already.
+            suffix: ``weight`` or ``bias``; empty when the path is already a tensor's.
         """
         path = f"{module}.{suffix}" if suffix else module
         if path in self._keys:
             return path
-        found = self._core.get(_core(path), [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            self._ambiguous.append(f"{path} ({', '.join(found)})")
+        candidates = self._core.get(_core(path), [])
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            self._ambiguous.append(f"{path} ({', '.join(candidates)})")
         else:
             self._missing.append(path)
         return None
 
     def raise_unmatched(self) -> None:
-        """Refuses an adapter of which something is left over.
+        """Refuses an adapter with paths that were not matched.
 
         Raises:
             CheckpointError: A path was not found, or fits several keys.
         """
-        for paths, verb in ((self._missing, "fit no tensor"), (self._ambiguous, "fit several tensors")):
+        for paths, verb in ((self._missing, "do not fit a tensor"), (self._ambiguous, "fit several tensors")):
             if paths:
                 more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
                 raise CheckpointError(
                     f"Tensors of the adapter '{self._adapter}' {verb} of its base: {', '.join(paths[:_SHOWN])}{more}.",
-                    hint="Is it an adapter for this checkpoint? An adapted head needs a head in the base.",
+                    hint="Check that it was trained on this checkpoint; an adapted head needs a head in the base.",
                 )
 
 

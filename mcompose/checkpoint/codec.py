@@ -1,9 +1,8 @@
-"""Bytes to numbers and back, in plain numpy: the reference that the fast kernels are tested against.
+"""Converts bytes to numbers and back in numpy; the fast kernels are tested against this code.
 
-bfloat16 has no numpy dtype, so a raw bfloat16 tensor is a ``uint16`` array: the upper half of a float32.
-Widening is exact. Narrowing rounds to nearest, ties to even; what is too large becomes infinite, NaN stays
-NaN. The 8-bit floats are raw ``uint8`` and those below 8 bits are flat ``uint8``: they are copied, never
-computed with.
+numpy does not have bfloat16, so a raw bfloat16 tensor is a ``uint16`` array: the upper half of a float32. Widening is
+exact. Narrowing rounds to nearest, ties to even; values that are too large become infinite, NaN stays NaN. 8-bit floats
+are raw ``uint8``, and dtypes below 8 bits are flat ``uint8``: they are copied, never computed with.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ __all__ = ["decode", "encode", "raw_dtype", "read_float32", "read_tensor"]
 
 
 def raw_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype that holds a tensor's bytes unchanged; ``uint8`` where numpy has none of its kind."""
+    """Returns the numpy dtype that holds a tensor's bytes unchanged; ``uint8`` where numpy does not have the dtype."""
     return np.dtype(DTYPES[dtype].raw)
 
 
 def decode(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Raw values to float32.
+    """Converts raw values to float32.
 
     Args:
         raw: An array of ``raw_dtype(dtype)``, any shape.
         dtype: One of ``MERGEABLE_DTYPES``.
 
     Returns:
-        A new array of the same shape (F32: the same array). Exact but for F64, which is rounded once.
+        A new array of the same shape (F32: the same array). Exact except for F64, which is rounded once.
 
     Raises:
-        ValueError: No arithmetic is done on this dtype.
+        ValueError: The dtype is not mergeable.
     """
     _check_mergeable(dtype)
     if dtype == "BF16":
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # too large is infinite; the engine reports it by name
+    with np.errstate(over="ignore", invalid="ignore"):  # too large becomes infinite, which the merge reports
         return raw.astype(np.float32, copy=False)
 
 
 def encode(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """float32 to raw values, rounded to nearest, ties to even.
+    """Converts float32 to raw values, rounded to nearest, ties to even.
 
     Args:
         values: float32, any shape.
@@ -57,7 +56,7 @@ def encode(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         An array of ``raw_dtype(dtype)`` and the same shape.
 
     Raises:
-        ValueError: No arithmetic is done on this dtype.
+        ValueError: The dtype is not mergeable.
     """
     _check_mergeable(dtype)
     if dtype != "BF16":
@@ -76,15 +75,15 @@ def read_tensor(
 
     Args:
         entry: The tensor.
-        rows: First and last-but-one index of its first dimension; None for the whole tensor.
-        files: Open files to read through; by default the file is opened and closed.
+        rows: Range of indices of the first dimension, end not included; None for the whole tensor.
+        files: Open files to read from; default: open and close the file.
 
     Returns:
         An array of ``raw_dtype``; flat for dtypes below 8 bits.
 
     Raises:
         CheckpointError: The file cannot be read.
-        ValueError: The tensor has no such rows.
+        ValueError: The tensor does not have these rows.
     """
     dtype = raw_dtype(entry.dtype)
     whole_bytes = DTYPE_BITS[entry.dtype] % 8 == 0
@@ -100,8 +99,8 @@ def read_tensor(
     if raw.size:
         buffer = raw.reshape(-1).view(np.uint8).data
         if files is None:
-            with TensorFiles() as own:
-                own.read_into(entry, buffer, start=start)
+            with TensorFiles() as opened:
+                opened.read_into(entry, buffer, start=start)
         else:
             files.read_into(entry, buffer, start=start)
     return raw
@@ -117,4 +116,4 @@ def read_float32(
 
 def _check_mergeable(dtype: str) -> None:
     if dtype not in MERGEABLE_DTYPES:
-        raise ValueError(f"No arithmetic is done on dtype {dtype}.")
+        raise ValueError(f"Tensors of dtype {dtype} are only copied, never computed with.")

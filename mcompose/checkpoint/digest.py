@@ -1,7 +1,7 @@
-"""The digest of a tensor: ``xxh3:`` and the 128-bit XXH3 of its bytes in order, in hex.
+"""The digest of a tensor: ``xxh3:`` and the 128-bit XXH3 of its bytes, in hex.
 
-It tells damage and difference, at the speed of memory; it does not tell forgery. Small files are hashed by
-sha256.
+It detects damage and differences at memory speed; it does not protect against forgery. Small files are hashed with
+SHA-256.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class TensorDigest:
-    """A digest that is fed piece by piece, in the order of the bytes."""
+    """Digest that is computed piece by piece, in the order of the bytes."""
 
     def __init__(self) -> None:
         self._state = xxhash.xxh3_128()
@@ -30,12 +30,12 @@ class TensorDigest:
         self._state.update(data)
 
     def text(self) -> str:
-        """``xxh3:`` and 32 hex digits."""
+        """Returns ``xxh3:`` and 32 hex digits."""
         return f"xxh3:{self._state.hexdigest()}"
 
 
 def digest_tensor(entry: TensorEntry) -> str:
-    """The digest of a tensor on disk.
+    """Computes the digest of a tensor on disk.
 
     Raises:
         CheckpointError: The file cannot be read, or is too short.
@@ -44,7 +44,12 @@ def digest_tensor(entry: TensorEntry) -> str:
 
 
 def digest_file_range(path: Path, offset: int, length: int) -> str:
-    """The digest of a stretch of a file, read in blocks.
+    """Computes the digest of a range of a file, read in blocks.
+
+    Args:
+        path: The file.
+        offset: First byte of the range.
+        length: Number of bytes.
 
     Raises:
         CheckpointError: The file cannot be read, or is too short.

@@ -1,7 +1,7 @@
-"""Positional reads: any thread reads any piece of any tensor, through files that are opened once.
+"""Positional reads: any thread reads any piece of any tensor from files that are opened once.
 
-Reads are ``preadv`` into a caller's buffer. Mapping the files would be shorter, but mapped pages count as the
-process's memory, and the use of memory would then depend on the size of the model.
+Reads use ``preadv`` into the caller's buffer. Mapping the files would be shorter, but mapped pages count as memory of
+the process, so its memory would depend on the size of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["TensorFiles"]
 
 
 class TensorFiles:
-    """A set of open weight files; opens each at its first use. Safe to share between threads."""
+    """Set of open weight files, each opened at its first use; safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class TensorFiles:
         Args:
             entry: The tensor.
             buffer: Writable bytes; its length is the length of the piece.
-            start: First byte of the piece, counted from the start of the tensor.
+            start: First byte of the piece, from the start of the tensor.
 
         Raises:
             CheckpointError: The file cannot be read, or has become shorter.
@@ -48,7 +48,7 @@ class TensorFiles:
                 if count == 0:
                     raise CheckpointError(
                         f"'{entry.file}' ends at byte {position + done}, inside tensor '{entry.key}'.",
-                        hint="It was changed while it was read; start again.",
+                        hint="The file changed while it was read; run the command again.",
                     )
                 done += count
         except OSError as error:

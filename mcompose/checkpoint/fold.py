@@ -1,15 +1,12 @@
-"""The maths of one adapted tensor: ``W + s * B @ A``, in float32, rows at a time.
+"""Folds an adapter into one tensor: ``W + s * B @ A``, in float32, in blocks of rows.
 
-Order of operations, for every block of rows: product of the two factors, times the scale, plus the weight;
-for DoRA the sum's rows are then set to the learned length. All of it is float32; the caller rounds once, to
-the output's dtype. The product is always formed on the same grid of rows, whatever rows are asked for,
-because a matrix product's last bits depend on the shape of its blocks: any cut of a tensor into pieces gives
-the same bytes.
+Order of operations for every block of rows: product of the two factors, times the scale, plus the weight; for DoRA the
+rows of the sum are then set to the learned length. All values are float32; the caller rounds once, to the output's
+dtype. The product is always computed on the same grid of rows, whatever rows are requested, because the last bits of a
+matrix product depend on the shape of its blocks: so any split of a tensor into pieces gives the same bytes.
 
-Paper: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (scale); DoRA, arXiv:2402.09353, equation
-    5.
-Differs: PEFT rounds the product to the adapter's dtype before it is added; here nothing is rounded in
-    between.
+Paper: LoRA, arXiv:2106.09685, section 4.1; rsLoRA, arXiv:2312.03732 (scale); DoRA, arXiv:2402.09353, equation 5.
+Difference: PEFT rounds the product to the adapter's dtype before it is added; here nothing is rounded in between.
 """
 
 from __future__ import annotations
@@ -27,23 +24,23 @@ from mcompose.errors import NumericsError
 __all__ = ["ROW_BLOCK", "LowRank"]
 
 ROW_BLOCK = 64
-"""Rows of the grid on which products are formed."""
+"""Rows of one block of the grid on which products are computed."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter does to one tensor of its base.
+    """Change of one tensor of the base by an adapter.
 
     Args:
-        key: The tensor's key in the base.
-        shape: Its shape.
-        a: The factor ``A``, of shape (rank, inputs); None when the tensor has no low-rank part.
-        b: The factor ``B``, of shape (outputs, rank).
-        scale: What the product is multiplied by.
+        key: Key of the tensor in the base.
+        shape: Shape of the tensor.
+        a: Factor ``A``, shape (rank, inputs); None when the tensor does not have a low-rank part.
+        b: Factor ``B``, shape (outputs, rank).
+        scale: Factor of the product.
         transposed: True when the base stores the tensor as (inputs, outputs): embeddings and GPT-2's layers.
-        magnitude: DoRA's length of each output row; None without.
-        replacement: A tensor that stands in the base's place; None when the base's own is kept.
-        addend: A vector that is added, times the scale (the bias of a low-rank layer); None without.
+        magnitude: DoRA's length of each output row; None without DoRA.
+        replacement: Tensor that replaces the base's; None when the base's tensor is used.
+        addend: Vector that is added, times the scale (the bias of a low-rank layer); None without one.
     """
 
     key: str
@@ -63,7 +60,7 @@ class LowRank:
 
     @property
     def note(self) -> str:
-        """What is done, in a few words, for the ledger."""
+        """Short description of the change, for the ledger."""
         parts = ["replaced by the adapter's"] if self.replacement is not None else []
         if self.rank:
             kind = "DoRA" if self.magnitude is not None else "LoRA"
@@ -73,7 +70,7 @@ class LowRank:
         return "; ".join(parts)
 
     def fault(self) -> str:
-        """Why the adapter's tensors do not fit the base's; empty when they do."""
+        """Returns why the adapter's tensors do not fit the base's; empty when they do."""
         faults = (self._product_fault(), self._magnitude_fault())
         vectors = [entry for entry in (self.replacement, self.addend) if entry is not None]
         wrong = [f"it brings shape {entry.shape} for {self.shape}" for entry in vectors if entry.shape != self.shape]
@@ -85,7 +82,7 @@ class LowRank:
         if self.a is None or self.b is None:
             return "one of its two factors is missing"
         if not len(self.a.shape) == len(self.b.shape) == len(self.shape) == 2:
-            return "only matrices can be folded, not convolutions; fold it by PEFT (merge_and_unload)"
+            return "only matrices can be folded, not convolutions; fold it with PEFT (merge_and_unload)"
         product = (self.b.shape[0], self.a.shape[1])
         if self.a.shape[0] != self.b.shape[1] or self.shape != (product[::-1] if self.transposed else product):
             return f"factors of shapes {self.b.shape} and {self.a.shape} do not make {self.shape}"
@@ -95,18 +92,18 @@ class LowRank:
         if self.magnitude is None:
             return ""
         if self.a is None or self.transposed:
-            return "DoRA on an embedding or a transposed layer; fold it by PEFT (merge_and_unload)"
+            return "DoRA on an embedding or a transposed layer is not supported; fold it with PEFT (merge_and_unload)"
         rows = self.shape[0]
         if self.magnitude.shape not in {(rows,), (rows, 1), (1, rows)}:
             return f"its magnitude has shape {self.magnitude.shape} for {rows} rows"
         return ""
 
     def apply(self, weight: NDArray[np.float32], rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """The adapted tensor, or some rows of it.
+        """Returns the adapted tensor, or some rows of it.
 
         Args:
             weight: The base's values of these rows, float32; not changed.
-            rows: First and last-but-one row; None for the whole tensor.
+            rows: Range of rows, end not included; None for the whole tensor.
 
         Returns:
             A new float32 array of the same shape.
@@ -128,10 +125,10 @@ class LowRank:
         return result
 
     def delta(self, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """``s * B @ A`` for some rows of the tensor (``s * (B @ A).T`` where it is stored transposed).
+        """Computes ``s * B @ A`` for some rows of the tensor (``s * (B @ A).T`` where it is stored transposed).
 
         Args:
-            rows: First and last-but-one row; None for all.
+            rows: Range of rows, end not included; None for all.
 
         Returns:
             float32, of shape (rows, columns).
@@ -153,7 +150,7 @@ class LowRank:
         return delta
 
     def _left(self, outer: NDArray[Any] | None, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows of the left factor."""
+        """Returns rows of the left factor."""
         if outer is not None:
             return np.ascontiguousarray(outer[:, start:stop].T)
         assert self.b is not None

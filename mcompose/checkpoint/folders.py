@@ -1,4 +1,4 @@
-"""Which folders mcompose may write, lock and replace."""
+"""Output folders: checks whether mcompose may write or replace them, locks them, and swaps them in."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 
 LOCK_NAME = ".mcompose-lock"
 JOURNAL_NAME = ".mcompose-journal.jsonl"
-_DERIVED = {CARD}  # made from the ledger, hence not in the lock
+_DERIVED = {CARD}  # computed from the ledger, so not in the lock file
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 def is_output(folder: Path) -> bool:
-    """Whether a folder is a finished output: its ``mcompose/lock.json`` has a table of files."""
+    """Returns whether a folder is a finished output: its ``mcompose/lock.json`` has a table of files."""
     return _locked_files(folder) is not None
 
 
@@ -48,22 +48,22 @@ def check_replaceable(folder: Path) -> Path:
     """Checks that an output may be written to a folder.
 
     Args:
-        folder: Where the output should go.
+        folder: Output folder.
 
     Returns:
-        The folder's absolute path, links followed.
+        Absolute path of the folder, with links resolved.
 
     Raises:
-        OutputError: The folder is a file, or holds something that mcompose did not write.
+        OutputError: The path is a file, or the folder contains something that mcompose did not write.
     """
     final = folder.expanduser().resolve()
     if not final.name:
-        raise OutputError(f"'{folder}' cannot be an output folder.", hint="Name a folder of its own.")
+        raise OutputError(f"'{folder}' cannot be an output folder.", hint="Name a folder for this output only.")
     if final.exists() and not final.is_dir():
         raise OutputError(f"The output '{folder}' is a file.", hint="Name a folder.")
     if os.path.ismount(final):
         raise OutputError(
-            f"The output folder '{folder}' is where a disk is mounted, and cannot be replaced in one step.",
+            f"The output folder '{folder}' is a mount point, which cannot be replaced in one step.",
             hint=f"Name a folder in it: '{folder / 'model'}'.",
         )
     if final.is_dir():
@@ -71,30 +71,30 @@ def check_replaceable(folder: Path) -> Path:
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise OutputError(
-                f"The output folder '{folder}' already holds something else: '{foreign[0]}'{more}.",
-                hint="Name another folder, or move its content away.",
+                f"The output folder '{folder}' contains files that mcompose did not write: '{foreign[0]}'{more}.",
+                hint="Name another folder, or move these files away.",
             )
     return final
 
 
 def partial_folder(final: Path) -> Path:
-    """Where an output is made, beside the folder that it becomes."""
+    """Returns the folder in which an output is written before it is renamed to its final name."""
     return final.parent / (final.name + ".partial")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
-    """Makes a folder that appears when the block ends without an error, and not otherwise.
+    """Creates a folder that appears when the block ends without an error, and not otherwise.
 
     Args:
         folder: The folder; it does not exist yet, or is empty.
 
     Yields:
-        Where to make it: ``<folder>.partial``, empty. What a killed run has left there is discarded.
+        The empty folder ``<folder>.partial`` to write into. Files of a killed run are deleted first.
 
     Raises:
-        OutputError: The partial folder holds something that is not mcompose's, cannot be made, or another run has it.
-        StorageError: The system refused to give the folder its name.
+        OutputError: The partial folder contains something else, cannot be created, or is used by another run.
+        StorageError: The system refused to rename the folder.
     """
     partial = partial_folder(folder)
     check_partial(partial)
@@ -102,7 +102,7 @@ def whole_folder(folder: Path) -> Generator[Path]:
     try:
         clear_partial(partial)
         with storage_errors(folder):
-            (partial / JOURNAL_NAME).touch()  # killed from here on, it is known as mcompose's own
+            (partial / JOURNAL_NAME).touch()  # marks the folder as mcompose's in case the run is killed
         yield partial
         with storage_errors(folder):
             if folder.is_dir():
@@ -119,51 +119,50 @@ def whole_folder(folder: Path) -> Generator[Path]:
 
 
 def check_partial(folder: Path) -> None:
-    """Checks that a partial folder is mcompose's own: a journal or an output is in it, or nothing is.
+    """Checks that a partial folder was written by mcompose: it has a journal, is an output, or is empty.
 
     Raises:
-        OutputError: It holds something else, which must not be deleted.
+        OutputError: The folder contains something else, which must not be deleted.
     """
     names = [path.name for path in folder.iterdir() if path.name != LOCK_NAME] if folder.is_dir() else []
     if names and JOURNAL_NAME not in names and not is_output(folder):
-        raise OutputError(
-            f"'{folder}' holds something that is not mcompose's, and is needed for the output.", hint="Move it away."
-        )
+        message = f"'{folder}' is needed for the output, but contains files that mcompose did not write."
+        raise OutputError(message, hint="Move them away.")
 
 
 def clear_partial(folder: Path) -> bool:
-    """Empties a partial folder but for its lock; returns whether there was anything in it."""
+    """Empties a partial folder except for its lock; returns whether there was anything in it."""
     paths = [path for path in folder.iterdir() if path.name not in {LOCK_NAME, JOURNAL_NAME}]
     journal = folder / JOURNAL_NAME
-    anything = bool(paths) or journal.exists()
+    had_content = bool(paths) or journal.exists()
     if paths:
-        journal.touch()  # killed from here on, the rest is still known as mcompose's own
+        journal.touch()  # marks the rest as mcompose's in case the run is killed
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
     journal.unlink(missing_ok=True)
-    return anything
+    return had_content
 
 
 def discard(folder: Path) -> None:
-    """Deletes a folder of mcompose's own."""
+    """Deletes a folder that mcompose wrote."""
     clear_partial(folder)
     (folder / LOCK_NAME).unlink(missing_ok=True)
     folder.rmdir()
 
 
 def swap_in(partial: Path, final: Path, *, durable: bool) -> None:
-    """Gives a finished folder its final name; what stood there goes.
+    """Renames a finished folder to its final name and deletes the folder that it replaces.
 
-    The kernel exchanges two folders in one step where it can (Linux). Elsewhere the old one is moved aside
-    first, so that there is a moment with no folder of this name, but never one with half a folder.
+    Linux exchanges the two folders in one step. Elsewhere the old folder is renamed first, so for a moment there is no
+    folder of this name, but never an incomplete one.
 
     Args:
         partial: The finished folder.
-        final: Its name from now on.
-        durable: Whether the disk has the names, too, when this returns.
+        final: Its final name.
+        durable: Whether to wait until the names are on disk.
     """
     if durable:
         for folder in (partial, *sorted(path for path in partial.rglob("*") if path.is_dir())):
@@ -182,7 +181,7 @@ def swap_in(partial: Path, final: Path, *, durable: bool) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Waits until the disk has the names in a folder; the files behind them are another matter."""
+    """Waits until the names in a folder are on disk; the content of the files is synchronised elsewhere."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -191,11 +190,11 @@ def _sync_names(folder: Path) -> None:
 
 
 class FolderLock:
-    """The exclusive hold of one run on one partial folder; the system drops it when the process dies.
+    """Exclusive lock of one run on a partial folder; the system releases it when the process ends.
 
     Args:
-        folder: The folder.
-        descriptor: The lock file in it, open and locked.
+        folder: The partial folder.
+        descriptor: Descriptor of the locked file in it.
     """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -204,10 +203,10 @@ class FolderLock:
 
     @classmethod
     def take(cls, folder: Path) -> FolderLock:
-        """Makes the folder when it is missing, and locks it.
+        """Creates the folder when it is missing, and locks it.
 
         Raises:
-            OutputError: Another run holds it, or it cannot be made.
+            OutputError: Another run has locked it, or it cannot be created.
         """
         try:
             return cls(folder, _lock(folder))
@@ -216,10 +215,10 @@ class FolderLock:
                 f"Another run is writing '{folder}'.", hint="Wait for it, or name another output folder."
             ) from None
         except OSError as error:
-            raise OutputError(f"The output folder '{folder}' cannot be made: {error.strerror}.") from error
+            raise OutputError(f"The output folder '{folder}' cannot be created: {error.strerror}.") from error
 
     def release(self) -> None:
-        """Lets go, and removes the folder when nothing was put in it; may be called twice."""
+        """Releases the lock, and deletes the folder when it is empty; may be called twice."""
         if self._descriptor >= 0:
             if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [LOCK_NAME]:
                 (self.folder / LOCK_NAME).unlink()
@@ -240,13 +239,13 @@ def _lock(folder: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the run that held it has just finished, and took the file with it
+        os.close(descriptor)  # the other run has just finished and deleted the lock file: try again
 
 
 def _foreign(folder: Path) -> list[str]:
-    """What a folder holds that mcompose did not write, sorted."""
-    own = {JOURNAL_NAME, LOCK_NAME}
-    paths = [path for path in folder.rglob("*") if not path.is_dir() and path.name not in own]
+    """Returns the names in a folder that mcompose did not write, sorted."""
+    own_names = {JOURNAL_NAME, LOCK_NAME}
+    paths = [path for path in folder.rglob("*") if not path.is_dir() and path.name not in own_names]
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     locked = _locked_files(folder)
     if locked is None:
@@ -264,7 +263,7 @@ def _locked_files(folder: Path) -> set[str] | None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two folders in one step; False where the system cannot."""
+    """Exchanges two folders in one step; returns False where the system cannot do it."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

@@ -1,8 +1,7 @@
-"""ONNX graphs: single files of a folder that may hold no other weights, and those that a composed checkpoint names.
+"""Opens folders of ONNX graphs, which may be domain experts.
 
-Domain experts may be ONNX graphs. Such a folder needs no ``config.json`` and no safetensors, so it is opened by the
-names of its files; a composed checkpoint says in its config which files it holds beside its tensors. Names lead into
-the folder, never out of it.
+Such a folder needs neither ``config.json`` nor safetensors files, so it is opened by the names of its files. The config
+of a composed checkpoint names its graphs. Names must be paths inside the folder.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ __all__ = ["ExpertFile", "open_files"]
 
 @dataclass(frozen=True)
 class ExpertFile:
-    """A file of an expert that is copied as it is.
+    """A file of an expert that is copied unchanged.
 
     Args:
-        path: Where it lies.
-        name: In the output, with ``/``.
-        sha256: Of its content.
+        path: Path of the file.
+        name: Path in the output, with ``/``.
+        sha256: SHA-256 of its content, in hex.
     """
 
     path: Path
@@ -38,24 +37,24 @@ class ExpertFile:
 
 
 def open_files(ref: ModelRef, names: Iterable[str] = (), *, relative_to: Path = Path()) -> Checkpoint:
-    """Opens a folder by some of its files, whatever else it holds or lacks.
+    """Opens a folder by the names of some files, whatever other files it has.
 
     Args:
-        ref: The folder, here or on the Hub.
-        names: Files that must be there; they are fetched, with the small files of the folder.
+        ref: Reference of the folder, local or on the Hub.
+        names: Files that must exist; they are fetched, together with the small files of the folder.
         relative_to: Folder that relative paths start from.
 
     Returns:
-        A checkpoint without tensors, whose weight files are these, with their digests.
+        A checkpoint without tensors, whose weight files are these files, with their digests.
 
     Raises:
-        CheckpointError: The folder or a file is not there.
+        CheckpointError: The folder or a file does not exist.
         HubError: The Hub refused, or could not be reached.
     """
     wanted = tuple(dict.fromkeys(names))
     for name in wanted:
         if not plain_path(name):
-            raise CheckpointError(f"'{name}' is no file of '{ref}': it leads out of the folder.")
+            raise CheckpointError(f"'{name}' is not a file in '{ref}': the path leads out of the folder.")
     if ref.kind == "hub":
         from mcompose.checkpoint import hub  # noqa: PLC0415 - a network library, for Hub references only
 
@@ -64,13 +63,13 @@ def open_files(ref: ModelRef, names: Iterable[str] = (), *, relative_to: Path = 
     else:
         folder, commit = ref.path(relative_to), None
         if not folder.is_dir():
-            raise CheckpointError(f"'{ref}' is not there: no folder '{folder}'.", hint="Check the path.")
+            raise CheckpointError(f"'{ref}': the folder '{folder}' does not exist.", hint="Check the path.")
         present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in wanted:
         if not (folder / name).is_file():
             alike = [repr(other) for other in present if other.endswith(Path(name).suffix or name)][:5]
-            hint = f"It holds {', '.join(alike)}." if alike else "Check its spelling."
-            raise CheckpointError(f"'{ref}' holds no file '{name}'.", hint=hint)
+            hint = f"It contains {', '.join(alike)}." if alike else "Check the spelling."
+            raise CheckpointError(f"'{ref}' does not contain the file '{name}'.", hint=hint)
     config = folder / "config.json"
     table = read_json_object(config) if config.is_file() else {}
     digests = {name: digest_file(folder / name).sha256 for name in wanted}

@@ -1,10 +1,9 @@
 """The header of a safetensors file, read and checked without the safetensors library.
 
-A file is an 8-byte little-endian length, that many bytes of JSON, and the data. The JSON names every tensor
-with its dtype, shape and place in the data. A header comes from strangers, so nothing in it is believed: each
-tensor must be of a known dtype, be as long as its shape says, and the tensors together must fill the file
-with no hole and no overlap. Only the header is read; its size is bounded by the format (100 MB) and by the
-file.
+A file is an 8-byte little-endian length, that many bytes of JSON, and the data. The JSON gives the dtype, shape and
+offsets of every tensor. A header may come from an untrusted source, so everything in it is checked: each tensor must
+have a known dtype and the length of its shape, and the tensors together must fill the file without gaps and overlaps.
+Only the header is read; its size is limited by the format (100 MB) and by the file.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ __all__ = [
 ]
 
 MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit."""
+"""Limit of the format."""
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
-"""Longer JSON files (config, index) are refused unread; the largest known index has a few megabytes."""
+"""Larger JSON files (config, index) are refused unread; the largest known index has a few megabytes."""
 
-_DAMAGED = "The file is damaged or was not written by safetensors; fetch it again."
+_DAMAGED = "Fetch it again: the file is damaged or was not written by safetensors."
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one safetensors file says of itself.
+    """Header of one safetensors file.
 
     Args:
-        entries: Its tensors, in the order in which they lie in the file.
-        metadata: The file's ``__metadata__``; empty when it has none.
+        entries: The tensors, in the order of their data in the file.
+        metadata: ``__metadata__`` of the file; empty when it does not have any.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -58,10 +57,10 @@ def read_header(path: Path) -> Header:
         path: The file.
 
     Returns:
-        Its tensors and metadata.
+        The tensors and the metadata of the file.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, truncated, or its header is not to be trusted.
+        CheckpointError: The file is missing, unreadable or truncated, or its header is not valid.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -82,14 +81,14 @@ def parse_header(prefix: bytes, *, file: Path, size: int) -> Header:
 
     Args:
         prefix: The 8-byte length and the whole JSON header.
-        file: The file they stand in, for the entries and for messages; it need not exist.
-        size: Length of the whole file in bytes.
+        file: Path of the file, for the entries and for messages; it need not exist.
+        size: Size of the whole file in bytes.
 
     Returns:
-        The file's tensors and metadata.
+        The tensors and the metadata of the file.
 
     Raises:
-        CheckpointError: The header is not to be trusted; the message names the file and the tensor.
+        CheckpointError: The header is not valid; the message names the file and the tensor.
     """
     length = _header_length(prefix, file, size=size)
     raw = prefix[8 : 8 + length]
@@ -107,11 +106,11 @@ def parse_header(prefix: bytes, *, file: Path, size: int) -> Header:
 
 
 def read_json_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
-    """Reads a JSON file that holds one object; a byte order mark is tolerated.
+    """Reads a JSON file that contains one object; a byte order mark is accepted.
 
     Args:
         path: The file.
-        unique: Refuse an object that names a key twice (as JSON, the last one would win).
+        unique: Whether to refuse objects with repeated keys (JSON keeps the last one).
 
     Raises:
         CheckpointError: The file is missing, too large, or not a JSON object.
@@ -126,22 +125,22 @@ def read_json_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
     if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"'{path}' is larger than {MAX_JSON_BYTES} bytes, which no such file is.")
+        raise CheckpointError(f"'{path}' is larger than {MAX_JSON_BYTES} bytes, the limit for such files.")
     return parse_json_object(raw, file=path, unique=unique)
 
 
 def parse_json_object(raw: bytes, *, file: Path, what: str = "", unique: bool = False) -> dict[str, Any]:
-    """Parses one JSON object; every way in which it can be broken is one error.
+    """Parses one JSON object; any defect raises a ``CheckpointError``.
 
     Args:
         raw: The text in UTF-8.
-        file: Where it stands, for messages.
-        what: Words put before the file's name.
-        unique: Be as strict as the safetensors library: refuse an object that names a key twice.
+        file: File of the text, for messages.
+        what: Words before the file's name in messages.
+        unique: Whether to be as strict as the safetensors library, and to refuse objects with repeated keys.
     """
     try:
         hooks: dict[str, Any] = {"object_pairs_hook": _unique_pairs} if unique else {}
-        if unique and b"-0" in raw:  # a hook for every number costs more than all the rest
+        if unique and b"-0" in raw:  # a hook for every number takes longer than everything else
             hooks["parse_int"] = _integer
         value = json.loads(raw.decode("utf-8-sig"), **hooks)
     except RecursionError:
@@ -157,12 +156,12 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         names = [key for key, _ in pairs]
-        raise ValueError(f"the key {_shown(next(key for key in names if names.count(key) > 1))} stands twice")
+        raise ValueError(f"the key {_quote(next(key for key in names if names.count(key) > 1))} occurs twice")
     return table
 
 
 def _integer(text: str) -> int:
-    if text == "-0":  # an integer to Python, a fraction to the library
+    if text == "-0":  # an integer for Python, a fraction for the safetensors library
         raise ValueError("-0 is not an integer")
     return int(text)
 
@@ -183,23 +182,23 @@ def _header_length(prefix: bytes, file: Path, *, size: int) -> int:
 
 def _metadata(value: Any, file: Path) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise CheckpointError(f"The metadata of '{file}' is not a table of texts.", hint=_DAMAGED)
+        raise CheckpointError(f"The metadata of '{file}' must map names to text.", hint=_DAMAGED)
     return cast("dict[str, str]", value)
 
 
 def _entry(key: str, value: Any, *, file: Path, start: int, size: int) -> TensorEntry:
-    """One tensor of the header, with its offset counted from the start of the file."""
+    """Returns one tensor of the header, with its offset from the start of the file."""
 
     def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"Tensor {_shown(key)} in '{file}' {reason}.", hint=_DAMAGED)
+        return CheckpointError(f"Tensor {_quote(key)} in '{file}' {reason}.", hint=_DAMAGED)
 
     if not _is_text(key):
         raise refuse("has a name that is not valid text")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise refuse("is not described by dtype, shape and data_offsets")
+        raise refuse("must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise refuse(f"has the unknown dtype {_shown(dtype)}")
+        raise refuse(f"has the unknown dtype {_quote(dtype)}")
     if not _are_counts(shape):
         raise refuse("has a shape that is not a list of non-negative integers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -207,17 +206,17 @@ def _entry(key: str, value: Any, *, file: Path, start: int, size: int) -> Tensor
     begin, end = offsets
     if start + end > size:
         raise CheckpointError(
-            f"'{file}' is truncated: its header asks for at least {start + end} bytes, the file has {size}.",
+            f"'{file}' is truncated: its header requires at least {start + end} bytes, the file has {size}.",
             hint=_DAMAGED,
         )
     bits = _bit_count(shape, DTYPE_BITS[dtype], limit=8 * (end - begin))
     if bits != 8 * (end - begin):
-        raise refuse(f"is {end - begin} bytes long, which is not what {dtype} and its shape ask for")
+        raise refuse(f"is {end - begin} bytes long, which does not match {dtype} and its shape")
     return TensorEntry(key, dtype, tuple(shape), file, start + begin, end - begin)
 
 
 def _bit_count(shape: list[int], bits: int, *, limit: int) -> int:
-    """Bits of a tensor; stops counting above the limit, so that absurd shapes cost nothing."""
+    """Returns the number of bits of a tensor; stops counting above the limit, so that absurd shapes cost nothing."""
     if 0 in shape:
         return 0
     for size in shape:
@@ -231,9 +230,9 @@ def _check_contiguous(entries: list[TensorEntry], file: Path, *, start: int, siz
     position = start
     for entry in entries:
         if entry.offset != position:
-            fault = "overlaps the tensor before it" if entry.offset < position else "leaves a hole before it"
+            fault = "overlaps the tensor before it" if entry.offset < position else "leaves a gap before it"
             raise CheckpointError(
-                f"Tensor {_shown(entry.key)} in '{file}' {fault} (byte {entry.offset}, expected {position}).",
+                f"Tensor {_quote(entry.key)} in '{file}' {fault} (byte {entry.offset}, expected {position}).",
                 hint=_DAMAGED,
             )
         position += entry.nbytes
@@ -253,7 +252,7 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
-    """A stranger's value, fit for a message: quoted, ASCII, short."""
+def _quote(value: object) -> str:
+    """Formats an untrusted value for a message: quoted, ASCII, short."""
     text = ascii(value)
     return text if len(text) <= 120 else text[:117] + "..."

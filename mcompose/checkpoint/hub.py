@@ -1,13 +1,12 @@
-"""Checkpoints of the Hugging Face Hub: one commit, only the files needed, and headers without weights.
+"""Checkpoints on the Hugging Face Hub: one commit, only the files needed, and headers without weights.
 
-A revision is resolved to a commit first; everything is then read at that commit, through the Hub's own
-cache, so that ``HF_HOME``, ``HF_HUB_OFFLINE`` and partly fetched files behave as users of ``huggingface_hub``
-know them. Weights are safetensors only; pickles, other formats and the repository's code are listed and never
-fetched. Without weights, the headers come by range requests: a few kilobytes a file, whatever its size.
+A revision is resolved to a commit first; everything is then read at that commit, through the Hub's cache, so that
+``HF_HOME``, ``HF_HUB_OFFLINE`` and partly fetched files work as in ``huggingface_hub``. Only safetensors weights are
+fetched; pickles, other formats and the repository's code are listed and never fetched. Without weights, headers are
+read by range requests: a few kilobytes for each file.
 
-Security: the token is the one that ``hf auth login`` or ``HF_TOKEN`` gives. ``huggingface_hub`` sends it to
-the Hub alone; it is never printed and never written. ``redact`` cleans every foreign message that ends in one
-of ours.
+Security: the token comes from ``hf auth login`` or ``HF_TOKEN``. ``huggingface_hub`` sends it to the Hub only; it is
+never printed or written. ``redact`` removes tokens from every message of the library that mcompose quotes.
 
 Only calls that exist in huggingface_hub 1.31 and 2.x are used; the library is imported on first use.
 """
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["FIRST_BYTES", "LOG_IN", "fetch", "hub_errors", "redact"]
 
 FIRST_BYTES = 100_000
-"""Length of the first range request; most headers fit, so that one request a file is enough."""
+"""Length of the first range request, in bytes; most headers fit, so that one request per file is enough."""
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 
@@ -61,16 +60,16 @@ def fetch(
 
     Args:
         ref: A Hub reference.
-        weights: Whether to fetch the weight files. Without, their headers are read by range requests, or from
-            the cache when the files are there already.
-        files: What to fetch instead of weight files, as far as it is there; for folders without any.
-        token: Hub token; by default the one of the environment.
+        weights: Whether to fetch the weight files. If False, their headers are read by range requests, or from the
+            cache when the files are there already.
+        files: Names of files to fetch instead of weight files, if they exist; for folders without weight files.
+        token: Hub token; default: the token of the environment.
 
     Returns:
-        The folder in the Hub's cache, the commit, and what the repository holds.
+        The folder in the Hub's cache, the commit, and the list of files in the repository.
 
     Raises:
-        CheckpointError: The repository or the revision does not exist, or holds no safetensors weights.
+        CheckpointError: The repository or the revision does not exist, or does not have safetensors weights.
         HubError: The Hub refused, or could not be reached.
         StorageError: The disk is full.
     """
@@ -83,7 +82,7 @@ def fetch(
             return _from_cache(ref, weights=weights, files=files)
         folder = _download(ref, listing.commit, filter(_is_small, listing.files), token=token)
         if ref.revision != listing.commit:
-            _remember(ref, token=token)
+            _cache_branch(ref, token=token)
         names = _weight_names(folder, listing.files, ref) if files is None else files
         headers = None
         if weights:
@@ -101,9 +100,9 @@ class _Listing:
 
 
 def _list(api: HfApi, ref: ModelRef) -> _Listing | None:
-    """The repository at the commit that the revision names.
+    """Lists the repository at the commit of the revision.
 
-    None when the Hub cannot be reached and the commit is pinned: the cache is as good then.
+    Returns None when the Hub cannot be reached and the reference is a commit: the cache then has the same content.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # noqa: PLC0415 - see fetch
 
@@ -115,7 +114,7 @@ def _list(api: HfApi, ref: ModelRef) -> _Listing | None:
         return None
     siblings = info.siblings or []
     if info.sha is None:
-        raise HubError(f"The Hub names no commit for '{ref}'.")
+        raise HubError(f"The Hub did not return a commit for '{ref}'.", hint="Try again later.")
     files = {file.rfilename: file.size or 0 for file in siblings}
     return _Listing(info.sha, files, {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs})
 
@@ -125,22 +124,22 @@ def _is_small(name: str) -> bool:
 
 
 def _download(ref: ModelRef, commit: str, names: Iterable[str], *, token: str | None) -> Path:
-    """Fetches the named files into the Hub's cache; what is there already is not fetched again."""
+    """Fetches files into the Hub's cache; files that are there already are not fetched again."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
 
     patterns = [escape(name) for name in names]
     return Path(snapshot_download(ref.location, revision=commit, allow_patterns=patterns, token=token))
 
 
-def _remember(ref: ModelRef, *, token: str | None) -> None:
-    """Lets the cache note which commit the branch names, so that it can be found offline."""
+def _cache_branch(ref: ModelRef, *, token: str | None) -> None:
+    """Makes the cache record the commit of the branch, so that it can be found offline."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
 
     snapshot_download(ref.location, revision=ref.revision, allow_patterns=["config.json"], token=token)
 
 
 def _weight_names(folder: Path, files: Iterable[str], ref: ModelRef) -> tuple[str, ...]:
-    """The weight files of a checkpoint, of an adapter, or of both."""
+    """Returns the names of the weight files of a checkpoint, of an adapter, or of both."""
     present = list(files)
     adapter = (_ADAPTER[1],) if all(name in present for name in _ADAPTER) else ()
     try:
@@ -152,7 +151,7 @@ def _weight_names(folder: Path, files: Iterable[str], ref: ModelRef) -> tuple[st
 
 
 def _graphs(folder: Path) -> Iterable[str]:
-    """Graphs of experts, which a composed checkpoint holds beside its weight files."""
+    """Returns the names of the experts' graphs in a composed checkpoint."""
     config = folder / "config.json"
     return stored_graphs(read_json_object(config)) if config.is_file() else ()
 
@@ -161,7 +160,7 @@ def _graphs(folder: Path) -> Iterable[str]:
 
 
 def _headers(api: HfApi, ref: ModelRef, listing: _Listing, *, folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """First bytes of each weight file, from the cache where the file lies there."""
+    """Returns the header bytes of each weight file, from the cache where the file is there."""
 
     def read(name: str) -> bytes:
         size = listing.files[name]
@@ -188,7 +187,7 @@ def _remote_header(api: HfApi, ref: ModelRef, *, commit: str, name: str, size: i
     if length > min(size, 8 + MAX_HEADER_BYTES):
         raise CheckpointError(
             f"'{name}' of '{ref}' declares a header of {length - 8} bytes, but the file has {size}.",
-            hint="The file is damaged; it was not fetched.",
+            hint="The file is damaged and was not fetched. Use another revision, or report it to the author.",
         )
     if length > len(data):
         data += _range(api, url, start=len(data), stop=length)
@@ -196,7 +195,7 @@ def _remote_header(api: HfApi, ref: ModelRef, *, commit: str, name: str, size: i
 
 
 def _range(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop``; tried again, since a plan should not fail on one lost packet."""
+    """Fetches the bytes ``start`` to ``stop``, with retries so that one lost packet does not stop a plan."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # noqa: PLC0415 - see fetch
 
     for attempt in range(1, _ATTEMPTS + 1):
@@ -227,7 +226,7 @@ def _range_once(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
             if len(data) >= skip + stop - start:
                 break
     if len(data) < skip + stop - start:
-        raise HubError(f"The Hub sent {len(data)} bytes of '{url}' where {stop - start} were asked for.")
+        raise HubError(f"The Hub sent {len(data)} bytes of '{url}' instead of {stop - start}.", hint="Try again later.")
     return bytes(data[skip : skip + stop - start])
 
 
@@ -235,7 +234,7 @@ def _range_once(api: HfApi, url: str, *, start: int, stop: int) -> bytes:
 
 
 def _from_cache(ref: ModelRef, *, weights: bool, files: tuple[str, ...] | None) -> HubSnapshot:
-    """The checkpoint as earlier runs left it in the cache."""
+    """Returns the checkpoint from the cache, as earlier runs left it."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - see fetch
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 - see fetch
 
@@ -259,18 +258,18 @@ def _from_cache(ref: ModelRef, *, weights: bool, files: tuple[str, ...] | None) 
 
 
 def _not_cached(message: str) -> HubError:
-    return HubError(message, hint="Run once with a connection, and without HF_HUB_OFFLINE.")
+    return HubError(message, hint="Run once with a network connection and without HF_HUB_OFFLINE.")
 
 
 # what went wrong
 
 
 def redact(text: str, *, token: str | None = None) -> str:
-    """Takes tokens out of a text that someone else wrote.
+    """Removes tokens from a text of another library.
 
     Args:
-        text: A message of the Hub or of its library.
-        token: A token that was given by hand; the one of the environment is known.
+        text: Message of the Hub or of its library.
+        token: Token that the caller passed explicitly; the environment's token is removed too.
 
     Returns:
         The text, with every token replaced by ``***``.
@@ -287,13 +286,13 @@ def redact(text: str, *, token: str | None = None) -> str:
 def hub_errors(
     repo_id: str, *, revision: str | None = None, token: str | None = None, explain: _Explain | None = None
 ) -> Iterator[None]:
-    """Turns what the Hub's library raises into one sentence without tokens.
+    """Turns errors of the Hub's library into one sentence without tokens.
 
     Args:
-        repo_id: The repository that is asked for.
-        revision: The revision, for messages.
-        token: A token that was given by hand, to be kept out of messages.
-        explain: Gives the hint when the ``"repository"``, the ``"revision"`` or the ``"permission"`` is missing.
+        repo_id: Id of the requested repository.
+        revision: Requested revision, for messages.
+        token: Token that the caller passed explicitly, which must not appear in messages.
+        explain: Returns the hint for a missing ``"repository"``, ``"revision"`` or ``"permission"``.
 
     Raises:
         CheckpointError: The repository or the revision does not exist.
@@ -311,7 +310,7 @@ def hub_errors(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The library wraps what an upload thread raised into a RuntimeError."""
+    """Returns the original error of an upload thread, which the library wraps into a RuntimeError."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -331,11 +330,12 @@ def _translate(
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(
-            f"'{repo_id}' has no revision '{revision}'.", hint=explain("revision") if explain else ""
+            f"'{repo_id}' does not have the revision '{revision}'.", hint=explain("revision") if explain else ""
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
-            f"The Hub shows no repository '{repo_id}'.", hint=explain("repository") if explain else LOG_IN
+            f"The Hub does not have a repository '{repo_id}' that this token may see.",
+            hint=explain("repository") if explain else LOG_IN,
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, repo_id, token=token, explain=explain)
@@ -348,25 +348,25 @@ def _refused(error: Any, repo_id: str, *, token: str | None, explain: _Explain |
         return HubError(f"The Hub does not accept the token that was sent for '{repo_id}'.", hint=LOG_IN)
     if status == 403:
         return HubError(
-            f"The Hub does not let this token do that in '{repo_id}'.",
+            f"The token does not have the permission to do this in '{repo_id}'.",
             hint=explain("permission") if explain else "Use a token that has the permission.",
         )
-    words = first_line(redact(str(error.server_message or error), token=token))
-    return HubError(f"The Hub answered {status} for '{repo_id}': {words}.", hint="Try again later.")
+    reason = first_line(redact(str(error.server_message or error), token=token))
+    return HubError(f"The Hub answered {status} for '{repo_id}': {reason}.", hint="Try again later.")
 
 
 def _unreachable(error: BaseException, repo_id: str, *, token: str | None) -> McomposeError:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageError("The disk is full.", hint="Make room, or move the Hub's cache with HF_HOME.")
-    words = first_line(redact(str(error) or type(error).__name__, token=token))
+        return StorageError("The disk is full.", hint="Free some space, or move the Hub's cache with HF_HOME.")
+    reason = first_line(redact(str(error) or type(error).__name__, token=token))
     return HubError(
-        f"The exchange with the Hub about '{repo_id}' broke off: {words}.",
-        hint="Check the connection and run again: what arrived is kept.",
+        f"The connection to the Hub failed for '{repo_id}': {reason}.",
+        hint="Check the connection and run again; fetched files are kept.",
     )
 
 
 def _explain(api: HfApi, ref: ModelRef, kind: str) -> str:
-    """A hint for a name that the Hub does not know: the nearest that it knows."""
+    """Returns the hint for a name that the Hub does not have: the nearest name that it has."""
     from huggingface_hub import get_token  # noqa: PLC0415 - see fetch
     from huggingface_hub.errors import HTTPError  # noqa: PLC0415 - see fetch
 

@@ -1,13 +1,12 @@
-"""The journal of a run: one line per finished tensor, so that the next run starts where this one was killed.
+"""The journal of a run: one line for each finished tensor, so that a killed run can be resumed.
 
-The first line names the run (its fingerprint) and the boot of the machine; every other line one finished
-tensor. A line is written after the tensor's last byte was handed to the kernel. When only the process is
-killed, the kernel still has those bytes and every line holds. When the machine went down, it may not have:
-the journal then says so (``same_boot`` is False) and the tensors' digests must be checked before they are
-believed. So nothing has to be forced to disk while the run goes on, which would cost more than the run
-itself.
+The first line has the fingerprint of the run and the boot id of the machine; every other line is one finished tensor. A
+line is written after the tensor's last byte was passed to the kernel. When only the process is killed, the kernel still
+has these bytes, and every line is valid. After a restart of the machine the bytes may be lost: ``same_boot`` is then
+False, and the tensors' digests must be checked. So nothing has to be forced to disk during the run, which would take
+longer than the run itself.
 
-A torn or garbled line ends the journal: it and what follows is cut off.
+An incomplete or invalid line ends the journal: it and all later lines are dropped.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class JournalRow:
     """One finished tensor.
 
     Args:
-        name: Its key in the output.
+        name: Key of the tensor in the output.
         digest: ``xxh3:<hex>`` of its bytes.
-        row: Whatever the writer wants back: its ledger row as a plain table.
+        row: Data that the writer gets back when it resumes: the ledger row as plain data.
     """
 
     name: str
@@ -45,10 +44,10 @@ class Journal:
     """An append-only file of finished tensors.
 
     Args:
-        path: The file.
-        descriptor: It, open for appending.
-        rows: What it holds already, by tensor name.
-        same_boot: Whether the machine has run since the journal was begun.
+        path: Path of the journal.
+        descriptor: Descriptor of the file, open for appending.
+        rows: Rows that the file already has, by tensor name.
+        same_boot: Whether the machine has not been restarted since the journal was begun.
     """
 
     def __init__(self, path: Path, descriptor: int, *, rows: dict[str, JournalRow], same_boot: bool) -> None:
@@ -75,16 +74,16 @@ class Journal:
 
         Args:
             path: The file.
-            fingerprint: The run's own; equal fingerprints write equal bytes.
+            fingerprint: Fingerprint of this run; runs with equal fingerprints write equal bytes.
 
         Returns:
-            The journal, cut off at its first broken line; None when there is none or it is another run's.
+            The journal up to its first invalid line; None when there is none or its fingerprint differs.
         """
         try:
             raw = path.read_bytes()
         except OSError:
             return None
-        lines = raw.split(b"\n")[:-1]  # what follows the last line feed is torn
+        lines = raw.split(b"\n")[:-1]  # text after the last line feed is an incomplete line
         head = _parse(lines[0]) if lines else None
         if head is None or head.get("journal") != FORMAT or head.get("fingerprint") != fingerprint:
             return None
@@ -100,7 +99,12 @@ class Journal:
         return cls(path, _open(path), rows=rows, same_boot=head.get("boot") == _boot_id() != "")
 
     def restart(self, *, fingerprint: str, keep: Mapping[str, JournalRow]) -> None:
-        """Writes the journal anew with some of its rows, in this boot's name."""
+        """Rewrites the journal with some of its rows and the current boot id.
+
+        Args:
+            fingerprint: Fingerprint of this run.
+            keep: Rows to keep, by tensor name.
+        """
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.unlink(missing_ok=True)
         self.close()
@@ -156,7 +160,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _boot_id() -> str:
-    """Changes when the machine starts; empty where the system does not tell, which is taken as changed."""
+    """Returns an id that changes when the machine restarts; empty (counts as changed) when it is not available."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,8 +1,8 @@
-"""Where every output tensor will lie, decided before any arithmetic is done.
+"""Plans the files and offsets of all output tensors before anything is computed.
 
-The files' headers depend on names, dtypes and shapes only, so they are written first and every tensor has its
-final place from the start: any thread may write any piece in any order, nothing is held back in memory and
-nothing is written twice. The same tensors in the same order always give the same bytes.
+The headers depend only on names, dtypes and shapes, so they are written first, and every tensor has its final offset
+from the start: any thread may write any piece in any order, nothing is buffered and nothing is written twice. The same
+tensors in the same order always give the same bytes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ class ShardLayout:
     """One file of the output.
 
     Args:
-        filename: Its final name.
-        header: Its first bytes: the length and the padded JSON. The data starts right after, on a multiple of
-            8.
-        size: Bytes of the whole file.
-        offsets: Name to first byte of the tensor's data, counted from the start of the file, in file order.
-        lengths: Name to bytes of the tensor's data.
+        filename: Final name of the file.
+        header: First bytes of the file: the length and the padded JSON. The data follows, at a multiple of 8.
+        size: Size of the whole file, in bytes.
+        offsets: Tensor name to the first byte of its data, from the start of the file, in file order.
+        lengths: Tensor name to the size of its data, in bytes.
     """
 
     filename: str
@@ -46,7 +45,7 @@ class ShardLayout:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor goes: file, first byte, bytes."""
+    """Place of one tensor: file, first byte, and number of bytes."""
 
     filename: str
     offset: int
@@ -59,7 +58,7 @@ class Layout:
 
     Args:
         shards: The files, in order.
-        index_json: Text of ``model.safetensors.index.json``; None when there is one file only.
+        index_json: Text of ``model.safetensors.index.json``; None when there is only one file.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -76,36 +75,35 @@ class Layout:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files together, headers included."""
+        """Size of all files together, in bytes, including headers."""
         return sum(shard.size for shard in self.shards)
 
 
 def plan_layout(
     tensors: Sequence[TensorSpec], *, max_shard_size: int, metadata: Mapping[str, str] | None = None
 ) -> Layout:
-    """Places tensors in files.
+    """Assigns tensors to files.
 
-    Tensors are dealt to shards in the given order; a shard is closed before the tensor that would take its
-    data over the limit, so a tensor larger than the limit has a shard of its own. Inside a shard, wider
-    dtypes come first: every tensor then starts on a multiple of its element size, which lets readers map it
-    without a copy.
+    Tensors are assigned to shards in the given order; a shard ends before the tensor that would exceed the limit, so a
+    tensor larger than the limit is alone in its shard. Inside a shard, wider dtypes come first: every tensor then
+    starts at a multiple of its element size, so that readers can map it without a copy.
 
     Args:
         tensors: Name, dtype and shape of every tensor, in the order of the output.
-        max_shard_size: Most bytes of data in one file (a single larger tensor excepted). Headers do not
-            count, as in transformers.
-        metadata: Entries for the files' ``__metadata__`` beside ``format: pt``.
+        max_shard_size: Largest size of the data in one file, in bytes (except for a single larger tensor). Headers do
+            not count, as in transformers.
+        metadata: Entries for the files' ``__metadata__``, in addition to ``format: pt``.
 
     Returns:
         The layout; one ``model.safetensors`` when everything fits, else numbered shards and an index.
 
     Raises:
-        ValueError: Two tensors have one name, a dtype is unknown, or a shape does not end on a whole byte.
+        ValueError: Two tensors have the same name, a dtype is unknown, or a tensor does not end on a whole byte.
     """
     lengths = {name: _length(name, dtype, shape) for name, dtype, shape in tensors}
     if len(lengths) != len(tensors):
-        raise ValueError("Two tensors of the layout have one name.")
-    groups = _deal(tensors, lengths, max_shard_size)
+        raise ValueError("Two tensors of the layout have the same name.")
+    groups = _split_into_shards(tensors, lengths, max_shard_size)
     metadata = {"format": "pt", **dict(sorted((metadata or {}).items()))}
     shards = tuple(
         _lay_out(_shard_name(number, len(groups)), group, lengths, metadata)
@@ -114,7 +112,9 @@ def plan_layout(
     return Layout(shards, _index(shards) if len(shards) > 1 else None)
 
 
-def _deal(tensors: Sequence[TensorSpec], lengths: Mapping[str, int], max_shard_size: int) -> list[list[TensorSpec]]:
+def _split_into_shards(
+    tensors: Sequence[TensorSpec], lengths: Mapping[str, int], max_shard_size: int
+) -> list[list[TensorSpec]]:
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -160,7 +160,7 @@ def _length(name: str, dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _alignment(dtype: str) -> int:
-    """Element size in bytes; sub-byte dtypes go last, since they may end anywhere."""
+    """Returns the element size in bytes; 0 for dtypes below 8 bits, which come last."""
     return DTYPE_BITS[dtype] // 8
 
 

@@ -1,11 +1,11 @@
-"""A checkpoint on disk: its config, and where each of its tensors lies.
+"""Opens a checkpoint on disk: its config, and the file and offset of each tensor.
 
-Opening reads the headers of the weight files and the config, never a weight; torch and the safetensors
-library are not needed. Files are found as transformers finds them: ``model.safetensors``, else the index,
-else the one other safetensors file. A pickle is never opened.
+Opening reads the config and the headers of the weight files, never a weight; torch and the safetensors library are not
+needed. Files are found as in transformers: ``model.safetensors``, else the index, else the only other safetensors file.
+A pickle is never opened.
 
-An index may name plain files of its own folder only. The name decides, not where a link leads: the Hub's
-cache is made of links into its store of blobs, and a user may link a shard as well.
+An index may name only files in its own folder. The name is checked, not the target of a link: the Hub's cache consists
+of links into its blobs, and users may link shards too.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Checkpoint:
     """A checkpoint whose headers were read and checked.
 
     Args:
-        ref: Where it lives, as the user wrote it.
-        folder: Its files. Without weights (Hub only), ``config.json`` and the sidecars alone.
+        ref: Reference, as the user wrote it.
+        folder: Folder of the files. Without weights (Hub only), it has only ``config.json`` and the sidecars.
         commit: Commit of a Hub checkpoint; None for a local one.
-        config: ``config.json`` as it is.
-        tensors: Key to entry: files by name, within a file in the order of the data.
+        config: Content of ``config.json``.
+        tensors: Key to entry, sorted by file name, then in the order of the data.
         weight_files: Names of the weight files, sorted.
         metadata: ``__metadata__`` of the first weight file.
         has_weights: False when only headers were fetched.
-        digests: Name to sha256 in hex of the large files, as the Hub states it.
+        digests: Name of each large file to its SHA-256 in hex, from the Hub.
     """
 
     ref: ModelRef
@@ -56,7 +56,7 @@ class Checkpoint:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Front matter of the model card; empty when there is none."""
+        """Front matter of the model card; empty without one."""
         return read_card(self.folder)
 
     @property
@@ -67,12 +67,12 @@ class Checkpoint:
 
     @property
     def base_model(self) -> str:
-        """Base model of the model card; several are joined by commas; empty when it states none."""
+        """Base model of the model card, several joined by commas; empty when the card does not state one."""
         return _joined(self.card.get("base_model"))
 
     @property
     def model_type(self) -> str:
-        """Transformers' model type; empty when the config has none."""
+        """Model type of transformers; empty when the config does not have one."""
         return _joined(self.config.get("model_type"))
 
     @property
@@ -86,24 +86,24 @@ class Checkpoint:
 
     @cached_property
     def total_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors, in bytes."""
         return sum(entry.nbytes for entry in self.tensors.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key to shape, in the order of ``tensors``: what ``read_anatomy`` takes."""
+        """Key to shape, in the order of ``tensors``, as ``read_anatomy`` takes it."""
         return {key: entry.shape for key, entry in self.tensors.items()}
 
     def sidecars(self) -> list[Path]:
-        """Tokenizer, processor, templates and generation config, sorted by name."""
+        """Returns the files of tokenizer, processor, templates and generation config, sorted by name."""
         return sidecar_files(self.folder)
 
     def graphs(self) -> list[Path]:
-        """ONNX graphs of experts that a composed checkpoint holds beside its tensors, sorted by name."""
+        """Returns the experts' ONNX graphs in a composed checkpoint, sorted by name."""
         return sorted(self.folder / name for name in stored_graphs(self.config))
 
     def code(self) -> list[Path]:
-        """The checkpoint's own Python files, sorted by name; they are never run by mcompose."""
+        """Returns the checkpoint's Python files, sorted by name; mcompose never runs them."""
         return code_files(self.folder)
 
 
@@ -114,16 +114,16 @@ def open_checkpoint(
 
     Args:
         ref: A reference, or the path of a folder.
-        relative_to: Folder that relative paths start from: the recipe's own.
-        weights: Whether the weights will be read. False fetches only headers from the Hub; local folders do
-            not care.
-        token: Hub token; by default the one of the environment.
+        relative_to: Folder that relative paths start from: the recipe's folder.
+        weights: Whether the weights will be read. False fetches only headers from the Hub; it has no effect for local
+            folders.
+        token: Hub token; default: the token of the environment.
 
     Returns:
         The checkpoint.
 
     Raises:
-        CheckpointError: Something is missing, broken or unsafe; the message names the file.
+        CheckpointError: A file is missing, broken or unsafe; the message names it.
         HubError: The Hub refused, or could not be reached.
     """
     if isinstance(ref, Path):
@@ -140,14 +140,14 @@ def open_checkpoint(
 
 
 def is_tied(config: Mapping[str, Any], keys: Iterable[str] = ()) -> bool:
-    """Whether the head is the embedding.
+    """Returns whether the head is the embedding.
 
-    The language model's own setting decides, then the outer one. A config that is silent is tied when no head
-    is stored: transformers' default differs from class to class, and an untied head would have to be there.
+    The language model's setting decides, then the outer one. Without a setting, the head is tied when the checkpoint
+    does not contain a head: transformers' default differs between classes, and an untied head would be stored.
 
     Args:
-        config: ``config.json``.
-        keys: Keys of the checkpoint; needed only when the config is silent.
+        config: Content of ``config.json``.
+        keys: Keys of the checkpoint; needed only when the config does not have the setting.
     """
     for table in (_text_config(config), config):
         value = table.get("tie_word_embeddings")
@@ -172,8 +172,7 @@ def _open(ref: ModelRef, snapshot: HubSnapshot, names: Mapping[str, int]) -> Che
         for entry in header.entries:
             if entry.key in tensors:
                 raise CheckpointError(
-                    f"Tensor '{entry.key}' of '{ref}' stands in two files: "
-                    f"'{tensors[entry.key].file.name}' and '{name}'."
+                    f"Tensor '{entry.key}' of '{ref}' is in two files: '{tensors[entry.key].file.name}' and '{name}'."
                 )
             tensors[entry.key] = entry
     _check_index(files.weight_map, tensors, str(ref))
@@ -202,42 +201,41 @@ def _header(snapshot: HubSnapshot, name: str) -> Header:
 
 
 def _check_index(weight_map: Mapping[str, str] | None, tensors: Mapping[str, TensorEntry], ref: str) -> None:
-    """The index and the files must tell the same story."""
+    """Checks that the index and the files agree."""
     if weight_map is None:
         return
     for key, filename in weight_map.items():
         if key not in tensors or tensors[key].file.name != filename:
             raise CheckpointError(
-                f"The index of '{ref}' places '{key}' in '{filename}', which does not hold it.",
-                hint="Files of two checkpoints may be mixed up; fetch them again.",
+                f"The index of '{ref}' places '{key}' in '{filename}', which does not contain it.",
+                hint="Fetch the files again; they may belong to different checkpoints.",
             )
     for key, entry in tensors.items():
         if key not in weight_map:
             raise CheckpointError(
-                f"'{entry.file.name}' of '{ref}' holds '{key}', which the index does not know.",
-                hint="Files of two checkpoints may be mixed up; fetch them again.",
+                f"'{entry.file.name}' of '{ref}' contains '{key}', which is not in the index.",
+                hint="Fetch the files again; they may belong to different checkpoints.",
             )
 
 
 def _read_config(folder: Path, ref: str) -> dict[str, Any]:
     if not (folder / "config.json").exists():
-        own = "params.json" if (folder / "params.json").exists() else ""
+        has_params = (folder / "params.json").exists()
+        hint = "It has a 'params.json': convert it to the Hugging Face format first."
         raise CheckpointError(
-            f"'{ref}' has no config.json.",
-            hint=f"It has a '{own}': convert it to the Hugging Face format first." if own else
-            "Is it a Hugging Face checkpoint?",
-        )  # fmt: skip
+            f"'{ref}' does not have a config.json.", hint=hint if has_params else "Name a Hugging Face checkpoint."
+        )
     config = read_json_object(folder / "config.json")
     for key in ("model_type", "_name_or_path"):
         if not isinstance(config.get(key, ""), str | None):
-            raise CheckpointError(f"The `{key}` of '{ref}' is not a name in its config.json: {config[key]!r:.80}.")
+            raise CheckpointError(f"The `{key}` in the config.json of '{ref}' is not a string: {config[key]!r:.80}.")
     return config
 
 
 def _no_folder(ref: ModelRef, folder: Path) -> CheckpointError:
     if folder.is_file():
         return CheckpointError(f"'{ref}' is a file.", hint=f"Name its folder: 'local:{Path(ref.location).parent}'.")
-    return CheckpointError(f"'{ref}' is not there: no folder '{folder}'.", hint="Check the path.")
+    return CheckpointError(f"'{ref}': the folder '{folder}' does not exist.", hint="Check the path.")
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

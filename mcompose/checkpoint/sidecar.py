@@ -1,7 +1,7 @@
-"""The small files of a checkpoint: which belong to it, how they are copied, what its model card says.
+"""The small files of a checkpoint: finds and copies them, and reads the model card.
 
-A checkpoint is more than weights: tokenizer, processor, chat template and generation config travel with it.
-Code files (``*.py``) are listed apart, because copying a stranger's code is a decision of its own.
+Tokenizer, processor, chat template and generation config are copied with the weights. Code files (``*.py``) are listed
+separately, because the caller must decide whether to copy code that it does not trust.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ SIDECAR_PATTERNS = (
     "processors/*",
     "generation_config.json",
 )
-"""Names of the files that travel with the weights; ``config.json`` does not: every output has its own. A composed
-checkpoint keeps the files of its sources' processors under ``processors``."""
+"""Names of the files that are copied with the weights. ``config.json`` is not: every output has its own. A composed
+checkpoint has the files of its sources' processors under ``processors``."""
 
 _NEVER = (
     "*.safetensors",
@@ -76,29 +76,29 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What a file holds: its size in bytes and its sha256 in hex."""
+    """Size of a file in bytes, and the SHA-256 of its content in hex."""
 
     size: int
     sha256: str
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether a file of this name (relative to the checkpoint, with ``/``) travels with the weights."""
+    """Returns whether a file of this name (relative to the checkpoint, with ``/``) is copied with the weights."""
     if any(fnmatch(name, pattern) for pattern in _NEVER):
         return False
     return any(fnmatch(name, pattern) for pattern in SIDECAR_PATTERNS if ("/" in name) == ("/" in pattern))
 
 
 def sidecar_files(folder: Path) -> list[Path]:
-    """The files that travel with the weights, sorted by name."""
-    found = [
+    """Returns the files that are copied with the weights, sorted by name."""
+    paths = [
         path for pattern in ("*", "additional_chat_templates/*", "processors/**/*") for path in folder.glob(pattern)
     ]
-    return sorted(path for path in found if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
+    return sorted(path for path in paths if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
 
 
 def code_files(folder: Path) -> list[Path]:
-    """The checkpoint's own Python files (what ``trust_remote_code`` would run), sorted by name."""
+    """Returns the checkpoint's Python files (which ``trust_remote_code`` would run), sorted by name."""
     return sorted(path for path in folder.glob("*.py") if path.is_file())
 
 
@@ -121,14 +121,14 @@ def digest_file(path: Path) -> FileDigest:
 
 
 def copy_file(source: Path, target: Path) -> FileDigest:
-    """Copies a file's content (links are followed, permissions and times are not kept).
+    """Copies a file's content (links are followed, permissions and times are not copied).
 
     Args:
         source: The file.
-        target: Where to; its folder is made, an existing file is replaced.
+        target: Path of the copy. Its folder is created, and an existing file is replaced.
 
     Returns:
-        Size and hash of what was written.
+        Size and hash of the copy.
 
     Raises:
         CheckpointError: The source cannot be read.
@@ -149,10 +149,10 @@ def copy_file(source: Path, target: Path) -> FileDigest:
 
 
 def patch_json(source: Path, changes: Mapping[str, Any]) -> str:
-    """The text of a JSON file with some of its top-level keys changed.
+    """Returns the text of a JSON file with some of its top-level keys changed.
 
     Args:
-        source: A file that holds one JSON object.
+        source: File with one JSON object.
         changes: Key to new value; None removes the key.
 
     Returns:
@@ -163,12 +163,12 @@ def patch_json(source: Path, changes: Mapping[str, Any]) -> str:
     """
     table = read_json_object(source)
     table.update(changes)
-    kept = {key: value for key, value in table.items() if value is not None or key not in changes}
-    return json.dumps(kept, ensure_ascii=False, indent=2) + "\n"
+    table = {key: value for key, value in table.items() if value is not None or key not in changes}
+    return json.dumps(table, ensure_ascii=False, indent=2) + "\n"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The front matter of a checkpoint's ``README.md``; empty when there is none or it is broken."""
+    """Reads the front matter of a checkpoint's ``README.md``; empty when it is missing or broken."""
     try:
         with (folder / "README.md").open("rb") as handle:
             text = handle.read(_MAX_CARD_BYTES).decode("utf-8-sig", errors="replace")

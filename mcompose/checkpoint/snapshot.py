@@ -1,6 +1,6 @@
-"""What the Hub hands to the reader: a folder at one commit, with or without the weights.
+"""A repository of the Hub at one commit, with or without the weights.
 
-The value stands apart from ``hub.py`` so that reading needs no network library and ``hub.py`` needs no
+The class is separate from ``hub.py`` so that reading does not need the network library and ``hub.py`` does not need the
 reader.
 """
 
@@ -18,12 +18,12 @@ class HubSnapshot:
     """One repository at one commit.
 
     Args:
-        folder: Where the files lie; the weight files themselves are absent when ``headers`` is given.
+        folder: Folder of the files; it does not have the weight files when ``headers`` is set.
         commit: Full commit id.
-        headers: Without weights: name of each safetensors file to its first bytes, as they stand in the file:
-            the 8-byte length and the whole JSON header. None when the weight files are in the folder.
-        files: Name to size in bytes of every file that the repository holds, fetched or not.
-        digests: Name to sha256 in hex of the large files, as the Hub states it; for the lock file.
+        headers: Name of each safetensors file to its first bytes: the 8-byte length and the whole JSON header. None
+            when the weight files are in the folder.
+        files: Name of every file in the repository to its size in bytes, fetched or not.
+        digests: Name of each large file to its SHA-256 in hex, from the Hub; for the lock file.
     """
 
     folder: Path

@@ -1,10 +1,9 @@
-"""An output folder that appears whole or not at all.
+"""An output folder that appears only when it is complete.
 
-Everything is written in ``<dir>.partial`` beside the final folder, the weights under names that no reader
-takes for a model. ``finish`` gives the files their names and renames the folder; an output of mcompose that
-stood there is replaced in the same moment. A run that dies leaves the partial folder, and the next run with
-the same fingerprint goes on from its journal (``journal.py``). A lock keeps two runs out of one folder. A
-folder that holds anything else is never touched.
+Everything is written to ``<dir>.partial`` beside the final folder, the weights under names that readers do not take for
+a model. ``finish`` renames the files and the folder; an earlier output of mcompose is replaced at the same moment. A
+killed run leaves the partial folder, and the next run with the same fingerprint is resumed from its journal
+(``journal.py``). A lock keeps two runs out of the same folder. A folder with other content is never touched.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ __all__ = ["StagedOutput"]
 
 
 class StagedOutput:
-    """An output in the making; use ``open``, as a context manager.
+    """An output that is being written; create it with ``open``, as a context manager.
 
     Args:
-        final: The folder that will appear.
-        lock: The held lock of the partial folder.
-        fingerprint: What the run is made of: equal fingerprints write equal bytes.
-        durable: Whether ``finish`` waits until the disk has everything.
+        final: Final folder of the output.
+        lock: Lock of the partial folder.
+        fingerprint: Fingerprint of the run; runs with equal fingerprints write equal bytes.
+        durable: Whether ``finish`` waits until everything is on disk.
     """
 
     def __init__(self, final: Path, lock: FolderLock, *, fingerprint: str, durable: bool) -> None:
@@ -67,18 +66,17 @@ class StagedOutput:
         """Opens the partial folder of an output.
 
         Args:
-            folder: The final folder; it may not exist, be empty, or hold an earlier output of mcompose.
-            fingerprint: What the run is made of: recipe, sources, layout, version. Another fingerprint
-                discards what an earlier run has left.
-            resume: Whether to go on with what an earlier run has left.
-            durable: Whether ``finish`` waits until the disk has everything.
+            folder: Final folder: missing, empty, or with an earlier output of mcompose.
+            fingerprint: Fingerprint of recipe, sources, layout and version. Unfinished work with another fingerprint is
+                discarded.
+            resume: Whether to resume an unfinished run.
+            durable: Whether ``finish`` waits until everything is on disk.
 
         Returns:
-            The output; ``finished`` is filled by ``allocate``, ``notice`` says in a sentence what was
-            discarded.
+            The output. ``allocate`` fills ``finished``; ``notice`` is a sentence about discarded work.
 
         Raises:
-            OutputError: The folder holds something else, cannot be made, or another run is writing it.
+            OutputError: The folder contains something else, cannot be created, or another run is writing it.
         """
         final = check_replaceable(folder)
         lock = FolderLock.take(partial_folder(final))
@@ -95,30 +93,30 @@ class StagedOutput:
         self._journal = Journal.resume(self._path(JOURNAL_NAME), fingerprint=self._fingerprint) if resume else None
         if self._journal is None:
             if clear_partial(self.partial):
-                why = "another recipe, other sources or another version" if resume else "as asked"
+                why = "another recipe, other sources or another version" if resume else "as requested"
                 self.notice = f"Unfinished work in '{self.partial.name}' was discarded ({why})."
             self._journal = Journal.begin(self._path(JOURNAL_NAME), fingerprint=self._fingerprint)
 
     def allocate(self, layout: Layout, *, recheck: bool = False) -> dict[str, JournalRow]:
-        """Makes the weight files, full size, header first; or finds them as an earlier run has left them.
+        """Creates the weight files in full size with their headers, or opens those of an earlier run.
 
         Args:
-            layout: Where every tensor goes.
-            recheck: Whether to hash the tensors of an earlier run before they are believed. After a restart of the
-                machine this is always done; a process that was merely killed cannot lose what it wrote.
+            layout: Files and offsets of all tensors.
+            recheck: Whether to check the digests of an earlier run's tensors. After a restart of the machine this is
+                always done; a killed process alone cannot lose written data.
 
         Returns:
-            The tensors that are finished already, by name; also kept in ``finished``. A second call only repeats them.
+            The tensors that are finished already, by name; also in ``finished``. A second call returns the same.
 
         Raises:
-            StorageError: The disk has not enough room; nothing is left behind unless there was work to keep.
+            StorageError: The disk does not have enough space; everything is deleted unless some tensors were finished.
         """
         journal = self._open_journal()
         if self._descriptors:
             return self.finished
-        self._tidy(layout)
-        kept = bool(journal.rows) and all(self._is_allocated(shard) for shard in layout.shards)
-        finished = self._believable(layout, journal, recheck=recheck) if kept else {}
+        self._restore_draft_names(layout)
+        can_resume = bool(journal.rows) and all(self._is_allocated(shard) for shard in layout.shards)
+        finished = self._intact_rows(layout, journal, recheck=recheck) if can_resume else {}
         if finished != journal.rows:
             journal.restart(fingerprint=self._fingerprint, keep=finished)
         self.finished = dict(finished)
@@ -134,11 +132,11 @@ class StagedOutput:
         return self.finished
 
     def pwrite_all(self, shard: str, offset: int, data: memoryview) -> None:
-        """Writes bytes to their final place; any thread, any order.
+        """Writes bytes to their final place; may be called from any thread, in any order.
 
         Args:
             shard: Final name of the file.
-            offset: First byte, counted from the start of the file.
+            offset: First byte, from the start of the file.
             data: The bytes.
 
         Raises:
@@ -155,12 +153,12 @@ class StagedOutput:
                 done += os.pwrite(descriptor, view[done:], offset + done)
 
     def record(self, name: str, *, digest: str, row: Mapping[str, Any] | None = None) -> None:
-        """Notes in the journal that all bytes of a tensor were written; any thread.
+        """Records in the journal that all bytes of a tensor were written; may be called from any thread.
 
         Args:
-            name: The tensor.
+            name: Name of the tensor.
             digest: ``xxh3:<hex>`` of its bytes.
-            row: A plain table that the next run gets back: the ledger row.
+            row: Plain data that a resumed run gets back: the ledger row.
 
         Raises:
             StorageError: The disk is full or refused the write.
@@ -171,10 +169,10 @@ class StagedOutput:
             self.finished[name] = entry
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Writes a small file whole.
+        """Writes a small file atomically.
 
         Args:
-            name: Its name in the output; ``/`` separates folders, which are made.
+            name: Path in the output, with ``/``; missing folders are created.
             content: Text (written as UTF-8) or bytes.
 
         Raises:
@@ -185,22 +183,22 @@ class StagedOutput:
         return path
 
     def copy_file(self, source: Path, name: str) -> FileDigest:
-        """Copies a file into the output by content; returns its size and hash."""
+        """Copies a file's content into the output; returns its size and hash."""
         return copy_file(source, self._path(name))
 
     def digest(self, shard: str) -> FileDigest:
-        """Size and sha256 of a weight file as it stands."""
+        """Computes size and SHA-256 of a weight file in its current state."""
         return digest_file(self._weights(shard))
 
     def finish(self) -> Path:
-        """Makes the output appear.
+        """Renames the partial folder to its final name.
 
         Returns:
             The final folder.
 
         Raises:
-            StorageError: The disk refused; what was written is kept for the next run.
-            OutputError: Something else has appeared in the final folder meanwhile.
+            StorageError: The disk refused; written data is kept for the next run.
+            OutputError: Other files have appeared in the final folder in the meantime.
         """
         check_replaceable(self.final)
         try:
@@ -216,10 +214,10 @@ class StagedOutput:
         self._close_files()
         for shard in self._sizes:
             self._weights(shard).rename(self._path(shard))
-        for torn in self.partial.rglob(DRAFT_PREFIX + "*"):  # a small file that a killed run was writing
-            torn.unlink()
+        for draft in self.partial.rglob(DRAFT_PREFIX + "*"):  # small files that a killed run was writing
+            draft.unlink()
         swap_in(self.partial, self.final, durable=self._durable)
-        for name in (JOURNAL_NAME, LOCK_NAME):  # last: killed before, nothing that was done is lost
+        for name in (JOURNAL_NAME, LOCK_NAME):  # last, so that a run killed before this loses nothing
             (self.final / name).unlink()
 
     def abandon(self) -> None:
@@ -229,7 +227,7 @@ class StagedOutput:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the folder and keeps what was written, unless no tensor is there; the next run goes on from it."""
+        """Releases the folder; written tensors are kept for the next run, a folder without tensors is deleted."""
         if self._journal is not None and not self._journal.rows and not self._sizes:
             self.abandon()
         self._close_files()
@@ -239,15 +237,15 @@ class StagedOutput:
         return self.partial / name
 
     def _weights(self, shard: str) -> Path:
-        """Where a weight file lies until the output is finished."""
+        """Returns the path of a weight file until the output is finished."""
         return draft_of(self._path(shard))
 
     def _open_journal(self) -> Journal:
         assert self._journal is not None, "the output is closed"
         return self._journal
 
-    def _tidy(self, layout: Layout) -> None:
-        """Gives files back their unfinished names (killed while finishing), and removes those of no shard."""
+    def _restore_draft_names(self, layout: Layout) -> None:
+        """Gives files of a run killed in ``finish`` their draft names again, and deletes files of other layouts."""
         names = {self._weights(shard.filename).name for shard in layout.shards}
         for path in sorted(self.partial.glob("*.safetensors")):
             if not path.name.startswith(DRAFT_PREFIX):
@@ -263,8 +261,8 @@ class StagedOutput:
         except OSError:
             return False
 
-    def _believable(self, layout: Layout, journal: Journal, *, recheck: bool) -> dict[str, JournalRow]:
-        """The journal's tensors that are in the layout; after a restart of the machine, the intact ones."""
+    def _intact_rows(self, layout: Layout, journal: Journal, *, recheck: bool) -> dict[str, JournalRow]:
+        """Returns the journal's tensors that are in the layout; after a restart, only those with the right digest."""
         rows = {name: row for name, row in journal.rows.items() if name in layout.places}
         if journal.same_boot and not recheck:
             return rows
@@ -277,8 +275,8 @@ class StagedOutput:
 
     def _make_files(self, layout: Layout) -> None:
         paths = {shard.filename: self._weights(shard.filename) for shard in layout.shards}
-        there = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
-        if layout.total_bytes - there > shutil.disk_usage(self.partial).free:
+        allocated = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
+        if layout.total_bytes - allocated > shutil.disk_usage(self.partial).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for shard in layout.shards:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -317,5 +315,5 @@ def _preallocate(descriptor: int, size: int) -> None:
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # some file systems cannot; writing will tell
+        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # not supported by some file systems
             raise

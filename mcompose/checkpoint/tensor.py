@@ -1,4 +1,4 @@
-"""Where one tensor lies on disk, and the dtypes that safetensors has."""
+"""Location of one tensor on disk, and the dtypes of safetensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mcompose.dtypes import DTYPES, FLOAT_NAMES
 __all__ = ["DTYPE_BITS", "MERGEABLE_DTYPES", "TensorEntry"]
 
 DTYPE_BITS: dict[str, int] = {code: dtype.bits for code, dtype in DTYPES.items()}
-"""Bits of one element, for every dtype of the format."""
+"""Dtype of the format to the bits of one element."""
 
 MERGEABLE_DTYPES = tuple(FLOAT_NAMES)
-"""The dtypes that arithmetic is done on; all others are copied untouched."""
+"""Dtypes that mcompose does arithmetic on; tensors of all others are copied unchanged."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class TensorEntry:
         key: Name in the file.
         dtype: safetensors dtype (``BF16``).
         shape: Dimensions; ``()`` for a scalar.
-        file: The file.
-        offset: First byte of the data, counted from the start of the file.
-        nbytes: Length of the data.
+        file: Path of the file.
+        offset: First byte of the data, from the start of the file.
+        nbytes: Length of the data, in bytes.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights."""
+"""Finds the weight files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class WeightFiles:
 
     Args:
         names: File names, sorted.
-        weight_map: Key to file name as the index has it; None without an index.
+        weight_map: Key to file name, from the index; None without an index.
     """
 
     names: tuple[str, ...]
@@ -36,16 +36,15 @@ def find_weight_files(folder: Path, present: Iterable[str], *, name: str) -> Wei
     """Finds the weight files as transformers does.
 
     Args:
-        folder: The checkpoint.
-        present: Names of the files that it holds (on the Hub: fetched or not).
-        name: The checkpoint as the user named it, for messages.
+        folder: Folder of the checkpoint.
+        present: Names of the files of the checkpoint (on the Hub: fetched or not).
+        name: Reference of the checkpoint, for messages.
 
     Returns:
         The files.
 
     Raises:
-        CheckpointError: There are none, they are pickles or another format, or the index is not to be
-            trusted.
+        CheckpointError: There are no safetensors files, or the index is not valid.
     """
     files = sorted(file for file in present if "/" not in file)
     if SINGLE_FILE in files:
@@ -61,7 +60,7 @@ def find_weight_files(folder: Path, present: Iterable[str], *, name: str) -> Wei
 
 
 def plain_name(value: Any) -> bool:
-    """Whether a name is that of a file in its own folder: no separators, no way out, no oddities."""
+    """Returns whether a name is a plain file name: without separators, drive letters and control characters."""
     return (
         isinstance(value, str)
         and value not in {"", ".", ".."}
@@ -74,57 +73,59 @@ def plain_name(value: Any) -> bool:
 def _from_index(path: Path, present: list[str], name: str) -> WeightFiles:
     weight_map = read_json_object(path, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"'{path}' has no weight_map.")
+        raise CheckpointError(f"'{path}' does not have a weight_map.", hint="Fetch the index again.")
     shards: dict[str, None] = {}
     for key, shard in cast("dict[str, Any]", weight_map).items():
         if isinstance(shard, str) and shard in shards:
             continue
         if not plain_name(shard) or not fnmatch(shard, "*.safetensors"):
             raise CheckpointError(
-                f"'{path}' places tensor {key!a} in {shard!a}, not a safetensors file of its folder.",
-                hint="The index is broken or malicious; it was not followed.",
+                f"'{path}' places tensor {key!a} in {shard!a}, which is not a safetensors file in its folder.",
+                hint="The index is broken or malicious; the file was not opened.",
             )
         shards[shard] = None
     for shard in shards:
         if shard not in present:
             raise CheckpointError(
-                f"'{name}' lacks '{shard}', which its index names.", hint="Fetch the checkpoint again, whole."
+                f"'{name}' lacks '{shard}', which its index names.", hint="Fetch the complete checkpoint again."
             )
     return WeightFiles(tuple(sorted(shards)), cast("dict[str, str]", weight_map))
 
 
 def _no_weights(files: list[str], weights: list[str], name: str) -> CheckpointError:
-    """Says what was found instead of weights, and what to do about it."""
+    """Returns the error for a folder without weight files, with a hint for what it has instead."""
 
-    def found(*patterns: str) -> str:
+    def find(*patterns: str) -> str:
         return next((file for file in files if _is_any(file, patterns) and not _is_any(file, _NOT_WEIGHTS)), "")
 
     if weights:
         return CheckpointError(
-            f"'{name}' has {len(weights)} safetensors files ('{weights[0]}', ...) and no {INDEX_FILE}.",
+            f"'{name}' has {len(weights)} safetensors files ('{weights[0]}', ...) but does not have {INDEX_FILE}.",
             hint="Fetch the index with the files.",
         )
-    if found("adapter_config.json"):
+    if find("adapter_config.json"):
         return CheckpointError(
             f"'{name}' is an adapter, not a checkpoint.",
-            hint="Name its base as `model` and this as `adapter`.",
+            hint="Write its base as `model` and this as `adapter`.",
         )
-    if file := found("consolidated*.safetensors"):
-        return CheckpointError(f"'{name}' holds only '{file}', in its author's own format.", hint=_CONVERT)
-    if file := found("*.gguf"):
+    if file := find("consolidated*.safetensors"):
+        return CheckpointError(f"'{name}' contains only '{file}', in its author's own format.", hint=_CONVERT)
+    if file := find("*.gguf"):
         return CheckpointError(
-            f"'{name}' holds '{file}': GGUF files cannot be merged.",
-            hint="Use the original checkpoint, or load it by transformers with `gguf_file=` and save it.",
+            f"'{name}' contains '{file}': GGUF files cannot be merged.",
+            hint="Use the original checkpoint, or load it with transformers (`gguf_file=`) and save it.",
         )
-    if file := found(*PICKLES):
+    if file := find(*PICKLES):
         return CheckpointError(
-            f"'{name}' holds its weights as a pickle ('{file}'), which can run code and is never opened.",
+            f"'{name}' contains its weights as a pickle ('{file}'), which can run code and is never opened.",
             hint=_CONVERT,
         )
-    return CheckpointError(f"'{name}' holds no safetensors weights.", hint="Is it a Hugging Face checkpoint?")
+    return CheckpointError(
+        f"'{name}' does not contain safetensors weights.", hint="Name the folder of a Hugging Face checkpoint."
+    )
 
 
-_CONVERT = "Convert it: load it by transformers where you trust it, then `model.save_pretrained(DIR)`."
+_CONVERT = "If you trust it, load it with transformers and save it again with `model.save_pretrained(DIR)`."
 
 
 def _is_any(name: str, patterns: Iterable[str]) -> bool:

@@ -47,7 +47,7 @@ def evaluate(
         bool, typer.Option("--leave-out", help="Drop media that the checkpoint cannot take instead of refusing.")
     ] = False,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Count questions with missing or broken media and go on.")
+        bool, typer.Option("--skip-broken", help="Count questions with missing or broken media, and continue.")
     ] = False,
     template: Annotated[
         str | None, typer.Option(metavar="NAME", help="chat, plain, vicuna, or a text with {prompt}.")

@@ -41,9 +41,9 @@ def merge(
     threads: ThreadsOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     allow_different_base: AllowOption = False,
-    sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk has everything.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk has written everything.")] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Put the sha256 of the weight files into the lock.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Tell what the time went to.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print a timing breakdown.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:

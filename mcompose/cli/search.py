@@ -37,31 +37,32 @@ class Objective(StrEnum):
 TaskOption = Annotated[
     list[str], typer.Option(metavar="TASK", help="Task file or folder; may be given again. Not your test set.")
 ]
-ObjectiveOption = Annotated[Objective, typer.Option(help="What a trial is worth.")]
+ObjectiveOption = Annotated[Objective, typer.Option(help="Objective that a trial is scored by.")]
 TaskWeightOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME:WEIGHT", help="Share of a task in the mean; default: 1.")
 ]
 WeightsOption = Annotated[bool, typer.Option("--weights/--no-weights", help="Search the sources' weights.")]
 SumOption = Annotated[
-    float | None, typer.Option("--sum", metavar="SUM", help="What the weights add up to; default for averages: 1.")
+    float | None, typer.Option("--sum", metavar="SUM", help="Sum of the weights; default for averages: 1.")
 ]
 LowOption = Annotated[float | None, typer.Option(help="Smallest weight; default: 0.")]
 HighOption = Annotated[float | None, typer.Option(help="Largest weight; default: 1, on an average's grid 0.6.")]
 StepOption = Annotated[float | None, typer.Option(help="Step of the grid of consistency; default: 0.1.")]
 GradientOption = Annotated[
-    int | None, typer.Option(min=2, metavar="N", help="Weights at N anchors over the layers, not one a source.")
+    int | None,
+    typer.Option(min=2, metavar="N", help="Search weights at N anchors over the layers, not one per source."),
 ]
 ParameterOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME:LOW:HIGH[:STEP]", help="Search a parameter of the method, too; or NAME:word,word."),
+    typer.Option(metavar="NAME:LOW:HIGH[:STEP]", help="Also search a parameter of the method; or NAME:word,word."),
 ]
 TrialsOption = Annotated[
     int | None, typer.Option(min=1, help="Trials in all, earlier runs included; default: 40, or the whole grid.")
 ]
-TimeoutOption = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="No trial begins after it.")]
+TimeoutOption = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Start no trial after this time.")]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Processes; each holds a model.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the suggestions, and of the questions of consistency.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Questions at once.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the suggestions, and of the questions of consistency.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Questions that are answered together.")]
 LimitOption = Annotated[
     int | None,
     typer.Option(min=1, help="First questions of each task; for consistency, of all tasks; default there: 100."),
@@ -117,11 +118,11 @@ def search(
     Example: mcompose search recipe.yaml --task data/questions.jsonl --objective consistency
     """
     from mcompose.pipeline.search import run as step_search
-    from mcompose.pipeline.search.objective import Questions
+    from mcompose.pipeline.search.objective import ObjectiveSpec
     from mcompose.pipeline.search.request import SpaceRequest
 
     space = SpaceRequest(weights, total, low, high, step, gradient, tuple(parameter or ()))
-    questions = Questions(
+    questions = ObjectiveSpec(
         objective=objective.value, tasks=tuple(task), task_weights=dict(map(_weight, task_weight or ())), limit=limit,
         batch_size=batch_size, template=template, leave_out=leave_out, seed=seed,
     )  # fmt: skip
@@ -148,5 +149,5 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise RequestError(
-            f"'--task-weight {text}' is no weight.", hint="Write the task's name and a number: joint-sum:2."
+            f"'--task-weight {text}' is not a weight.", hint="Write the task's name and a number: joint-sum:2."
         ) from None

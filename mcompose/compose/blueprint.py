@@ -48,7 +48,7 @@ class Blueprint:
         sources: The opened sources.
         owner: The source whose tokenizer the output ships, and for native whose class, config and keys it keeps.
         vocabulary: Rows of the vocabulary tables that are merged.
-        plan: What becomes of every tensor.
+        plan: Jobs that make every output tensor, and tensors that are dropped.
         towers: The towers of a composed output.
         additions: What each extension adds to the output, in the order of ``EXTENSIONS``.
         layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
@@ -67,12 +67,12 @@ class Blueprint:
 
     @property
     def tied(self) -> bool:
-        """Whether the output's head is its embedding: one untied source unties it."""
+        """Whether the output's head is its embedding; one untied source unties it."""
         return self.sources.sources[0].anatomy.tied and not any(job.part == HEAD for job in self.plan.jobs)
 
     @property
     def dtype(self) -> str | None:
-        """Of the output's language model, as transformers spells it; None where it has no word."""
+        """Dtype of the output's language model as transformers spells it; None where it has no name for it."""
         return FLOAT_NAMES.get(next(job.dtype for job in self.plan.jobs if job.part == EMBEDDING))
 
 
@@ -296,7 +296,7 @@ def _language(
         prefix = "model.language_model." if output_format == COMPOSED else "model."
 
     def key_of(name: str, part: str) -> str:
-        """The owner's spelling; layers that slices add are spelt like its others."""
+        """Returns the owner's spelling; layers that slices add are spelt like its others."""
         return keys.get(name, name if part == HEAD else prefix + name)
 
     jobs, dropped = language_jobs(recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner)

@@ -44,7 +44,7 @@ class ComposeOptions:
         allow_different_base: Merge language models that do not seem to share a base.
         sync: Wait until the disk has everything.
         sha256: Hash the output's weight files for the lock.
-        progress: Where progress is told.
+        progress: Progress bar of the weights.
         card: Writes ``README.md``.
     """
 
@@ -64,8 +64,8 @@ class ComposeResult:
 
     Args:
         folder: The output.
-        blueprint: What was decided.
-        ledger: What happened.
+        blueprint: Decisions about the output.
+        ledger: Record of every tensor.
         resumed: Tensors that an earlier, interrupted run had written.
         warnings: Sentences for the user.
         phases: Wall seconds of each phase, in order.
@@ -82,11 +82,11 @@ class ComposeResult:
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
-    """Where the output goes.
+    """Returns where the output goes.
 
     Args:
         loaded: The recipe; its ``output.dir`` starts from the recipe's folder, like every path in it.
-        output: What the command line says, relative to the current folder.
+        output: Folder from the command line, relative to the current one.
 
     Raises:
         RequestError: Neither names a folder.
@@ -103,7 +103,7 @@ def check_output(loaded: LoadedRecipe, folder: Path) -> None:
 
     Args:
         loaded: The recipe.
-        folder: Where the output goes.
+        folder: Output folder.
 
     Raises:
         OutputError: The output and a source lie inside one another.
@@ -171,7 +171,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     with phases("compare bases"):
         figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
     plan = blueprint.plan
-    # Another device rounds differently in the last bit, so its unfinished work is not gone on with.
+    # Another device rounds differently in the last bit, so its unfinished work is not resumed.
     fingerprint = plan.fingerprint if options.device == "cpu" else f"{plan.fingerprint} on {options.device}"
     with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume, durable=options.sync) as staged:
         with phases("small files"):
@@ -194,7 +194,7 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
 
 
 def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> list[str]:
-    """Everything but weights, first: what fails here fails before gigabytes are read. Returns warnings."""
+    """Writes everything but weights first, so that it fails before gigabytes are read; returns warnings."""
     dtype = loaded.recipe.merge.dtype
     noticed = []
     if blueprint.format == COMPOSED:
@@ -220,7 +220,7 @@ def _write_records(
 
 
 def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, Any]) -> str:
-    """The recipe with commits, defaults and file hashes filled in."""
+    """Returns the recipe with commits, defaults and file hashes filled in."""
     commits: dict[str, str] = {}
     for source in blueprint.sources.everything:
         commits[source.name] = source.checkpoint.commit or ""

@@ -24,7 +24,7 @@ _OLD_FILE: Final = "chat_template.json"  # which processors still read before th
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str | None:
-    """A source's own template.
+    """Returns a source's own template.
 
     Args:
         tokenizer: The source's.
@@ -41,7 +41,7 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str | None:
 
 
 def string_template(tokenizer: Any, template: str) -> str | None:
-    """A template in a form that writes plain strings as they are, placeholders in them included.
+    """Returns a template in a form that writes plain strings as they are, placeholders in them included.
 
     Args:
         tokenizer: The source's.
@@ -63,7 +63,7 @@ def _in_old_file(folder: Path) -> Any:
 
 
 def _writes_strings(tokenizer: Any, template: str) -> bool:
-    """Whether both speakers' words appear once and as they are, and no picture besides."""
+    """Returns whether both speakers' words appear once and as they are, and no picture besides."""
     from jinja2 import TemplateError  # noqa: PLC0415 - comes with transformers' templates
 
     said = {"user": "<image>\nwhich one is it", "assistant": "it is this one"}

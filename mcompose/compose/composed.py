@@ -32,7 +32,7 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
 
     Args:
         staged: The output.
-        blueprint: What was decided.
+        blueprint: Decisions about the output.
         dtype: The recipe's dtype; None keeps that of the weights.
 
     Returns:
@@ -99,7 +99,7 @@ def _tokenizer(source: SourceParts) -> Any:
 
 
 def _shared_tokenizer(blueprint: Blueprint) -> tuple[Any, list[str]]:
-    """The owner's, with the chat template that the composition is to have, and warnings."""
+    """Returns the owner's, with the chat template that the composition is to have, and warnings."""
     owner = blueprint.owner
     tokenizer = _tokenizer(owner)
     if not owner.anatomy.modalities or owner.anatomy.model_type == COMPOSED_TYPE:
@@ -172,7 +172,7 @@ def _check_processors(folder: Path, blueprint: Blueprint) -> None:
 
 
 def _language_config(blueprint: Blueprint) -> dict[str, Any]:
-    """The owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
+    """Returns the owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
     lead = next((s for s in towers if text_family_of(s.anatomy.text_config["model_type"]).mrope), blueprint.owner)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}

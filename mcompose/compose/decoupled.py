@@ -84,7 +84,7 @@ class DecouplingExtension(Extension):
     """DAMC's decoupled groups."""
 
     def needs_composed(self, recipe: Recipe) -> bool:
-        """Whether the recipe decouples."""
+        """Returns whether the recipe decouples."""
         return recipe.compose.decouple != "none"
 
     def check_source(self, source: SourceParts) -> None:
@@ -132,7 +132,7 @@ class DecouplingExtension(Extension):
 
 
 def carries_groups(source: SourceParts) -> bool:
-    """Whether a source is a composed checkpoint with decoupled parameters."""
+    """Returns whether a source is a composed checkpoint with decoupled parameters."""
     return any(slot.part.startswith(f"{GROUP}:") for slot in source.anatomy.slots.values())
 
 
@@ -147,7 +147,7 @@ def _left_out(recipe: Recipe, sources: SourceSet) -> tuple[str, ...]:
 
 
 def _linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:
-    """All matrices of all layers, with their biases."""
+    """Returns all matrices of all layers, with their biases."""
     names = {job.address: job for job in language if job.part == LANGUAGE and job.layer is not None}
     found = []
     for name, job in names.items():
@@ -198,7 +198,7 @@ class _Jobs:
                 )
 
     def with_factors(self, language: Sequence[TensorJob], text: StackedText) -> list[TensorJob]:
-        """The language model with its text factors beside it, not folded into it."""
+        """Returns the language model with its text factors beside it, not folded into it."""
         for index, (term, shares) in enumerate(zip(text.terms, text.shares, strict=True)):
             made = self._factor_jobs(TEXT, term, place=f".stack.{index - 1}" if index else "")
             self.made += [job if shares is None else _scaled(job, shares[one.name]) for one, job in made]
@@ -239,7 +239,7 @@ class _Jobs:
         return "separate"
 
     def _share(self, source: SourceParts, one: RoutedLinear) -> float:
-        """The coefficient of a source's modality groups in one layer."""
+        """Returns the coefficient of a source's modality groups in one layer."""
         names = self.recipe.source_names
         setting = settings_for(
             self.recipe.merge, sources=names, part=LANGUAGE, layer=one.layer, num_layers=self.num_layers,
@@ -264,7 +264,7 @@ class _Jobs:
         return TensorJob(key, part, one.layer, dtype, taken.entry.shape, (segment,), note, address=name)
 
     def _base(self, name: str, entry: TensorEntry) -> Contribution:
-        """What a scaled group counts from."""
+        """Returns what a scaled group counts from."""
         slot: Slot | None = self.base_slots.get(name)
         found = self.sources.base.contribution(slot.key) if self.sources.base and slot else None
         if found is None or found.entry.shape != entry.shape:
@@ -277,7 +277,7 @@ class _Jobs:
     def _factor_jobs(
         self, group: str, found: LowRankGroup, *, place: str = ""
     ) -> Iterator[tuple[RoutedLinear, TensorJob]]:
-        """The factors of one low-rank group, or of one term of it, as they are."""
+        """Yields the factors of one low-rank group, or of one term of it, as they are."""
         dtype = next(pair[0].dtype for pair in found.factors.values() if pair is not None)
         part = f"{GROUP}:{group}"
         for one in self.linears:
@@ -295,7 +295,7 @@ class _Jobs:
 
 
 def _scaled(job: TensorJob, share: float) -> TensorJob:
-    """A factor B times a coefficient; other jobs as they are."""
+    """Returns a factor B times a coefficient; other jobs as they are."""
     if ".lora_B." not in job.name or job.action != "copied":
         return job
     whole = replace(job.segments[0], action="merged", method="passthrough", parameters={"scale": share})
@@ -307,7 +307,7 @@ def _key(one: RoutedLinear) -> str:
 
 
 def _unfolded(job: TensorJob, origin: Sequence[Contribution]) -> TensorJob:
-    """A text tensor as what the text's factors add to; several sources must hold the same bits."""
+    """Returns a text tensor as what the text's factors add to; several sources must hold the same bits."""
     first = origin[0]
     part = job.part if len(origin) == 1 else ORIGIN
     copied = copy_job(job.name, first.entry, part, source=first.source, layer=job.layer)
@@ -316,7 +316,7 @@ def _unfolded(job: TensorJob, origin: Sequence[Contribution]) -> TensorJob:
 
 
 def _is_copy(job: TensorJob, origins: Sequence[Contribution]) -> bool:
-    """Whether a text tensor is the very tensor that low-rank groups add to."""
+    """Returns whether a text tensor is the very tensor that low-rank groups add to."""
     if len(job.segments) != 1 or job.segments[0].action != "copied":
         return False
     entries = [contribution.entry for contribution in job.segments[0].contributions]
@@ -324,7 +324,7 @@ def _is_copy(job: TensorJob, origins: Sequence[Contribution]) -> bool:
 
 
 def _origin_job(key: str, one: RoutedLinear, origins: Sequence[Contribution]) -> TensorJob:
-    """What low-rank groups add to: the same bits in every source, which is checked while they are copied."""
+    """Returns what low-rank groups add to: the same bits in every source, which is checked while they are copied."""
     first = origins[0]
     for other in origins[1:]:
         if (other.entry.dtype, other.entry.shape) != (first.entry.dtype, first.entry.shape):
@@ -338,7 +338,7 @@ def _origin_job(key: str, one: RoutedLinear, origins: Sequence[Contribution]) ->
 
 
 def _dropped(sources: SourceSet, groups: Mapping[str, Group], *, used: set[tuple[str, str]]) -> list[Dropped]:
-    """What the sources carry of groups and the output does not."""
+    """Returns what the sources carry of groups and the output does not."""
     found = []
     for source, slot in _carried(sources):
         if (source.name, slot.key) in used:

@@ -104,11 +104,11 @@ class Addition:
     # Files
 
     def processor_fields(self) -> dict[str, Any]:
-        """What the processor is made with."""
+        """Returns what the processor is made with."""
         return {}
 
     def processor_folders(self) -> dict[str, Path]:
-        """Name of each processor that it brings, and the folder of its files."""
+        """Returns the name of each processor that it brings, and the folder of its files."""
         return {}
 
     def check_processors(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ class Addition:
     # Record and report
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """Name of each checkpoint that it reads beside the sources."""
+        """Returns the name of each checkpoint that it reads beside the sources."""
         return {}
 
     def source_rows(self) -> tuple[SourceRow, ...]:
@@ -132,7 +132,7 @@ class Addition:
         return ()
 
     def report(self) -> dict[str, Any]:
-        """What ``mcompose plan --json`` prints of it."""
+        """Returns what ``mcompose plan --json`` prints of it."""
         return {}
 
     def report_lines(self) -> tuple[tuple[str, str], ...]:
@@ -144,7 +144,7 @@ class Extension:
     """One extension; stateless."""
 
     def needs_composed(self, recipe: Recipe) -> bool:
-        """Whether a recipe asks for it, so that the output has to be composed."""
+        """Returns whether a recipe asks for it, so that the output has to be composed."""
         return False
 
     def check_source(self, source: SourceParts) -> None:

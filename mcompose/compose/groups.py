@@ -67,7 +67,7 @@ class LowRankGroup:
 
     Args:
         source: Whose.
-        rank: Of the factors.
+        rank: Rank of the factors.
         scale: Factor of their product.
         factors: Linear to (A, B); None for one that the factors leave alone.
         origin: Name of a linear's tensor to where W0 (and its bias) lies.
@@ -122,7 +122,7 @@ class FactorSum(LowRank):
         return "; ".join(term.note for term in self.terms)
 
     def delta(self, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """The sum of the products for some rows of the tensor, float32."""
+        """Returns the sum of the products for some rows of the tensor, float32."""
         first, *others = (term.delta(rows) for term in self.terms)
         for other in others:
             first += other
@@ -143,11 +143,11 @@ def _terms(part: LowRank | None) -> tuple[LowRank, ...]:
 
 
 def text_factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, LowRank]:
-    """The low-rank part of a composed checkpoint's text group, which belongs to its language model.
+    """Returns the low-rank part of a composed checkpoint's text group, which belongs to its language model.
 
     Args:
         checkpoint: The checkpoint.
-        anatomy: Of its files.
+        anatomy: Anatomy of its files.
 
     Returns:
         Key of a linear's weight to what is added to it; empty where the text group is dense.
@@ -176,7 +176,7 @@ def text_factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, LowRank]
 
 
 def carried_group(source: SourceParts, group: str, linears: Sequence[RoutedLinear]) -> LowRankGroup | DenseGroup | None:
-    """The group that a composed checkpoint carries for a modality.
+    """Returns the group that a composed checkpoint carries for a modality.
 
     Args:
         source: The source.
@@ -213,7 +213,7 @@ def carried_group(source: SourceParts, group: str, linears: Sequence[RoutedLinea
 
 
 def converted_group(source: SourceParts, linears: Sequence[RoutedLinear]) -> LowRankGroup | DenseGroup:
-    """A source's whole language model as a group.
+    """Returns a source's whole language model as a group.
 
     Args:
         source: The source.
@@ -224,7 +224,7 @@ def converted_group(source: SourceParts, linears: Sequence[RoutedLinear]) -> Low
 
 
 def text_terms(source: SourceParts, linears: Sequence[RoutedLinear]) -> tuple[LowRankGroup, ...]:
-    """A source's language model as factors over its checkpoint, where it is exactly that.
+    """Returns a source's language model as factors over its checkpoint, where it is exactly that.
 
     Args:
         source: The source; its adapter, or the low-rank parts of its text group, give the factors.
@@ -252,7 +252,7 @@ def text_terms(source: SourceParts, linears: Sequence[RoutedLinear]) -> tuple[Lo
 
 
 def dense(group: LowRankGroup) -> DenseGroup:
-    """The same group as tensors of its own; the sums are rounded once, when they are written."""
+    """Returns the same group as tensors of its own; the sums are rounded once, when they are written."""
     tensors = {}
     for name, entry in group.origin.items():
         pair = group.factors.get(name.removesuffix(".weight"))
@@ -262,7 +262,7 @@ def dense(group: LowRankGroup) -> DenseGroup:
 
 
 def _product(part: LowRank) -> LowRank:
-    """The plain product in a low-rank part, without anything else that an adapter may do."""
+    """Returns the plain product in a low-rank part, without anything else that an adapter may do."""
     return LowRank(part.key, part.shape, part.a, part.b, scale=part.scale)
 
 
@@ -288,7 +288,7 @@ def _carried_origin(source: SourceParts, linears: Sequence[RoutedLinear]) -> dic
 
 
 def _spec(config: Mapping[str, Any], group: str) -> GroupSpec | None:
-    """What a config says of a group; None without one, and for a text group that is the linears themselves."""
+    """Returns what a config says of a group; None without one, and for a text group that is the linears themselves."""
     groups = config.get("routed_groups") if config.get("model_type") == COMPOSED_TYPE else None
     try:
         return group_specs(groups or {}, base=config.get("routed_base", "shared") if groups else "shared").get(group)

@@ -29,7 +29,7 @@ def write_native(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | Non
 
     Args:
         staged: The output.
-        blueprint: What was decided.
+        blueprint: Decisions about the output.
         dtype: The recipe's dtype; None keeps the owner's.
     """
     config = blueprint.owner.checkpoint.folder / "config.json"
@@ -40,7 +40,7 @@ def write_native(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | Non
 
 
 def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
-    """What differs from the owner's config: the dtype, the tie of head and embedding, the layers."""
+    """Returns what differs from the owner's config: the dtype, the tie of head and embedding, the layers."""
     owner = blueprint.owner
     config = owner.checkpoint.config
     changes: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
 
 
 def _other_dtype(blueprint: Blueprint) -> str | None:
-    """The output's dtype, where it is not that of the owner's weights, which its config speaks of."""
+    """Returns the output's dtype, where it is not that of the owner's weights, which its config speaks of."""
     table = blueprint.owner.embedding
     assert table is not None, "its rows were counted"
     dtype = blueprint.dtype
@@ -72,7 +72,7 @@ def _other_dtype(blueprint: Blueprint) -> str | None:
 
 
 def layer_changes(config: Mapping[str, Any], layers: Sequence[int], *, depth: int) -> dict[str, Any]:
-    """A language config's new depth; what it lists layer by layer follows the layers to their new places.
+    """Returns a language config's new depth; what it lists layer by layer follows the layers to their new places.
 
     Args:
         config: The language config.
@@ -104,7 +104,7 @@ def write_text_model(staged: StagedOutput, blueprint: Blueprint, *, dtype: str |
 
     Args:
         staged: The output.
-        blueprint: What was decided.
+        blueprint: Decisions about the output.
         dtype: The recipe's dtype; None keeps the owner's.
 
     Raises:

@@ -32,7 +32,7 @@ class Prefixes(Addition):
         return prefix_fields(tokenizer, **self.around)
 
     def processor_fields(self) -> dict[str, Any]:
-        """The same counts."""
+        """Returns the same counts."""
         return dict(self.around)
 
 

@@ -47,11 +47,11 @@ def library_versions() -> dict[str, str]:
 def make_ledger(
     loaded: LoadedRecipe, blueprint: Blueprint, rows: Sequence[TensorRow], *, details: Mapping[str, Any]
 ) -> Ledger:
-    """The record of a merge.
+    """Returns the record of a merge.
 
     Args:
         loaded: The recipe.
-        blueprint: What was decided.
+        blueprint: Decisions about the output.
         rows: One row per tensor, written or dropped.
         details: Figures of the step that do not depend on the machine.
 
@@ -103,7 +103,7 @@ def source_digests(blueprint: Blueprint) -> dict[str, dict[str, Any]]:
     """Returns what every checkpoint was, file by file; the ledger has the digest of every tensor that was read.
 
     Args:
-        blueprint: What was decided.
+        blueprint: Decisions about the output.
 
     Returns:
         Name of each source, and of each checkpoint that an extension reads, to its reference, commit and files.
@@ -139,7 +139,7 @@ def _weight_file(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def lock_text(folder: Path, weight_files: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Any]) -> str:
-    """The lock file: what the output was made from and what it holds.
+    """Returns the lock file: what the output was made from and what it holds.
 
     Args:
         folder: The output, complete but for the lock file and the card.

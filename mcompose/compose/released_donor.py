@@ -69,7 +69,7 @@ def import_released(request: ImportRequest) -> Path:
         The folder that was written: a composed checkpoint of one source, with decoupled groups.
 
     Raises:
-        CheckpointError: A file cannot be read, or is no donor's.
+        CheckpointError: A file cannot be read, or is not a donor's.
         CompositionError: Donor, base and encoder do not fit together.
         OutputError: The folder holds something else.
     """
@@ -103,7 +103,7 @@ def _shown(ref: ModelRef) -> str:
 
 
 def _llava_config(donor: ReleasedDonor, base: SourceParts, encoder: Checkpoint) -> dict[str, Any]:
-    """The config of the network that the donor was: the encoder, two linear layers, the base."""
+    """Returns the config of the network that the donor was: the encoder, two linear layers, the base."""
     from transformers import LlavaConfig  # noqa: PLC0415 - seconds, for an import only
 
     vision = dict(encoder.config.get("vision_config") or encoder.config)
@@ -120,7 +120,7 @@ def _llava_config(donor: ReleasedDonor, base: SourceParts, encoder: Checkpoint) 
 
 
 def _language_jobs(base: SourceParts) -> list[TensorJob]:
-    """The base, as it is."""
+    """Returns the base, as it is."""
     jobs = []
     for slot in base.anatomy.slots.values():
         if slot.part in LANGUAGE_PARTS:
@@ -162,7 +162,7 @@ def _tower_jobs(network: Mapping[str, Any], encoder: Checkpoint, donor: Released
 
 
 def _from(job: TensorJob, source: str) -> TensorJob:
-    """The same job, its input called after where it comes from."""
+    """Returns the same job, its input called after where it comes from."""
     segment = job.segments[0]
     contribution = replace(segment.contributions[0], source=source)
     return replace(job, segments=(replace(segment, contributions=(contribution,)),))
@@ -174,7 +174,7 @@ def _vectors(side: str, entry: TensorEntry, modality: str) -> TensorJob:
 
 
 def _core(name: str) -> str:
-    """A name of the encoder without the words that wrap it."""
+    """Returns a name of the encoder without the words that wrap it."""
     return ".".join(word for word in name.split(".") if word not in {"vision_model", "vision_tower", "model"})
 
 
@@ -185,7 +185,7 @@ def _projected(donor: ReleasedDonor, name: str) -> TensorEntry | None:
 
 
 def _group_jobs(donor: ReleasedDonor, base: SourceParts) -> list[TensorJob]:
-    """The factors of both groups on every linear of every layer; zeros where there are none."""
+    """Returns the factors of both groups on every linear of every layer; zeros where there are none."""
     jobs = []
     for slot in base.anatomy.by_name(LANGUAGE).values():
         shape = base.entry(slot.key).shape
@@ -286,7 +286,7 @@ def _write_files(
 
 
 def _image_settings(encoder: Checkpoint, donor: ReleasedDonor) -> dict[str, Any]:
-    """How images are prepared: the encoder's way, padded to a square where the donor was trained so."""
+    """Returns how images are prepared: the encoder's way, padded to a square where the donor was trained so."""
     path = encoder.folder / "preprocessor_config.json"
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     kept = ("size", "crop_size", "image_mean", "image_std", "resample", "do_resize", "do_center_crop", "do_normalize",

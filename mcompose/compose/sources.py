@@ -40,7 +40,7 @@ class SourceSet:
     towers: tuple[str, ...]
 
     def get(self, name: str) -> SourceParts:
-        """The source of this name."""
+        """Returns the source of this name."""
         return next(source for source in self.everything if source.name == name)
 
     @property

@@ -54,7 +54,7 @@ def stacked_text(
         linears: The linears of the output.
 
     Returns:
-        The sum; None where the merge is another than DAMC's, a text group is no sum of factors over what the
+        The sum; None where the merge is another than DAMC's, a text group is not a sum of factors over what the
         modalities' low-rank groups add to, or the factors would be larger than a tensor of their sum.
     """
     jobs = {job.address: job for job in language}
@@ -76,7 +76,7 @@ def stacked_text(
 
 
 def _can_stack(job: TensorJob) -> bool:
-    """One segment, by DAMC's rule or of one source alone, in the dtype of everything that it counts from."""
+    """Returns one segment, by DAMC's rule or of one source alone, in the dtype of everything that it counts from."""
     if len(job.segments) != 1:
         return False
     (only,) = job.segments
@@ -85,7 +85,7 @@ def _can_stack(job: TensorJob) -> bool:
 
 
 def _origin(segment: Segment) -> tuple[Contribution, ...]:
-    """What W0 is in each source; in the base too, where the coefficients leave a rest of it."""
+    """Returns what W0 is in each source; in the base too, where the coefficients leave a rest of it."""
     counted = list(segment.contributions)
     if segment.base is not None and abs(1.0 - sum(segment.weights)) > NOTHING:
         counted.append(segment.base)
@@ -93,7 +93,7 @@ def _origin(segment: Segment) -> tuple[Contribution, ...]:
 
 
 def _adds_to_own(source: SourceParts, groups: Sequence[DenseGroup | LowRankGroup]) -> bool:
-    """Whether a source's text is the very W0 that its low-rank group adds to."""
+    """Returns whether a source's text is the very W0 that its low-rank group adds to."""
     mine = [group for group in groups if isinstance(group, LowRankGroup) and group.source.name == source.name]
     slots = source.anatomy.by_name(LANGUAGE)
     own = {name: source.contribution(slots[name].key) for group in mine for name in group.origin if name in slots}
@@ -105,7 +105,7 @@ def _adds_to_own(source: SourceParts, groups: Sequence[DenseGroup | LowRankGroup
 
 
 def _shared(groups: Sequence[DenseGroup | LowRankGroup], origin: Mapping[str, Sequence[Contribution]]) -> bool:
-    """Whether W0 has to be stored anyway, and is what the text counts from."""
+    """Returns whether W0 has to be stored anyway, and is what the text counts from."""
     low_rank = [group for group in groups if isinstance(group, LowRankGroup)]
     return bool(low_rank) and all(
         any(c.entry == entry for c in origin[name]) for group in low_rank for name, entry in group.origin.items()
@@ -121,7 +121,7 @@ def _is_smaller(
 
 
 def _shares(source: str, jobs: Mapping[str, TensorJob], linears: Sequence[RoutedLinear]) -> Mapping[str, float] | None:
-    """A source's coefficient on every linear; None when nothing was merged."""
+    """Returns a source's coefficient on every linear; None when nothing was merged."""
     segments = {one.name: jobs[one.weight].segments[0] for one in linears}
     if any(segment.action != "merged" for segment in segments.values()):
         return None

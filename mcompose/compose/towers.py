@@ -95,7 +95,7 @@ class OutputTower:
 
 
 def output_towers(sources: SourceSet) -> tuple[OutputTower, ...]:
-    """The towers of a composed output, in the order of the recipe's sources.
+    """Returns the towers of a composed output, in the order of the recipe's sources.
 
     Args:
         sources: The opened sources.
@@ -127,7 +127,7 @@ def _serving(source: SourceParts, brought: Sequence[str]) -> dict[str, tuple[str
 
 
 def _with_own_name(tower: OutputTower, names: Sequence[str], sources: SourceSet) -> OutputTower:
-    """A tower of a composition gives way where its name is another's."""
+    """Returns a tower of a composition under another name, where its own is taken."""
     taken = names.count(tower.name) > 1 or tower.name in {s.name for s in sources.sources} - {tower.source.name}
     if not taken or tower.name == tower.source.name:
         return tower
@@ -176,7 +176,7 @@ def composed_towers(sources: SourceSet, towers: Sequence[OutputTower]) -> tuple[
 
 
 def _place(slot: Slot, towers: Sequence[OutputTower]) -> tuple[str, str] | None:
-    """Key of a slot in the output and the tower that it belongs to; None when no tower wants it."""
+    """Returns the key of a slot in the output and the tower that it belongs to; None when no tower wants it."""
     if slot.part not in TOWER_PARTS:
         return None
     for tower in towers:
@@ -191,7 +191,7 @@ def _place(slot: Slot, towers: Sequence[OutputTower]) -> tuple[str, str] | None:
 
 
 def native_towers(sources: SourceSet, owner: SourceParts | None) -> tuple[list[TensorJob], list[Dropped]]:
-    """Everything that is not language model: the owner's is copied bit for bit, all else is dropped.
+    """Returns everything that is not language model: the owner's is copied bit for bit, all else is dropped.
 
     Args:
         sources: The opened sources.
@@ -258,7 +258,7 @@ def _outside(source: SourceParts) -> list[Slot]:
 
 
 def _tower_job(source: SourceParts, slot: Slot, name: str, tower: str = "") -> TensorJob:
-    """A copy, or where the source's adapter reaches into its tower, the folded tensor.
+    """Returns a copy, or where the source's adapter reaches into its tower, the folded tensor.
 
     Args:
         source: The source.

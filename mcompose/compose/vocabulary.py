@@ -173,7 +173,7 @@ def fit_rows(job: TensorJob, shared: SharedRows, owner: Contribution) -> TensorJ
 
 
 def _owned(owner: Contribution, start: int, stop: int, *, dtype: str) -> list[Segment]:
-    """The owner's own rows; none when the range is empty."""
+    """Returns the owner's own rows; none when the range is empty."""
     plain = "copied" if owner.entry.dtype == dtype else "cast"
     action = plain if owner.low_rank is None else "folded"
     return [Segment(start, stop, action, (owner,))] if stop > start else []

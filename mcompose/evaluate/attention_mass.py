@@ -14,7 +14,7 @@ __all__ = ["attention_mass"]
 
 
 def attention_mass(attention: Any, *, queries: Any, keys: Any) -> Any:
-    """Share of some positions' attention that falls on other positions.
+    """Returns share of some positions' attention that falls on other positions.
 
     The position that predicts a token is the one before it: to ask what an answer was read from, mark the positions
     from the last of the prompt to the last but one of the answer.

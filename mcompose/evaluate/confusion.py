@@ -103,7 +103,7 @@ def confusion_matrix(pairs: Iterable[tuple[str | None, str]], *, classes: Sequen
     for number, (label, predicted) in enumerate(pairs):
         for name in (label, predicted):
             if name is not None and name not in at:
-                raise RequestError(f"Pair {number} names '{name}', which is no class.", hint=nearest_name(name, at))
+                raise RequestError(f"Pair {number} names '{name}', which is not a class.", hint=nearest_name(name, at))
         if label is None:
             ignored += 1
         else:

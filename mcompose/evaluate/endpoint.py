@@ -123,12 +123,12 @@ def _text(answer: bytes, url: str) -> str:
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError(f"{url} answered with something that is no chat completion.") from error
+        raise EndpointError(f"{url} answered with something that is not a chat completion.") from error
     return content if isinstance(content, str) else ""
 
 
 def endpoint_from(url: str | None, model: str | None) -> Endpoint | None:
-    """The endpoint that options or the environment name.
+    """Returns the endpoint that options or the environment name.
 
     Args:
         url: Base URL; None: ``MCOMPOSE_ENDPOINT``.

@@ -61,7 +61,7 @@ class EvaluatedModel:
     experts: str = AUTO
 
     def sending_to(self, experts: str) -> EvaluatedModel:
-        """The same checkpoint with its items sent elsewhere.
+        """Returns the same checkpoint with its items sent elsewhere.
 
         Args:
             experts: "auto", "none", "told", "wrong" or the name of an expert.
@@ -114,7 +114,7 @@ class EvaluatedModel:
             prompts: Texts with ``<modality>`` placeholders.
             media: Modality -> for each prompt its items in order. Every prompt has the same number of each modality.
             max_new_tokens: Longest answer.
-            domains: Of each prompt's media; needed where they decide which expert is told or wrong.
+            domains: Domains of each prompt's media; needed where they decide which expert is told or wrong.
 
         Returns:
             What the model wrote after each prompt, without special tokens; and where its media went.
@@ -186,7 +186,7 @@ def _told(routes: Sequence[Routes]) -> dict[str, list[tuple[str, ...]]] | None:
 
 
 def _by_prompt(routes: Sequence[Sequence[str]], prompts: Sequence[str], routers: Mapping[str, Any]) -> list[Routes]:
-    """What the routers chose, in reading order of the batch, as each prompt's own."""
+    """Returns what the routers chose, in reading order of the batch, as each prompt's own."""
     left, made = iter(routes), []
     for prompt in prompts:
         own: dict[str, tuple[tuple[str, ...], ...]] = {}
@@ -242,7 +242,7 @@ def _processor(folder: Path, trust: dict[str, bool]) -> Any:
 
 
 def _model_class(architectures: list[str]) -> Any:
-    """The class that the config names: transformers' multimodal Auto class does not know all of its own."""
+    """Returns the class that the config names: transformers' multimodal Auto class does not know all of its own."""
     named = getattr(transformers, architectures[0], None) if architectures else None
     return named or AutoModelForMultimodalLM
 

@@ -74,7 +74,7 @@ def load_lines(file: Path, *, limit: int | None = None, check_media: bool = True
 
 
 def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
+    """Returns the objects of a JSON-lines file.
 
     Args:
         file: The file.
@@ -84,7 +84,7 @@ def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
         One object per line that is not blank.
 
     Raises:
-        RequestError: A line is no JSON object, or there is none.
+        RequestError: A line is not JSON object, or there is none.
     """
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -93,9 +93,9 @@ def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise RequestError(f"{file}:{number}: this line is no JSON: {error.msg}.") from error
+            raise RequestError(f"{file}:{number}: this line is not JSON: {error.msg}.") from error
         if not isinstance(row, dict):
-            raise RequestError(f"{file}:{number}: this line is no JSON object.")
+            raise RequestError(f"{file}:{number}: this line is not JSON object.")
         rows.append(row)
     if not rows:
         raise RequestError(f"{file} is empty.", hint=empty)
@@ -177,7 +177,7 @@ def _input(entry: Any, *, file: Path, place: str, check: bool) -> MediaInput:
     modality = _field(entry, "modality", str, place=place)
     text = _field(entry, "text", str, place=place)
     if modality not in _KNOWN:
-        raise RequestError(f"{place}: '{modality}' is no modality.", hint=f"Known: {', '.join(sorted(_KNOWN))}.")
+        raise RequestError(f"{place}: '{modality}' is not a modality.", hint=f"Known: {', '.join(sorted(_KNOWN))}.")
     if modality == "text":
         return MediaInput(modality, text, None)
     path = file.parent / _field(entry, "path", str, place=place)

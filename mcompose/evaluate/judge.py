@@ -19,7 +19,7 @@ _TRUTH: Final = re.compile(r"\s*[\"'*]*(t|true|f|false|yes|no)\b", re.IGNORECASE
 
 
 def judge_prompt(task: Task, item: Item, output: str) -> str:
-    """What the judge is asked.
+    """Returns what the judge is asked.
 
     Args:
         task: The task; its ``judge`` says which question.

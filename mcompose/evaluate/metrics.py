@@ -35,7 +35,7 @@ Verdict = bool | float | None
 
 
 def first_letter(output: str, answer: str) -> bool:
-    """Whether the first character of the stripped output is the letter.
+    """Returns whether the first character of the stripped output is the letter.
 
     Args:
         output: What the model wrote.
@@ -48,7 +48,7 @@ def first_letter(output: str, answer: str) -> bool:
 
 
 def exact_match(output: str, answer: str) -> bool:
-    """Whether the stripped output is the stripped answer.
+    """Returns whether the stripped output is the stripped answer.
 
     Args:
         output: What the model wrote.
@@ -61,7 +61,7 @@ def exact_match(output: str, answer: str) -> bool:
 
 
 def vqa_match(output: str, answer: str) -> bool:
-    """Whether output and answer are equal once both went through the VQA normaliser.
+    """Returns whether output and answer are equal once both went through the VQA normaliser.
 
     Args:
         output: What the model wrote.
@@ -74,7 +74,7 @@ def vqa_match(output: str, answer: str) -> bool:
 
 
 def label_named(output: str, answer: str) -> bool:
-    """Whether the label stands somewhere in the output, whatever else stands there.
+    """Returns whether the label stands somewhere in the output, whatever else stands there.
 
     Args:
         output: What the model wrote.
@@ -107,7 +107,7 @@ def _plain(text: str) -> str:
 
 
 def accuracy(right: Sequence[bool]) -> float:
-    """Share of right answers.
+    """Returns share of right answers.
 
     Args:
         right: One verdict per item, of all items: an item without an answer counts as wrong.
@@ -136,7 +136,7 @@ _WITH_CHOICES: Final = frozenset({"letter_lenient", "label_sole"})
 
 
 def rule_for(metric: str) -> Callable[..., Verdict]:
-    """The rule behind a metric's name.
+    """Returns the rule behind a metric's name.
 
     Args:
         metric: A rule's name; ``joint_`` before it marks a question over several inputs and changes nothing.
@@ -156,7 +156,7 @@ def rule_for(metric: str) -> Callable[..., Verdict]:
 
 
 def graded(metric: str) -> Graded | None:
-    """What is special about a metric whose values are shares.
+    """Returns what is special about a metric whose values are shares.
 
     Args:
         metric: A metric's name, with or without ``joint_``.
@@ -187,7 +187,7 @@ def expanded(names: Sequence[str]) -> tuple[str, ...]:
 def score(
     metric: str, output: str, answer: str, *, choices: Mapping[str, str], accepted: Sequence[str] = ()
 ) -> Verdict:
-    """One verdict.
+    """Returns one verdict.
 
     Args:
         metric: A metric's name, with or without ``joint_``.
@@ -207,7 +207,7 @@ def score(
 
 
 def is_right(metric: str, verdict: Verdict) -> bool:
-    """Whether an answer has nothing wrong with it.
+    """Returns whether an answer has nothing wrong with it.
 
     Args:
         metric: A metric's name.

@@ -22,7 +22,7 @@ TEMPLATES: Final = {
 
 
 def check_template(template: str) -> None:
-    """Refuses what is no template.
+    """Refuses what is not a template.
 
     Args:
         template: "chat", a name of ``TEMPLATES``, or a text that holds ``{prompt}`` once.
@@ -38,7 +38,7 @@ def check_template(template: str) -> None:
 
 
 def in_template(evaluated: EvaluatedModel, prompt: str, template: str) -> str:
-    """The turn.
+    """Returns the turn.
 
     Args:
         evaluated: The checkpoint.
@@ -54,7 +54,7 @@ def in_template(evaluated: EvaluatedModel, prompt: str, template: str) -> str:
 
 
 def in_chat(evaluated: EvaluatedModel, prompt: str) -> str:
-    """The prompt as a user's turn, where the checkpoint has a chat template.
+    """Returns the prompt as a user's turn, where the checkpoint has a chat template.
 
     Args:
         evaluated: The checkpoint.

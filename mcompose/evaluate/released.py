@@ -114,13 +114,13 @@ def load_card(file: Path, *, limit: int | None = None, check_media: bool = True)
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+        raise RequestError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(data, dict) or "questions" not in data or "kind" not in data:
-        raise RequestError(f"{file} is no task card.", hint="A card has at least 'kind:' and 'questions:'.")
+        raise RequestError(f"{file} is not a task card.", hint="A card has at least 'kind:' and 'questions:'.")
     unknown = [key for key in data if key not in Card.__dataclass_fields__ or key == "file"]
     if unknown:
         known = [key for key in Card.__dataclass_fields__ if key != "file"]
-        raise RequestError(f"{file}: '{unknown[0]}' is no key of a task card.", hint=nearest_name(unknown[0], known))
+        raise RequestError(f"{file}: '{unknown[0]}' is not a key of a task card.", hint=nearest_name(unknown[0], known))
     if data["kind"] not in KINDS:
         raise RequestError(f"{file}: no kind is called '{data['kind']}'.", hint=nearest_name(str(data["kind"]), KINDS))
     questions = file.parent / str(data["questions"])
@@ -201,9 +201,9 @@ def _records(file: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise RequestError(f"{file} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} is no JSON: {error}.") from error
+        raise RequestError(f"{file} is not JSON: {error}.") from error
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-        raise RequestError(f"{file} is no list of records.")
+        raise RequestError(f"{file} is not a list of records.")
     return data
 
 
@@ -224,14 +224,14 @@ def _answer(record: Mapping[str, Any], kind: str, *, place: str) -> tuple[str, s
     if kind == "modelnet40":
         index = record.get("label")
         if label not in _MODELNET40 or (isinstance(index, int) and _MODELNET40[index % 40] != label):
-            raise RequestError(f"{place}: label {index}, label_name {label!r} is no class of ModelNet40.")
+            raise RequestError(f"{place}: label {index}, label_name {label!r} is not a class of ModelNet40.")
         return str(label), str(label)
     turns = record.get("conversations")
     last = turns[-1].get("value") if isinstance(turns, list) and turns and isinstance(turns[-1], dict) else None
     if not isinstance(last, str) or not last.strip():
         raise RequestError(f"{place}: its last turn holds no answer.")
     if KINDS[kind].metric == "letter" and not re.fullmatch(r"[A-Z]", last.strip()):
-        raise RequestError(f"{place}: the answer '{last[:40]}' is no letter.")
+        raise RequestError(f"{place}: the answer '{last[:40]}' is not a letter.")
     return last.strip(), label if isinstance(label, str) and kind == "objaverse" else ""
 
 

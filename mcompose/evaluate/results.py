@@ -90,7 +90,7 @@ class Report:
     routing: Mapping[str, Confusion] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``mcompose eval --json`` prints; what is 0 and need not be said is left out."""
+        """Returns what ``mcompose eval --json`` prints; what is 0 and need not be said is left out."""
         rows = []
         for r in self.results:
             told = {name: getattr(r, name) for name in ("chance", "unparsed", "skipped")}
@@ -108,7 +108,7 @@ class Report:
 
 
 def figures(task: Task, made: Sequence[Prediction]) -> list[Result]:
-    """One row per metric.
+    """Returns one row per metric.
 
     Args:
         task: The task.

@@ -23,10 +23,10 @@ Routes = Mapping[str, tuple[tuple[str, ...], ...]]
 
 
 def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
-    """The expert that a medium is forced to.
+    """Returns the expert that a medium is forced to.
 
     Args:
-        domain: Of the medium, as the name of its expert.
+        domain: Domain of the medium, as the name of its expert.
         experts: All of its modality, in order.
         route: ``told``: the domain's own, none where it has none. ``wrong``: the one after it in the order, the first
             for media that belong to none. ``none``: none.
@@ -44,12 +44,12 @@ def expert_for(domain: str, experts: Sequence[str], *, route: str) -> str:
 def forced_routes(
     experts: Mapping[str, Mapping[str, Any]], modality: str, *, domain: str, route: str
 ) -> tuple[str, ...]:
-    """Where a medium of a question is forced to.
+    """Returns where a medium of a question is forced to.
 
     Args:
         experts: Name to its entry in the checkpoint's config, with ``modality`` and ``domain``.
-        modality: Of the medium; it has experts.
-        domain: Of the question.
+        modality: Modality of the medium; it has experts.
+        domain: Domain of the question.
         route: ``told``, ``wrong``, ``none`` or an expert's name.
 
     Returns:
@@ -77,7 +77,7 @@ def router_confusion(
     experts: Mapping[str, Mapping[str, Any]],
     seen: Iterable[tuple[str, Routes]],
 ) -> dict[str, Confusion]:
-    """What routers chose for media whose domain is known.
+    """Returns what routers chose for media whose domain is known.
 
     Args:
         routers: Modality to the router's entry in the checkpoint's config, with ``classes``.
@@ -101,7 +101,7 @@ def slips(experts: Mapping[str, Mapping[str, Any]], domains: Iterable[str]) -> l
 
     Args:
         experts: Name to its entry.
-        domains: Of the task.
+        domains: Domains of the task.
     """
     names = [*experts, *(entry["domain"] for entry in experts.values())]
     found = ((domain, slip_of(domain, names)) for domain in dict.fromkeys(domains))

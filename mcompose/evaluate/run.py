@@ -170,7 +170,7 @@ def evaluate_task(
 
 
 def _asked(evaluated: EvaluatedModel, task: Task, item: Item, options: EvaluateOptions) -> Prediction:
-    """What will be asked, without an answer yet."""
+    """Returns what will be asked, without an answer yet."""
     kept = _kept(evaluated, item)
     prompt = in_template(evaluated, item.prompt(kept), options.template or task.template)
     dropped = tuple(x.modality for x in item.inputs if not any(x is y for y in kept))
@@ -213,7 +213,7 @@ def _answered(
 
 
 def _routing(evaluated: EvaluatedModel, asked: Sequence[tuple[Task, Sequence[Prediction]]]) -> dict[str, Confusion]:
-    """What the routers chose, where they were asked and questions name domains."""
+    """Returns what the routers chose, where they were asked and questions name domains."""
     if evaluated.experts != "auto" or not any(item.domain for task, _ in asked for item in task.items):
         return {}
     seen = [

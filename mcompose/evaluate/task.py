@@ -38,7 +38,7 @@ class Item:
         turn: The whole prompt with its placeholders, where a file words it so; None: inputs' texts, then the question.
         label: Short name of what is shown, for rules that look for one; empty: the answer.
         accepted: Further right answers.
-        domain: Of its media, where experts serve domains; empty when the task does not say.
+        domain: Domain of its media, where experts serve domains; empty when the task does not say.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Item:
     domain: str = ""
 
     def prompt(self, kept: Sequence[MediaInput]) -> str:
-        """What is asked when only some inputs are shown.
+        """Returns what is asked when only some inputs are shown.
 
         Args:
             kept: Inputs that are shown, a part of ``inputs``.

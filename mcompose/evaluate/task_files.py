@@ -60,5 +60,5 @@ def load_task(file: Path, *, limit: int | None = None, check_media: bool = True)
         RequestError: The file asks nothing that can be asked, or a medium is missing; the message has the place.
     """
     if file.suffix not in _READERS:
-        raise RequestError(f"{file} is no task file.", hint="Task files end in .jsonl, .yaml, .yml or .json.")
+        raise RequestError(f"{file} is not a task file.", hint="Task files end in .jsonl, .yaml, .yml or .json.")
     return _READERS[file.suffix](file, limit=limit, check_media=check_media)

@@ -12,9 +12,9 @@ modules of ``smol`` mirror these.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.lab.family import LabFamily, open_family, recipe_text
 from mcompose.lab.numbers.make import make_numbers
 from mcompose.lab.report import Evaluator, Row, Scores, family_scores, plot_rows, table, table_json, wide_table
@@ -113,7 +113,4 @@ _HOME = {
 """Names that are imported on first use, each with its module: few callers need them, and some import torch."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -1,15 +1,22 @@
-"""Recipe, headers and maths to bytes: which tensor comes from where, and the engine that writes it.
+"""Plans and runs merges: which tensor comes from where, and the engine that computes and writes it.
 
-``plan`` says what becomes of every tensor, from headers alone; ``build`` places it; ``execute`` runs it, with
-``stream`` for one tensor on one thread. ``compatibility`` measures whether sources share a base. The room maps tensors
-to tensors: it knows no network. Importing it loads neither torch nor mergekit.
+* ``plan`` turns recipe and headers into one job for each output tensor (``job``), with ``pairing`` for tensors that the
+  sources share, ``settings`` for their weights and parameters, and ``initial_values`` for new tensors. ``build`` places
+  the jobs in files and estimates memory (``memory``).
+* ``execute`` runs a plan on several threads, ``stream`` one tensor on one thread, with the method's ``program``;
+  ``survey`` measures the whole model first where a method needs it, ``clock`` the time. The folder ``device`` does the
+  same on a torch device.
+* ``catalogue`` finds merge methods, ``mergekit_bridge`` those of mergekit.
+* ``compatibility`` measures whether sources share a base; ``verify`` checks an output, ``diff`` compares checkpoints.
+
+The package works on tensors only, not on networks. Importing it loads neither torch nor mergekit.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.merge.build import build_plan
 from mcompose.merge.catalogue import catalogue, find_method
 from mcompose.merge.compatibility import BaseFigures, check_same_base
@@ -64,7 +71,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -1,4 +1,4 @@
-"""From jobs to a plan: where every tensor lies in the output, what it costs, and the digest of what decides it."""
+"""Builds a plan from jobs: the layout of the output, bytes and memory, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def build_plan(
     threads: int | None = None,
     warnings: Sequence[str] = (),
 ) -> MergePlan:
-    """Completes a plan.
+    """Builds the plan of a merge.
 
     Args:
-        jobs: All output tensors.
-        dropped: What no output holds.
-        max_shard_size: Most bytes of one file of the output.
+        jobs: Jobs of all output tensors.
+        dropped: Source tensors that are not in the output.
+        max_shard_size: Largest size of one file of the output, in bytes.
         metadata: ``__metadata__`` of the output's files.
-        threads: Threads that the memory estimate counts; None for one per core.
+        threads: Number of threads for the memory estimate; None for one per core.
         warnings: Sentences for the user.
 
     Returns:
         The plan, with its jobs in the order of the output's files.
 
     Raises:
-        CompositionError: Two jobs write one key.
+        CompositionError: Two jobs write the same key.
     """
     jobs = list(jobs)
     _check_unique(jobs)
@@ -68,7 +68,7 @@ def _check_unique(jobs: Sequence[TensorJob]) -> None:
         if other is not job:
             raise CompositionError(
                 f"Two tensors would be written as '{job.name}': one of {other.part}, one of {job.part}.",
-                hint="Sources need different names.",
+                hint="Give the sources different names.",
             )
 
 
@@ -77,7 +77,7 @@ def _layout_text(layout: Layout) -> list[str]:
 
 
 def _bytes_to_read(jobs: Sequence[TensorJob]) -> int:
-    """Every range of every file once, however many jobs read it."""
+    """Returns the bytes of all inputs; a range that several jobs read is counted once."""
     ranges: dict[tuple[Path, int, int, int], int] = {}
     for job in jobs:
         for segment in job.segments:

@@ -1,4 +1,4 @@
-"""Every merge method under its recipe name: the native ones, and mergekit's behind the prefix ``mergekit:``."""
+"""All merge methods by recipe name: the native ones, and mergekit's with the prefix ``mergekit:``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MERGEKIT_PREFIX = "mergekit:"
 
 
 def find_method(name: str) -> Method:
-    """Looks a method up by its recipe name.
+    """Returns the method of a recipe name.
 
     Args:
         name: ``ties``, or ``mergekit:sce``; only the latter imports mergekit.
 
     Raises:
-        UnknownNameError: No method has this name; the message suggests the nearest.
+        UnknownNameError: No method has this name; the hint suggests the nearest.
     """
     if name.startswith(MERGEKIT_PREFIX):
         from mcompose.merge.mergekit_bridge import bridge_method  # noqa: PLC0415 - mergekit imports torch.
@@ -28,15 +28,15 @@ def find_method(name: str) -> Method:
         return METHODS.get(name)
     hint = nearest_name(name, METHODS.names())
     if not hint.startswith("Did"):
-        hint += " mergekit's other methods are written 'mergekit:<name>'."
+        hint += " Write mergekit's other methods as 'mergekit:<name>'."
     raise UnknownNameError(f"'{name}' is not a known merge method.", hint=hint)
 
 
 def catalogue(*, with_mergekit: bool = False) -> tuple[str, ...]:
-    """Names of all methods.
+    """Returns the names of all methods.
 
     Args:
-        with_mergekit: Also the names behind ``mergekit:``; this imports mergekit.
+        with_mergekit: Whether to add mergekit's methods; this imports mergekit.
     """
     if not with_mergekit:
         return METHODS.names()

@@ -1,4 +1,4 @@
-"""What the time of a run goes to: seconds by stage, added up over threads."""
+"""Timing of a run: seconds by stage, summed over threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 __all__ = ["STAGES", "Clock", "Phases", "Stage"]
 
 STAGES = ("read", "compute", "hash", "write")
-"""What threads do with weights."""
+"""Stages of the work on weights."""
 
 
 class Stage:
-    """A stop watch: ``with stage: ...`` adds the time inside. One thread's own."""
+    """A stopwatch for one thread: ``with stage: ...`` adds the time inside the block."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -27,27 +27,27 @@ class Stage:
 
 
 class Clock:
-    """One thread's stop watches."""
+    """The stopwatches of one thread, one for each stage."""
 
     def __init__(self) -> None:
         self.read, self.compute, self.hash, self.write = Stage(), Stage(), Stage(), Stage()
 
     @staticmethod
     def total(clocks: Iterable[Clock]) -> dict[str, float]:
-        """Seconds by stage, over several threads."""
+        """Returns seconds by stage, summed over threads."""
         watches = list(clocks)
         return {name: sum(getattr(clock, name).seconds for clock in watches) for name in STAGES}
 
 
 class Phases:
-    """Wall seconds of what happens one after the other: ``with phases("plan"): ...``."""
+    """Wall time of consecutive phases, in seconds: ``with phases("plan"): ...``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a phase."""
+        """Adds the time inside the block to a phase."""
         started = time.perf_counter()
         try:
             yield

@@ -1,9 +1,9 @@
-"""Whether sources share one base language model, by measurement and not by name.
+"""Measures whether sources share a base language model.
 
-Weights can be averaged because fine-tunes of one base stay close to it. Two matrices of one base differ by a few per
-cent; two that were trained apart are as far from each other as independent random ones, sqrt(2) of their own length.
-So a small, fixed sample of rows from every layer decides, together with the settings that change what equal weights
-mean (heads, rope, norms). A few megabytes are read per source.
+Weights can be averaged because fine-tunes of the same base stay close to it. Matrices of fine-tunes of one base differ
+by a few percent; matrices that were trained independently are as far apart as random ones, sqrt(2) of their norm. The
+check uses a small, fixed sample of rows from every layer, and compares the settings that change the meaning of weights
+(heads, rope, norms). It reads a few megabytes per source.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mcompose.merge.pairing import SourceParts
 __all__ = ["LIMIT", "BaseFigures", "check_same_base"]
 
 LIMIT = 0.7
-"""Half of sqrt(2). Full fine-tunes of one base were seen below 0.3, models trained apart at 1.3 and more."""
+"""Half of sqrt(2). Fine-tunes of one base were measured below 0.3, independently trained models at 1.3 and more."""
 
 MATRICES_PER_LAYER = 3
 SPOTS, ROWS_PER_SPOT = 4, 2
@@ -35,14 +35,14 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class BaseFigures:
-    """How far one source's language model is from the reference.
+    """Distance of one source's language model from the reference.
 
     Args:
         source: Name of the source.
         reference: ``base``, or the name of the first source.
         median: Median over the layers of ||W - R|| / ||R||, on the sampled rows.
-        largest: Largest over the layers.
-        layers: One distance a layer.
+        largest: Largest distance over the layers.
+        layers: One distance for each layer.
     """
 
     source: str
@@ -52,7 +52,7 @@ class BaseFigures:
     layers: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for the ledger, four digits each."""
+        """Returns the figures for the ledger, rounded to four digits."""
         return {
             "source": self.source,
             "reference": self.reference,
@@ -64,15 +64,15 @@ class BaseFigures:
 def check_same_base(
     sources: Sequence[SourceParts], base: SourceParts | None = None, *, allow_different: bool = False
 ) -> list[BaseFigures]:
-    """Compares every source with the base, or with the first source where the recipe names no base.
+    """Compares every source with the base, or with the first source when the recipe does not name a base.
 
     Args:
         sources: The sources, in the recipe's order.
         base: The base language model.
-        allow_different: True to measure only (``--allow-different-base``); shapes must fit all the same.
+        allow_different: Whether to measure only (``--allow-different-base``); the shapes must still fit.
 
     Returns:
-        One row per compared source.
+        One row for each compared source.
 
     Raises:
         CompositionError: Shapes or settings differ, or more than half of the layers are further apart than ``LIMIT``.
@@ -90,13 +90,13 @@ def check_same_base(
 
 
 def _check_distance(measured: BaseFigures) -> None:
-    far = sum(distance > LIMIT for distance in measured.layers)
-    if far * 2 > len(measured.layers):
+    count = sum(distance > LIMIT for distance in measured.layers)
+    if count * 2 > len(measured.layers):
         raise CompositionError(
             f"'{measured.source}' and '{measured.reference}' do not share a base language model: their weights differ "
-            f"by {measured.median:.2f} of their length (median over {len(measured.layers)} layers; {far} are over "
+            f"by {measured.median:.2f} of their norm (median over {len(measured.layers)} layers; {count} are over "
             f"{LIMIT}; fine-tunes of one base stay far below, unrelated models are near 1.41).",
-            hint="Use sources of one base, or '--allow-different-base' to merge them all the same.",
+            hint="Use sources of the same base, or '--allow-different-base' to merge them anyway.",
         )
 
 
@@ -107,27 +107,27 @@ def _check_settings(source: SourceParts, reference: SourceParts) -> None:
             raise CompositionError(
                 f"'{source.name}' and '{reference.name}' do not share a base language model: {key} is {value} in one "
                 f"and {theirs[key]} in the other.",
-                hint="Use sources of one base, or '--allow-different-base' to merge them all the same.",
+                hint="Use sources of the same base, or '--allow-different-base' to merge them anyway.",
             )
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a config states; what it leaves to its class's default is not compared."""
-    found = {key: config[key] for key in SETTINGS if config.get(key) is not None}
-    return found | _rope_settings(config)
+    """Returns the settings that a config states; settings left to the class's defaults are not compared."""
+    stated = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    return stated | _rope_settings(config)
 
 
 def _rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Base and stretching of the rotary positions, in the old spelling or the new; empty where nothing is stated."""
+    """Returns theta, type and factor of the rotary positions, in either spelling; empty when not stated."""
     stated = config.get("rope_parameters") or config.get("rope_scaling")
     rope: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
     theta = config.get("rope_theta") or rope.get("rope_theta")
     if not rope and theta is None:
         return {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    found: dict[str, Any] = {"rope_type": "default" if kind == "mrope" else kind}
+    settings: dict[str, Any] = {"rope_type": "default" if kind == "mrope" else kind}
     numbers = {"rope_theta": theta, "rope factor": rope.get("factor")}
-    return found | {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+    return settings | {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
 
 
 def _measure(source: SourceParts, reference: SourceParts, files: TensorFiles) -> BaseFigures:
@@ -144,8 +144,8 @@ def _measure(source: SourceParts, reference: SourceParts, files: TensorFiles) ->
     ]
     if not distances:
         raise CompositionError(
-            f"'{source.name}' and '{reference.name}' have no layer in common.",
-            hint="Only language models of one architecture can be merged.",
+            f"'{source.name}' and '{reference.name}' do not have a layer in common.",
+            hint="Use language models of the same architecture.",
         )
     ordered = sorted(distances)
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -161,7 +161,7 @@ def _is_matrix(entry: TensorEntry) -> bool:
 
 
 def _spread(names: Sequence[str]) -> list[str]:
-    """First, middle and last of a layer's matrices, by name."""
+    """Returns the first, middle and last of a layer's matrices, by name."""
     ordered = sorted(names)
     count = min(MATRICES_PER_LAYER, len(ordered))
     return [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
@@ -172,8 +172,8 @@ def _layer_distance(pairs: Sequence[tuple[TensorEntry, TensorEntry]], source: So
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise CompositionError(
-                f"'{ours.key}' of '{source.name}' is {list(ours.shape)}, and {list(theirs.shape)} in the other model.",
-                hint="Only language models of one architecture and size can be merged.",
+                f"'{ours.key}' is {list(ours.shape)} in '{source.name}', but {list(theirs.shape)} in the other model.",
+                hint="Use language models of the same architecture and size.",
             )
         if ours.dtype not in MERGEABLE_DTYPES:
             continue
@@ -188,5 +188,5 @@ def _layer_distance(pairs: Sequence[tuple[TensorEntry, TensorEntry]], source: So
 
 
 def _row_starts(rows: int) -> list[int]:
-    """A few places along the rows, the same in every run."""
+    """Returns a few evenly spread row indices, the same in every run."""
     return sorted({(2 * spot + 1) * rows // (2 * SPOTS) for spot in range(SPOTS)})

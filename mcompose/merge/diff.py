@@ -1,9 +1,9 @@
-"""Where two checkpoints differ: tensor by tensor, and summed over parts and layers.
+"""Compares two checkpoints tensor by tensor, and sums the differences over parts and layers.
 
-The distance of a tensor is ``||a - b|| / ||a||`` over its elements, in the Euclidean norm; that of a part is the same
-over all its tensors together. Differences are formed in float32 and summed in float64, in pieces, so memory does not
-depend on the tensors' size. Tensors that cannot be computed with (integers, 8-bit floats) are compared bit by bit, and
-ONNX graphs of experts by their hashes.
+The distance of a tensor is ``||a - b|| / ||a||`` in the Euclidean norm; the distance of a part is the same over all its
+tensors together. Differences are computed in float32 and summed in float64, in pieces, so memory does not depend on the
+size of tensors. Tensors without arithmetic (integers, 8-bit floats) are compared bit by bit, and ONNX graphs of experts
+by their hashes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["DiffReport", "GroupDiff", "TensorDiff", "diff"]
 
 CHUNK = 1 << 20
-"""Elements (or bytes, where no element is computed with) that are compared at a time."""
+"""Elements that are compared at a time; bytes for tensors without arithmetic."""
 
 STATES = ("equal", "differs", "dtype", "shape", "only_a", "only_b")
 SHOWN = 20
@@ -43,15 +43,15 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """One tensor of the two.
+    """Difference of one tensor.
 
     Args:
-        name: The name that both share, or the only one's.
+        name: Name that both checkpoints share, or the name in the only one that has it.
         state: ``equal`` (bit by bit), ``differs``, ``dtype``, ``shape``, ``only_a`` or ``only_b``.
         part: Part of the model; empty when the parts are not known.
         layer: Layer in that part; None outside the layers.
-        a: Key, dtype and shape in the first, as text; empty when it is not there.
-        b: The same in the second.
+        a: Key, dtype and shape in the first checkpoint, as text; empty when it does not have the tensor.
+        b: Key, dtype and shape in the second checkpoint.
         difference: ``||a - b||``; None when it cannot be computed.
         norm: ``||a||``; None when it cannot be computed.
         max_abs: Largest absolute difference of an element; None when it cannot be computed.
@@ -75,14 +75,14 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class GroupDiff:
-    """The tensors of one part, or of one layer of a part, together.
+    """Difference of the tensors of one part, or of one layer of a part, together.
 
     Args:
-        part: The part.
-        layer: The layer; None for the whole part, and for what is in no layer.
+        part: Name of the part.
+        layer: Index of the layer; None for the whole part, and for tensors outside the layers.
         counts: State to number of tensors, in the order of ``STATES``; states that do not occur are left out.
-        distance: Over all elements that could be compared; None when there are none.
-        max_abs: Largest absolute difference.
+        distance: Distance over all elements that can be compared; None when there are none.
+        max_abs: Largest absolute difference of an element.
     """
 
     part: str
@@ -93,7 +93,7 @@ class GroupDiff:
 
     @classmethod
     def of(cls, part: str, layer: int | None, tensors: Sequence[TensorDiff]) -> GroupDiff:
-        """Sums tensors up."""
+        """Sums the differences of tensors."""
         numbers = [(t.difference, t.norm, t.max_abs) for t in tensors]
         known = [(d, n, m) for d, n, m in numbers if d is not None and n is not None and m is not None]
         states = [tensor.state for tensor in tensors]
@@ -108,14 +108,14 @@ class GroupDiff:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """Where two checkpoints differ.
+    """Differences between two checkpoints.
 
     Args:
-        a: The first, as the user named it.
-        b: The second.
-        tensors: Every tensor of either: in the order of the first, then what only the second has.
-        parts: The tensors of each part together; one nameless part when the parts are not known.
-        layers: The same for each layer of each part.
+        a: Reference of the first checkpoint.
+        b: Reference of the second checkpoint.
+        tensors: All tensors: in the order of the first checkpoint, then those that only the second has.
+        parts: One row for each part; a single row without a name when the parts are not known.
+        layers: One row for each layer of each part.
     """
 
     a: str
@@ -126,20 +126,20 @@ class DiffReport:
 
     @property
     def equal(self) -> bool:
-        """True when both hold the same tensors, bit by bit."""
+        """True when both have the same tensors, bit by bit."""
         return all(tensor.state == "equal" for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for ``--json``; a number that is not finite becomes None."""
+        """Returns the report as plain values, for ``--json``; numbers that are not finite become None."""
         tensors = [{**dataclasses.asdict(tensor), "distance": tensor.distance} for tensor in self.tensors]
         groups = {"parts": self.parts, "layers": self.layers}
         summed = {key: [_finite(dataclasses.asdict(group)) for group in value] for key, value in groups.items()}
         return {"a": self.a, "b": self.b, "equal": self.equal, **summed, "tensors": [_finite(t) for t in tensors]}
 
     def to_text(self) -> str:
-        """The report for people: parts, then the layers that differ, then tensors that have no counterpart."""
+        """Formats the report as text: parts, then layers that differ, then tensors without a counterpart."""
         if self.equal:
-            return f"'{self.a}' and '{self.b}' hold the same {len(self.tensors)} tensors, bit by bit."
+            return f"'{self.a}' and '{self.b}' have the same {len(self.tensors)} tensors, bit by bit."
         lines = [f"a = {self.a}", f"b = {self.b}", *(_line(group.part or "all", group) for group in self.parts)]
         changed = [group for group in self.layers if group.layer is not None and set(group.counts) != {"equal"}]
         lines += [_line(f"  {group.part} layer {group.layer}", group) for group in changed]
@@ -161,12 +161,12 @@ def diff(
     """Compares two checkpoints.
 
     Args:
-        a: The first; distances are relative to it.
-        b: The second.
-        anatomy_a: Parts of the first. When both are given, tensors are matched by the name that both share, however the
-            files spell them; else by key.
-        anatomy_b: Parts of the second.
-        progress: Told the bytes of the first that were compared.
+        a: First checkpoint; distances are relative to it.
+        b: Second checkpoint.
+        anatomy_a: Anatomy of the first. With both anatomies, tensors are matched by the name that the checkpoints
+            share, however their files spell it; otherwise by key.
+        anatomy_b: Anatomy of the second.
+        progress: Receives the compared bytes of the first checkpoint.
 
     Returns:
         The report.
@@ -195,14 +195,14 @@ def diff(
 
 
 def _graphs(first: Mapping[str, str], second: Mapping[str, str]) -> list[TensorDiff]:
-    """ONNX graphs of experts, by the hash that each config states: they are files, which no tensor stands for."""
-    made = []
+    """Compares the ONNX graphs of experts, which are files and not tensors, by the hashes in the configs."""
+    rows = []
     for name in dict.fromkeys((*first, *second)):
         one, other = first.get(name), second.get(name)
         state = "only_b" if one is None else "only_a" if other is None else "equal" if one == other else "differs"
         a, b = ("" if digest is None else f"sha256 {digest[:12]}" for digest in (one, other))
-        made.append(TensorDiff(name, state, EXPERT, a=a, b=b))
-    return made
+        rows.append(TensorDiff(name, state, EXPERT, a=a, b=b))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class _Place:
 
 
 def _places(checkpoint: Checkpoint, anatomy: Anatomy | None) -> dict[str, _Place]:
-    """Shared name to tensor. What the model does not use keeps its key, which no shared name can be."""
+    """Returns shared name to tensor; tensors that the model does not use are listed by part and key."""
     if anatomy is None:
         return {key: _Place(entry) for key, entry in checkpoint.tensors.items()}
     used = {slot.key for slot in anatomy.by_name().values()}
@@ -243,7 +243,7 @@ def _compare(name: str, first: _Place, second: _Place | None, files: TensorFiles
 
 
 def _measure(a: TensorEntry, b: TensorEntry, files: TensorFiles) -> tuple[bool, float, float, float]:
-    """Whether the bits are equal; ``||a - b||``, ``||a||`` and the largest absolute difference."""
+    """Returns whether the bits are equal, ``||a - b||``, ``||a||`` and the largest absolute difference."""
     same, squares, norms, largest = a.dtype == b.dtype, 0.0, 0.0, 0.0
     count = math.prod(a.shape)
     for start in range(0, count, CHUNK):
@@ -254,7 +254,7 @@ def _measure(a: TensorEntry, b: TensorEntry, files: TensorFiles) -> tuple[bool, 
         if a.dtype == b.dtype and raw_a.tobytes() == raw_b.tobytes():
             continue
         same = False
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the figures
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities and NaN show in the numbers
             delta = values - decode(raw_b, b.dtype)
         squares += _squares(delta)
         largest = float(np.maximum(largest, np.abs(delta).max()))
@@ -285,7 +285,7 @@ def _same_bytes(a: TensorEntry, b: TensorEntry, files: TensorFiles) -> bool:
 
 
 def _groups(tensors: Iterable[TensorDiff], *, layers: bool) -> tuple[GroupDiff, ...]:
-    """Tensors summed up by part, or by part and layer, in the order of their first."""
+    """Groups tensors by part, or by part and layer, in the order of their first tensor."""
     groups: dict[tuple[str, int | None], list[TensorDiff]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.part, tensor.layer if layers else None), []).append(tensor)

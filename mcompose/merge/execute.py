@@ -1,9 +1,9 @@
-"""Runs a plan: jobs to threads, digests to the journal, one sentence when something fails.
+"""Runs a plan: distributes jobs to threads and records finished tensors in the journal.
 
-One tensor is one job, run by one thread from its first element to its last; the largest go first, so that the threads
-end together. Every output byte has its place from the start, so jobs finish in any order and the result is the same:
-with any number of threads, and after any number of interruptions. A finished tensor is a line in the journal; the next
-run of the same plan skips it.
+One tensor is one job, which one thread runs from the first element to the last; the largest jobs run first, so that the
+threads end at about the same time. Every output byte has a fixed place, so jobs may finish in any order, and the result
+does not depend on the number of threads or interruptions. A finished tensor is a line in the journal; the next run of
+the same plan skips it.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from mcompose.progress import Progress, ProgressBar, SharedProgress
 __all__ = ["Executed", "TensorSink", "default_threads", "execute"]
 
 MAX_DEFAULT_THREADS = 16
-"""Beyond this, memory bandwidth and not arithmetic is the limit."""
+"""With more threads, memory bandwidth is the limit and not arithmetic."""
 
 Item = TypeVar("Item")
 
 
 class TensorSink(Protocol):
-    """Where a merge writes to: the folder of an output (``StagedOutput``), or the model of a search."""
+    """Target of a merge: the folder of an output (``StagedOutput``), or the model of a search."""
 
     @property
     def partial(self) -> Path | str:
-        """What holds the tensors of an interrupted run, as its message names it."""
+        """Name of the place with the finished tensors, for the message of an interrupted run."""
         ...
 
     def allocate(self, layout: Layout) -> Mapping[str, JournalRow]:
-        """Makes room for every tensor of a layout; returns those that an earlier run has finished, by name."""
+        """Allocates space for every tensor of a layout; returns tensors that an earlier run has finished, by name."""
         ...
 
     def pwrite_all(self, shard: str, offset: int, data: memoryview) -> None:
-        """Writes bytes to their place in a file of the layout; any thread, any order."""
+        """Writes bytes to their place in a file of the layout; called from any thread, in any order."""
         ...
 
     def record(self, name: str, *, digest: str, row: Mapping[str, Any] | None = None) -> None:
-        """Notes that all bytes of a tensor were written; any thread.
+        """Records that all bytes of a tensor were written; called from any thread.
 
         Args:
             name: Name of the tensor.
             digest: ``xxh3:<hex>`` of its bytes.
-            row: A plain table that ``allocate`` gives back to the next run.
+            row: Plain data that ``allocate`` returns to a resumed run.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Executed:
-    """What a run did.
+    """Result of a run.
 
     Args:
-        rows: The ledger's rows: one per output tensor in output order, then what was dropped.
-        seconds: Seconds by stage (`clock.STAGES`), added up over the threads.
+        rows: Rows of the ledger: one for each output tensor in output order, then dropped tensors.
+        seconds: Seconds by stage (``clock.STAGES``), summed over the threads.
     """
 
     rows: tuple[TensorRow, ...]
@@ -74,7 +74,7 @@ class Executed:
 
 
 def default_threads() -> int:
-    """Threads that a run uses when nobody says: one per core this process may use."""
+    """Returns the default number of threads: one per core that this process may use."""
     return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
 
 
@@ -91,22 +91,22 @@ def execute(
 
     Args:
         plan: The plan; an output folder must have been opened with its fingerprint.
-        sink: Where the tensors are written; the caller finishes and closes it.
-        threads: Threads; None for one per core, or what a device is kept busy by. The bytes do not depend on it.
-        device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` takes the
-            torch path on the CPU, which is how that path is tested; it has not been run on a GPU.
-        progress: Watches the bytes that are written.
+        sink: Target of the tensors; the caller finishes and closes it.
+        threads: Number of threads; None for one per core (fewer on a device). The bytes do not depend on it.
+        device: ``cpu`` for the compiled kernels, or a torch device (``cuda``, ``cuda:1``). ``torch:cpu`` runs the code
+            for torch devices on the CPU, for tests; it has not been run on a GPU.
+        progress: Receives the written bytes.
         check_finite: Whether a NaN or infinity in a source or in the result is an error.
 
     Returns:
-        The ledger's rows, and what the time went to.
+        The rows of the ledger, and the time by stage.
 
     Raises:
         NumericsError: A tensor is not finite; the message names source, tensor and element.
         CompositionError: Tensors that cannot be merged differ between sources.
         CheckpointError: A source cannot be read.
         StorageError: The disk is full or refused a write.
-        InterruptedRunError: Ctrl-C; what is finished is kept for the next run.
+        InterruptedRunError: Ctrl-C; finished tensors are kept for the next run.
     """
     finished = {name: _made(row) for name, row in sink.allocate(plan.layout).items()}
     run = _Run(plan, sink, finished=finished, progress=progress or ProgressBar(quiet=True), check_finite=check_finite)
@@ -141,7 +141,7 @@ class _Run:
     make_stream: Callable[..., JobStream] = JobStream
 
     def all_jobs(self, *, threads: int) -> None:
-        """Surveys what must be known of the whole model, then makes every tensor that is not there yet."""
+        """Runs the surveys of the whole model, then makes every tensor that is not finished yet."""
         todo = [job for job in self.plan.jobs if job.name not in self.finished]
         done_bytes = sum(job.nbytes for job in self.plan.jobs) - sum(job.nbytes for job in todo)
         self.progress.start(self.plan.bytes_to_write, done_bytes)
@@ -171,9 +171,9 @@ class _Run:
     def _spread(
         self, items: Sequence[Item], work: Callable[[JobStream, Item], None], shared: SharedProgress, *, threads: int
     ) -> None:
-        """Gives the items to threads in order; the first failure stops all and is raised."""
+        """Distributes the items to threads in order; the first error stops all threads and is raised."""
         queue, lock = iter(items), threading.Lock()
-        go = threading.Event()  # an interrupt while the pool starts its threads would leave one at work unseen
+        go = threading.Event()  # threads wait for it, so that an interrupt during their start leaves none running
 
         def worker() -> None:
             go.wait()
@@ -215,7 +215,7 @@ class _Run:
         kept, total = len(self.finished), len(self.plan.jobs)
         return InterruptedRunError(
             f"Interrupted: {kept} of {total} tensors are finished and kept in '{self.sink.partial}'.",
-            hint="Run the same command again to go on from there; '--no-resume' starts anew.",
+            hint="Run the same command again to resume; '--no-resume' starts from the beginning.",
         )
 
 

@@ -1,12 +1,11 @@
-"""First values of tensors that no source has: the projector of a new expert, a router, the vectors around a block.
+"""Initial values of new tensors: the projector of a new expert, a router, the vectors around an expert's tokens.
 
-The idea: a value depends on (seed, name of the tensor, element) and nothing else, so a new tensor is made chunk by
-chunk like a merged one, by any thread, and comes out the same. A ``created`` segment says in its parameters how:
+A value depends only on the seed, the name of the tensor and the index of the element, so a new tensor can be made chunk
+by chunk like a merged one, by any thread, with the same result. The parameters of a ``created`` segment are one of:
 
-- ``{"bound": b}``: uniform in [-b, b]; b = 1/sqrt(inputs) is what torch's own linear layers start from;
-- ``{"fill": x}``: the same number everywhere (norms one, biases zero);
-- ``{"rows": n}``: every row is the mean of the first n rows of the contribution, as new tokens start from the mean of
-  the known ones.
+- ``{"bound": b}``: uniform in [-b, b]; torch's linear layers use b = 1/sqrt(inputs);
+- ``{"fill": x}``: one number for all elements (norms 1, biases 0);
+- ``{"rows": n}``: every row is the mean of the first n rows of the contribution, as for new tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mcompose.checkpoint import encode
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.methods import address, uniforms_from
 
-__all__ = ["RowMean", "first_values", "new_job", "start_of"]
+__all__ = ["RowMean", "initial_values", "new_job", "start_of"]
 
 _PURPOSE = "first values"
 _QUERIES = 0.02 * math.sqrt(3)
@@ -29,11 +28,11 @@ _QUERIES = 0.02 * math.sqrt(3)
 
 
 def start_of(name: str, shape: Sequence[int]) -> dict[str, float]:
-    """How a parameter of a linear layer, a norm or a set of queries begins.
+    """Returns the initialisation of a parameter of a linear layer, a norm or a set of queries.
 
     Args:
-        name: Its name.
-        shape: Its shape.
+        name: Name of the parameter.
+        shape: Shape of the parameter.
 
     Returns:
         Parameters of a ``created`` segment.
@@ -54,15 +53,15 @@ def new_job(
     start: Mapping[str, Any] | None = None,
     table: Contribution | None = None,
 ) -> TensorJob:
-    """A tensor that no source has, in float32.
+    """Returns the job of a new float32 tensor, which no source has.
 
     Args:
         name: Key in the output's files.
-        shape: Its shape.
-        part: For the ledger.
-        seed: The recipe's.
-        start: Parameters of its segment; default: by name and shape.
-        table: Table whose mean row it begins with.
+        shape: Shape of the tensor.
+        part: Part of the model, for the ledger.
+        seed: Seed of the recipe.
+        start: Parameters of its segment; default: ``start_of`` name and shape.
+        table: Table whose mean row is the initial value of every row.
     """
     start = dict(start_of(name, shape) if start is None else start)
     contributions = () if table is None else (table,)
@@ -77,16 +76,16 @@ def _note(start: Mapping[str, Any]) -> str:
     return f"new: filled with {start['fill']:g}" if "fill" in start else "new: drawn by the seed"
 
 
-def first_values(
+def initial_values(
     job: TensorJob, segment: Segment, span: tuple[int, int], *, row: np.ndarray | None = None
 ) -> np.ndarray:
-    """Values of some elements of a ``created`` segment, raw.
+    """Computes raw values of some elements of a ``created`` segment.
 
     Args:
-        job: The tensor.
-        segment: Its rows.
-        span: First element, counted from the segment's, and number of elements.
-        row: The mean row, float32, for ``rows``.
+        job: Job of the tensor.
+        segment: Segment of the job.
+        span: First element, from the start of the segment, and number of elements.
+        row: Mean row in float32, for ``{"rows": n}``.
     """
     start, count = span
     how = segment.parameters
@@ -102,10 +101,10 @@ def first_values(
 
 
 class RowMean:
-    """Mean of rows that come in pieces, in float64.
+    """Mean of rows that are added in pieces, computed in float64.
 
     Args:
-        width: Elements of a row.
+        width: Number of elements of a row.
     """
 
     def __init__(self, width: int) -> None:
@@ -113,12 +112,12 @@ class RowMean:
         self._rows = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Takes whole rows, float32, one after the other."""
+        """Adds complete float32 rows."""
         rows = values.reshape(-1, self._sum.size)
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._rows += len(rows)
 
     @property
     def value(self) -> np.ndarray:
-        """The mean, float32."""
+        """The mean in float32."""
         return (self._sum / self._rows).astype(np.float32)

@@ -1,7 +1,7 @@
-"""What a merge is, as frozen values: one job per output tensor, and the plan that holds them all.
+"""A merge as frozen values: one job for each output tensor, and the plan with all jobs.
 
-A job says where every row of its output comes from, so that the engine needs nothing else: a plan can be printed,
-compared, resumed and run on another day. It is made from headers alone (``merge.plan``) and run by ``merge.execute``.
+A job states where every row of its output comes from, so that the engine needs nothing else: a plan can be printed,
+compared, and run or resumed later. It is made from headers only (``merge.plan``) and run by ``merge.execute``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["ACTIONS", "Contribution", "Dropped", "MergePlan", "Segment", "TensorJob", "fingerprint_of"]
 
 ACTIONS = ("merged", "folded", "cast", "copied", "created")
-"""What can happen to the rows of a tensor; a tensor of several segments is called by the first that applies."""
+"""Actions on the rows of a tensor; a tensor with several segments is listed with the first action that occurs."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One source's tensor, as one of the inputs of a segment.
+    """Tensor of one source, as an input of a segment.
 
     Args:
         source: Name of the source.
-        entry: Where its bytes lie.
-        low_rank: Adapter of the source for this tensor, added exactly in float32 before anything else.
-        first_row: Row of the source's tensor that meets the first row of the segment; None for the same row.
+        entry: Location of its bytes.
+        low_rank: Adapter of the source for this tensor, added in float32 before the merge.
+        first_row: Row of the source's tensor for the first row of the segment; None for the same row.
     """
 
     source: str
@@ -45,19 +45,19 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows ``[start, stop)`` of the output's first dimension, and how they come about.
+    """Rows ``[start, stop)`` of the output's first dimension, and how they are made.
 
     Args:
-        start: First row. A tensor without rows (a scalar) has one segment ``[0, 1)``.
+        start: First row. A scalar has one segment ``[0, 1)``.
         stop: Row after the last.
-        action: One of ``ACTIONS``. ``created`` rows are zeros, or what their parameters say (``first_values``);
-            ``copied`` rows with several contributions must hold the same bits in all of them.
+        action: One of ``ACTIONS``. ``created`` rows are zeros, or as their parameters define (``initial_values``);
+            ``copied`` rows with several contributions must have the same bits in all of them.
         contributions: The inputs, in the recipe's order.
-        base: The base language model's tensor, where the method uses it.
+        base: Tensor of the base language model, where the method uses it.
         method: Name of the merge method; empty unless ``merged``.
-        weights: One weight a contribution; empty unless ``merged``.
-        parameters: Parameter name to value, or to a tuple with one value a contribution.
-        seed: The recipe's seed.
+        weights: One weight for each contribution; empty unless ``merged``.
+        parameters: Parameter name to value, or to a tuple with one value for each contribution.
+        seed: Seed of the recipe.
     """
 
     start: int
@@ -72,13 +72,13 @@ class Segment:
 
     @property
     def inputs(self) -> tuple[Contribution, ...]:
-        """Everything that is read: the contributions, then the base."""
+        """All inputs: the contributions, then the base."""
         return self.contributions if self.base is None else (*self.contributions, self.base)
 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """One output tensor.
+    """Job of one output tensor.
 
     Args:
         name: Key in the output's files.
@@ -86,9 +86,10 @@ class TensorJob:
         layer: Index of the output's decoder layer; None outside the layers.
         dtype: safetensors dtype of the output.
         shape: Shape of the output.
-        segments: In the order of the rows, without gaps.
-        note: For the ledger: rows copied, adapter folded.
-        address: What addresses the randomness of this tensor; the same for every output format. Default: the name.
+        segments: Segments in the order of the rows, without gaps.
+        note: Remark for the ledger: rows copied, adapter folded.
+        address: Name that random numbers of this tensor depend on, the same for every output format. Default: the
+            name.
     """
 
     name: str
@@ -107,30 +108,30 @@ class TensorJob:
 
     @property
     def row_elements(self) -> int:
-        """Elements in one row."""
+        """Number of elements in one row."""
         return math.prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the output."""
+        """Size of the output, in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     @property
     def action(self) -> str:
-        """The first of ``ACTIONS`` that any segment takes."""
-        taken = [segment.action for segment in self.segments]
-        return next((action for action in ACTIONS if action in taken), "created")
+        """The first of ``ACTIONS`` that a segment has."""
+        actions = [segment.action for segment in self.segments]
+        return next((action for action in ACTIONS if action in actions), "created")
 
     def shape_of(self, segment: Segment) -> tuple[int, ...]:
-        """Shape of one of its segments."""
+        """Returns the shape of one of its segments."""
         return (segment.stop - segment.start, *self.shape[1:]) if self.shape else ()
 
     def ledger_row(self, digest: str, *, inputs: tuple[str, ...] = ()) -> TensorRow:
-        """The row of this tensor in the ledger.
+        """Returns the row of this tensor in the ledger.
 
         Args:
             digest: ``xxh3:<hex>`` of the written bytes.
-            inputs: The same of the bytes that were read.
+            inputs: Digests of the read bytes, one for each input.
         """
         main = next((s for s in self.segments if s.action == self.action), None)
         return TensorRow(
@@ -150,13 +151,13 @@ class TensorJob:
 
 @dataclass(frozen=True)
 class Dropped:
-    """One source tensor, or some of its rows, that no output holds.
+    """One source tensor, or some of its rows, that is not in the output.
 
     Args:
         source: Name of the source.
         key: Key in the source's files.
-        part: As in a job.
-        reason: Why, for the ledger.
+        part: Part of the model, as in a job.
+        reason: Reason, for the ledger.
     """
 
     source: str
@@ -165,23 +166,23 @@ class Dropped:
     reason: str
 
     def ledger_row(self) -> TensorRow:
-        """The row of this tensor in the ledger."""
+        """Returns the row of this tensor in the ledger."""
         return TensorRow(name=self.key, action="dropped", part=self.part, sources=(self.source,), note=self.reason)
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Everything that a merge will do, known before the first weight is read.
+    """Plan of a merge, complete before the first weight is read.
 
     Args:
-        jobs: In the order of the output's files.
-        dropped: What the output will not hold.
+        jobs: Jobs in the order of the output's files.
+        dropped: Source tensors that are not in the output.
         layout: Shards, headers and offsets of the output.
         bytes_to_read: Bytes of all inputs, each counted once; a method that measures first reads them again.
         bytes_to_write: Bytes of the output's tensors.
-        peak_memory: Estimate of the peak resident memory, for ``threads`` threads.
-        threads: Threads that the estimate counts.
-        fingerprint: Digest of everything that decides the bytes of the output.
+        peak_memory: Estimated peak resident memory with ``threads`` threads, in bytes.
+        threads: Number of threads of the estimate.
+        fingerprint: Digest of everything that the bytes of the output depend on.
         warnings: Sentences for the user.
     """
 
@@ -196,7 +197,7 @@ class MergePlan:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for ``--json``: figures first, then one short entry per job."""
+        """Returns the plan for ``--json``: numbers first, then one short entry for each job."""
         return {
             "fingerprint": self.fingerprint,
             "bytes_to_read": self.bytes_to_read,
@@ -211,11 +212,11 @@ class MergePlan:
 
 
 def fingerprint_of(jobs: Iterable[TensorJob], *, layout: Iterable[str], version: str) -> str:
-    """Digest of everything that decides the bytes of the output, and of no path.
+    """Computes the digest of everything that the bytes of the output depend on, without paths.
 
     Args:
         jobs: The jobs in output order.
-        layout: The output's own structure as text (one header per shard).
+        layout: Structure of the output as text (one header for each shard).
         version: Version of mcompose.
 
     Returns:
@@ -245,7 +246,7 @@ def _entry_text(entry: TensorEntry, files: dict[Path, str]) -> str:
 
 
 def _identity(file: Path, files: dict[Path, str]) -> str:
-    """Name, size and time of a file: enough to notice that it was replaced, at no cost."""
+    """Returns name, size and modification time of a file: a cheap way to notice that it was replaced."""
     known = files.get(file)
     if known is None:
         try:

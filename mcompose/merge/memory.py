@@ -1,8 +1,8 @@
-"""How much memory a merge takes, from headers alone: for ``plan``, and for what goes to a device.
+"""Estimates the memory of a merge from headers, for ``plan`` and for devices.
 
-A method with a chunked form holds a few chunks. All others hold whole tensors in float32, and those on singular vectors
-square matrices in float64 beside them, which soon outweigh the tensors. How many of each was measured; the figures here
-are upper bounds of that.
+A method with a chunked form needs a few chunks. All others need whole tensors in float32, and methods on singular
+vectors also need square float64 matrices, which are soon larger than the tensors. The numbers here are upper bounds of
+measured ones.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from mcompose.merge.stream import CHUNK
 __all__ = ["held_bytes", "peak_memory", "work_bytes"]
 
 RUNTIME_MEMORY = 110 * 2**20
-"""Python, numpy and the kernels, with everything loaded that a merge needs; measured."""
+"""Bytes of Python, numpy, the kernels and everything else that a merge loads; measured."""
 
 COPY_MEMORY = 2 * 2**20
-"""Buffers of a copy."""
+"""Bytes of the buffers of a copy."""
 
 DRAW_BYTES = 48
-"""Of an element of a new tensor while its first values are drawn."""
+"""Bytes for each element of a new tensor while its initial values are drawn."""
 
 COUNTERS_PER_INPUT = 2 * 2**20
-"""Room in which a rank is found: see `methods.select`."""
+"""Bytes of the counters that find a rank; see ``methods.core.select``."""
 
 MERGEKIT_COPIES = 4
-"""float32 copies of the output that mergekit's methods hold beside their inputs on the CPU."""
+"""Number of float32 copies of the output that mergekit's methods need besides their inputs on the CPU."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a method holds at its peak.
+class WorkingSet:
+    """Memory of a method at its peak.
 
     Args:
-        per_source: float32 copies of the tensor for every source.
-        beside: float32 copies beside them, base and result included.
-        squares: Elements of its float64 square matrices, of (sources, rows, columns).
+        per_source: Number of float32 copies of the tensor for every source.
+        beside: Number of further float32 copies, including base and result.
+        squares: Function of (sources, rows, columns) to the elements of its square float64 matrices.
     """
 
     per_source: int
@@ -65,7 +65,7 @@ def _of_every_source(many: int, rows: int, columns: int) -> int:
 
 
 def _of_all_pairs(many: int, rows: int, columns: int) -> int:
-    """Where the outputs are the short side, the matrices of `interference` are as long as those of all sources."""
+    """Returns the elements for ``interference``: when rows are the short side, the matrices span all sources."""
     return 8 * (many * rows) ** 2 if rows < columns else (8 + 6 * many) * columns**2
 
 
@@ -78,33 +78,33 @@ def _of_any_kind(many: int, rows: int, columns: int) -> int:
     return 8 * (many * min(rows, columns)) ** 2 + 4 * columns**2
 
 
-CHUNKED = Taken(4, 12, _no_squares)
-"""Any method with a chunked form, where it gets whole tensors all the same: on a device."""
+CHUNKED = WorkingSet(4, 12, _no_squares)
+"""Any method with a chunked form, when it gets whole tensors: on a device."""
 
-WHOLE: Mapping[str, Taken] = {
-    "iso-c": Taken(2, 8, _of_the_sum),
-    "tsv": Taken(2, 8, _of_every_source),
-    "optmerge": Taken(2, 8, _of_all_pairs),
-    "wudi": Taken(2, 22, _of_the_inputs),
-    "wudi closed": Taken(2, 8, _of_all_pairs),
+WHOLE: Mapping[str, WorkingSet] = {
+    "iso-c": WorkingSet(2, 8, _of_the_sum),
+    "tsv": WorkingSet(2, 8, _of_every_source),
+    "optmerge": WorkingSet(2, 8, _of_all_pairs),
+    "wudi": WorkingSet(2, 22, _of_the_inputs),
+    "wudi closed": WorkingSet(2, 8, _of_all_pairs),
 }
 
-UNKNOWN = Taken(4, 12, _of_any_kind)
+UNKNOWN = WorkingSet(4, 12, _of_any_kind)
 
 
 def work_bytes(segment: Segment, shape: tuple[int, ...]) -> int:
-    """Bytes that merging a whole tensor takes at most, inputs in float32 included.
+    """Returns an upper bound of the memory for merging a whole tensor, in bytes, including float32 inputs.
 
     Args:
-        segment: Its rows.
-        shape: Their shape.
+        segment: Segment of the tensor.
+        shape: Shape of the segment.
     """
-    many, taken = len(segment.contributions), _taken(segment.method, segment.parameters)
-    floats = math.prod(shape) * (taken.per_source * many + taken.beside)
-    return 4 * floats + (8 * taken.squares(many, *shape) if len(shape) == 2 else 0)
+    many, needs = len(segment.contributions), _working_set(segment.method, segment.parameters)
+    floats = math.prod(shape) * (needs.per_source * many + needs.beside)
+    return 4 * floats + (8 * needs.squares(many, *shape) if len(shape) == 2 else 0)
 
 
-def _taken(name: str, parameters: Mapping[str, Any]) -> Taken:
+def _working_set(name: str, parameters: Mapping[str, Any]) -> WorkingSet:
     if _takes_whole_tensors(name):
         solver = f" {parameters['solver']}" if parameters.get("solver") == "closed" else ""
         return WHOLE.get(name + solver, UNKNOWN)
@@ -112,18 +112,18 @@ def _taken(name: str, parameters: Mapping[str, Any]) -> Taken:
 
 
 def held_bytes(job: TensorJob, segment: Segment) -> int:
-    """Bytes of a segment's inputs, float32 where an adapter is folded, and of its result."""
+    """Returns the bytes of a segment's inputs (float32 where an adapter is folded) and of its result."""
     elements = (segment.stop - segment.start) * job.row_elements
     bits = sum(DTYPE_BITS["F32" if c.low_rank else c.entry.dtype] for c in segment.inputs) + DTYPE_BITS[job.dtype]
     return elements * bits // 8
 
 
 def peak_memory(jobs: Sequence[TensorJob], *, threads: int) -> int:
-    """Bytes that a run on the CPU takes: the largest jobs at the same time, one a thread, over what it needs anyway.
+    """Estimates the memory of a run on the CPU, in bytes: the largest jobs at the same time, one for each thread.
 
     Args:
         jobs: All jobs.
-        threads: Threads that run them.
+        threads: Number of threads.
     """
     scratch = sorted((_scratch(job, s) for job in jobs for s in job.segments), reverse=True)
     return RUNTIME_MEMORY + sum(scratch[:threads])

@@ -1,10 +1,9 @@
-"""The one door to mergekit: its methods, as ours, under ``mergekit:<name>``.
+"""mergekit's methods as ``Method`` objects, under ``mergekit:<name>``; the only module that imports mergekit.
 
-mergekit (LGPL-3.0) is imported when the first of its methods is asked for, never copied and never changed. What its
-registry says of a method (parameters, scope, contract) becomes a ``Method``; the call goes to its public
-``merge_tensors`` with whole float32 tensors. Methods that draw random numbers take them from torch's global generator:
-the bridge lends it to one tensor at a time, seeded by the tensor's address, so that the result does not depend on what
-ran before.
+mergekit (LGPL-3.0) is imported when one of its methods is requested; its code is neither copied nor changed. The entry
+of its registry (parameters, scope, contract) becomes a ``Method``, which calls the public ``merge_tensors`` with whole
+float32 tensors. Its random methods use torch's global generator: the bridge seeds it for one tensor at a time, by the
+tensor's address, so that the result does not depend on earlier calls.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ DETERMINISTIC = (
     "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "karcher", "linear", "model_stock", "multislerp", "nearswap",
     "nuslerp", "passthrough", "ram", "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties",
 )  # fmt: skip
-"""Methods that draw no random numbers and may run side by side; any other is taken to draw some."""
+"""Methods that do not draw random numbers and may run in parallel; all others are treated as random."""
 
 _RANDOM_LOCK = threading.Lock()
 _BASE: dict[BasePolicy, Any] = {BasePolicy.REQUIRED: "required", BasePolicy.OPTIONAL: "optional"}
 
 
 def bridge_names() -> tuple[str, ...]:
-    """Recipe names of mergekit's methods that have no native implementation."""
+    """Returns the recipe names of mergekit's methods without a native implementation."""
     return tuple(MERGEKIT_PREFIX + name for name in sorted(_specs()) if name not in METHODS)
 
 
 @cache
 def bridge_method(name: str) -> Method:
-    """One of mergekit's methods, native counterpart or not.
+    """Returns one of mergekit's methods.
 
     Args:
         name: ``mergekit:sce``.
@@ -54,12 +53,13 @@ def bridge_method(name: str) -> Method:
         The method. Its function takes ``(sources, *, base, task, **parameters)``.
 
     Raises:
-        UnknownNameError: mergekit has no such method.
+        UnknownNameError: mergekit does not have this method.
     """
     bare = name.removeprefix(MERGEKIT_PREFIX)
     spec = _specs().get(bare)
     if spec is None:
-        raise UnknownNameError(f"mergekit has no method '{bare}'.", hint=nearest_name(bare, sorted(_specs())))
+        hint = nearest_name(bare, sorted(_specs()))
+        raise UnknownNameError(f"mergekit does not have a method '{bare}'.", hint=hint)
     base = _BASE.get(spec.contract.base, "unused")
     fewest, most = _source_counts(spec)
     return Method(
@@ -82,17 +82,17 @@ class _Call:
     """Calls one of mergekit's methods on whole tensors.
 
     Args:
-        name: mergekit's name of it.
+        name: Name of the method in mergekit.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __call__(self, sources: Sequence[Any], *, base: Any, task: TensorTask, **arguments: Any) -> Any:
-        """Merges float32 arrays, numpy's or torch's; returns a torch tensor."""
+        """Merges float32 arrays of numpy or torch; returns a torch tensor."""
         tensors = [_as_torch(tensor) for tensor in ([] if base is None else [base]) + list(sources)]
         parameters = {_recipe_name(key): _listed(value) for key, value in arguments.items()}
-        with _one_torch_thread(), _lent_generator(self._name, task, tensors[0].device):
+        with _one_torch_thread(), _seeded_generator(self._name, task, tensors[0].device):
             try:
                 return merge_tensors(
                     tensors,
@@ -115,7 +115,7 @@ def _specs() -> dict[str, MergeMethodSpec]:
 
 
 def _source_counts(spec: MergeMethodSpec) -> tuple[int, int | None]:
-    """Fewest and most sources, base not counted; mergekit counts it where it is required."""
+    """Returns the fewest and most sources without the base, which mergekit counts where it is required."""
     contract = spec.contract
     own = 1 if contract.base == BasePolicy.REQUIRED else 0
     fewest = max(contract.min_inputs - own, contract.min_non_base or 0, 1)
@@ -148,8 +148,8 @@ def _as_torch(tensor: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _lent_generator(name: str, task: TensorTask, device: torch.device) -> Iterator[None]:
-    """Torch's generators, seeded by the tensor's address and given back as they were."""
+def _seeded_generator(name: str, task: TensorTask, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators by the tensor's address, and restores them afterwards."""
     if name in DETERMINISTIC:
         yield
         return
@@ -163,7 +163,7 @@ def _lent_generator(name: str, task: TensorTask, device: torch.device) -> Iterat
 
 
 class _Threads:
-    """How many calls are running, and how many threads torch had before the first."""
+    """Number of running calls, and torch's number of threads before the first."""
 
     lock = threading.Lock()
     running = 0
@@ -172,7 +172,7 @@ class _Threads:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Torch splits sums by its threads, which would put their number into the result; ours run in parallel anyway."""
+    """Sets torch to one thread: it splits sums by threads, so that their number would change the result."""
     with _Threads.lock:
         if _Threads.running == 0:
             _Threads.before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""The language tensors of all sources, brought together by name: one job for each name that all share.
+"""Pairs the language tensors of all sources by name: one job for each name that all share.
 
-Without slices every layer meets its namesakes. With slices (from mergekit recipes) the recipe says which layers of
-which sources make an output layer; what no slice takes is dropped and listed.
+Without slices, layers with the same number are paired. With slices (from mergekit recipes), the recipe says which
+layers of which sources make an output layer; tensors that no slice uses are dropped and listed.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from mcompose.checkpoint import Adapter, Checkpoint, LowRank
     from mcompose.recipe import MergeSpec
 
-__all__ = ["KeyOf", "Meeting", "SourceParts"]
+__all__ = ["KeyOf", "SourceParts", "TensorPairing"]
 
 KeyOf = Callable[[str, str], str]
 """(name, part) to the key in the output's files."""
 
 EMBEDDING_NAME, HEAD_NAME = "embed_tokens.weight", "lm_head.weight"
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
-"""Ends of the names of old checkpoints' buffers that the model computes from its config."""
+"""Suffixes of buffers in old checkpoints that the model computes from its config."""
 
 Used = dict[tuple[str, str], None]
-"""(source, name) of everything that a slice has taken."""
+"""(source, name) of every tensor that a slice uses."""
 
 
 @dataclass(frozen=True)
 class SourceParts:
-    """One source: its bytes, its names, its adapter.
+    """One source: its checkpoint, anatomy and adapter.
 
     Args:
         name: Name in the recipe; ``base`` for the base language model.
-        checkpoint: Its files.
-        anatomy: Which tensor is what.
-        adapter: PEFT adapter to fold, bound to the checkpoint, if the recipe gives one.
-        factors: Key to the low-rank part that the checkpoint itself keeps beside it.
+        checkpoint: The opened checkpoint.
+        anatomy: Map of its tensors to parts.
+        adapter: PEFT adapter to fold, bound to the checkpoint; None without one.
+        factors: Key to the low-rank part that the checkpoint itself stores for it.
     """
 
     name: str
@@ -56,31 +56,31 @@ class SourceParts:
 
     @property
     def embedding(self) -> Slot | None:
-        """The table of token embeddings, however the architecture calls it (``embed_tokens``, ``wte``)."""
+        """Slot of the token embeddings, whatever their name (``embed_tokens``, ``wte``)."""
         slots = self.anatomy.by_name(EMBEDDING)
         tables = [slot for name, slot in slots.items() if name.endswith("weight")]
         return slots.get(EMBEDDING_NAME) or next(iter(tables), None)
 
     def entry(self, key: str) -> TensorEntry:
-        """Where the bytes of a key lie."""
+        """Returns the location of a key's bytes."""
         return self.checkpoint.tensors[key]
 
     def contribution(self, key: str) -> Contribution:
-        """The key as an input of a segment, adapter and own low-rank part included."""
+        """Returns a key as an input of a segment, with its adapter or low-rank part."""
         low_rank = self.factors.get(key) if self.adapter is None else self.adapter.fold_for(key)
         return Contribution(self.name, self.entry(key), low_rank)
 
 
-class Meeting:
-    """The language tensors of all sources, by name.
+class TensorPairing:
+    """Pairs the language tensors of all sources by name.
 
     Args:
         merge: The recipe's merge section.
-        sources: All sources that hold a language model, in the recipe's order.
+        sources: All sources with a language model, in the recipe's order.
         base: The language model that all started from, where the recipe names it.
-        key_of: Spells the output's keys.
+        key_of: Function from (name, part) to the key in the output.
         target: The source whose extra vocabulary rows the output keeps; None for none.
-        parts: What is merged: the language model, or the towers of sources of one class.
+        parts: Parts to merge: the language model, or the towers of sources of the same class.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Meeting:
             _untie_heads([base], [self.base_slots], wanted=HEAD_NAME in self.slots[0])
 
     def jobs(self) -> list[TensorJob]:
-        """One job for each name that all sources share."""
+        """Returns one job for each name that all sources share."""
         jobs: list[TensorJob] = []
         for name in self._shared_names():
             slots = [slots[name] for slots in self.slots]
@@ -115,7 +115,7 @@ class Meeting:
         return jobs
 
     def sliced_jobs(self) -> list[TensorJob]:
-        """The output's layers from ranges of the sources' layers."""
+        """Returns the jobs of an output whose layers come from ranges of the sources' layers."""
         outside = [self.slots[0][name] for name in self._shared_names()]
         used: Used = {}
         jobs = [self._sliced_job(slot, used) for slot in outside if _is_before_layers(slot)]
@@ -131,9 +131,9 @@ class Meeting:
         return jobs
 
     def _shared_names(self) -> list[str]:
-        """Names that every source holds, in the target's order; the others are dropped for a reason, or fail.
+        """Returns the names that every source has, in the target's order; others are dropped with a reason, or refused.
 
-        With slices, only what stands outside the layers: the slices themselves say which layers meet.
+        With slices, only names outside the layers: the slices define which layers are paired.
         """
         lead = self.sources.index(self.target) if self.target in self.sources else 0
         order = dict.fromkeys(name for slots in (self.slots[lead], *self.slots) for name in slots)
@@ -165,7 +165,7 @@ class Meeting:
         return TensorJob(key, slot.part, slot.layer, dtype, shape, (segment,), note, address=slot.name)
 
     def _vocabulary_job(self, key: str, slot: Slot, inputs: list[Contribution], base: Contribution | None) -> TensorJob:
-        """Merges the rows that all share; the target's other rows follow, every other source's are dropped."""
+        """Merges the rows that all share; further rows are kept from the target and dropped from other sources."""
         _check_shapes(slot.name, inputs, from_dimension=1)
         merged = self._segment(slot, inputs, base, rows=min(_rows(c) for c in inputs))
         bounded = base is not None and (len(inputs) > 1 or merged.base is not None)
@@ -192,14 +192,14 @@ class Meeting:
         return bound_segment(self.merge, slot, inputs=inputs, base=base, rows=rows, num_layers=self.num_layers)
 
     def _layer_slots(self, layer: int) -> list[Slot]:
-        """The tensors of one output layer, named as in the output, in the order of the first source read."""
+        """Returns the tensors of one output layer, with the output's names, in the order of the first source."""
         place = find_slice(self.merge, part=LANGUAGE, layer=layer)
         assert place is not None, "the recipe has slices"
         lead = place.piece.names[0]
         taken = (place.layers or {})[lead]
         slots = [slot for slot in self._slots_of(lead).values() if slot.layer == taken]
         if not slots:
-            raise RecipeError(f"'merge.slices' take layer {taken} of '{lead}', which has no such layer.")
+            raise RecipeError(f"'merge.slices' use layer {taken} of '{lead}', which does not have this layer.")
         return [_renumbered(slot, layer) for slot in slots]
 
     def _sliced_job(self, slot: Slot, used: Used) -> TensorJob:
@@ -208,25 +208,25 @@ class Meeting:
         assert place is not None, "the recipe has slices"
         layers = place.layers or {}
         inputs = [
-            self._taken(source, _renumbered(slot, layers.get(source, slot.layer)), used) for source in place.piece.names
+            self._use(source, _renumbered(slot, layers.get(source, slot.layer)), used) for source in place.piece.names
         ]
         base_name = _renumbered(slot, layers.get("base", slot.layer)).name
         return self._job(slot, inputs, self._base_contribution(base_name))
 
-    def _taken(self, source: str, slot: Slot, used: Used) -> Contribution:
-        found = self._slots_of(source).get(slot.name)
-        if found is None:
-            raise RecipeError(f"'merge.slices' take '{slot.name}' of '{source}', which does not hold it.")
+    def _use(self, source: str, slot: Slot, used: Used) -> Contribution:
+        source_slot = self._slots_of(source).get(slot.name)
+        if source_slot is None:
+            raise RecipeError(f"'merge.slices' use '{slot.name}' of '{source}', which does not have it.")
         used[source, slot.name] = None
         parts = next(parts for parts in self.sources if parts.name == source)
-        return parts.contribution(found.key)
+        return parts.contribution(source_slot.key)
 
     def _slots_of(self, source: str) -> dict[str, Slot]:
         for parts, slots in zip(self.sources, self.slots, strict=True):
             if parts.name == source:
                 return slots
         names = [parts.name for parts in self.sources]
-        raise RecipeError(f"'merge.slices' name '{source}', which is no source.", hint=nearest_name(source, names))
+        raise RecipeError(f"'merge.slices' name '{source}', which is not a source.", hint=nearest_name(source, names))
 
     def _base_contribution(self, name: str) -> Contribution | None:
         if self.base is None or name not in self.base_slots:
@@ -244,12 +244,10 @@ class Meeting:
         others = [s.name for s, slots in zip(self.sources, self.slots, strict=True) if name not in slots]
         more = f" and {len(partial) - 1} more tensors" if len(partial) > 1 else ""
         verb = "are" if more else "is"
-        hint = "Only language models of one architecture and depth can be merged."
+        hint = "Use language models of the same architecture and depth."
         if name.endswith(".bias"):
-            hint = "One language model has biases and the other has none: they are of different base models."
-        return CompositionError(
-            f"'{name}'{more} {verb} held by {_join(holders)} and not by {_join(others)}.", hint=hint
-        )
+            hint = "Use sources of the same base: one language model has biases and the other does not."
+        return CompositionError(f"'{name}'{more} {verb} in {_join(holders)} but not in {_join(others)}.", hint=hint)
 
 
 def _rows(contribution: Contribution) -> int:
@@ -257,12 +255,12 @@ def _rows(contribution: Contribution) -> int:
 
 
 def _is_before_layers(slot: Slot) -> bool:
-    """Whether a tensor outside the layers is used before them: token and position embeddings, and their norms."""
+    """Returns whether a tensor outside the layers is used before them, such as embeddings and their norms."""
     return slot.part == EMBEDDING or (slot.layer is None and re.search(r"emb|wpe", slot.name) is not None)
 
 
 def _renumbered(slot: Slot, layer: int | None) -> Slot:
-    """The slot of the same tensor in another layer."""
+    """Returns the slot of the same tensor in another layer."""
     if slot.layer is None or layer is None or slot.layer == layer:
         return slot
     name = re.sub(rf"(?<![^.]){slot.layer}\.", f"{layer}.", slot.name, count=1)  # `layers.3.`, `h.3.`
@@ -271,7 +269,7 @@ def _renumbered(slot: Slot, layer: int | None) -> Slot:
 
 def _shared_slots(source: SourceParts, dropped: list[Dropped], parts: Sequence[str]) -> dict[str, Slot]:
     slots = source.anatomy.by_name(*parts)
-    if HEAD not in parts:  # the layers that settings speak of are the language model's
+    if HEAD not in parts:  # settings by layer apply to the language model's layers, not to towers
         return {name: replace(slot, layer=None) for name, slot in slots.items()}
     if source.anatomy.tied and HEAD_NAME in slots:
         slot = slots.pop(HEAD_NAME)
@@ -280,7 +278,7 @@ def _shared_slots(source: SourceParts, dropped: list[Dropped], parts: Sequence[s
 
 
 def _untie_heads(sources: Sequence[SourceParts], all_slots: list[dict[str, Slot]], *, wanted: bool = False) -> None:
-    """Where any head stands on its own, a tied source's head is its embedding."""
+    """Uses the embedding as head of tied sources when another source has a separate head."""
     if not (wanted or any(HEAD_NAME in slots for slots in all_slots)):
         return
     for source, slots in zip(sources, all_slots, strict=True):
@@ -299,7 +297,7 @@ def _check_shapes(name: str, inputs: Sequence[Contribution], *, from_dimension: 
         if other.entry.shape[from_dimension:] != first.entry.shape[from_dimension:]:
             raise CompositionError(
                 f"'{name}' is {_dimensions(first)} in '{first.source}' and {_dimensions(other)} in '{other.source}'.",
-                hint="Sources must share one language model; 'mcompose inspect' shows what they hold.",
+                hint="Use sources of the same language model; 'mcompose inspect' shows their parts.",
             )
 
 

@@ -1,6 +1,6 @@
-"""The program that makes one segment: the method's own, or the plain one that only converts.
+"""Returns the program that makes one segment: the method's program, or one that only converts.
 
-A method without a chunked form (mergekit's, through the bridge) gets the whole segment at once.
+A method without a chunked form (such as mergekit's) gets the whole segment at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Convert", "Whole", "call_whole", "program_for", "task_for"]
 
 
 class Convert:
-    """One source, adapter folded, in the output's dtype; nothing is merged."""
+    """Program that converts one source, with its adapter folded, to the output's dtype without a merge."""
 
     passes = 0
     chunk_multiple = 1
@@ -28,17 +28,17 @@ class Convert:
         return True
 
     def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
-        """Hands the source on."""
+        """Converts the source."""
         del start, base
         return kernels.convert(sources[0], out)
 
 
 class Whole:
-    """A method that sees whole tensors only.
+    """Program of a method that needs whole tensors.
 
     Args:
         method: The method.
-        task: The tensor.
+        task: The tensor, with its settings.
     """
 
     passes = 0
@@ -52,7 +52,7 @@ class Whole:
         return True
 
     def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
-        """Calls the method's function on the tensors in their own shape."""
+        """Calls the method's function on the tensors in their original shape."""
         del start
         tensors = [self._single(source) for source in sources]
         merged = call_whole(self._method, self._task, tensors, None if base is None else self._single(base))
@@ -65,16 +65,16 @@ class Whole:
 
 
 def call_whole(method: Method, task: TensorTask, sources: Sequence[Any], base: Any) -> Any:
-    """Merges one whole tensor, native or mergekit's.
+    """Merges one whole tensor with a native method or one of mergekit's.
 
     Args:
         method: The method.
         task: The tensor, with its settings.
-        sources: float32 arrays of the task's shape: numpy's, or torch's on any device.
-        base: The base, or None.
+        sources: float32 arrays of the task's shape, of numpy or of torch on any device.
+        base: The base's array; None without a base.
 
     Returns:
-        The merged weights, of the same kind.
+        The merged array, of the same library.
     """
     if method.name.startswith(MERGEKIT_PREFIX):
         return method.function(sources, base=base, task=task, **arguments_for(method, task))
@@ -82,12 +82,12 @@ def call_whole(method: Method, task: TensorTask, sources: Sequence[Any], base: A
 
 
 def task_for(job: TensorJob, segment: Segment, *, survey: Any = None) -> TensorTask:
-    """The segment as its method sees it.
+    """Returns a segment as a task for its method.
 
     Args:
-        job: The tensor.
-        segment: Its rows. Rows that do not begin the tensor have a name of their own, for the randomness.
-        survey: What a whole-model method has learnt.
+        job: Job of the tensor.
+        segment: Segment of the job. A segment that does not start at row 0 gets its own name, for random numbers.
+        survey: Survey of a whole-model method; None for others.
     """
     name = job.address or job.name
     return TensorTask(
@@ -103,12 +103,12 @@ def task_for(job: TensorJob, segment: Segment, *, survey: Any = None) -> TensorT
 
 
 def program_for(job: TensorJob, segment: Segment, *, survey: Any = None) -> Program:
-    """The program of one segment.
+    """Returns the program of one segment.
 
     Args:
-        job: The tensor.
-        segment: Its rows: ``merged``, ``folded`` or ``cast``.
-        survey: What a whole-model method has learnt.
+        job: Job of the tensor.
+        segment: Segment of the job: ``merged``, ``folded`` or ``cast``.
+        survey: Survey of a whole-model method; None for others.
     """
     if segment.action != "merged":
         return Convert()

@@ -1,7 +1,7 @@
-"""From a recipe's settings to one segment: which method, which weights, which parameters for one tensor.
+"""Builds the segment of one tensor from a recipe's settings: method, weights and parameters.
 
-Everything that a method needs is bound and checked here, while only headers are open: a missing base, too few sources
-or an unknown parameter is told before anything is read.
+Everything that a method needs is checked here, from headers only: a missing base, too few sources or an unknown
+parameter is reported before any weight is read.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["bound_segment", "output_dtype"]
 
 SUMS_OF_CHANGES = ("damc",)
-"""Methods that count from a base, and whose only source at coefficient one is that source, to the bit."""
+"""Methods that add changes to a base, and that return a single source unchanged when its coefficient is one."""
 
 
 def output_dtype(requested: str | None, dtype: str) -> str:
-    """The dtype of an output tensor.
+    """Returns the dtype of an output tensor.
 
     Args:
         requested: ``merge.dtype`` of the recipe.
         dtype: safetensors dtype of the first contribution.
 
     Returns:
-        The requested one for floating dtypes that arithmetic is done on; all others stay as they are.
+        The requested dtype for mergeable tensors; the dtype of the contribution for all others.
 
     Raises:
-        RecipeError: The requested dtype is none that weights can be written in.
+        RecipeError: Weights cannot be written in the requested dtype.
     """
     if requested is None or dtype not in MERGEABLE_DTYPES:
         return dtype
@@ -46,7 +46,7 @@ def output_dtype(requested: str | None, dtype: str) -> str:
         return FLOAT_CODES[requested]
     except KeyError:
         raise RecipeError(
-            f"merge.dtype '{requested}' is not a dtype of weights.", hint=nearest_name(requested, FLOAT_CODES)
+            f"merge.dtype '{requested}' is not a dtype for weights.", hint=nearest_name(requested, FLOAT_CODES)
         ) from None
 
 
@@ -59,18 +59,18 @@ def bound_segment(
     rows: int,
     num_layers: int,
 ) -> Segment:
-    """The first ``rows`` rows of one tensor, with everything that the engine must know about them.
+    """Returns the segment of the first ``rows`` rows of one tensor, with all settings that the engine needs.
 
     Args:
         merge: The recipe's merge section.
-        slot: The tensor's shared name, part and layer.
-        inputs: One contribution a source.
-        base: The base language model's tensor, where the recipe names a base that holds it.
-        rows: Rows to merge.
-        num_layers: Decoder layers of the output, for gradients over layers.
+        slot: Shared name, part and layer of the tensor.
+        inputs: One contribution for each source.
+        base: Tensor of the base language model; None when the recipe does not name a base that has it.
+        rows: Number of rows to merge.
+        num_layers: Number of decoder layers of the output, for gradients over layers.
 
     Raises:
-        CompositionError: The tensors cannot be merged: integers or fp8 numbers, or a base of another shape.
+        CompositionError: The tensors cannot be merged: integers, fp8 numbers, or a base of another shape.
         RequestError: The method lacks its base, its parameters or sources.
     """
     name = slot.name
@@ -85,9 +85,9 @@ def bound_segment(
         name=name,
     )
     method = find_method(setting.method)
-    overridden = setting.method != merge.method  # then the merge's weights are for the other tensors
-    if setting.weights is not None and not method.weighted and not overridden:
-        raise RecipeError(f"'{method.name}' takes no weights.", hint="Take 'merge.weights' out of the recipe.")
+    is_overridden = setting.method != merge.method  # then the merge's weights are for the other tensors
+    if setting.weights is not None and not method.weighted and not is_overridden:
+        raise RecipeError(f"'{method.name}' does not take weights.", hint="Remove 'merge.weights' from the recipe.")
     weights = setting.weights or (1.0 / len(inputs),) * len(inputs)
     if len(inputs) == 1 and _keeps_one(method, setting):
         return _single(inputs[0], rows, dtype=output_dtype(merge.dtype, inputs[0].entry.dtype))
@@ -107,29 +107,29 @@ def bound_segment(
 
 
 def _with_defaults(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in full, so that plan, ledger and fingerprint say what was done."""
+    """Returns the parameters with defaults, so that plan, ledger and fingerprint are complete."""
     return {p.name: given.get(p.name, p.default) for p in method.parameters}
 
 
 def _are_mergeable(name: str, inputs: Sequence[Contribution]) -> bool:
-    """True when arithmetic is done on all; False when all must hold the same bits."""
+    """Returns True when all inputs can be merged, False when all must have the same bits."""
     odd = [c for c in inputs if c.entry.dtype not in MERGEABLE_DTYPES]
     if odd and len({c.entry.dtype for c in inputs}) > 1:
         plain = next(c for c in inputs if c.entry.dtype != odd[0].entry.dtype)
         raise CompositionError(
             f"'{name}' is {odd[0].entry.dtype} in '{odd[0].source}' and {plain.entry.dtype} in '{plain.source}'.",
-            hint="Quantised and integer tensors cannot be merged; use a checkpoint in bfloat16.",
+            hint="Use a checkpoint in bfloat16; quantised and integer tensors cannot be merged.",
         )
     if odd and any(c.low_rank is not None for c in inputs):
         raise CompositionError(
-            f"'{name}' of '{odd[0].source}' is {odd[0].entry.dtype}, and its adapter cannot be folded into it.",
+            f"'{name}' of '{odd[0].source}' is {odd[0].entry.dtype}; an adapter cannot be folded into it.",
             hint="Use a checkpoint in bfloat16.",
         )
     return not odd
 
 
 def _keeps_one(method: Method, setting: Setting) -> bool:
-    """True when merging a single source by this method is copying it."""
+    """Returns whether merging a single source with this method copies it."""
     if method.name in SUMS_OF_CHANGES:
         return setting.weights in (None, (1.0,))
     plain = not setting.parameters and (setting.weights is None or setting.weights == (1.0,))
@@ -151,14 +151,14 @@ def _checked_base(
         if method.base == "optional":
             return None
         raise RecipeError(
-            f"'{method.name}' merges what sources changed, and '{slot.name}' has no base to change from.",
-            hint="Give the recipe's 'base': the language model that all sources started from.",
+            f"'{method.name}' merges changes from a base, but the base of '{slot.name}' is missing.",
+            hint="Add 'base' to the recipe: the language model that all sources started from.",
         )
     first = inputs[0]
     skip = 1 if slot.part in (EMBEDDING, HEAD) else 0
     if base.entry.shape[skip:] != first.entry.shape[skip:]:
         raise CompositionError(
             f"'{slot.name}' is {list(first.entry.shape)} in '{first.source}' and {list(base.entry.shape)} in the base.",
-            hint="The recipe's 'base' must be the language model that the sources started from.",
+            hint="Set the recipe's 'base' to the language model that the sources started from.",
         )
     return base

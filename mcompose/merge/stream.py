@@ -1,9 +1,9 @@
-"""One tensor from its sources to its place in the output, in chunks, on one thread.
+"""Makes one tensor from its sources and writes it to its place in the output, in chunks, on one thread.
 
-The idea: read a chunk of every source raw into scratch memory that is reused for the whole run, let the method's
-program make the result's raw chunk in one pass, hash both, and write the chunk to its final place. Chunks go in element
-order and their size is fixed, so the bytes depend on the job alone: not on the thread, not on how many there are.
-Reads and writes are positional, so that all threads share the open files.
+A chunk of every source is read into scratch memory that is reused for the whole run; the method's program makes the
+result's chunk in one pass; both are hashed, and the result is written to its final place. Chunks follow the order of
+the elements and have a fixed size, so the bytes depend only on the job, not on the threads. Reads and writes are
+positional, so that all threads share the open files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mcompose.anatomy import ORIGIN
 from mcompose.checkpoint import DTYPE_BITS, MERGEABLE_DTYPES, TensorDigest, TensorFiles, decode, raw_dtype
 from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.clock import Clock
-from mcompose.merge.initial_values import RowMean, first_values
+from mcompose.merge.initial_values import RowMean, initial_values
 from mcompose.merge.job import Contribution, Segment, TensorJob
 from mcompose.merge.program import Convert, program_for
 from mcompose.merge.survey import Surveys
@@ -28,15 +28,15 @@ from mcompose.methods import Program, kernels
 __all__ = ["CHUNK", "Cancelled", "JobStream", "Made", "Scratch", "Write"]
 
 CHUNK = 1 << 20
-"""Elements of one chunk: 2 MiB of bfloat16 per source. Larger ones cost memory, smaller ones hand the GIL around."""
+"""Elements of one chunk: 2 MiB of bfloat16 per source. Larger chunks need memory, smaller ones switch the GIL often."""
 
 COPY_BLOCK = 1 << 20
-"""Bytes of one block of a copy."""
+"""Size of one block of a copy, in bytes."""
 
 NO_SURVEYS = Surveys()
 
 LARGEST = {"BF16": "3.39e38", "F16": "65504", "F32": "3.4e38", "F64": "3.4e38, where its arithmetic does"}
-"""The largest number that a result may be."""
+"""Dtype to the largest number of a result, for messages."""
 
 Write = Callable[[int, memoryview], None]
 """Writes bytes at an offset from the tensor's first byte."""
@@ -48,8 +48,8 @@ class Made:
 
     Args:
         digest: ``xxh3:<hex>`` of its bytes.
-        inputs: The same of the bytes that every input gave, contributions and then the base, segment by segment; none
-            for a segment that was only copied, whose bytes are the output's.
+        inputs: Digests of the bytes of every input, contributions and then the base, segment by segment; without
+            copied segments, whose bytes are the output's.
     """
 
     digest: str
@@ -57,7 +57,7 @@ class Made:
 
 
 class Cancelled(BaseException):
-    """Another thread failed, or the user interrupted: leave the tensor unfinished."""
+    """Stops a job when another thread failed or the user interrupted the run."""
 
 
 def _plain_memory(nbytes: int) -> np.ndarray:
@@ -65,10 +65,10 @@ def _plain_memory(nbytes: int) -> np.ndarray:
 
 
 class Scratch:
-    """Arrays by name that only ever grow; one per thread.
+    """Scratch arrays by name, which only grow; one object for each thread.
 
     Args:
-        allocate: Where the bytes come from.
+        allocate: Function from a number of bytes to memory.
     """
 
     def __init__(self, allocate: Callable[[int], np.ndarray] = _plain_memory) -> None:
@@ -76,7 +76,7 @@ class Scratch:
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, name: str, dtype: np.dtype | type, count: int) -> np.ndarray:
-        """An array of ``count`` elements; its content is what the last user left."""
+        """Returns an array of ``count`` elements with undefined content."""
         nbytes = count * np.dtype(dtype).itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
@@ -90,10 +90,10 @@ class JobStream:
 
     Args:
         files: The open inputs, shared by all threads.
-        cancelled: Set when the run is to stop; looked at before every chunk.
-        advance: Told the output bytes that were just written.
+        cancelled: Event that stops the run; checked before every chunk.
+        advance: Receives the number of output bytes just written.
         check_finite: Whether numbers that are not finite are an error.
-        clock: Told what the time goes to.
+        clock: Receives the time by stage.
     """
 
     files: TensorFiles
@@ -109,11 +109,11 @@ class JobStream:
 
         Args:
             job: The job.
-            write: Where its bytes go.
-            surveys: What whole-model methods have learnt.
+            write: Writes bytes at an offset of the tensor.
+            surveys: Surveys of whole-model methods.
 
         Returns:
-            Digests of what was written and read.
+            Digests of the written and the read bytes.
 
         Raises:
             NumericsError: A source or the result is not finite.
@@ -140,7 +140,7 @@ class JobStream:
             else:
                 self._combine(job, segment, emit, program_for(job, segment, survey=surveys.of_segment(segment)))
         if position != job.nbytes:
-            raise NumericsError(f"'{job.name}' came out {position} bytes long and not {job.nbytes}.")
+            raise NumericsError(f"'{job.name}' has {position} bytes instead of {job.nbytes}.")
         return Made(digest.text(), tuple(one.text() for one in self._inputs))
 
     def _blocks(self, total: int, step: int) -> Iterator[tuple[int, int]]:
@@ -160,7 +160,7 @@ class JobStream:
             row = self._mean_row(segment) if segment.contributions else None
             for start, count in self._blocks(total, CHUNK):
                 with self.clock.compute:
-                    values = first_values(job, segment, (start, count), row=row)
+                    values = initial_values(job, segment, (start, count), row=row)
                 emit(values.view(np.uint8).data)
             return
         zeros = np.zeros(COPY_BLOCK, np.uint8)
@@ -168,7 +168,7 @@ class JobStream:
             emit(zeros[:count].data)
 
     def _mean_row(self, segment: Segment) -> np.ndarray:
-        """Mean of the first rows of a table, added up in their order; its bytes are an input like any other."""
+        """Returns the mean of a table's first rows, added in order; the table's bytes are hashed as an input."""
         table, digest = segment.contributions[0], TensorDigest()
         self._inputs.append(digest)
         width = math.prod(table.entry.shape[1:])
@@ -184,7 +184,7 @@ class JobStream:
         return whole.value
 
     def _copy(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
-        """Copies rows bit for bit; every further contribution must hold the same bits."""
+        """Copies rows bit for bit; every further contribution must have the same bits."""
         first, *others = segment.contributions
         _, total = _byte_span(job, segment)
         starts = [_first_byte(c, segment, job) for c in segment.contributions]
@@ -201,7 +201,7 @@ class JobStream:
             emit(block.data)
 
     def _check_copied(self, contribution: Contribution, block: np.ndarray, *, dtype: str, start: int) -> None:
-        """Refuses NaN in copied weights. An infinity passes: a copied mask may hold it, and copies are exact."""
+        """Refuses NaN in copied weights. Infinities are allowed: a copied mask may contain them."""
         if dtype not in MERGEABLE_DTYPES:
             return
         values = block.view(raw_dtype(dtype))
@@ -235,7 +235,7 @@ class JobStream:
             emit(result.view(np.uint8).data)
 
     def measure(self, job: TensorJob, segment: Segment, visit: Callable[..., None]) -> None:
-        """Feeds the chunks of one segment to ``visit(start, sources, base)``, writing nothing."""
+        """Passes the chunks of one segment to ``visit(start, sources, base)``, without writing."""
         total = (segment.stop - segment.start) * job.row_elements
         step = chunk_elements(Convert(), segment, row=job.row_elements, total=total)
         for start, count in self._blocks(total, step):
@@ -246,7 +246,7 @@ class JobStream:
     def _load_all(
         self, segment: Segment, job: TensorJob, span: tuple[int, int], *, digests: list[TensorDigest] | None
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
-        """One chunk of every input, raw; float32 where an adapter is folded."""
+        """Reads one chunk of every input, raw; float32 where an adapter is folded."""
         arrays: list[np.ndarray] = []
         for number, contribution in enumerate(segment.inputs):
             raw = self._load(contribution, f"input-{number}", segment, job, span=span)
@@ -266,14 +266,14 @@ class JobStream:
     def _fill(
         self, raw: np.ndarray, contribution: Contribution, segment: Segment, job: TensorJob, *, start: int
     ) -> None:
-        """Reads the elements from ``start`` of the segment on."""
+        """Reads elements from element ``start`` of the segment."""
         first = _first_element(contribution, segment, job.row_elements) + start
         self._read(contribution, raw, first * raw.itemsize)
 
     def _folded(
         self, contribution: Contribution, raw: np.ndarray, segment: Segment, job: TensorJob, span: tuple[int, int]
     ) -> np.ndarray:
-        """Whole rows of a weight with its adapter."""
+        """Returns whole rows of a weight with its adapter."""
         assert contribution.low_rank is not None
         if raw.size == 0:
             return raw
@@ -282,13 +282,13 @@ class JobStream:
             kernels.convert(raw, values)
             first = (_first_element(contribution, segment, job.row_elements) + span[0]) // job.row_elements
             rows = values.reshape(values.size // job.row_elements, *job.shape[1:])
-            with np.errstate(over="ignore", invalid="ignore"):  # noticed with the result, and told by name
+            with np.errstate(over="ignore", invalid="ignore"):  # checked with the result, and reported by name
                 return contribution.low_rank.apply(rows, (first, first + len(rows))).reshape(-1)
 
     def _broken(
         self, job: TensorJob, segment: Segment, result: np.ndarray | None, *, span: tuple[int, int]
     ) -> NumericsError:
-        """Why a chunk, which starts at element ``span[0]`` of the segment, is not finite."""
+        """Returns the error for a chunk that is not finite and starts at element ``span[0]`` of the segment."""
         for number, contribution in enumerate(segment.inputs):
             raw = self._load(contribution, f"input-{number}", segment, job, span=span)
             first = _first_element(contribution, segment, job.row_elements) + span[0]
@@ -305,13 +305,13 @@ class JobStream:
 
 
 def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) -> int:
-    """Elements of one chunk: ``CHUNK`` rounded to what the program and the adapters need.
+    """Returns the elements of one chunk: ``CHUNK`` rounded down to a multiple that program and adapters need.
 
     Args:
-        program: The method for this tensor.
-        segment: The rows.
-        row: Elements in a row.
-        total: Elements in the segment; a program that needs the whole tensor gets them all.
+        program: Program of the method for this tensor.
+        segment: The segment.
+        row: Number of elements in a row.
+        total: Number of elements in the segment; a program that needs the whole tensor gets them all.
     """
     multiple = program.chunk_multiple
     if any(c.low_rank is not None for c in segment.inputs):
@@ -322,7 +322,7 @@ def chunk_elements(program: Program, segment: Segment, *, row: int, total: int) 
 
 
 def _byte_span(job: TensorJob, segment: Segment) -> tuple[int, int]:
-    """First byte and bytes of a segment in the output."""
+    """Returns first byte and number of bytes of a segment in the output."""
     if segment.start == 0 and segment.stop == job.rows:
         return 0, job.nbytes
     row = job.row_elements * DTYPE_BITS[job.dtype] // 8
@@ -339,12 +339,12 @@ def _first_byte(contribution: Contribution, segment: Segment, job: TensorJob) ->
 
 
 def _differing(job: TensorJob, first: Contribution, other: Contribution) -> CompositionError:
-    """Rows that all sources must share, and do not."""
+    """Returns the error for rows that must be equal in all sources and are not."""
     if job.part == ORIGIN:
         return CompositionError(
-            f"The low-rank groups of '{first.source}' and '{other.source}' add to different tensors: "
+            f"The low-rank groups of '{first.source}' and '{other.source}' are added to different tensors: "
             f"'{first.entry.key}' and '{other.entry.key}'.",
-            hint="Write `compose: {groups: dense}`: each group then gets tensors of its own.",
+            hint="Write `compose: {groups: dense}`: each group then becomes a full copy of its tensors.",
         )
     return CompositionError(
         f"'{job.name}' is {job.dtype}, which cannot be merged, and differs between "
@@ -356,14 +356,14 @@ def _differing(job: TensorJob, first: Contribution, other: Contribution) -> Comp
 def _overflow(job: TensorJob, segment: Segment, *, element: int) -> NumericsError:
     return NumericsError(
         f"'{job.name}' is not finite at element {segment.start * job.row_elements + element} after "
-        f"{segment.method or 'the conversion'}: {job.dtype} ends at {LARGEST[job.dtype]}.",
-        hint="Check the method's weights and parameters, or write another dtype.",
+        f"{segment.method or 'the conversion'}: the limit of {job.dtype} is {LARGEST[job.dtype]}.",
+        hint="Check the method's weights and parameters, or choose another 'merge.dtype'.",
     )
 
 
 def _not_finite(contribution: Contribution, index: int, *, folded: bool = False) -> NumericsError:
-    when = " once its adapter is folded" if folded else ""
+    when = " after its adapter is folded" if folded else ""
     return NumericsError(
         f"Tensor '{contribution.entry.key}' of source '{contribution.source}' is not finite at element {index}{when}.",
-        hint=f"The {'adapter' if folded else 'checkpoint'} is broken; fetch it again or leave the source out.",
+        hint=f"The {'adapter' if folded else 'checkpoint'} is broken: fetch it again, or leave the source out.",
     )

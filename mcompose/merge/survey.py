@@ -1,7 +1,7 @@
-"""What whole-model methods must know before the first tensor is merged (``ties-global``: one threshold for all).
+"""Surveys of whole-model methods, measured before the first tensor is merged (``ties-global``: one threshold for all).
 
-All segments of one method, with the same sources and parameters, share one survey: it is shown every chunk of them,
-pass by pass, and then goes into the task of each.
+All segments of one method, with the same sources and parameters, share one survey: it reads all their chunks, pass by
+pass, and is then part of each segment's task.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Surveys:
 
     @classmethod
     def of(cls, jobs: Sequence[TensorJob]) -> Surveys:
-        """Makes the surveys that a plan's jobs need; most plans need none.
+        """Creates the surveys that a plan's jobs need; most plans do not need any.
 
         Args:
-            jobs: All jobs of the plan, finished or not: a survey is of the whole model.
+            jobs: All jobs of the plan, finished or not: a survey covers the whole model.
         """
         surveys = cls()
         groups: dict[str, list[tuple[TensorJob, Segment]]] = {}
@@ -51,19 +51,19 @@ class Surveys:
 
     @property
     def passes(self) -> int:
-        """Most passes that any survey takes."""
+        """Largest number of passes of a survey."""
         return max((survey.passes for survey in self._by_key.values()), default=0)
 
     def of_segment(self, segment: Segment) -> Survey | None:
-        """Finds the survey that a segment belongs to; None when its method needs none."""
+        """Returns the survey that a segment belongs to; None when its method does not need one."""
         return self._by_key.get(_key(segment)) if self._by_key else None
 
     def segments(self, index: int) -> list[tuple[TensorJob, Segment]]:
-        """Lists the segments whose surveys look at them in a pass, counted from 0."""
+        """Returns the segments that are read in a pass, from 0."""
         return [(job, segment) for job, segment in self._members if index < self._by_key[_key(segment)].passes]
 
     def measurer(self, index: int) -> Callable[[JobStream, tuple[TensorJob, Segment]], None]:
-        """What a thread does with one segment in a pass."""
+        """Returns the function that measures one segment in a pass, on one thread."""
 
         def measure(stream: JobStream, item: tuple[TensorJob, Segment]) -> None:
             job, segment = item
@@ -78,7 +78,7 @@ class Surveys:
         return measure
 
     def finish(self, index: int) -> None:
-        """Ends a pass of every survey that has it."""
+        """Ends a pass of every survey that has this pass."""
         for survey in self._by_key.values():
             if index < survey.passes:
                 survey.finish(index)

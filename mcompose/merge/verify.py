@@ -1,9 +1,9 @@
-"""Whether an output is still what was written: every file against the lock, every tensor against the ledger.
+"""Verifies that an output is unchanged: every file against the lock, every tensor against the ledger.
 
-``mcompose/lock.json`` holds the size of every file and the sha256 of the small ones; ``mcompose/ledger.json`` holds the
-digest of every tensor, and of files that compute without being tensors (ONNX graphs). Together they cover every byte
-but the headers, which are checked by their own rules. The model card is made from the ledger and may be made anew, so
-it is not held to the lock; neither are hidden files, nor what later steps add under ``mcompose/``.
+``mcompose/lock.json`` has the size of every file and the SHA-256 of small ones; ``mcompose/ledger.json`` has the digest
+of every tensor and of ONNX graphs. Together they cover every byte except the headers, which have their own checks. The
+model card is computed from the ledger and may be rewritten, so it is not compared with the lock; neither are hidden
+files and files that later steps add under ``mcompose/``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it was written.
+    """One difference from what was written.
 
     Args:
-        where: File relative to the folder, or key of a tensor.
-        sentence: What is wrong with it.
+        where: Path of a file relative to the folder, or key of a tensor.
+        sentence: Description of the problem.
     """
 
     where: str
@@ -40,14 +40,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked and found.
+    """Result of a verification.
 
     Args:
-        folder: The output.
-        problems: In the order in which they were found; empty when all is well.
-        files: Files that were compared with the lock.
-        tensors: Tensors whose digest was compared with the ledger.
-        nbytes: Their bytes.
+        folder: Folder of the output.
+        problems: Problems in the order in which they were found; empty when the output is unchanged.
+        files: Number of files that were compared with the lock.
+        tensors: Number of tensors whose digest was compared with the ledger.
+        nbytes: Size of these tensors, in bytes.
     """
 
     folder: str
@@ -58,18 +58,18 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong."""
+        """True when there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for ``--json``."""
+        """Returns the report as plain values, for ``--json``."""
         return {"ok": self.ok, **dataclasses.asdict(self), "problems": [vars(problem) for problem in self.problems]}
 
     def to_text(self) -> str:
-        """The report for people."""
+        """Formats the report as text."""
         checked = f"{self.files} files and {self.tensors} tensors ({self.nbytes:,} bytes) of '{self.folder}'"
         if self.ok:
-            return f"{checked} are as they were written."
+            return f"{checked} are unchanged."
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = [f"{count} in {checked}:"]
         lines += [f"  {problem.where}: {problem.sentence}" for problem in self.problems[:SHOWN]]
@@ -83,18 +83,17 @@ def verify(folder: Path, *, progress: Progress | None = None) -> VerifyReport:
 
     Args:
         folder: An output of ``mcompose merge``.
-        progress: Told the bytes of tensors that were read.
+        progress: Receives the bytes of tensors that were read.
 
     Returns:
-        The report; damage is a problem in it, never an exception.
+        The report; damage is listed as a problem, never raised as an exception.
 
     Raises:
         CheckpointError: The folder is not an output of mcompose: it has neither lock nor ledger.
     """
     if not (folder / LOCK).exists() and not (folder / LEDGER).exists():
-        raise CheckpointError(
-            f"'{folder}' holds no {LEDGER} and no {LOCK}.", hint="Was it written by 'mcompose merge'?"
-        )
+        hint = "Name a folder that 'mcompose merge' wrote."
+        raise CheckpointError(f"'{folder}' does not contain {LEDGER} or {LOCK}.", hint=hint)
     check = _Check(folder, progress or ProgressBar(quiet=True))
     check.files()
     check.tensors()
@@ -102,7 +101,7 @@ def verify(folder: Path, *, progress: Progress | None = None) -> VerifyReport:
 
 
 class _Check:
-    """Problems and counts while they are collected."""
+    """Collects problems and counts."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder = folder
@@ -113,13 +112,13 @@ class _Check:
         self._locked: dict[str, Any] = {}
 
     def files(self) -> None:
-        """The files against the lock."""
+        """Compares the files with the lock."""
         locked = self._locked = self._read_lock()
         for name, expected in locked.items():
             if not _is_inside(name):
-                self._say(LOCK, f"names '{name}', which is not a file of this folder")
+                self._say(LOCK, f"names '{name}', which is not a file in this folder")
             elif not isinstance(expected, dict):
-                self._say(LOCK, f"says nothing of '{name}'")
+                self._say(LOCK, f"does not have the size of '{name}'")
             else:
                 self._file(name, cast("dict[str, Any]", expected))
         for path in sorted(self.folder.rglob("*")):
@@ -130,7 +129,7 @@ class _Check:
                     self._weights.append(name)
 
     def tensors(self) -> None:
-        """The tensors against the ledger."""
+        """Compares the tensors with the ledger."""
         ledger = self._read_ledger()
         rows = {row.name: row for row in ledger.tensors if row.action != "dropped"} if ledger else {}
         for row in ledger.files if ledger else ():
@@ -141,7 +140,7 @@ class _Check:
         self._progress.start(sum(entry.nbytes for entry in entries.values()), 0)
         for name, row in rows.items():
             if name not in entries:
-                self._say(name, "is in the ledger, but in no weight file")
+                self._say(name, "is in the ledger, but not in a weight file")
             else:
                 self._tensor(row, entries[name])
         for name, entry in entries.items():
@@ -159,12 +158,12 @@ class _Check:
             self._weights.append(name)
         size = path.stat().st_size
         if size != expected.get("size"):
-            self._say(name, f"has {size} bytes, was written with {expected.get('size')}")
+            self._say(name, f"has {size} bytes instead of {expected.get('size')}")
         elif "sha256" in expected and self._hash(path) != expected["sha256"]:
             self._say(name, "was changed: its content has another hash")
 
     def _graph(self, row: FileRow) -> None:
-        """A file of the ledger; that it is what the lock says was seen before."""
+        """Compares a file's hash in the ledger with the lock; the file itself was compared with the lock before."""
         locked = self._locked.get(row.name)
         if not isinstance(locked, dict):
             self._say(row.name, "is in the ledger, but not in the lock")
@@ -178,7 +177,7 @@ class _Check:
             return error.message
 
     def _entries(self) -> Iterator[tuple[str, TensorEntry]]:
-        """Every tensor of every weight file that can be read."""
+        """Yields every tensor of every readable weight file."""
         seen: dict[str, str] = {}
         for name in self._weights:
             try:
@@ -194,7 +193,7 @@ class _Check:
                 yield entry.key, entry
 
     def _index(self, entries: Mapping[str, TensorEntry]) -> None:
-        """Readers go by the index, so it must place every tensor where it is."""
+        """Checks that the index, which readers use, names the right file for every tensor."""
         if not (self.folder / INDEX_FILE).is_file():
             return
         try:
@@ -203,14 +202,14 @@ class _Check:
             self._say(INDEX_FILE, error.message)
             return
         if weight_map != {key: entry.file.name for key, entry in entries.items()}:
-            self._say(INDEX_FILE, "does not place the tensors where they are")
+            self._say(INDEX_FILE, "does not name the right files of the tensors")
 
     def _tensor(self, row: TensorRow, entry: TensorEntry) -> None:
         self.tensor_count += 1
         self.nbytes += entry.nbytes
         if entry.dtype != row.dtype or entry.shape != tuple(row.shape):
-            found, written = f"{entry.dtype} {list(entry.shape)}", f"{row.dtype} {list(row.shape)}"
-            self._say(row.name, f"is {found} in '{entry.file.name}', was written as {written}")
+            actual, expected = f"{entry.dtype} {list(entry.shape)}", f"{row.dtype} {list(row.shape)}"
+            self._say(row.name, f"is {actual} in '{entry.file.name}' instead of {expected}")
             return
         try:
             digest = digest_tensor(entry)
@@ -228,7 +227,7 @@ class _Check:
             self._say(LOCK, error.message)
             return {}
         if not isinstance(files, dict):
-            self._say(LOCK, "has no table of files")
+            self._say(LOCK, "does not have a table of files")
             return {}
         return cast("dict[str, Any]", files)
 
@@ -244,12 +243,12 @@ class _Check:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name of the lock stays in the folder: a lock may come from a stranger."""
+    """Returns whether a name stays inside the folder; a lock may come from an untrusted source."""
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
 
 
 def _is_free(name: str) -> bool:
-    """Whether a file may stand in an output without being in its lock."""
+    """Returns whether a file may be in an output without being in its lock."""
     parts = name.split("/")
     return name == CARD or parts[0] == FOLDER or any(part.startswith(".") or part == "__pycache__" for part in parts)

@@ -1,15 +1,16 @@
-"""Maths: the merge methods. The imports below are the catalogue; importing it loads neither torch nor Numba.
+"""The merge methods. The imports below fill the catalogue; importing it loads neither torch nor Numba.
 
-One file a method (or a tight family), one pure function a method, one decorator. To read one, start with
-`linear`, then `slerp` (`blend` is what they share), then `ties` (`prune` is what it shares with DARE,
-breadcrumbs and DELLA).
+Each method is one pure function with one decorator; each file has one method or a few close variants. The folder
+``core`` has what they share: declaration and settings, pruning, blending, singular vectors, random numbers and the
+compiled kernels. To read the code, start with ``linear``, then ``slerp`` (with ``core/blend``), then ``ties`` (with
+``core/prune``, which DARE, breadcrumbs and DELLA use too).
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from mcompose.methods.core import kernels
 from mcompose.methods.core.call import merge_tensors, merge_whole
@@ -84,7 +85,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -77,7 +77,7 @@ def breadcrumbs(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Share of the elements kept.
         gamma: Share of the elements dropped at the top.
         rescale: ``mergekit`` restores each pruned delta's sum of absolute values.
@@ -108,7 +108,7 @@ def breadcrumbs_ties(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Share of the elements kept.
         gamma: Share of the elements dropped at the top.
         rescale: ``mergekit`` restores each pruned delta's sum of absolute values.

@@ -49,7 +49,7 @@ class _Text:
     def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
         """Sums one chunk."""
         inputs = [*sources, base] if self.kept and base is not None else sources
-        return kernels.pour(inputs, self.coefficients, out)
+        return kernels.weighted_sum(inputs, self.coefficients, out)
 
 
 def _program(task: TensorTask, *, weights: Weights, modality_weights: PerSource) -> _Text:

@@ -74,7 +74,7 @@ def dare_linear(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Probability of being kept.
         rescale: ``paper``, ``mergekit`` or ``none``.
         normalize: Whether to divide by the sum of the weights (not where that is zero).
@@ -106,7 +106,7 @@ def dare_ties(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Probability of being kept.
         rescale: ``paper``, ``mergekit`` or ``none``.
         normalize: Whether to divide by the weights that agree.

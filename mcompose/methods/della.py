@@ -102,7 +102,7 @@ def della(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Mean probability of being kept.
         epsilon: Largest distance of a probability from the density.
         rescale: ``paper``, ``mergekit`` or ``none``.
@@ -139,7 +139,7 @@ def della_linear(  # noqa: PLR0913 - its parameters are the recipe's
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Mean probability of being kept.
         epsilon: Largest distance of a probability from the density.
         rescale: ``paper``, ``mergekit`` or ``none``.

@@ -74,7 +74,7 @@ def karcher(
 
     Args:
         tensors: M float32 arrays of one shape.
-        weights: One weight a source; normalised to sum one.
+        weights: One weight for each source; normalised to sum one.
         max_iter: Most steps.
         tol: A step or an angle below it counts as none.
 

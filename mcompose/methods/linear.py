@@ -37,7 +37,7 @@ def naivemc(tensors: Any, *, weights: Weights) -> Any:
 
     Args:
         tensors: M float32 arrays of one shape.
-        weights: One weight a source.
+        weights: One weight for each source.
 
     Returns:
         The weighted sum, float32.
@@ -62,7 +62,7 @@ def linear(tensors: Any, *, weights: Weights, normalize: bool = True) -> Any:
 
     Args:
         tensors: M float32 arrays of one shape.
-        weights: One weight a source.
+        weights: One weight for each source.
         normalize: Whether to divide by the sum of the weights.
 
     Returns:

@@ -32,11 +32,11 @@ def task_arithmetic(deltas: Any, *, weights: Weights, lambda_: float = 1.0, norm
     """Adds the weighted deltas: lambda * sum_i w_i d_i (/ sum_i w_i).
 
     Paper: Editing models with task arithmetic, arXiv:2212.04089.
-    Differs: one weight a source. As in mergekit, weights that sum to zero are not normalised.
+    Differs: one weight for each source. As in mergekit, weights that sum to zero are not normalised.
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         lambda_: Factor of the merged delta.
         normalize: Whether to divide by the sum of the weights.
 

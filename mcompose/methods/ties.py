@@ -74,7 +74,7 @@ def ties(
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Share of the elements kept; a positive share keeps one at least.
         normalize: Whether to divide by the weights that agree.
         rescale: ``mergekit`` restores each trimmed delta's sum of absolute values.
@@ -107,7 +107,7 @@ def ties_peft(deltas: Any, *, weights: Weights, density: Density = 1.0) -> Any:
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.
-        weights: One weight a source.
+        weights: One weight for each source.
         density: Share of the elements kept.
 
     Returns:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
     from .configuration.native import native_config
     from .experts.configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
-    from .experts.expert import Expert, encoder_class, encoder_width, first_values, hidden_states, missing_layer
+    from .experts.expert import Expert, encoder_class, encoder_width, hidden_states, initial_values, missing_layer
     from .experts.hidden_tokens import add_mask_token
     from .experts.onnx_encoder import MAIN_INPUTS, OnnxEncoder
     from .experts.onnx_graph import Graph, Value, cut_graph, read_graph
@@ -112,13 +112,13 @@ __all__ = [
     "expert_summary",
     "expert_token",
     "family_of",
-    "first_values",
     "fold_text",
     "generate_files",
     "group_keys",
     "group_parameters",
     "group_specs",
     "hidden_states",
+    "initial_values",
     "load_item_processor",
     "load_source_processor",
     "make_route",
@@ -196,7 +196,7 @@ _HOME = {
     "DOMAIN_TOKENS": "experts.configuration",
     "SLOT_TOKEN": "experts.configuration",
     "expert_token": "experts.configuration",
-    "first_values": "experts.expert",
+    "initial_values": "experts.expert",
     "add_mask_token": "experts.hidden_tokens",
     "ComposedForConditionalGeneration": "network.composed",
     "ComposedModel": "network.composed",

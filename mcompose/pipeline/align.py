@@ -40,7 +40,7 @@ class AlignOptions:
             ``<checkpoint>-stage<N>`` and ``<checkpoint>.stages/<N>``.
         resume: Go on where an interrupted run stopped.
         export: Write a full checkpoint.
-        report_to: Who else is told: one of ``REPORTERS``.
+        report_to: Service that also gets the losses: one of ``REPORTERS``.
         quiet: Show no progress.
     """
 
@@ -57,8 +57,8 @@ class AlignReport:
     """What a stage came to.
 
     Args:
-        stage: Its number.
-        folder: Its result.
+        stage: Position of the stage in the recipe, from 1.
+        folder: Folder that holds its result.
         record: ``stage.json``.
         checkpoint: The full checkpoint; None when none was asked for.
         again: True when the result was there already.
@@ -73,7 +73,7 @@ class AlignReport:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         kept = ("plan", "precision", "trained", "frozen", "losses", "data")
         return {
             "stage": self.stage,
@@ -86,7 +86,7 @@ class AlignReport:
         }
 
     def to_text(self) -> str:
-        """Some lines."""
+        """Returns the report as text."""
         losses, plan = self.record["losses"], self.record["plan"]
         trained = ", ".join(f"{part} ({size['parameters']:,})" for part, size in self.record["trained"].items())
         frozen = sum(part["tensors"] for part in self.record["frozen"].values())
@@ -106,7 +106,7 @@ class AlignReport:
 
 
 def is_helper() -> bool:
-    """Whether this process only helps another one: it stays silent."""
+    """Returns whether this process only helps another one, and so stays silent."""
     return int(os.environ.get("RANK", "0")) != 0
 
 
@@ -116,7 +116,7 @@ def align(recipe: Path, *, stage: int, options: AlignOptions | None = None) -> A
     Args:
         recipe: The recipe file.
         stage: Number of the stage.
-        options: How.
+        options: How to run the stage.
 
     Returns:
         The report; None in a process that only helped.
@@ -143,10 +143,10 @@ def align(recipe: Path, *, stage: int, options: AlignOptions | None = None) -> A
 
 
 def find_stage(loaded: LoadedRecipe, number: int) -> Stage:
-    """A recipe's stage.
+    """Returns one stage of a recipe.
 
     Raises:
-        RecipeError: It has none of this number.
+        RecipeError: The recipe has no stage of this number.
     """
     spec = loaded.recipe.align
     if spec is None:
@@ -158,20 +158,22 @@ def find_stage(loaded: LoadedRecipe, number: int) -> Stage:
 
 
 def find_parent(loaded: LoadedRecipe, number: int, base: Path) -> Path:
-    """What a stage begins from: the result of the stage before it, or the checkpoint itself for the first.
+    """Returns what a stage starts from: the result of the stage before it, or the checkpoint itself for the first.
 
     Args:
         loaded: The recipe.
-        number: Of the stage.
+        number: Position of the stage in the recipe, from 1.
         base: A full checkpoint, exported after some stages perhaps, or the result of a stage.
 
     Raises:
-        CheckpointError: It is not there.
+        CheckpointError: It does not exist.
     """
     assert loaded.recipe.align is not None
     before = loaded.recipe.align.before(number)
     if not base.is_dir():
-        raise CheckpointError(f"There is no checkpoint '{base}'.", hint=f"Run 'mcompose merge {loaded.path}' first.")
+        raise CheckpointError(
+            f"The checkpoint '{base}' does not exist.", hint=f"Run 'mcompose merge {loaded.path}' first."
+        )
     if before is None or (base / "stage.json").is_file() or before in _stages_inside(base):
         return base
     parent = stages_folder(base) / str(before)
@@ -184,7 +186,7 @@ def find_parent(loaded: LoadedRecipe, number: int, base: Path) -> Path:
 
 
 def _stages_inside(folder: Path) -> set[int]:
-    """The stages that an exported checkpoint already went through."""
+    """Returns the stages that an exported checkpoint already went through."""
     try:
         steps = Ledger.read(folder).steps
     except CheckpointError:
@@ -201,14 +203,14 @@ def _stage_folder(base: Path, stage: int, options: AlignOptions) -> Path:
 
 
 def _check_places(loaded: LoadedRecipe, parent: Path, folder: Path, target: Path | None) -> None:
-    """Nothing is written into what is read."""
+    """Refuses to write into what is read."""
     for place in (folder, target):
         if place is None:
             continue
         one, other = place.expanduser().resolve(), parent.resolve()
         if one == other or one.is_relative_to(other) or other.is_relative_to(one):
             raise RequestError(
-                f"The output '{place}' and '{parent}', which the stage begins from, lie inside one another.",
+                f"The output '{place}' and '{parent}', which the stage starts from, lie inside one another.",
                 hint="Name another folder with -o DIR.",
             )
 
@@ -221,13 +223,13 @@ def _check_reporter(name: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of its name, as wandb leaves one behind, is none."""
+    """Returns whether a package can be imported; a folder of that name alone (wandb leaves one) does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def _quieten() -> None:
-    """Only what mcompose says itself is talk; libraries warn of what the record already tells."""
+    """Silences libraries, whose warnings repeat what the record holds."""
     warnings.filterwarnings("ignore", module=r"transformers\.|accelerate\.|torch\.")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""``inspect`` and ``plan``: what headers alone can tell. No torch for known families."""
+"""``inspect`` and ``plan``: what can be read from headers alone. Known families need no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspect(refs: Sequence[ModelRef]) -> InspectReport:
 
     Raises:
         CheckpointError: One cannot be read.
-        AnatomyError: The parts of one cannot be told apart.
+        AnatomyError: The parts of a checkpoint cannot be determined.
     """
     opened = [open_parts(ref, name=str(ref), relative_to=Path(), weights=False) for ref in refs]
     reasons = can_compose({parts.name: parts.anatomy for parts in opened}) if len(opened) > 1 else []
@@ -58,7 +58,7 @@ def _source_report(parts: SourceParts) -> SourceReport:
 
 
 def _part_rows(parts: SourceParts) -> tuple[tuple[str, int, int, str], ...]:
-    """Name, tensors, parameters and dtypes of every part, in the order of the checkpoint."""
+    """Returns name, tensors, parameters and dtypes of every part, in the order of the checkpoint."""
     counts: dict[str, list[int]] = {}
     dtypes: dict[str, dict[str, None]] = {}
     for slot in parts.anatomy.slots.values():

@@ -23,7 +23,7 @@ class ImportReport:
 
     Args:
         folder: The checkpoint.
-        modalities: What it takes beside text.
+        modalities: Modalities that it takes beside text.
         parts: Part to the number of its tensors and parameters.
     """
 
@@ -32,11 +32,11 @@ class ImportReport:
     parts: dict[str, dict[str, int]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         return {"output": str(self.folder), "modalities": list(self.modalities), "parts": self.parts}
 
     def to_text(self) -> str:
-        """Some lines."""
+        """Returns the report as text."""
         width = max(map(len, self.parts), default=0)
         lines = [
             f"  {part:<{width}}  {size['parameters']:,} in {size['tensors']} tensors"
@@ -55,7 +55,7 @@ def import_donor(
         donor: Folder of the donor, converted to safetensors.
         base: The language model that it was trained on.
         encoder: Checkpoint of its encoder.
-        output: Where the checkpoint goes.
+        output: Folder to write.
         alpha: LoRA's alpha, where the donor's config does not say it.
 
     Returns:
@@ -66,7 +66,8 @@ def import_donor(
     """
     if not donor.is_dir():
         raise CheckpointError(
-            f"There is no folder '{donor}'.", hint="A donor is a folder here: `hf download ORG/NAME --local-dir DIR`."
+            f"The folder '{donor}' does not exist.",
+            hint="A donor is a folder here: `hf download ORG/NAME --local-dir DIR`.",
         )
     folder = import_released(ImportRequest(donor, base=base, encoder=encoder, output=output, alpha=alpha))
     ledger = Ledger.read(folder)

@@ -27,7 +27,7 @@ class GenerateOptions:
         max_new_tokens: Longest answer.
         plain: Use the prompt as it is, without a chat template.
         trust_remote_code: Run Python code that the checkpoint ships.
-        experts: As in :class:`EvaluateOptions`.
+        experts: Expert that sees the media, as in :class:`EvaluateOptions`.
     """
 
     max_new_tokens: int = 128
@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         RequestError: A task cannot be used, or shows what the checkpoint does not take.
-        UnknownNameError: It has no such expert.
+        UnknownNameError: The checkpoint does not have the named expert.
         CheckpointError: The checkpoint cannot be loaded.
         EndpointError: The judge refused or could not be reached.
     """
@@ -71,11 +71,11 @@ def evaluate(
 
 
 def predictions_folder(checkpoint: Path, *, experts: str = "auto") -> Path:
-    """Where predictions of a checkpoint go when the user does not say.
+    """Returns the folder for predictions when the user names none.
 
     Args:
         checkpoint: Its folder.
-        experts: Where its items are sent.
+        experts: Expert that its items are sent to.
 
     Returns:
         A folder under ``build/eval``; two checkpoints, or two ways of sending, never share one.
@@ -123,7 +123,7 @@ def generate(checkpoint: Path, prompt: str, *, media: Mapping[str, Sequence[Path
     prompt = _with_placeholders(prompt, given)
     for modality, files in given.items():
         for file in files:
-            read_media(file, modality)  # a broken file is told before seconds are spent on loading the model
+            read_media(file, modality)  # a broken file is reported before the model is loaded, which takes seconds
     if options.experts in (TOLD, WRONG):
         raise RequestError(
             f"A prompt has no domain, so nobody knows which expert is '{options.experts}'.",

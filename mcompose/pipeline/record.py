@@ -1,4 +1,4 @@
-"""Scores become part of an output: its ledger, its lock file and its card tell them."""
+"""Records scores in an output: in its ledger, its lock file and its card."""
 
 from __future__ import annotations
 

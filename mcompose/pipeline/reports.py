@@ -25,10 +25,10 @@ class SourceReport:
         num_layers: Decoder layers.
         hidden_size: Width of the language model.
         vocabulary_rows: Rows of the token embedding.
-        modalities: What it takes beside text.
+        modalities: Modalities that it takes beside text.
         placeholders: Modality to the id of its placeholder token.
         tied: Whether the head is the embedding.
-        licence: Of its model card.
+        licence: Licence that its model card states.
         refusal: Why it cannot be composed; empty when it can.
         warnings: Sentences for the user.
         rows: One row a part: name, tensors, parameters, dtypes.
@@ -50,7 +50,7 @@ class SourceReport:
     rows: tuple[tuple[str, int, int, str], ...]
 
     def to_text(self) -> str:
-        """Some lines; the table of parts is printed by the caller."""
+        """Returns the report as text; the caller prints the table of parts."""
         takes = ", ".join(self.modalities) or "text only"
         ids = ", ".join(f"<{modality}> {index}" for modality, index in self.placeholders.items())
         shape = f"{self.num_layers} layers, width {self.hidden_size}, {self.vocabulary_rows:,} vocabulary rows"
@@ -80,13 +80,13 @@ class InspectReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence, or one line a reason."""
+        """Returns one sentence, or one line per reason."""
         if not self.reasons:
-            return "These can be composed, as far as headers tell; `mcompose merge` also measures the weights."
+            return "These can be composed, judging by their headers; `mcompose merge` also measures the weights."
         return "These cannot be composed:\n" + "\n".join(f"- {reason}" for reason in self.reasons)
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         sources = [{**asdict(source), "rows": None, "parts": _parts(source)} for source in self.sources]
         for source in sources:
             del source["rows"]
@@ -117,7 +117,7 @@ class PlanReport:
     blueprint: Blueprint
 
     def to_text(self) -> str:
-        """Some lines."""
+        """Returns the report as text."""
         plan, sources = self.blueprint.plan, self.blueprint.sources
         brings = ", ".join(f"{modality} from '{name}'" for modality, name in sources.modalities.items())
         counts = ", ".join(f"{count} {action}" for action, count in plan.to_dict()["actions"].items())
@@ -135,7 +135,7 @@ class PlanReport:
         return "\n".join([*lines, *(f"  warning      {text}" for text in self.blueprint.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         sources = [
             {
                 "name": source.name,
@@ -177,20 +177,20 @@ class MergeReport:
         return self.result.warnings
 
     def profile(self) -> dict[str, Any]:
-        """What the time went to: wall seconds by phase; of the weights, the threads' seconds by stage."""
+        """Returns a timing breakdown: wall seconds by phase, and for the weights the threads' seconds by stage."""
         rounded = {name: round(seconds, 3) for name, seconds in self.result.phases.items()}
         stages = {name: round(seconds, 3) for name, seconds in self.result.seconds.items()}
         return {"phases": rounded, "threads": stages}
 
     def profile_text(self) -> str:
-        """The profile as a table."""
+        """Returns the timing breakdown as a table."""
         profile = self.profile()
         lines = [f"  {name:14} {seconds:8.3f} s" for name, seconds in profile["phases"].items()]
         stages = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in profile["threads"].items())
         return "\n".join([*lines, f"  of the weights, added up over the threads: {stages}"])
 
     def to_text(self) -> str:
-        """Two lines."""
+        """Returns the report as text, in two lines."""
         blueprint = self.result.blueprint
         written = human_bytes(blueprint.plan.bytes_to_write)
         resumed = f", {self.result.resumed} tensors from an earlier run" if self.result.resumed else ""
@@ -202,7 +202,7 @@ class MergeReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         blueprint = self.result.blueprint
         return {
             "output": str(self.result.folder),

@@ -71,7 +71,7 @@ def push(
         repo_id: ``org/name``.
         private: Create the repository as private.
         create_pr: Open a pull request instead of writing to the main branch.
-        dry_run: Only tell what would be uploaded.
+        dry_run: Report what would be uploaded, and upload nothing.
 
     Returns:
         The report.

@@ -79,7 +79,7 @@ def write_card(ledger: Ledger, folder: Path, repo_id: str | None) -> bool:
 
 
 def is_edited_card(path: Path) -> bool:
-    """Whether a card is there that mcompose did not write in this form."""
+    """Returns whether a card exists that mcompose did not write in this form."""
     if not path.is_file():
         return False
     text, _, mark = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + _MARK)
@@ -185,7 +185,7 @@ def _graphs(rows: Sequence[FileRow]) -> list[str]:
 
 
 def _common_weights(rows: Iterable[TensorRow]) -> str:
-    """The weights, when all merged tensors have the same."""
+    """Returns the weights, when all merged tensors have the same."""
     found = dict.fromkeys((row.sources, row.weights) for row in rows if row.action == "merged")
     sources, weights = next(iter(found), ((), ()))
     if len(found) != 1 or len(sources) != len(weights):
@@ -200,7 +200,7 @@ def _part_row(part: str, rows: Sequence[TensorRow], actions: Sequence[str]) -> t
 
 
 def _dropped(rows: Sequence[TensorRow]) -> str:
-    """What no output holds, by reason."""
+    """Lists source tensors that the output does not hold, by reason."""
     if not rows:
         return ""
     groups: dict[tuple[str, str], int] = {}
@@ -268,8 +268,8 @@ def _licences(sources: Sequence[SourceRow]) -> str:
     if len(stated) == 1 and stated[0]:
         lines = [f"All sources state `{stated[0]}`; check their pages before you share or sell what you build.", ""]
     else:
-        text = "The sources state no common licence, and each one's holds for what came from it. You must check "
-        lines = [text + "that they allow your use, and one another.", ""]
+        text = "The sources do not share a licence; each source's terms apply to its parts. Check that they are "
+        lines = [text + "compatible with each other and with your use.", ""]
         lines += [f"- {source.name}: {source.licence or 'states none'}" for source in sources]
     return "\n".join([*lines, *(f"- {line}" for line in licence_remarks(sources))]).rstrip()
 
@@ -291,7 +291,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _fence(language: str, text: str) -> str:
-    """A code block whose fence is longer than any in the text."""
+    """Writes a code block whose fence is longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"

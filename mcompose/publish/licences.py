@@ -29,7 +29,7 @@ _REMARKS: Mapping[str, str] = {
 
 
 def licence_fields(sources: Sequence[SourceRow], *, repo_id: str | None) -> dict[str, str]:
-    """The licence fields of a model card.
+    """Returns the licence fields of a model card.
 
     Args:
         sources: The sources, base included.

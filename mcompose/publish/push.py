@@ -46,7 +46,7 @@ class PushOptions(TypedDict, total=False):
         dry_run: Say what would be uploaded; no request is made and no file is written.
         commit_message: Message of the commit.
         token: Hub token; by default the one of the environment.
-        progress: Told what is being done, in short sentences.
+        progress: Called with each step, as a short sentence.
     """
 
     private: bool
@@ -94,15 +94,15 @@ class PushReport:
 
     @property
     def bytes(self) -> int:
-        """Size of all files together."""
+        """Returns the size of all files together."""
         return sum(file.size for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Returns the report as JSON values."""
         return asdict(self) | {"bytes": self.bytes}
 
     def to_text(self) -> str:
-        """The report for people."""
+        """Returns the report as text."""
         kind = "private " if self.private else ""
         count = f"{len(self.files)} files ({self.bytes:,} bytes)"
         head = (
@@ -132,7 +132,7 @@ def push(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> PushRepo
         CheckpointError: The folder is not a finished output, or a file is not what its lock says.
         OutputError: A file holds a token, or the repository is public although private was asked for.
         HubError: No token, no permission, no connection, or the Hub holds something else than was sent.
-        InterruptedRunError: Ctrl-C; the next push goes on where this one stopped.
+        InterruptedRunError: Ctrl-C; the next push resumes where this one stopped.
     """
     dry_run = options.get("dry_run", False)
     say = options.get("progress") or (lambda _: None)
@@ -232,7 +232,7 @@ def _finished_ledger(folder: Path) -> Ledger:
 
 
 def _published_names(folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Relative paths of the files to upload, and of those to leave; both sorted."""
+    """Returns relative paths of the files to upload, and of those to leave; both sorted."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     skipped = {name for name in names if any(_is_skipped(part) for part in name.split("/"))}
@@ -254,7 +254,7 @@ def _refuse_secrets(folder: Path, names: Sequence[str], token: str | None) -> No
 
 
 def _check_lock(folder: Path, files: Mapping[str, PushedFile]) -> None:
-    """Every file that the lock knows must be there unchanged; the card may have been written anew."""
+    """Refuses an output whose files are not those of its lock; the card may have been written anew."""
     path = folder / LOCK
     try:
         locked = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -321,7 +321,7 @@ def _remote_files(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
 
 
 def _compare(folder: Path, files: Sequence[PushedFile], remote: Mapping[str, RepoFile]) -> None:
-    """The Hub must hold what was sent: same sizes, same hashes."""
+    """Refuses an upload that the Hub does not hold with the same sizes and hashes."""
     for file in files:
         there = remote.get(file.path)
         if there is None:
@@ -338,7 +338,7 @@ _AGAIN = "Push again; if that does not help, delete the file on the Hub first."
 
 
 def _git_hash(path: Path) -> str:
-    """The name that git gives to a file's content."""
+    """Returns the name that git gives to a file's content."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 

@@ -42,12 +42,12 @@ _STANDS = {
 
 
 def usage_snippet(ledger: Ledger, folder: Path, *, path: str) -> str:
-    """Python code that loads the output and generates an answer.
+    """Writes Python code that loads the output and generates an answer.
 
     Args:
         ledger: Says the format and the modalities.
         folder: The output; its config names the class, its chat template decides the prompt.
-        path: What the code loads: a repository id, or a folder.
+        path: Repository id or folder that the code loads.
 
     Returns:
         The code, without a fence.
@@ -100,7 +100,7 @@ def _text_snippet(path: str) -> str:
 
 
 def _plain_inputs(modalities: Sequence[str], *, own_code: bool) -> list[str]:
-    """A call of the processor with placeholders in the text."""
+    """Writes a call of the processor with placeholders in the text."""
     if own_code:
         text = '"' + "".join(f"<{m}>\\n" for m in modalities) + _question(modalities) + '"'
     else:
@@ -112,7 +112,7 @@ def _plain_inputs(modalities: Sequence[str], *, own_code: bool) -> list[str]:
 
 
 def _chat_inputs(modalities: Sequence[str]) -> list[str]:
-    """A conversation for the checkpoint's own chat template."""
+    """Writes a conversation for the checkpoint's own chat template."""
     media = [f'    {{"type": "{m}", "{m}": {_STANDS[m].value}}},  # yours: {_STANDS[m].yours}' for m in modalities]
     return [
         "content = [",
@@ -135,7 +135,7 @@ def _question(modalities: Sequence[str]) -> str:
 
 
 def _auto_name(config: dict[str, Any]) -> str:
-    """The Auto class under which a checkpoint registers its own generating class."""
+    """Returns the Auto class under which a checkpoint registers its own generating class."""
     table = config.get("auto_map")
     known = [name for name in _GENERATING if isinstance(table, dict) and name in table]
     return known[0] if known else _AUTO

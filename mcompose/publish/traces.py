@@ -27,7 +27,7 @@ def without_machine_paths(text: str) -> str:
 
 
 def find_machine_paths(text: str) -> list[str]:
-    """The absolute paths in a text, in order."""
+    """Returns the absolute paths in a text, in order."""
     return [match[0] for match in _PATH.finditer(text)]
 
 

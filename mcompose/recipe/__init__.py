@@ -1,15 +1,22 @@
-"""What to make: a YAML recipe as frozen values. Free of torch and numpy, so that ``plan`` and ``--help`` stay instant.
+"""The recipe: what to make, read from YAML into frozen values.
 
-``document`` reads YAML with lines, ``schema`` holds the values, ``rules`` what must hold between them, ``load`` joins
-them; ``mergekit_*`` translates mergekit's files; ``select`` gives the settings of one tensor, ``slices`` its layers;
-``check`` meets the methods, ``resolve`` writes the resolved recipe.
+Imports neither torch nor numpy, so that ``plan`` and ``--help`` stay instant.
+
+* ``document`` reads YAML and keeps the line of every key; ``fields`` and ``values`` hold the field types.
+* ``schema`` is the recipe; its sections are ``compose`` with ``experts``, and the folder ``align`` (stages, data sets,
+  presets, masking and routing, preferences).
+* ``rules`` checks the keys against each other, ``check`` the merge method and its parameters; ``field_errors`` turns
+  what pydantic reports into one sentence with file and line.
+* ``load`` reads a recipe file; the folder ``mergekit`` translates mergekit's YAML into a recipe.
+* ``select`` gives the settings of one tensor, ``slices`` the layers that it comes from; ``resolve`` writes the resolved
+  recipe.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcompose.doors import lazy_names
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference
 from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
@@ -89,7 +96,4 @@ _HOME = {
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

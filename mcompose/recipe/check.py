@@ -1,7 +1,7 @@
-"""Whether a recipe's method exists and can be run with what the recipe gives it.
+"""Checks that a recipe's merge method exists and accepts the recipe's sources, weights and parameters.
 
-The catalogue of methods is handed in by the caller: recipes and methods do not know each other. ``Method`` of the
-methods room has the attributes that ``MethodLike`` asks for.
+The caller passes the catalogue of methods, because ``recipe`` and ``methods`` do not import each other. ``Method`` in
+``mcompose.methods`` satisfies the protocol ``MethodLike``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: 
 
 
 class ParameterLike(Protocol):
-    """What must be known of a method's parameter. A default whose ``repr`` is ``required`` means that there is none."""
+    """What the checks need from a method's parameter; ``repr(default) == "required"`` means: without a default."""
 
     @property
     def name(self) -> str:
@@ -33,12 +33,12 @@ class ParameterLike(Protocol):
 
     @property
     def default(self) -> Any:
-        """Value when the recipe gives none."""
+        """Value when the recipe does not set it."""
         ...
 
     @property
     def per_source(self) -> bool:
-        """Whether it may be one value a source."""
+        """Whether each source may have its own value."""
         ...
 
     @property
@@ -58,21 +58,21 @@ class ParameterLike(Protocol):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words that a ``str`` may be."""
+        """Allowed values of a ``str``."""
         ...
 
     @property
     def words(self) -> Mapping[Any, str]:
-        """Other values, and the choice that they stand for."""
+        """Other accepted values, to the choice that each stands for."""
         ...
 
 
 class MethodLike(Protocol):
-    """What must be known of a method."""
+    """What the checks need from a method."""
 
     @property
     def parameters(self) -> tuple[ParameterLike, ...]:
-        """Its parameters."""
+        """Parameters of the method."""
         ...
 
     @property
@@ -82,17 +82,17 @@ class MethodLike(Protocol):
 
     @property
     def min_sources(self) -> int:
-        """Fewest sources, base not counted."""
+        """Fewest sources, without the base."""
         ...
 
     @property
     def max_sources(self) -> int | None:
-        """Most sources; None for any number."""
+        """Most sources, without the base; None for any number."""
         ...
 
     @property
     def weighted(self) -> bool:
-        """Whether it takes weights."""
+        """Whether the method takes weights."""
         ...
 
 
@@ -112,11 +112,11 @@ def check_method(recipe: LoadedRecipe | Recipe, catalogue: Mapping[str, MethodLi
     """Checks method names, parameters and the number of sources.
 
     Args:
-        recipe: The recipe; a loaded one gives errors with lines.
-        catalogue: Method name to what must be known of it. ``mergekit:<name>`` is left to the bridge.
+        recipe: The recipe; the errors of a loaded one name its file and line.
+        catalogue: Method name to method. ``mergekit:<name>`` is not checked here; the bridge does that.
 
     Raises:
-        RecipeError: A method is unknown, or cannot be run with what the recipe gives it.
+        RecipeError: A method is unknown, or does not accept the recipe's sources, weights or parameters.
     """
     document = recipe.document if isinstance(recipe, LoadedRecipe) else Document("", {})
     plain = recipe.recipe if isinstance(recipe, LoadedRecipe) else recipe
@@ -126,7 +126,7 @@ def check_method(recipe: LoadedRecipe | Recipe, catalogue: Mapping[str, MethodLi
         if use.method not in catalogue:
             at = (*use.at, "method")
             hint = nearest_name(use.method, catalogue)
-            raise document.error(f"'{spell(at)}': there is no method '{use.method}'.", at=at, hint=hint)
+            raise document.error(f"'{spell(at)}' is not a known method: '{use.method}'.", at=at, hint=hint)
         method = catalogue[use.method]
         _check_weights(use, method, document)
         _check_sources(use, method, plain, document)
@@ -134,7 +134,7 @@ def check_method(recipe: LoadedRecipe | Recipe, catalogue: Mapping[str, MethodLi
 
 
 def is_required(parameter: ParameterLike) -> bool:
-    """Whether a recipe must give this parameter."""
+    """Returns whether a recipe must set this parameter."""
     return repr(parameter.default) == "required"
 
 
@@ -157,21 +157,21 @@ def _uses(recipe: Recipe) -> Iterator[_Use]:
 
 
 def _check_weights(use: _Use, method: MethodLike, document: Document) -> None:
-    # weight-mix says its shares by beta; weights are read as one (``select``).
+    # weight-mix takes its shares as beta; ``select`` turns weights into beta.
     if use.is_weighted and not method.weighted and use.method != "weight-mix":
         at = (*use.at, "weights")
-        raise document.error(f"'{spell(at)}': '{use.method}' takes no weights.", at=at, hint="Leave them out.")
+        raise document.error(f"'{spell(at)}': '{use.method}' does not take weights.", at=at, hint="Leave them out.")
 
 
 def _check_sources(use: _Use, method: MethodLike, recipe: Recipe, document: Document) -> None:
     at = (*use.at, "method")
-    least, most, given = method.min_sources, method.max_sources, use.num_sources
+    least, most, count = method.min_sources, method.max_sources, use.num_sources
     if use.at[1:2] == ("overrides",) and use.method == recipe.merge.method:
         return
-    if given < least or (most is not None and given > most):
-        wanted = f"exactly {least}" if least == most else f"at least {least}" if given < least else f"at most {most}"
-        plural = "" if (least if given < least else most) == 1 else "s"
-        raise document.error(f"'{use.method}' takes {wanted} source{plural}, not {given}.", at=at)
+    if count < least or (most is not None and count > most):
+        allowed = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
+        plural = "" if (least if count < least else most) == 1 else "s"
+        raise document.error(f"'{use.method}' takes {allowed} source{plural}, not {count}.", at=at)
     if method.base == "required" and recipe.base is None:
         hint = "Add 'base: hub:org/name', the language model that all sources started from."
         raise document.error(f"'{use.method}' needs a base.", at=at, hint=hint)
@@ -179,11 +179,11 @@ def _check_sources(use: _Use, method: MethodLike, recipe: Recipe, document: Docu
 
 def _check_parameters(use: _Use, method: MethodLike, document: Document) -> None:
     known = {parameter.name: parameter for parameter in method.parameters}
-    for given, at in ((use.parameters, use.at), (use.inherited, ("merge",))):
-        for name, value in given.items():
+    for parameters, at in ((use.parameters, use.at), (use.inherited, ("merge",))):
+        for name, value in parameters.items():
             where = (*at, "parameters", name)
             if name not in known:
-                hint = nearest_name(name, known) or f"'{use.method}' takes no parameters."
+                hint = nearest_name(name, known) or f"'{use.method}' does not have parameters."
                 raise document.error(f"'{use.method}' has no parameter '{name}'.", at=where, hint=hint)
             _check_value(value, known[name], document, at=where)
     for name, parameter in known.items():
@@ -191,7 +191,7 @@ def _check_parameters(use: _Use, method: MethodLike, document: Document) -> None
         if not is_required(parameter):
             continue
         if value is None:
-            raise document.error(f"'{use.method}' lacks the parameter '{name}'.", at=(*use.at, "parameters"))
+            raise document.error(f"'{use.method}' needs the parameter '{name}'.", at=(*use.at, "parameters"))
         if not _is_total(value):
             hint = "End the list with '{value: ...}', without a filter."
             where = (*use.at, "parameters", name)
@@ -199,7 +199,7 @@ def _check_parameters(use: _Use, method: MethodLike, document: Document) -> None
 
 
 def _is_total(value: Any) -> bool:
-    """Whether a value says something for every tensor."""
+    """Returns whether a value is defined for every tensor."""
     if isinstance(value, Mapping):
         return all(_is_total(item) for item in value.values())
     if isinstance(value, tuple) and isinstance(value[0], Choice):
@@ -212,14 +212,15 @@ def _check_value(value: Any, parameter: ParameterLike, document: Document, *, at
         _check_scalars(value, parameter, document, at=at)
         return
     if not parameter.per_source:
-        raise document.error(f"'{parameter.name}' is one value for all sources.", at=at, hint="Write one value.")
+        hint = "Write one value."
+        raise document.error(f"'{parameter.name}' must be one value for all sources.", at=at, hint=hint)
     for source, item in value.items():
         _check_scalars(item, parameter, document, at=(*at, source))
 
 
 def _check_scalars(value: Value, parameter: ParameterLike, document: Document, *, at: KeyPath) -> None:
     if parameter.kind is int and isinstance(value, tuple) and not isinstance(value[0], Choice):
-        raise document.error(f"'{parameter.name}' is a whole number and cannot be a gradient.", at=at)
+        raise document.error(f"'{parameter.name}' must be one whole number; it cannot be a gradient.", at=at)
     for inner, scalar in scalars_of(value):
         where = (*at, *inner)
         if scalar in parameter.words:

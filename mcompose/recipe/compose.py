@@ -1,8 +1,8 @@
-"""The sections of a recipe about the network around the language model.
+"""The ``compose`` section of a recipe: the network around the language model.
 
-``compose.decouple`` is DAMC's (arXiv:2402.12750), ``experts`` and ``router`` are Chimera's (arXiv:2412.05983; see
-``experts.py``), ``vision_mix`` is SPHINX's (arXiv:2311.07575), ``adapters`` is Omni-SMoLA's (arXiv:2312.00968). The
-short fine-tunes that they need stand in ``align/stages.py``.
+``decouple`` is from DAMC (arXiv:2402.12750), ``experts`` and ``router`` from Chimera (arXiv:2412.05983; see
+``experts.py``), ``vision_mix`` from SPHINX (arXiv:2311.07575), ``adapters`` from Omni-SMoLA (arXiv:2312.00968). The
+short fine-tunes that they need are in ``align/stages.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tiles(Spec):
     Attributes:
         count: Most tiles of an image.
         size: Side of a tile in pixels.
-        thumbnail: Whether the whole image, made small, is one of them.
+        thumbnail: Whether to add the whole image, scaled down, as one more tile.
     """
 
     count: Annotated[Count, Field(ge=1)]
@@ -45,9 +45,9 @@ class VisionMix(Spec):
     """Several image encoders whose embeddings are mixed.
 
     Attributes:
-        encoders: Their checkpoints, in order.
-        concat: Along the channels or along the sequence.
-        tiles: Sub-images; default: the whole image only.
+        encoders: Checkpoints of the encoders, in order.
+        concat: Axis along which the embeddings are joined: ``channel`` or ``sequence``.
+        tiles: How images are cut into sub-images; default: the whole image only.
     """
 
     encoders: tuple[Reference, ...] = ()
@@ -59,10 +59,10 @@ class AdapterMix(Spec):
     """A soft mixture of low-rank experts for one group of tokens.
 
     Attributes:
-        modalities: Tokens that it sees; default: all.
+        modalities: Modalities whose tokens it sees; default: all.
         experts: Number of experts.
-        rank: Rank of each.
-        targets: Names of the layers that it is added to; default: all linear ones.
+        rank: Rank of each expert.
+        targets: Names of the linear layers that it is added to; default: all.
     """
 
     modalities: tuple[Modality, ...] | None = None
@@ -72,17 +72,17 @@ class AdapterMix(Spec):
 
 
 class ComposeSpec(Spec):
-    """What the composed network has beside the merged language model.
+    """What the composed network has besides the merged language model.
 
     Attributes:
-        towers: ``separate``: every encoder and projector is copied from one source. ``merge``: those of sources of one
-            class are merged like the language model, as SPHINX mixes whole models.
-        decouple: ``none``: all tokens use the merged language model. ``donor``: the tokens of a modality use the group
-            that its source carries. ``convert``: where a source carries none, its whole language model becomes the
-            group (training-free).
-        groups: ``keep``: low-rank groups stay low-rank. ``dense``: each becomes tensors of its own.
+        towers: ``separate``: every encoder and projector is copied from one source. ``merge``: towers of sources of the
+            same class are merged like the language model, as SPHINX mixes whole models.
+        decouple: ``none``: all tokens use the merged language model. ``donor``: the tokens of a modality use the
+            decoupled group of its source. ``convert``: as ``donor``, and where a source has no group, its whole
+            language model becomes one (training-free).
+        groups: ``keep``: low-rank groups stay low-rank. ``dense``: each group becomes a full copy of its tensors.
         experts: Name to expert.
-        router: What chooses among the experts; default: a new one for every modality that has experts.
+        router: Router among the experts; default: a new one for every modality that has experts.
         vision_mix: Mixed image encoders.
         adapters: Name to adapter mixture.
     """
@@ -100,10 +100,10 @@ class ComposeSpec(Spec):
     @model_validator(mode="after")
     def _check_domains(self) -> ComposeSpec:
         for name, expert in self.experts.items():
-            others = [other for other, one in self.experts.items() if other != name and one.domain == name]
+            others = [other for other, spec in self.experts.items() if other != name and spec.domain == name]
             if others and (expert.domain or name) != name:
                 raise FieldError(
-                    f"'{{path}}' has the name of the domain of the expert '{others[0]}': data could mean either.",
+                    f"'{{path}}' is also the domain of the expert '{others[0]}', so the data are ambiguous.",
                     at=("experts", name),
                     hint="Give one of them another name.",
                 )
@@ -111,47 +111,49 @@ class ComposeSpec(Spec):
 
 
 def check_compose(recipe: Recipe) -> None:
-    """Checks what the `compose` section asks for against the rest of the recipe.
+    """Checks the ``compose`` section against the rest of the recipe.
 
     Args:
         recipe: The recipe.
 
     Raises:
-        FieldError: A rule is broken; it says where.
+        FieldError: A rule is broken; the error names the key.
     """
     _check_decouple(recipe)
     _check_experts(recipe)
 
 
 def _check_decouple(recipe: Recipe) -> None:
-    """Decoupled groups belong to the composed format, and to layers that stay where they are."""
-    decouple, wanted = recipe.compose.decouple, recipe.output.format
+    """Checks that decoupled groups go into the composed format, with unmoved layers and separate towers."""
+    decouple, output_format = recipe.compose.decouple, recipe.output.format
     if decouple == "none":
         return
-    if wanted not in {"auto", "composed"}:
+    if output_format not in {"auto", "composed"}:
         raise FieldError(
-            f"'{{path}}: {wanted}' has no room for decoupled groups.",
+            f"'{{path}}: {output_format}' cannot hold decoupled groups.",
             at=("output", "format"),
             hint=f"Write 'composed', or leave out 'decouple: {decouple}'.",
         )
     if recipe.merge.slices:
-        raise FieldError("'{path}' cannot be decoupled.", at=("merge", "slices"), hint="Leave the slices out.")
+        message = "'{path}' cannot be combined with decoupled groups."
+        raise FieldError(message, at=("merge", "slices"), hint="Leave the slices out.")
     if recipe.compose.towers == "merge":
-        hint = "Leave 'towers: merge' out; every source keeps its own."
-        raise FieldError("'{path}: merge' goes with no decoupled groups.", at=("compose", "towers"), hint=hint)
+        hint = "Leave 'towers: merge' out; every source then keeps its own towers."
+        message = "'{path}: merge' cannot be combined with decoupled groups."
+        raise FieldError(message, at=("compose", "towers"), hint=hint)
 
 
 def _check_experts(recipe: Recipe) -> None:
-    """Experts stand in a composed checkpoint, beside the sources' towers and under names of their own."""
+    """Checks that experts go into a composed checkpoint and do not share a name with a source."""
     if not recipe.compose.experts:
         return
     for name in recipe.compose.experts:
         if name in recipe.source_names:
             at = ("compose", "experts", name)
-            raise FieldError("'{path}' has the name of a source.", at=at, hint="Give the expert another name.")
+            raise FieldError("'{path}' is also the name of a source.", at=at, hint="Give the expert another name.")
     if recipe.output.format not in {"auto", "composed"}:
         raise FieldError(
-            f"'{{path}}: {recipe.output.format}' has no room for experts.",
+            f"'{{path}}: {recipe.output.format}' cannot hold experts.",
             at=("output", "format"),
             hint="Write 'composed', or leave out 'compose.experts'.",
         )

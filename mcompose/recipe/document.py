@@ -1,9 +1,9 @@
-"""A YAML file as plain values that remember their lines.
+"""Reads a YAML file into plain values, with the line of every key.
 
-PyYAML's ``compose`` keeps the line of every node, ``safe_load`` does not; so the node tree is turned into values here.
-Three things differ from ``safe_load``: a key given twice is an error, ``1e-5`` is a number (YAML 1.2; YAML 1.1 reads a
-string), and only plain values exist (no dates, sets or bytes). Anchors and merge keys work, within a limit that stops
-a small file from unfolding into a huge one.
+PyYAML's ``compose`` keeps the line of every node and ``safe_load`` does not, so the node tree is turned into values
+here. Three things differ from ``safe_load``: a repeated key is an error, ``1e-5`` is a number (as in YAML 1.2; YAML 1.1
+reads text), and only plain values are accepted (no dates, sets or bytes). Anchors and merge keys work, up to a limit
+that stops a small file from expanding into a huge one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mcompose.errors import RecipeError
 __all__ = ["FLOAT_PATTERN", "MAX_BYTES", "MAX_VALUES", "Document", "KeyPath", "parse_document", "read_text", "spell"]
 
 MAX_BYTES = 512 * 1024
-"""A longer file is not a recipe: a composition of a hundred sources, layer by layer, takes a tenth of this."""
+"""Largest recipe file; a composition of a hundred sources, layer by layer, takes a tenth of this."""
 MAX_VALUES = 100_000
-"""Most values that a file may hold after its anchors are unfolded."""
+"""Most values of a file after its anchors are expanded."""
 FLOAT_PATTERN = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
-"""Numbers with an exponent that YAML 1.1 takes for text."""
+"""Numbers with an exponent that YAML 1.1 reads as text."""
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
@@ -48,9 +48,9 @@ class Document:
     """The content of a recipe file.
 
     Args:
-        file: Path as the user gave it.
+        file: Path as the user wrote it.
         data: Content: mappings as dicts, sequences as lists.
-        lines: Key path to the line of the key or item, counted from 1.
+        lines: Key path to the line of the key or item, from 1.
     """
 
     file: str
@@ -58,19 +58,19 @@ class Document:
     lines: dict[KeyPath, int] = field(default_factory=dict[KeyPath, int])
 
     def line(self, at: KeyPath) -> int:
-        """The line of a key path, or of the nearest enclosing key that the file spells; 0 for the file as a whole."""
+        """Returns the line of a key path or of its nearest enclosing key in the file; 0 for the whole file."""
         for length in range(len(at), 0, -1):
             if at[:length] in self.lines:
                 return self.lines[at[:length]]
         return 0
 
     def error(self, message: str, *, at: KeyPath = (), hint: str = "") -> RecipeError:
-        """An error that points at a key path."""
+        """Returns an error that names the file and the line of a key path."""
         return RecipeError(message, file=self.file, line=self.line(at), hint=hint)
 
 
 def spell(at: KeyPath) -> str:
-    """A key path as people write it: ``sources[0].model``."""
+    """Formats a key path for messages: ``sources[0].model``."""
     text = ""
     for key in at:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
@@ -84,24 +84,24 @@ def read_text(path: Path) -> tuple[bytes, str]:
         path: The file.
 
     Returns:
-        Its bytes, and the text that they spell.
+        The bytes of the file, and its text.
 
     Raises:
-        RecipeError: There is no such file, or it cannot be a recipe.
+        RecipeError: The file does not exist, or cannot be a recipe.
     """
     file = str(path)
     if path.is_dir():
         raise RecipeError("this is a folder, not a recipe.", file=file, hint=_name_a_recipe(path))
     if not path.exists():
-        raise RecipeError("there is no such file.", file=file, hint="Name a recipe: a YAML file.")
+        raise RecipeError("the file does not exist.", file=file, hint="Name a recipe: a YAML file.")
     if not path.is_file():
         raise RecipeError("this is not an ordinary file.", file=file, hint="Name a recipe: a YAML file.")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise RecipeError(
-            f"a recipe of {size:,} bytes is not read; the limit is {MAX_BYTES:,}.",
+            f"the file has {size:,} bytes; a recipe may have at most {MAX_BYTES:,}.",
             file=file,
-            hint="Is this a recipe? A recipe names checkpoints, it does not hold them.",
+            hint="Check that this is a recipe: a recipe names checkpoints, it does not contain them.",
         )
     raw = path.read_bytes()
     try:
@@ -116,17 +116,17 @@ def read_text(path: Path) -> tuple[bytes, str]:
 
 
 def parse_document(text: str, *, file: str) -> Document:
-    """Turns YAML text into values with lines.
+    """Parses YAML text into values with lines.
 
     Args:
         text: The text.
-        file: Path, for messages.
+        file: Path for messages.
 
     Returns:
         The document; its top level is a mapping.
 
     Raises:
-        RecipeError: The text is not YAML, not a mapping, repeats a key, or unfolds without end.
+        RecipeError: The text is not YAML, not a mapping, repeats a key, or expands to too many values.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -135,10 +135,10 @@ def parse_document(text: str, *, file: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise RecipeError(
-            f"character U+{ord(text[error.position]):04X} cannot stand in YAML.",
+            f"character U+{ord(text[error.position]):04X} is not allowed in YAML.",
             file=file,
             line=line,
-            hint="A recipe is a YAML text file.",
+            hint="Remove it: a recipe is a YAML text file.",
         ) from None
     except RecursionError:
         raise RecipeError("the brackets are nested too deeply.", file=file) from None
@@ -147,7 +147,7 @@ def parse_document(text: str, *, file: str) -> Document:
     if not isinstance(node, MappingNode):
         line = node.start_mark.line + 1
         raise RecipeError(
-            "a recipe is a mapping of keys to values.", file=file, line=line, hint="Begin with 'schema: 1'."
+            "a recipe must be a mapping of keys to values.", file=file, line=line, hint="Begin with 'schema: 1'."
         )
     builder = _Builder(file)
     try:
@@ -166,16 +166,17 @@ def _syntax_error(error: yaml.MarkedYAMLError, *, file: str) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 0
     if "single document" in f"{error.context}":
-        hint = "Put each recipe in a file of its own; '---' starts another one."
-        return RecipeError("the file holds several YAML documents.", file=file, line=line, hint=hint)
+        hint = "Put each recipe into its own file; '---' starts another document."
+        return RecipeError("the file contains several YAML documents.", file=file, line=line, hint=hint)
     problem = error.problem or "the text cannot be parsed"
     context = f" {error.context}" if error.context else ""
-    hint = "Indent with spaces; YAML takes no tabs." if r"'\t'" in problem else "Check the indentation and quotes."
+    is_tab = r"'\t'" in problem
+    hint = "Indent with spaces; YAML does not allow tabs." if is_tab else "Check the indentation and quotes."
     return RecipeError(f"not valid YAML{context}: {problem}.", file=file, line=line, hint=hint)
 
 
 class _Builder:
-    """Walks a node tree once, noting lines."""
+    """Builds the values of a node tree and records their lines."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -185,7 +186,7 @@ class _Builder:
         self._constructor = yaml.constructor.SafeConstructor()
 
     def build(self, node: Node, *, at: KeyPath) -> Any:
-        self._take(node, at=at)
+        self._count_node(node, at=at)
         if isinstance(node, ScalarNode):
             return self._scalar(node, at=at)
         self._open.append(node)
@@ -193,11 +194,11 @@ class _Builder:
         self._open.pop()
         return value
 
-    def _take(self, node: Node, *, at: KeyPath) -> None:
-        """Counts a node, and refuses one that is being built already."""
+    def _count_node(self, node: Node, *, at: KeyPath) -> None:
+        """Counts a node, and refuses one that contains itself."""
         self._count += 1
         if self._count > MAX_VALUES:
-            raise self._error(f"the anchors unfold to more than {MAX_VALUES:,} values.", node)
+            raise self._error(f"the anchors expand to more than {MAX_VALUES:,} values.", node)
         if any(node is outer for outer in self._open):
             raise self._error(f"the anchor at '{spell(at)}' contains itself.", node)
 
@@ -220,7 +221,7 @@ class _Builder:
         return values
 
     def _entries(self, node: MappingNode, *, at: KeyPath) -> Iterator[tuple[Node, Node]]:
-        """A mapping's own entries, then those that its ``<<`` brings in, which it overrides."""
+        """Yields a mapping's own entries, then those of its ``<<`` keys, which the own entries override."""
         first_lines: dict[Any, int] = {}
         merged: list[MappingNode] = []
         for key_node, value_node in node.value:
@@ -231,11 +232,11 @@ class _Builder:
             line = key_node.start_mark.line + 1
             if key in first_lines:
                 path = spell((*at, key))
-                raise self._error(f"'{path}' is given twice; first on line {first_lines[key]}.", key_node)
+                raise self._error(f"'{path}' is set twice; the first is on line {first_lines[key]}.", key_node)
             first_lines[key] = line
             yield key_node, value_node
         for other in merged:
-            self._take(other, at=at)
+            self._count_node(other, at=at)
             self._open.append(other)
             yield from self._entries(other, at=at)
             self._open.pop()
@@ -251,7 +252,7 @@ class _Builder:
         key = self._scalar(node, at=at) if isinstance(node, ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
             where = f" in '{spell(at)}'" if at else ""
-            raise self._error(f"a key{where} is not a word.", node, hint="Put the key in quotes.")
+            raise self._error(f"a key{where} is not text or a whole number.", node, hint="Put the key in quotes.")
         return key
 
     def _scalar(self, node: ScalarNode, *, at: KeyPath) -> Any:
@@ -266,7 +267,7 @@ class _Builder:
         try:
             return self._constructor.construct_object(node)  # pyright: ignore[reportUnknownMemberType]
         except (ValueError, KeyError):
-            raise self._error(f"'{spell(at)}' is not a value: {node.value[:40]}.", node) from None
+            raise self._error(f"'{spell(at)}' is not a valid value: {node.value[:40]}.", node) from None
 
     def _error(self, message: str, node: Node, *, hint: str = "") -> RecipeError:
         return RecipeError(message, file=self.file, line=node.start_mark.line + 1, hint=hint)

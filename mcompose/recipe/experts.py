@@ -1,13 +1,12 @@
-"""What a recipe says about domain experts and the router: frozen encoders of other models beside the general one.
+"""Domain experts and the router in a recipe: frozen encoders of other models beside the general encoder.
 
-An expert is the encoder out of any Hugging Face checkpoint, a projector of its own, and the domain that it is good at;
-the router chooses, per image or sound, one of them or none (Chimera, Peng et al. 2024, arXiv:2412.05983). All defaults
-are the paper's::
+An expert is the encoder of any Hugging Face checkpoint, with its own projector and a domain; for each image or sound
+the router chooses one of them or none (Chimera, Peng et al. 2024, arXiv:2412.05983). All defaults are the paper's::
 
     compose:
       experts:
         charts:
-          encoder: hub:google/pix2struct-base     # an encoder-decoder gives its encoder only
+          encoder: hub:google/pix2struct-base     # of an encoder-decoder only the encoder is used
           domain: chart
           padding: drop                           # the encoder's own padding never reaches the language model
         math: {encoder: local:math-clip, projector: {kind: pixel_shuffle, factor: 2}}
@@ -42,7 +41,8 @@ def _is_reference(raw: Any) -> bool:
 
 def _expert_name(raw: Any) -> Any:
     if raw in _RESERVED:
-        raise FieldError("'{path}' cannot be its name.", hint="'none' and 'auto' say how items are routed.")
+        hint = "Choose another name: 'none' and 'auto' are reserved for routing."
+        raise FieldError("'{path}' cannot be the name of an expert.", hint=hint)
     return raw
 
 
@@ -52,7 +52,7 @@ ExpertName: TypeAlias = Annotated[SourceName, BeforeValidator(_expert_name)]
 def _class_token(raw: Any) -> Any:
     if isinstance(raw, int) and not isinstance(raw, bool):
         if raw < 0:
-            raise FieldError("'{path}' cannot be less than zero.", hint="It is a number of leading vectors.")
+            raise FieldError("'{path}' must be zero or more.", hint="It is the number of leading vectors to leave out.")
         return raw
     one_of("rule for class tokens", _CLASS_TOKENS).func(raw)  # pyright: ignore[reportCallIssue]
     return raw
@@ -62,19 +62,19 @@ ClassToken: TypeAlias = Annotated[int | str, BeforeValidator(_class_token)]
 
 
 class Projector(Spec):
-    """What leads from an expert's features to the language model.
+    """Projector from an expert's features to the language model's embeddings.
 
-    Written as a word it is the kind, as a reference the checkpoint of a trained one.
+    Written as a word it is the kind, as a reference the checkpoint of a trained projector.
 
     Attributes:
         kind: ``mlp`` (LayerNorm, Linear, GELU, Linear), ``linear``, ``pixel_shuffle`` (neighbours folded, then as
-            ``mlp``; for encoders of images with one grid for all) or ``resampler`` (learned queries).
-        depth: Linears of an ``mlp`` or a ``pixel_shuffle``; default: 2.
+            ``mlp``; for image encoders with one fixed grid) or ``resampler`` (learned queries).
+        depth: Number of linear layers of an ``mlp`` or a ``pixel_shuffle``; default: 2.
         factor: Side of the block of neighbours that become one vector; default: 2.
-        queries: Vectors that a ``resampler`` makes of an item; default: 64.
-        heads: Of its attention, a divisor of the language model's width; default: 8.
-        model: Checkpoint of a trained one, a composed checkpoint with this expert or a folder with its tensors alone.
-            Default: a new one.
+        queries: Number of vectors that a ``resampler`` makes from an item; default: 64.
+        heads: Attention heads of a ``resampler``, a divisor of the language model's width; default: 8.
+        model: Checkpoint of a trained projector: a composed checkpoint with this expert, or a folder with the
+            projector's tensors only. Default: a new projector.
     """
 
     kind: Annotated[Literal["mlp", "linear", "pixel_shuffle", "resampler"], one_of("kind of projector", _KINDS)] = "mlp"
@@ -95,41 +95,41 @@ class Projector(Spec):
     def _check(self) -> Projector:
         for key, kinds in (*_OWN_KEYS.items(), ("heads", ("resampler",))):
             if getattr(self, key) is not None and self.kind not in kinds:
-                message = f"'{{path}}' does nothing for a projector of kind '{self.kind}'."
+                message = f"'{{path}}' has no effect for a projector of kind '{self.kind}'."
                 raise FieldError(message, at=(key,), hint=f"It belongs to 'kind: {kinds[0]}'.")
         return self
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As the network's config has it, defaults filled in."""
-        defaults = {"depth": 2, "factor": 2, "queries": 64, "heads": 8}
-        own = {key: defaults[key] for key, kinds in _OWN_KEYS.items() if self.kind in kinds}
-        own |= {"heads": 8} if self.kind == "resampler" else {}
-        given = {key: getattr(self, key) for key in own if getattr(self, key) is not None}
-        return {"kind": self.kind, **own, **given}
+        """The settings as the network's config holds them, with defaults."""
+        all_defaults = {"depth": 2, "factor": 2, "queries": 64, "heads": 8}
+        defaults = {key: all_defaults[key] for key, kinds in _OWN_KEYS.items() if self.kind in kinds}
+        defaults |= {"heads": 8} if self.kind == "resampler" else {}
+        written = {key: getattr(self, key) for key in defaults if getattr(self, key) is not None}
+        return {"kind": self.kind, **defaults, **written}
 
 
 def _graph_file(raw: Any) -> Any:
     parts = raw.split("/") if isinstance(raw, str) else [""]
     if any(part in ("", ".", "..") for part in parts) or "\\" in raw or raw[1:2] == ":":
-        hint = "Write it as it is called inside the encoder's folder: 'model.onnx', 'onnx/model.onnx'."
-        raise FieldError("'{path}' must be a file of the encoder's folder.", hint=hint)
+        hint = "Write the path inside the encoder's folder: 'model.onnx', 'onnx/model.onnx'."
+        raise FieldError("'{path}' must be a file in the encoder's folder.", hint=hint)
     return raw
 
 
 class Onnx(Spec):
-    """An encoder that is an ONNX graph, run by onnxruntime (extra ``onnx``).
+    """An ONNX graph as encoder, run by onnxruntime (extra ``onnx``).
 
-    Written as a word it is the file. The output is vectors (n, tokens, width) or a map (n, channels, rows, columns),
-    whose places are read row by row. What comes behind it in the graph, a detector's head, is not computed.
+    Written as a word it is the file. The output has the shape (n, tokens, width), or (n, channels, rows, columns),
+    which is read row by row. What follows the output in the graph, such as a detector's head, is not computed.
 
     Attributes:
-        file: In the encoder's folder, which needs no other weights and no ``config.json`` then; files of external data
-            are found from it.
-        output: The value that is read: an output of the graph, or any value inside it. Default: the output called
-            ``last_hidden_state``, else the only one of floats with three or four dimensions.
-        input: What takes the pictures or sounds. Default: ``pixel_values``, ``input_features`` or ``input_values``,
-            else the only input.
+        file: File in the encoder's folder; the folder then needs neither other weights nor ``config.json``. Files of
+            external data are found from it.
+        output: Name of the value to read: an output of the graph, or any value inside it. Default: the output
+            ``last_hidden_state``, else the only float output with three or four dimensions.
+        input: Name of the input for images or sounds. Default: ``pixel_values``, ``input_features`` or
+            ``input_values``, else the only input.
     """
 
     file: Annotated[str, BeforeValidator(_graph_file)]
@@ -143,22 +143,24 @@ class Onnx(Spec):
 
 
 class Expert(Spec):
-    """A frozen encoder that sees some items beside the general one.
+    """A frozen encoder that sees some items in addition to the general encoder.
 
     Attributes:
-        encoder: Its checkpoint; of an encoder-decoder or a two-tower model the encoder of the modality is taken.
-        onnx: File in the encoder's folder, when it is an ONNX graph; see ``Onnx``.
-        processor: Checkpoint whose processor prepares its inputs; default: the encoder's.
-        domain: What it is the expert of, as data name it; default: the expert's own name.
-        modality: Beside whose items it stands.
-        layer: Hidden state that is read; -1 is the last. A graph has none to choose from: its ``output`` says it.
-        class_token: ``drop`` leaves out what the encoder puts before its patches (class token, registers); ``keep``
-            keeps it; a number leaves out that many vectors. A graph does not tell what its vectors are, so there it is
-            ``keep``, or the number.
-        padding: Rows that the encoder's own mask calls padding: ``keep`` them as the paper's code does, ``mask`` them
-            from attention, or ``drop`` them.
-        projector: What leads to the language model.
-        store: ``inside``: its tensors are copied into the checkpoint. ``reference``: only its id, commit and digests.
+        encoder: Checkpoint of the encoder; of an encoder-decoder or a two-tower model the encoder of the modality is
+            used.
+        onnx: ONNX file in the encoder's folder, when the encoder is an ONNX graph; see ``Onnx``.
+        processor: Checkpoint whose processor prepares the inputs; default: the encoder's.
+        domain: Domain of the expert, as data sets name it; default: the expert's name.
+        modality: Modality of the items that the expert may see.
+        layer: Index of the hidden state to read; -1 is the last. For an ONNX graph use ``output`` instead.
+        class_token: ``drop`` leaves out the vectors before the patches (class token, registers); ``keep`` keeps them; a
+            number leaves out that many vectors. The vectors of an ONNX graph are not known, so there it must be
+            ``keep`` or a number.
+        padding: What happens to vectors that the encoder's mask marks as padding: ``keep`` them as the paper's code
+            does, ``mask`` them in attention, or ``drop`` them.
+        projector: Projector to the language model.
+        store: ``inside``: the tensors are copied into the checkpoint. ``reference``: only id, commit and digests are
+            stored.
     """
 
     encoder: Reference
@@ -183,16 +185,16 @@ class Expert(Spec):
     def _check(self) -> Expert:
         if self.onnx is not None and self.layer != -1:
             hint = "Name another value of the graph: 'onnx: {file: ..., output: ...}'."
-            raise FieldError("'{path}' goes with no ONNX graph.", at=("layer",), hint=hint)
+            raise FieldError("'{path}' cannot be set for an ONNX graph.", at=("layer",), hint=hint)
         if self.onnx is not None and self.class_token == "drop":  # noqa: S105 - a word of recipes
             hint = "Write how many leading vectors to leave out: 'class_token: 1'."
-            raise FieldError("'{path}: drop' goes with no ONNX graph.", at=("class_token",), hint=hint)
+            raise FieldError("'{path}: drop' cannot be set for an ONNX graph.", at=("class_token",), hint=hint)
         if self.onnx is not None and self.padding != "keep":
-            hint = "Leave it out: which vectors are padding, a graph does not say."
-            raise FieldError("'{path}' goes with no ONNX graph.", at=("padding",), hint=hint)
+            hint = "Leave it out: an ONNX graph does not mark which vectors are padding."
+            raise FieldError("'{path}' cannot be set for an ONNX graph.", at=("padding",), hint=hint)
         if self.projector.kind == "pixel_shuffle" and self.padding != "keep":
-            hint = "Leave it out: neighbours are folded on a whole grid."
-            raise FieldError("'{path}' goes with no pixel_shuffle.", at=("padding",), hint=hint)
+            hint = "Leave it out: pixel_shuffle folds neighbours on a complete grid."
+            raise FieldError("'{path}' cannot be combined with 'pixel_shuffle'.", at=("padding",), hint=hint)
         return self
 
 
@@ -202,11 +204,11 @@ class Rule(Spec):
     Written as a word, it is the kind.
 
     Attributes:
-        kind: ``argmax``: the likeliest class. ``threshold``: the likeliest expert if its probability reaches the
-            threshold, however likely none is; else none. ``top_k``: the k likeliest, as far as they are likelier than
-            none.
-        threshold: Probability; 0.5 unless given.
-        k: Most experts of one item; 2 unless given.
+        kind: ``argmax``: the most probable class. ``threshold``: the most probable expert if its probability reaches
+            the threshold, whatever the probability of ``none``; otherwise none. ``top_k``: the k most probable experts
+            that are more probable than ``none``.
+        threshold: Probability; default: 0.5.
+        k: Most experts of one item; default: 2.
     """
 
     kind: Annotated[Literal["argmax", "threshold", "top_k"], one_of("rule", _RULES)] = "argmax"
@@ -223,12 +225,12 @@ class Rule(Spec):
         for key, kind in (("threshold", "threshold"), ("k", "top_k")):
             if getattr(self, key) is not None and self.kind != kind:
                 hint = f"It belongs to 'kind: {kind}'."
-                raise FieldError(f"'{{path}}' does nothing for the rule '{self.kind}'.", at=(key,), hint=hint)
+                raise FieldError(f"'{{path}}' has no effect for the rule '{self.kind}'.", at=(key,), hint=hint)
         return self
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As the network's config has it, defaults filled in."""
+        """The settings as the network's config holds them, with defaults."""
         if self.kind == "threshold":
             return {"kind": self.kind, "threshold": 0.5 if self.threshold is None else float(self.threshold)}
         if self.kind == "top_k":
@@ -237,18 +239,18 @@ class Rule(Spec):
 
 
 class Router(Spec):
-    """What sends an item to an expert: a linear layer on the general encoder's pooled feature; one a modality.
+    """Router that chooses an expert: for each modality one linear layer on the general encoder's pooled feature.
 
-    Written as a reference, it is the checkpoint of a trained one; ``none`` leaves the choice to the caller.
+    Written as a reference, it is the checkpoint of a trained router; ``none`` leaves the choice to the caller.
 
     Attributes:
-        made: Whether there is one.
+        made: Whether the network has a router.
         feature: ``class``: the general encoder's class token; ``mean``: the mean of its vectors. Default: ``class``
-            where the encoder has one.
-        tile: Which tile of a cut image is read: ``first``, ``last`` or ``mean``. Default: the one that shows the whole
-            image, as the general encoder's family orders its tiles.
+            where the encoder has a class token.
+        tile: Tile of a cut image that is read: ``first``, ``last`` or ``mean`` of all. Default: the tile that shows the
+            whole image, as the general encoder's family orders its tiles.
         rule: How its scores become a choice.
-        model: Composed checkpoint of a trained one; default: a new one.
+        model: Composed checkpoint with a trained router; default: a new router.
     """
 
     made: bool = True

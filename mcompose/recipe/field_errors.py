@@ -1,4 +1,4 @@
-"""From what pydantic says to what a person needs: one sentence, the line, and the nearest name."""
+"""Turns pydantic's validation errors into one sentence with file, line and the nearest known name."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _ORDER = ("extra_forbidden", "value_error")
 
 
 class FieldError(ValueError):
-    """What a validator has against a value.
+    """Error of a validator about a value of the recipe.
 
     Args:
-        message: A sentence. ``{path}`` in it stands for the key path.
-        at: Where, relative to the value that is validated.
-        hint: What to do next.
+        message: A sentence, in which ``{path}`` stands for the key path.
+        at: Key path, relative to the value that is validated.
+        hint: Next step for the user.
     """
 
     def __init__(self, message: str, *, at: KeyPath = (), hint: str = "") -> None:
@@ -50,10 +50,10 @@ class FieldError(ValueError):
 
 
 def as_recipe_error(error: ValidationError, *, model: type[BaseModel], document: Document) -> RecipeError:
-    """The most telling of a validation's errors as one recipe error.
+    """Returns the most useful of pydantic's errors as one recipe error.
 
     Args:
-        error: What pydantic raised.
+        error: The error that pydantic raised.
         model: Model of the whole document.
         document: The document that was validated.
 
@@ -61,7 +61,7 @@ def as_recipe_error(error: ValidationError, *, model: type[BaseModel], document:
         The error with file, line, key path and hint.
     """
     details = [(_keys(detail["loc"], document.data), detail) for detail in error.errors(include_url=False)]
-    # A misspelt key also makes its right spelling missing: the misspelt one is the news.
+    # A misspelt key also makes the correct key missing: report the misspelt one.
     loc, detail = min(details, key=lambda pair: (_rank(pair[1]["type"]), document.line(pair[0])))
     message, hint, at = _sentence(loc, detail, model)
     return document.error(message.replace("{path}", spell(at)), at=at, hint=hint)
@@ -82,12 +82,12 @@ def _sentence(loc: KeyPath, detail: Mapping[str, Any], model: type[BaseModel]) -
         if isinstance(key, int):
             return f"{parent} has too few items: {key}.", "", loc
         return f"{parent} lacks the key '{key}'.", "", loc
-    complaint = detail.get("ctx", {}).get("error")
-    if isinstance(complaint, FieldError):
-        return complaint.message, complaint.hint, (*loc, *complaint.at)
+    field_error = detail.get("ctx", {}).get("error")
+    if isinstance(field_error, FieldError):
+        return field_error.message, field_error.hint, (*loc, *field_error.at)
     if kind == "too_long":
         limits = detail["ctx"]
-        return f"'{{path}}' holds {limits['max_length']} items, not {limits['actual_length']}.", "", loc
+        return f"'{{path}}' must have {limits['max_length']} items, not {limits['actual_length']}.", "", loc
     if kind == "too_short":
         return "'{path}' is empty.", "", loc
     if kind in _KINDS:
@@ -95,8 +95,8 @@ def _sentence(loc: KeyPath, detail: Mapping[str, Any], model: type[BaseModel]) -
     if kind == "literal_error":
         known = _literals(detail["ctx"]["expected"])
         return f"'{{path}}' cannot be {_show(value)}.", nearest_name(str(value), known), loc
-    said = str(detail["msg"])
-    return f"'{{path}}' cannot be {_show(value)}: {said[:1].lower()}{said[1:]}.", "", loc
+    text = str(detail["msg"])
+    return f"'{{path}}' cannot be {_show(value)}: {text[:1].lower()}{text[1:]}.", "", loc
 
 
 def _literals(expected: str) -> list[str]:
@@ -115,7 +115,7 @@ def _show(value: Any) -> str:
 
 
 def _keys(loc: tuple[int | str, ...], data: Any) -> KeyPath:
-    """The location without the names of union members, which pydantic puts in between."""
+    """Returns the key path of a location, without the names of union members that pydantic inserts."""
     path: list[str | int] = []
     for index, key in enumerate(loc):
         if key == "[key]":
@@ -131,16 +131,16 @@ def _keys(loc: tuple[int | str, ...], data: Any) -> KeyPath:
 
 
 def _known_keys(model: type[BaseModel], at: KeyPath) -> list[str]:
-    """The keys of the model that stands at a path."""
-    here: Any = model
+    """Returns the keys of the model at a path."""
+    annotation: Any = model
     for key in at:
-        here = _step(here, key)
-    found = _model_in(here)
-    return [] if found is None else [info.alias or name for name, info in found.model_fields.items()]
+        annotation = _step(annotation, key)
+    inner = _model_in(annotation)
+    return [] if inner is None else [info.alias or name for name, info in inner.model_fields.items()]
 
 
 def _step(annotation: Any, key: str | int) -> Any:
-    """The type under a key or index of a type."""
+    """Returns the type of the value at a key or index of a type."""
     model = _model_in(annotation)
     if model is not None and isinstance(key, str):
         by_key = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
@@ -162,7 +162,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, without ``Annotated``."""
+    """Returns the alternatives of a union, without ``Annotated``."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _members(typing.get_args(annotation)[0])

@@ -1,4 +1,4 @@
-"""The field types that the recipe's models share: references, names, sizes, numbers."""
+"""Field types that the recipe's models share: references, names, sizes and numbers."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class Spec(BaseModel):
-    """A part of a recipe: frozen, and closed to keys that it does not know."""
+    """Base class of a recipe's sections: frozen, and refuses unknown keys."""
 
-    # Deferred: the validators are built when the first recipe is read, so that importing the room stays cheap.
+    # Deferred: the validators are built when the first recipe is read, so that the import stays cheap.
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
 
 
 def one_of(kind: str, known: tuple[str, ...], nicknames: Mapping[str, str] | None = None) -> BeforeValidator:
-    """A validator that takes the known names only and suggests the nearest.
+    """Returns a validator that accepts only known names and suggests the nearest one.
 
     Args:
-        kind: What the names are, for the message: ``"dtype"``.
-        known: The names.
-        nicknames: What people write instead, to what it means.
+        kind: What the names stand for, for the message: ``"dtype"``.
+        known: The accepted names.
+        nicknames: Common other spellings, each to the name that is suggested for it.
 
     Returns:
         The validator.
@@ -100,14 +100,14 @@ def _source_name(raw: Any) -> Any:
     if not isinstance(raw, str) or not _SOURCE_NAME.fullmatch(raw):
         raise FieldError(
             f"'{{path}}' cannot be '{raw}'.",
-            hint="A source's name is a letter, then up to 63 letters, digits, '_' and '-' inside; it names a module.",
+            hint="Use a letter, then up to 63 letters, digits, '_' and '-', not ending in '_' or '-'.",
         )
     if "__" in raw:
-        raise FieldError("'{path}' cannot hold '__'.", hint="It separates a source's name from its inputs' names.")
+        hint = "Use one '_': '__' separates the source's name from the names of its inputs."
+        raise FieldError("'{path}' cannot contain '__'.", hint=hint)
     if raw == "base":
-        raise FieldError(
-            "'{path}' cannot be 'base'.", hint="The base language model stands under the top-level key 'base'."
-        )
+        hint = "Choose another name; the base language model belongs to the top-level key 'base'."
+        raise FieldError("'{path}' cannot be 'base'.", hint=hint)
     return raw
 
 
@@ -132,7 +132,7 @@ def _bytes(raw: Any) -> int:
 
 
 def _parameter(raw: Any) -> Any:
-    """A value, or one value a source."""
+    """Reads one value, or a mapping of sources to values."""
     if not isinstance(raw, Mapping):
         return parse_value(raw)
     if not raw:
@@ -141,8 +141,8 @@ def _parameter(raw: Any) -> Any:
     for source, value in raw.items():
         try:
             values[source] = parse_value(value)
-        except FieldError as complaint:
-            raise FieldError(complaint.message, at=(source, *complaint.at), hint=complaint.hint) from None
+        except FieldError as error:
+            raise FieldError(error.message, at=(source, *error.at), hint=error.hint) from None
     return values
 
 

@@ -1,4 +1,4 @@
-"""From a recipe file to a ``Recipe``: mcompose's own schema, or a mergekit YAML as it is."""
+"""Reads a recipe file into a ``Recipe``: mcompose's schema, or an unchanged mergekit YAML."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _MERGEKIT_KEYS = ("merge_method", "models", "slices", "modules", "base_model", "
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe with the text that it came from.
+    """A recipe with the text that it was read from.
 
     Args:
-        path: The file as the user gave it; relative references start from its folder.
-        text: The authored text.
-        recipe: What it says.
+        path: File as the user wrote it; relative references start from its folder.
+        text: Text of the file.
+        recipe: The recipe.
         origin: ``mcompose`` or ``mergekit``.
-        raw: The authored bytes.
+        raw: Bytes of the file.
         notes: Remarks for the user: settings of a mergekit YAML that have no effect, as in mergekit.
-        document: The values with their lines.
+        document: The values of the file with their lines.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class LoadedRecipe:
         return self.path.parent
 
     def error(self, message: str, *, at: KeyPath = (), hint: str = "") -> RecipeError:
-        """A recipe error that points at a key path: ``("merge", "weights", "sees")``."""
+        """Returns an error that names the file and the line of a key path: ``("merge", "weights", "sees")``."""
         return self.document.error(message, at=at, hint=hint)
 
 
@@ -62,7 +62,7 @@ def load_recipe(path: Path | str) -> LoadedRecipe:
         The recipe, with its text byte for byte.
 
     Raises:
-        RecipeError: It cannot be read or followed; the error names the file, the line and the key.
+        RecipeError: The file cannot be read or is not valid; the error names the file, the line and the key.
     """
     path = Path(path)
     raw, text = read_text(path)
@@ -74,14 +74,14 @@ def parse_recipe(text: str, *, path: Path, raw: bytes | None = None) -> LoadedRe
 
     Args:
         text: YAML.
-        path: File that the text stands for: for messages, and for references relative to it.
+        path: File of the text, for messages and for relative references.
         raw: The bytes of the file; default: the text in UTF-8.
 
     Returns:
         The recipe.
 
     Raises:
-        RecipeError: It cannot be followed.
+        RecipeError: The recipe is not valid.
     """
     document = parse_document(text, file=str(path))
     notes: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def _is_mergekit(data: Mapping[Any, Any]) -> bool:
 
 
 def _from_mergekit(document: Document, path: Path) -> tuple[Document, tuple[str, ...]]:
-    # Most recipes are not mergekit's; the import would cost each of them.
+    # Imported only here, because most recipes do not need it.
     from mcompose.recipe.mergekit.convert import convert_mergekit  # noqa: PLC0415
     from mcompose.recipe.mergekit.schema import MergekitConfig  # noqa: PLC0415
 

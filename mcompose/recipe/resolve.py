@@ -1,7 +1,7 @@
-"""From the authored recipe to the resolved one: commits and defaults filled in, written as a recipe that loads again.
+"""Resolves a recipe: fills in commits and defaults, and writes it as a recipe that can be loaded again.
 
-Local references stay as they were authored, relative to the authored recipe's folder: a resolved recipe tells no
-machine's paths.
+Local references stay relative to the authored recipe's folder, so that a resolved recipe does not contain paths of a
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEADER = "# Resolved by mcompose: commits and defaults filled in. The authored 
 
 
 class _Dumper(yaml.SafeDumper):
-    """``SafeDumper`` that quotes the text ``1e5``, which the loader would read as a number."""
+    """``SafeDumper`` that quotes text such as ``1e5``, which the loader would read as a number."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -54,14 +54,14 @@ def resolve(
     digests: Mapping[str, Mapping[str, str]] | None = None,
     catalogue: Mapping[str, MethodLike] | None = None,
 ) -> Recipe:
-    """Fills in what the authored recipe left open.
+    """Fills in commits, digests and the merge method's defaults.
 
     Args:
         recipe: The authored recipe.
         commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter,
-            ``expert:<name>`` for an expert. Local references have none.
+            ``expert:<name>`` for an expert. Local references do not have one.
         digests: Source name (or ``base``) to file to ``sha256:...``.
-        catalogue: Methods; when given, the merge method's defaults are filled in.
+        catalogue: Method name to method; without it, the merge method's defaults are not filled in.
 
     Returns:
         A new recipe.
@@ -99,7 +99,7 @@ def resolve(
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """A recipe as YAML, defaults included; ``load_recipe`` reads an equal recipe from it."""
+    """Writes a recipe as YAML with all defaults; ``load_recipe`` reads an equal recipe from it."""
     return yaml.dump(_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -110,7 +110,7 @@ def resolve_text(
     digests: Mapping[str, Mapping[str, str]] | None = None,
     catalogue: Mapping[str, MethodLike] | None = None,
 ) -> str:
-    """The resolved recipe as YAML; see ``resolve`` for the arguments.
+    """Writes the resolved recipe as YAML; see ``resolve`` for the arguments.
 
     Returns:
         Text that ``load_recipe`` reads as ``resolve(...)`` of the same arguments.
@@ -125,7 +125,7 @@ def _pin(ref: ModelRef | None, commit: str | None) -> ModelRef | None:
 
 
 def _plain(value: Any) -> Any:
-    """Values as YAML has them; what is None is left out, since None is every default that is not filled."""
+    """Converts values to those of YAML; keys whose value is None are left out, because None is their default."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         pairs = ((info.alias or name, getattr(value, name)) for name, info in fields.items())

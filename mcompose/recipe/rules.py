@@ -1,4 +1,4 @@
-"""Rules between the keys of a recipe, whatever the merge method: names exist, nothing is left out or unbuilt."""
+"""Rules between the keys of a recipe, for every merge method: names exist, no source is missing, all is built."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["check_rules", "refuse_unbuilt"]
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Checks the names that one part of a recipe uses for another.
+    """Checks the keys of a recipe against each other.
 
     Args:
         recipe: The recipe.
 
     Raises:
-        FieldError: A rule is broken; it says where.
+        FieldError: A rule is broken; the error names the key.
     """
     names = recipe.source_names
     _check_sources(recipe)
@@ -42,9 +42,9 @@ def _check_sources(recipe: Recipe) -> None:
     for index, source in enumerate(recipe.sources):
         if source.name in seen:
             raise FieldError(
-                f"'{{path}}' is '{source.name}', and so is 'sources[{seen[source.name]}].name'.",
+                f"'{{path}}' is '{source.name}', as is 'sources[{seen[source.name]}].name'.",
                 at=("sources", index, "name"),
-                hint="Give every source a name of its own.",
+                hint="Give each source a different name.",
             )
         seen[source.name] = index
         modalities = source.modalities or ()
@@ -56,7 +56,7 @@ def _check_sources(recipe: Recipe) -> None:
 def _check_settings(
     weights: Mapping[str, Any] | None, parameters: Mapping[str, Any], *, names: Sequence[str], at: KeyPath
 ) -> None:
-    """Every mapping over the sources names all of them and no other."""
+    """Checks that every mapping of sources to values names all sources and nothing else."""
     if weights is not None:
         _check_mapping(weights, names=names, at=(*at, "weights"))
     for name, value in parameters.items():
@@ -64,13 +64,13 @@ def _check_settings(
             _check_mapping(value, names=names, at=(*at, "parameters", name))
 
 
-def _check_mapping(given: Mapping[str, Any], *, names: Sequence[str], at: KeyPath) -> None:
-    for name in given:
+def _check_mapping(by_source: Mapping[str, Any], *, names: Sequence[str], at: KeyPath) -> None:
+    for name in by_source:
         if name not in names:
             raise FieldError(
-                f"'{{path}}': there is no source '{name}'.", at=(*at, name), hint=nearest_name(str(name), names)
+                f"'{{path}}': '{name}' is not a source.", at=(*at, name), hint=nearest_name(str(name), names)
             )
-    missing = [name for name in names if name not in given]
+    missing = [name for name in names if name not in by_source]
     if missing:
         hint = f"Write '{missing[0]}: 0' to leave it out of the merge." if at[-1] == "weights" else ""
         raise FieldError(f"'{{path}}' leaves out the source '{missing[0]}'.", at=at, hint=hint)
@@ -84,22 +84,22 @@ def _check_slices(recipe: Recipe) -> None:
             here = (*at, "sources", number)
             if entry.source not in known:
                 hint = nearest_name(entry.source, known)
-                raise FieldError(f"'{{path}}': there is no source '{entry.source}'.", at=(*here, "source"), hint=hint)
+                raise FieldError(f"'{{path}}': '{entry.source}' is not a source.", at=(*here, "source"), hint=hint)
             if entry.source in [other.source for other in piece.sources[:number]]:
                 raise FieldError(f"'{{path}}': '{entry.source}' is in this slice twice.", at=(*here, "source"))
             if entry.num_layers != piece.num_layers:
                 raise FieldError(
-                    f"'{{path}}' has {entry.num_layers} layers, the slice's first has {piece.num_layers}.",
+                    f"'{{path}}' has {entry.num_layers} layers, but the slice's first has {piece.num_layers}.",
                     at=(*here, "layer_range"),
-                    hint="All ranges of a slice are of one length.",
+                    hint="Give all ranges of a slice the same length.",
                 )
         if not piece.names:
-            raise FieldError("'{path}' holds no source but the base.", at=(*at, "sources"))
+            raise FieldError("'{path}' has no source besides the base.", at=(*at, "sources"), hint="Add a source.")
         _check_settings(piece.weights, piece.parameters, names=piece.names, at=at)
 
 
 def _check_weight_mix(merge: MergeSpec, names: Sequence[str]) -> None:
-    """weight-mix is beta * first + (1 - beta) * second: two sources, and one way to say the shares."""
+    """Checks weight-mix, beta * first + (1 - beta) * second: two sources, and either weights or beta."""
     for at, method, weights, parameters in _settings(merge):
         if method != "weight-mix":
             continue
@@ -111,14 +111,14 @@ def _check_weight_mix(merge: MergeSpec, names: Sequence[str]) -> None:
             )
         if weights is not None and "beta" in parameters:
             raise FieldError(
-                "'{path}' and weights both say the shares.",
+                "'{path}' and 'weights' cannot both be set.",
                 at=(*at, "parameters", "beta"),
                 hint="Keep one of them; beta is the share of the first source.",
             )
 
 
 def _settings(merge: MergeSpec) -> Iterable[tuple[KeyPath, str, Any, Mapping[str, Any]]]:
-    """Where, method, weights, parameters: of the merge, then of each override."""
+    """Yields key path, method, weights and parameters of the merge, then of each override."""
     yield ("merge",), merge.method, merge.weights, merge.parameters
     for index, override in enumerate(merge.overrides):
         method = override.method or merge.method
@@ -132,18 +132,18 @@ def _check_tokenizer(recipe: Recipe) -> None:
     if name is None or name in known:
         return
     hint = "Give the recipe a 'base'." if name == "base" else nearest_name(name, ("base", *recipe.source_names))
-    raise FieldError(f"'{{path}}' names no source: '{name}'.", at=("merge", "tokenizer"), hint=hint)
+    raise FieldError(f"'{{path}}' is not the name of a source: '{name}'.", at=("merge", "tokenizer"), hint=hint)
 
 
 def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
-    """Refuses what this version reads but cannot do yet.
+    """Refuses sections that this version reads but does not support yet.
 
     Args:
         recipe: The recipe.
-        document: Where it was written, for the line.
+        document: Document of the recipe, for the line in the error.
 
     Raises:
-        RecipeError: The recipe asks for something that is not built.
+        RecipeError: The recipe has such a section.
     """
     for at, hint in _unbuilt(recipe):
         message = f"'{spell(at)}' is not built yet."
@@ -151,11 +151,11 @@ def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
 
 
 def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
-    """Key path and hint of everything that the recipe asks for too early."""
-    compose, found = recipe.compose, []
+    """Returns key path and hint of every section that is not built yet."""
+    compose, unbuilt = recipe.compose, []
     leave_out = "Leave it out for now."
     if compose.vision_mix != VisionMix.model_construct():
-        found.append((("compose", "vision_mix"), leave_out))
+        unbuilt.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:
-        found.append((("compose", "adapters"), leave_out))
-    return found
+        unbuilt.append((("compose", "adapters"), leave_out))
+    return unbuilt

@@ -3,7 +3,7 @@
 ::
 
     Recipe
-    ├── base, sources           where the checkpoints live; the order of the sources is meaning
+    ├── base, sources           the checkpoints; the order of the sources matters
     ├── merge                   method, weights and parameters of the shared language model
     │   ├── overrides           other settings for some tensors; applied in order, the later wins
     │   └── slices              output layers taken from ranges of the sources' layers (from mergekit files)
@@ -56,13 +56,13 @@ GIGABYTE = 1000**3
 
 
 class Source(Spec):
-    """One checkpoint that takes part.
+    """One checkpoint that is merged.
 
     Attributes:
-        name: Its name in the recipe and in the output's keys.
-        model: Where it lives.
-        modalities: What it contributes beside its language model; None for all that it offers.
-        adapter: A PEFT adapter, folded into it exactly.
+        name: Name of the source in the recipe and in the output's keys.
+        model: Reference of the checkpoint.
+        modalities: Modalities that it contributes besides its language model; None for all that it has.
+        adapter: Reference of a PEFT adapter, which is folded into the weights.
     """
 
     name: SourceName
@@ -72,7 +72,7 @@ class Source(Spec):
 
 
 class Match(Spec):
-    """Which tensors an override is for; all that is given must hold.
+    """Which tensors an override applies to; all conditions that are set must hold.
 
     Attributes:
         part: ``language``, ``embedding``, ``head``, ``encoder`` or ``projector``.
@@ -87,7 +87,7 @@ class Match(Spec):
     @model_validator(mode="after")
     def _check(self) -> Match:
         if self.part is None and self.layers is None and self.key is None:
-            raise FieldError("'{path}' matches nothing in particular.", hint="Give 'part', 'layers' or 'key'.")
+            raise FieldError("'{path}' does not have a condition.", hint="Give 'part', 'layers' or 'key'.")
         if self.layers is not None and not 0 <= self.layers[0] <= self.layers[1]:
             hint = "Layers count from 0, and both ends are included."
             raise FieldError("'{path}' must be [first, last].", at=("layers",), hint=hint)
@@ -98,10 +98,10 @@ class Override(Spec):
     """Other settings for some tensors.
 
     Attributes:
-        match: Which tensors.
-        weights: Source to weight; replaces the weights so far. Gradients run over the matched layers.
-        parameters: Replace the parameters of the same name so far, and leave the others.
-        method: Another method; it starts from its own defaults: earlier parameters do not carry over, weights do.
+        match: Condition on the tensors.
+        weights: Source to weight; replaces earlier weights. Gradients run over the matched layers.
+        parameters: Parameters that replace earlier ones of the same name; the others stay.
+        method: Name of another method. It starts from its own defaults: earlier parameters are dropped, weights stay.
     """
 
     match: Match
@@ -130,13 +130,13 @@ class SliceSource(Spec):
     @model_validator(mode="after")
     def _check(self) -> SliceSource:
         if not 0 <= self.layer_range[0] < self.layer_range[1]:
-            hint = "The end is not included, and a slice holds at least one layer."
+            hint = "The end is not included, and a slice has at least one layer."
             raise FieldError("'{path}' must be [first, end].", at=("layer_range",), hint=hint)
         return self
 
     @property
     def num_layers(self) -> int:
-        """Layers in the range."""
+        """Number of layers in the range."""
         return self.layer_range[1] - self.layer_range[0]
 
 
@@ -144,9 +144,9 @@ class Slice(Spec):
     """Consecutive output layers, and the layers that they are merged from.
 
     Attributes:
-        sources: The layers, one range a source, all of one length; ``base`` may be among them.
-        weights: Replace the merge's for this slice; one for each source in it but the base.
-        parameters: Replace the merge's of the same name for this slice.
+        sources: One range of layers for each source, all of the same length; ``base`` may be among them.
+        weights: Weights that replace the merge's for this slice: one for each of its sources except the base.
+        parameters: Parameters that replace the merge's of the same name for this slice.
     """
 
     sources: tuple[SliceSource, ...] = Field(min_length=1)
@@ -155,12 +155,12 @@ class Slice(Spec):
 
     @property
     def num_layers(self) -> int:
-        """Output layers of the slice."""
+        """Number of output layers of the slice."""
         return self.sources[0].num_layers
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the sources in it, without the base."""
+        """Names of the slice's sources, without the base."""
         return tuple(entry.source for entry in self.sources if entry.source != "base")
 
 
@@ -169,13 +169,13 @@ class MergeSpec(Spec):
 
     Attributes:
         method: Name of a merge method; ``mergekit:<name>`` for mergekit's own implementation.
-        weights: Source to weight, which may be a gradient over the layers; None for 1/M.
-        parameters: The method's parameters: one value, or one a source; each may be a gradient.
+        weights: Source to weight, which may be a gradient over the layers; None for 1/M each (M sources).
+        parameters: Parameters of the method: one value, or a value for each source; each may be a gradient.
         overrides: Other settings for some tensors, applied in order.
-        dtype: Of the output; None keeps the sources'. The maths is float32 anyway.
-        seed: Addresses the randomness of random methods.
-        slices: Output layers from ranges of the sources' layers; None for layer by layer.
-        tokenizer: ``base`` or the name of a source; None lets mcompose choose.
+        dtype: Dtype of the output; None keeps the sources'. The computation is float32 in every case.
+        seed: Seed of methods that draw random numbers.
+        slices: Output layers as ranges of the sources' layers; None merges layer by layer.
+        tokenizer: Whose tokenizer the output gets: ``base`` or a source's name; None lets mcompose choose.
     """
 
     method: Annotated[str, Field(min_length=1)]
@@ -192,9 +192,9 @@ class OutputSpec(Spec):
     """Where and how the result is written.
 
     Attributes:
-        dir: Folder; None when the command line must name one.
+        dir: Folder of the result; None when the command line must name one.
         format: ``auto``, ``native``, ``composed`` or ``text``.
-        max_shard_size: Most bytes of one file.
+        max_shard_size: Largest size of one weight file, in bytes.
     """
 
     dir: Annotated[str, Field(min_length=1)] | None = None
@@ -203,7 +203,7 @@ class OutputSpec(Spec):
 
 
 class Resolved(Spec):
-    """What a resolved recipe adds to the authored one.
+    """Section that a resolved recipe has in addition to the authored one.
 
     Attributes:
         digests: Source (``base`` for the base) to file to ``sha256:...``.
@@ -219,18 +219,18 @@ def _schema_version(raw: object) -> object:
 
 
 class Recipe(Spec):
-    """What to make.
+    """A recipe: which checkpoints are merged and composed, and how.
 
     Attributes:
-        schema_: Version of the schema, ``schema`` in the file.
-        name: Of the result.
-        base: The language model that all sources started from.
-        sources: The checkpoints that take part; their order is meaning.
+        schema_: Version of the schema; the key is ``schema``.
+        name: Name of the result.
+        base: Reference of the language model that all sources started from.
+        sources: Checkpoints that are merged; their order matters.
         merge: How the shared language model is merged.
-        compose: What the composed network has beside it.
-        align: The short fine-tunes that follow.
+        compose: What the composed network has besides the language model.
+        align: Short fine-tunes after the composition.
         output: Where and how the result is written.
-        resolved: Digests; only in a resolved recipe.
+        resolved: Digests of the sources; only in a resolved recipe.
     """
 
     schema_: Annotated[Literal[1], BeforeValidator(_schema_version)] = Field(alias="schema")
@@ -254,7 +254,7 @@ class Recipe(Spec):
         return tuple(source.name for source in self.sources)
 
     def reference(self, name: str) -> ModelRef | None:
-        """Where a source lives; ``base`` for the base."""
+        """Returns the reference of a source, or of the base for ``base``; None when it does not exist."""
         if name == "base":
             return self.base
         return next((source.model for source in self.sources if source.name == name), None)

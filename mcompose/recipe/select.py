@@ -1,8 +1,8 @@
-"""Which settings one tensor gets: the merge's, then every override that matches it, the later over the earlier.
+"""Selects the settings of one tensor: the merge's, then every override that matches it; later ones win.
 
-Gradients are laid over the layers that the setting is for: all layers for the merge's own, the layers of a slice for a
-slice's, the layers between ``first`` and ``last`` for an override that names them. Tensors outside the layers take a
-gradient's first value. That is mergekit's rule, checked against it in the conformance tests.
+A gradient is spread over the layers of its setting: all layers for the merge's settings, the slice's layers for a
+slice's, the layers ``first`` to ``last`` for an override that names them. Tensors outside the layers get a gradient's
+first value. This is mergekit's rule; the conformance tests compare the two.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Setting:
 
     Args:
         method: Name of the merge method.
-        weights: One weight a source, in the order asked for; None for 1/M.
-        parameters: Parameter name to value, or to a tuple with one value a source. A parameter that the recipe does
-            not give (for this tensor) is left out: the method's default holds.
+        weights: One weight for each source, in the order of the call; None for 1/M each.
+        parameters: Parameter name to value, or to a tuple with one value for each source. A parameter that the recipe
+            does not set for this tensor is left out, so that the method's default applies.
     """
 
     method: str
@@ -37,8 +37,8 @@ class Setting:
 
 
 @dataclass
-class _Given:
-    """Settings so far, each with the position at which its gradients are read."""
+class _Settings:
+    """Settings so far, each with the position (0 to 1) at which its gradients are evaluated."""
 
     method: str
     weights: tuple[Mapping[str, Value], float] | None
@@ -46,77 +46,77 @@ class _Given:
 
 
 def file_name(name: str, *, part: str) -> str:
-    """A tensor's name as a language model's file spells it, which filters are looked for in."""
+    """Returns a tensor's name as a language model's file spells it; filters are matched against this name."""
     return name if part == "head" else f"model.{name}"
 
 
 def settings_for(
     merge: MergeSpec, *, sources: Sequence[str], part: str, layer: int | None, num_layers: int, name: str
 ) -> Setting:
-    """Method, weights and parameters of one output tensor.
+    """Returns method, weights and parameters of one output tensor.
 
     Args:
-        merge: The merge.
-        sources: Names of the sources that take part in this tensor, in the recipe's order, without the base.
+        merge: The merge section of the recipe.
+        sources: Names of the sources that have this tensor, in the recipe's order, without the base.
         part: ``language``, ``embedding``, ``head``, ``encoder`` or ``projector``.
         layer: Layer of the output; None outside the layers.
-        num_layers: Layers of the output (of the encoder, for an encoder's tensor).
-        name: The tensor's shared name: ``layers.0.self_attn.q_proj.weight``.
+        num_layers: Number of layers of the output (of the encoder, for an encoder's tensor).
+        name: Name of the tensor that the sources share: ``layers.0.self_attn.q_proj.weight``.
 
     Returns:
         The setting.
 
     Raises:
-        RecipeError: A weight is not said for this tensor, or an override names layers that do not exist.
+        RecipeError: A weight is missing for this tensor, or an override names layers that do not exist.
     """
-    given = _start(merge, part=part, layer=layer, num_layers=num_layers)
+    settings = _start(merge, part=part, layer=layer, num_layers=num_layers)
     for index, override in enumerate(merge.overrides):
         _check_layers(override.match, index, part=part, num_layers=num_layers)
         if _matches(override.match, part=part, layer=layer, name=name):
-            _apply(given, override, layer=layer, num_layers=num_layers)
+            _apply(settings, override, layer=layer, num_layers=num_layers)
     names = _source_names(merge, sources, part=part, layer=layer, name=name)
-    # The only source of a tensor is what a filter speaks of, and with slices its layer may be another.
+    # With one source, filters match its tensor name, whose layer may differ from the output's with slices.
     output_name = names[sources[0]] if len(sources) == 1 else file_name(name, part=part)
     weights = None
-    if given.weights is not None:
-        weights = tuple(_weight(given.weights, source, names[source]) for source in sources)
+    if settings.weights is not None:
+        weights = tuple(_weight(settings.weights, source, names[source]) for source in sources)
     parameters: dict[str, Any] = {}
-    for key, (value, position) in given.parameters.items():
+    for key, (value, position) in settings.parameters.items():
         chosen = _parameter(value, names=names, output_name=output_name, position=position)
         if chosen is not None:
             parameters[key] = chosen
-    if given.method == "weight-mix" and weights is not None:
+    if settings.method == "weight-mix" and weights is not None:
         weights, parameters = None, {**parameters, "beta": _beta(weights, name)}
-    return Setting(given.method, weights, parameters)
+    return Setting(settings.method, weights, parameters)
 
 
-def _start(merge: MergeSpec, *, part: str, layer: int | None, num_layers: int) -> _Given:
-    """The merge's own settings, with those of the tensor's slice over them."""
+def _start(merge: MergeSpec, *, part: str, layer: int | None, num_layers: int) -> _Settings:
+    """Returns the merge's settings, overridden by those of the tensor's slice."""
     place = find_slice(merge, part=part, layer=layer)
     position = layer_position(layer, first=0, last=num_layers - 1)
     if place is None:
         weights = None if merge.weights is None else (merge.weights, position)
-        return _Given(merge.method, weights, {key: (value, position) for key, value in merge.parameters.items()})
-    inside = layer_position(place.offset, first=0, last=place.piece.num_layers - 1)
-    mine = merge.weights if place.piece.weights is None else place.piece.weights
+        return _Settings(merge.method, weights, {key: (value, position) for key, value in merge.parameters.items()})
+    position = layer_position(place.offset, first=0, last=place.piece.num_layers - 1)
+    slice_weights = merge.weights if place.piece.weights is None else place.piece.weights
     parameters = {**merge.parameters, **place.piece.parameters}
-    return _Given(
+    return _Settings(
         merge.method,
-        None if mine is None else (mine, inside),
-        {key: (value, inside) for key, value in parameters.items()},
+        None if slice_weights is None else (slice_weights, position),
+        {key: (value, position) for key, value in parameters.items()},
     )
 
 
-def _apply(given: _Given, override: Override, *, layer: int | None, num_layers: int) -> None:
+def _apply(settings: _Settings, override: Override, *, layer: int | None, num_layers: int) -> None:
     first, last = override.match.layers or (0, num_layers - 1)
     position = layer_position(layer, first=first, last=last)
-    if override.method is not None and override.method != given.method:
-        given.method = override.method
-        given.parameters = {}
+    if override.method is not None and override.method != settings.method:
+        settings.method = override.method
+        settings.parameters = {}
     if override.weights is not None:
-        given.weights = (override.weights, position)
+        settings.weights = (override.weights, position)
     for key, value in override.parameters.items():
-        given.parameters[key] = (value, position)
+        settings.parameters[key] = (value, position)
 
 
 def _matches(match: Match, *, part: str, layer: int | None, name: str) -> bool:
@@ -128,11 +128,12 @@ def _matches(match: Match, *, part: str, layer: int | None, name: str) -> bool:
 
 
 def _check_layers(match: Match, index: int, *, part: str, num_layers: int) -> None:
-    """An override for layers that do not exist would never act; the recipe means something else."""
-    is_meant = match.part == part or (match.part is None and part == "language")
-    if match.layers is not None and is_meant and match.layers[1] >= num_layers:
+    """Refuses an override for layers that do not exist."""
+    is_relevant = match.part == part or (match.part is None and part == "language")
+    if match.layers is not None and is_relevant and match.layers[1] >= num_layers:
         raise RecipeError(
-            f"'merge.overrides[{index}].match.layers' names layer {match.layers[1]}; there are {num_layers} layers.",
+            f"'merge.overrides[{index}].match.layers' names layer {match.layers[1]}, "
+            f"but there are only {num_layers} layers.",
             hint=f"Layers run from 0 to {num_layers - 1}.",
         )
 
@@ -140,7 +141,7 @@ def _check_layers(match: Match, index: int, *, part: str, num_layers: int) -> No
 def _source_names(
     merge: MergeSpec, sources: Sequence[str], *, part: str, layer: int | None, name: str
 ) -> dict[str, str]:
-    """The name that a filter sees for each source: with slices, its layer differs from the output's."""
+    """Returns the tensor name that filters match for each source; with slices its layer differs from the output's."""
     place = find_slice(merge, part=part, layer=layer)
     names: dict[str, str] = {}
     for source in sources:
@@ -151,23 +152,23 @@ def _source_names(
     return names
 
 
-def _weight(given: tuple[Mapping[str, Value], float], source: str, name: str) -> float:
-    weights, position = given
+def _weight(weights_at: tuple[Mapping[str, Value], float], source: str, name: str) -> float:
+    weights, position = weights_at
     chosen = evaluate(weights[source], name=name, position=position) if source in weights else None
     if chosen is None:
         raise RecipeError(
-            f"'merge.weights' says no weight of '{source}' for '{name}'.",
+            f"'merge.weights' does not have a weight of '{source}' for '{name}'.",
             hint="End the list with '{value: ...}', without a filter.",
         )
     return float(chosen)
 
 
 def _beta(weights: tuple[float, ...], name: str) -> float:
-    """weight-mix's share of the first source, where the recipe says the shares as weights."""
+    """Returns weight-mix's beta, the share of the first source, from weights."""
     if len(weights) == 2 and abs(sum(weights) - 1) > 1e-6:
         raise RecipeError(
             f"'merge.weights' of weight-mix add up to {sum(weights):g} for '{name}'.",
-            hint="They are shares and add up to 1; or write 'parameters: {beta: ...}'.",
+            hint="Make them add up to 1, or write 'parameters: {beta: ...}' instead.",
         )
     return weights[0]
 
@@ -185,7 +186,7 @@ def _parameter(
         return None
     if any(item is None for item in chosen):
         raise RecipeError(
-            f"A parameter is said for some sources of '{output_name}' only.",
+            f"A parameter has values for only some sources of '{output_name}'.",
             hint="End each source's list with '{value: ...}', without a filter.",
         )
     return chosen

@@ -1,4 +1,4 @@
-"""Output layers that are taken from ranges of the sources' layers, as mergekit's ``slices`` say."""
+"""Output layers that come from ranges of the sources' layers, as in mergekit's ``slices``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["SlicePlace", "count_layers", "drop_whole_slice", "find_slice"]
 
 @dataclass(frozen=True)
 class SlicePlace:
-    """Where an output tensor stands in the slices.
+    """Position of an output tensor in the slices.
 
     Args:
         piece: The slice.
-        index: Its number.
-        offset: Layer within the slice; None outside the layers.
-        layers: Source (``base`` too, when the slice names it) to the layer to read; None outside the layers.
+        index: Index of the slice in the recipe, from 0.
+        offset: Layer within the slice, from 0; None outside the layers.
+        layers: Source (also ``base``, when the slice names it) to the layer to read; None outside the layers.
     """
 
     piece: Slice
@@ -28,24 +28,24 @@ class SlicePlace:
 
 
 def count_layers(merge: MergeSpec) -> int:
-    """Layers of the output; 0 when the recipe has no slices."""
+    """Returns the number of output layers; 0 when the recipe does not have slices."""
     return sum(piece.num_layers for piece in merge.slices or ())
 
 
 def find_slice(merge: MergeSpec, *, part: str, layer: int | None) -> SlicePlace | None:
-    """The slice that an output tensor is made by.
+    """Finds the slice that an output tensor belongs to.
 
     Args:
-        merge: The merge.
-        part: The tensor's part; as in mergekit, embeddings follow the first slice, everything after the layers the
-            last.
+        merge: The merge section of the recipe.
+        part: Part of the tensor; as in mergekit, embeddings belong to the first slice, and tensors after the layers to
+            the last.
         layer: Output layer; None outside the layers.
 
     Returns:
-        The place; None when the recipe has no slices.
+        The position; None when the recipe does not have slices.
 
     Raises:
-        RecipeError: The slices make no such layer.
+        RecipeError: The slices have fewer layers.
     """
     if not merge.slices:
         return None
@@ -59,18 +59,18 @@ def find_slice(merge: MergeSpec, *, part: str, layer: int | None) -> SlicePlace 
             layers = {entry.source: entry.layer_range[0] + offset for entry in piece.sources}
             return SlicePlace(piece, index, offset, layers)
         start += piece.num_layers
-    raise RecipeError(f"'merge.slices' make {start} layers; there is no layer {layer}.")
+    raise RecipeError(f"'merge.slices' have {start} layers, so layer {layer} does not exist.")
 
 
 def drop_whole_slice(merge: MergeSpec, *, num_layers: int) -> MergeSpec:
-    """Turns one slice over all layers of every source into an ordinary merge, which is what it is.
+    """Turns a single slice over all layers of every source into an ordinary merge.
 
     Args:
-        merge: The merge.
-        num_layers: Layers of every source.
+        merge: The merge section of the recipe.
+        num_layers: Number of layers of every source.
 
     Returns:
-        The merge without slices, or as it was when it really rearranges layers.
+        The merge without slices, or unchanged when the slices rearrange layers.
     """
     if merge.slices is None or len(merge.slices) != 1:
         return merge

@@ -1,4 +1,4 @@
-"""Values that may differ from tensor to tensor: a number, a gradient over layers, or one chosen by the tensor's name.
+"""Values that may differ between tensors: a number, a gradient over layers, or one chosen by the tensor's name.
 
 A weight or a parameter is written in one of three ways::
 
@@ -6,9 +6,9 @@ A weight or a parameter is written in one of three ways::
     [0.0, 0.5, 1.0]                                         a gradient: these values, spread over the layers
     [{filter: self_attn, value: 0.3}, {value: 0.7}]         by name: the first whose filter is in the tensor's name
 
-They are mergekit's, with mergekit's meaning: a gradient of numbers is interpolated linearly, one of words or booleans
-steps; a tensor outside the layers takes the first value; a choice without a filter, or with ``*``, always matches.
-A filter is looked for in the name as a language model's file spells it: ``model.layers.0.self_attn.q_proj.weight``.
+All have the same meaning as in mergekit: a gradient of numbers is interpolated linearly, one of words or booleans
+changes in steps; a tensor outside the layers gets the first value; a choice without a filter, or with ``*``, always
+matches. Filters are matched against the name in a language model's file: ``model.layers.0.self_attn.q_proj.weight``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Choice:
     filter: str | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether the filter lets a tensor's name pass."""
+        """Returns whether a tensor's name contains the filter."""
         return self.filter in {None, "*"} or str(self.filter) in name
 
 
@@ -53,15 +53,15 @@ def parse_value(raw: Any) -> Value:
         raw: A scalar, a list of scalars, or a list of ``{filter, value}``.
 
     Returns:
-        The value; lists are tuples.
+        The value; lists become tuples.
 
     Raises:
-        FieldError: It is none of these.
+        FieldError: The value has another form.
     """
     if not isinstance(raw, list | tuple):
         return _scalar(raw)
     if not raw:
-        raise FieldError("'{path}' is an empty list.")
+        raise FieldError("'{path}' is an empty list.", hint="Write a value, or leave the key out.")
     if any(isinstance(item, Mapping | Choice) for item in raw):
         return tuple(_choice(item, index) for index, item in enumerate(raw))
     return _gradient(raw)
@@ -71,7 +71,7 @@ def parse_weight(raw: Any) -> Value:
     """Reads a weight: a value made of finite numbers only.
 
     Raises:
-        FieldError: Something in it is not a number.
+        FieldError: The value contains something that is not a number.
     """
     value = parse_value(raw)
     for at, scalar in scalars_of(value):
@@ -82,15 +82,15 @@ def parse_weight(raw: Any) -> Value:
 
 
 def evaluate(value: Value, *, name: str, position: float) -> Scalar | None:
-    """The scalar that a value takes for one tensor.
+    """Returns the scalar of a value for one tensor.
 
     Args:
         value: The value.
-        name: The tensor's name, for filters.
-        position: Where its layer stands, 0 (first) to 1 (last).
+        name: Name of the tensor, for filters.
+        position: Relative position of the tensor's layer, from 0 (first) to 1 (last).
 
     Returns:
-        The scalar; None when the value is by name and no filter matches.
+        The scalar; None when no filter of the value matches.
     """
     if not isinstance(value, tuple):
         return value
@@ -103,7 +103,13 @@ def evaluate(value: Value, *, name: str, position: float) -> Scalar | None:
 
 
 def layer_position(layer: int | None, *, first: int, last: int) -> float:
-    """Where a layer stands between two others, as mergekit counts: 0 outside the layers, 1 for a single layer."""
+    """Returns a layer's relative position: 0 outside the layers; 1 in a range of one layer, as in mergekit.
+
+    Args:
+        layer: The layer; None outside the layers.
+        first: First layer of the range.
+        last: Last layer of the range.
+    """
     if layer is None:
         return 0.0
     return (layer - first) / (last - first) if last > first else 1.0
@@ -136,12 +142,12 @@ def _gradient(raw: Sequence[Any]) -> tuple[Scalar, ...]:
     for index, item in enumerate(raw):
         try:
             scalars.append(_scalar(item))
-        except FieldError as complaint:
-            raise FieldError(complaint.message, at=(index,)) from None
+        except FieldError as error:
+            raise FieldError(error.message, at=(index,)) from None
     is_discrete = [isinstance(item, bool | str) for item in scalars]
     if any(is_discrete) and not all(is_discrete):
         odd = is_discrete.index(not is_discrete[0])
-        raise FieldError("'{path}' mixes words into numbers; a gradient holds one kind.", at=(odd,))
+        raise FieldError("'{path}' differs in kind: a gradient must be all numbers or all words.", at=(odd,))
     return tuple(scalars)
 
 
@@ -149,29 +155,29 @@ def _choice(raw: Any, index: int) -> Choice:
     if isinstance(raw, Choice):
         return raw
     if not isinstance(raw, Mapping):
-        raise FieldError("'{path}' must be {filter: ..., value: ...}, as its neighbours.", at=(index,))
+        raise FieldError("'{path}' must be {filter: ..., value: ...}, like the other items.", at=(index,))
     for key in raw:
         if key not in {"filter", "value"}:
             hint = nearest_name(str(key), ["filter", "value"])
             raise FieldError("'{path}' is not a known key.", at=(index, key), hint=hint)
     pattern = raw.get("filter")
     if pattern is not None and (not isinstance(pattern, str) or not pattern):
-        raise FieldError("'{path}' must be part of a tensor's name.", at=(index, "filter"))
+        raise FieldError("'{path}' must be text: a part of a tensor's name.", at=(index, "filter"))
     value = raw.get("value")
     try:
         return Choice(_gradient(value) if isinstance(value, list | tuple) and value else _scalar(value), pattern)
-    except FieldError as complaint:
-        raise FieldError(complaint.message, at=(index, "value", *complaint.at)) from None
+    except FieldError as error:
+        raise FieldError(error.message, at=(index, "value", *error.at)) from None
 
 
 def scalars_of(value: Value) -> list[tuple[tuple[str | int, ...], Scalar]]:
-    """Every scalar in a value, with its place."""
+    """Returns every scalar in a value, with its key path."""
     if not isinstance(value, tuple):
         return [((), value)]
-    found: list[tuple[tuple[str | int, ...], Scalar]] = []
+    scalars: list[tuple[tuple[str | int, ...], Scalar]] = []
     for index, item in enumerate(value):
         if isinstance(item, Choice):
-            found += [((index, "value", *at), scalar) for at, scalar in scalars_of(item.value)]
+            scalars += [((index, "value", *at), scalar) for at, scalar in scalars_of(item.value)]
         else:
-            found.append(((index,), item))
-    return found
+            scalars.append(((index,), item))
+    return scalars

@@ -36,9 +36,9 @@ def test_clips_are_the_same_from_a_picture_and_from_an_array(files):
     wanted = np.repeat(frames[..., None], 3, axis=-1)
     np.testing.assert_array_equal(read_media(folder / "a.gif", "video"), wanted)
     np.testing.assert_array_equal(read_media((folder / "a.npy").read_bytes(), "video"), wanted)
-    with pytest.raises(RequestError, match=r"c.npy cannot be read: a clip has the shape"):
+    with pytest.raises(RequestError, match=r"c.npy cannot be read: a video must have the shape"):
         read_media(folder / "c.npy", "video")
-    with pytest.raises(RequestError, match=r"a.npy cannot be read: a cloud has the shape"):
+    with pytest.raises(RequestError, match=r"a.npy cannot be read: a point cloud must have the shape"):
         read_media(folder / "a.npy", "points")
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mcompose.align.data.batching import MixtureSampler, TokenRates, grouped_places
 from mcompose.align.data.mixture import Mixture, open_mixture
-from mcompose.align.data.shares import draw, proportions, shares_of
+from mcompose.align.data.shares import apportion, draw, proportions
 from mcompose.align.data.streams import StreamMixture
 from mcompose.errors import RequestError
 from mcompose.recipe.align.datasets import DatasetSpec
@@ -46,9 +46,9 @@ def test_temperature_by_hand():
 
 
 def test_shares_sum_up_and_round_the_largest_remainders():
-    assert shares_of(np.array([0.5, 0.3, 0.2]), total=10).tolist() == [5, 3, 2]
-    assert shares_of(np.array([1 / 3, 1 / 3, 1 / 3]), total=10).tolist() == [4, 3, 3]
-    assert shares_of(np.array([0.45, 0.35, 0.2]), total=3).tolist() == [1, 1, 1]
+    assert apportion(np.array([0.5, 0.3, 0.2]), total=10).tolist() == [5, 3, 2]
+    assert apportion(np.array([1 / 3, 1 / 3, 1 / 3]), total=10).tolist() == [4, 3, 3]
+    assert apportion(np.array([0.45, 0.35, 0.2]), total=3).tolist() == [1, 1, 1]
 
 
 def test_a_row_of_shuffles_holds_every_sample_once_a_turn():

@@ -70,7 +70,7 @@ WRONG = {
     "an answer is empty": llava_record("what", " "),
     "an answer holds a medium": llava_record("what", "<image>", image="a.png"),
     "a turn is by 'robot'": {"conversations": [{"from": "robot", "value": "a"}]},
-    "is no local file": llava_record("<image>", "a", image="https://host/a.png"),
+    "is not a local file": llava_record("<image>", "a", image="https://host/a.png"),
     "the record has both 'image' and 'images'": llava_record("<image>", "a", image="a", images=["a"]),
     "a text part holds '<image>'": {"messages": [{"role": "user", "content": [words("<image>")]}]},
 }
@@ -163,7 +163,7 @@ def test_what_is_skipped_is_counted_with_its_reason_and_nothing_stands_in_for_it
     assert (report.records, report.used, report.drawn) == (5, 1, 1)
     assert report.skipped == {"broken medium": 1, "malformed": 2, "missing medium": 1}
     assert f"{tmp_path}/a.jsonl:2: The image {tmp_path}/b.png cannot be read" in report.examples[0]
-    assert f"{tmp_path}/a.jsonl:4: the line is no JSON" in report.examples[2]
+    assert f"{tmp_path}/a.jsonl:4: the line is not JSON" in report.examples[2]
     assert [mixture[index].index for index in range(len(mixture))] == [0]
 
 
@@ -201,7 +201,7 @@ BAD_SPECS = {
     "{pth: a.jsonl}": "'align.stages[1].data[0].pth' is not a known key",
     "{path: a.jsonl, format: lava}": "'align.stages[1].data[0].format' is not a known format: 'lava'",
     "{path: a.jsonl, weight: 0}": "'align.stages[1].data[0].weight'",
-    "{path: a.jsonl, template: hello}": "'align.stages[1].data[0].template' must hold '{instruction}' once",
+    "{path: a.jsonl, template: hello}": "'align.stages[1].data[0].template' must contain '{instruction}' exactly once",
     "{path: 'hub:'}": "'align.stages[1].data[0].path'",
 }
 
@@ -245,5 +245,5 @@ def test_sounds_of_every_width_say_the_same(tmp_path, monkeypatch):
         again = read_media(tmp_path / "b.wav", "audio", sampling_rate=8000)
         np.testing.assert_allclose(again, heard, atol=2 / 2 ** (8 * width - 1))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(RequestError, match=r"a.wav has 8000 Hz, and this checkpoint hears 16000 Hz"):
+    with pytest.raises(RequestError, match=r"a.wav has 8000 Hz, but this checkpoint needs 16000 Hz"):
         read_media(tmp_path / "a.wav", "audio", sampling_rate=16000)

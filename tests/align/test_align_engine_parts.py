@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcompose.align.parts import parts_of, plan_training, select
+from mcompose.align.parts import plan_training, read_parts, select
 from mcompose.align.stage import fingerprint, plan_steps
 from mcompose.anatomy import Anatomy, Slot
 from mcompose.errors import RecipeError, RequestError, UnknownNameError
@@ -30,7 +30,7 @@ Q, UP, ROUTER = [
 @pytest.fixture
 def parts():
     slots = {key: Slot(key, key.removeprefix("model."), part) for key, (part, _) in KEYS.items()}
-    return parts_of(Anatomy("mcompose", "", True, slots, {}, 1))
+    return read_parts(Anatomy("mcompose", "", True, slots, {}, 1))
 
 
 def plan(parts, **stage):
@@ -47,7 +47,7 @@ def test_parts_are_told_by_role_source_and_name(parts):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
+    ("name", "world_size"),
     [("projectors", 2), ("projector:hears", 1), ("encoder", 2), ("groups", 1), ("group", 1), ("groups:audio", 1),
      ("group:audio", 1), ("language", 4),
      ("all", 11), ("key:*.q_proj.weight", 2), ("heads", 1)],
@@ -122,7 +122,7 @@ def recipe(stage):
         ("{train: [head], groups: {rank: 4}}", "no strategy that adds groups"),
         ("{train: [head], schedule: cos}", "'align.stages[1].schedule' is not a known schedule"),
         ("{train: [head], lora: {langage: {}}}", "Did you mean 'language'?"),
-        ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for the Hub"),
+        ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for data sets on the Hub"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_by_line(stage, words):

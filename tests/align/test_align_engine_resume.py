@@ -1,4 +1,4 @@
-"""Runs that are stopped: by kill -9, by Ctrl-C, by a loss that is no number. What is kept goes on to the same end."""
+"""Runs that are stopped, by kill -9, Ctrl-C or a loss that is not a number, resume to the same end."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from align_folders import STAGE, build
 
 from mcompose.align.run import StageRequest, run_stage
-from mcompose.align.trainer import last_point
+from mcompose.align.trainer import last_checkpoint
 from mcompose.align.watch import Divergence
 from mcompose.errors import InterruptedRunError, McomposeError, NumericsError, OutputError, RequestError
 from mcompose.recipe import Stage
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_bytes(home, straight, tmp_p
     process.kill()
     process.communicate()
     assert not (folder / "stage.json").exists()
-    assert last_point(folder / "run").name == "checkpoint-3"
+    assert last_checkpoint(folder / "run").name == "checkpoint-3"
     run_stage(request(home, folder))
     same_result(folder, straight)
 
@@ -117,7 +117,7 @@ def test_ctrl_c_saves_the_step_and_the_next_run_ends_the_same(home, straight, tm
     assert signal.getsignal(signal.SIGINT) is handler
     done = len(rows(folder))
     assert 3 < done < 8
-    assert last_point(folder / "run").name == f"checkpoint-{done}"
+    assert last_checkpoint(folder / "run").name == f"checkpoint-{done}"
     run_stage(request(home, folder))
     same_result(folder, straight)
 
@@ -125,10 +125,10 @@ def test_ctrl_c_saves_the_step_and_the_next_run_ends_the_same(home, straight, tm
 def test_a_point_that_is_not_whole_is_not_believed(home, straight, tmp_path):
     folder = tmp_path / "1"
     interrupted(home, folder, before=16)
-    newest = last_point(folder / "run")
+    newest = last_checkpoint(folder / "run")
     (newest / "complete").unlink()
     (newest / "optimizer.pt").write_bytes(b"torn")
-    assert last_point(folder / "run").name == "checkpoint-3"
+    assert last_checkpoint(folder / "run").name == "checkpoint-3"
     run_stage(request(home, folder))
     same_result(folder, straight)
 
@@ -137,9 +137,9 @@ def test_no_resume_starts_over(home, tmp_path):
     folder = tmp_path / "1"
 
     interrupted(home, folder, before=16)
-    assert last_point(folder / "run") is not None
+    assert last_checkpoint(folder / "run") is not None
     outcome = run_stage(replace(request(home, folder, steps=2, save_every=1), resume=False))
-    assert "discarded (as asked)" in outcome.notices[0]
+    assert "discarded (as requested)" in outcome.notices[0]
     assert len(rows(folder)) == 2
 
 
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(home, tmp_path):
     with pytest.raises(NumericsError, match="The loss became nan in step 5 of 8") as failure:
         run_stage(job)
     assert "Lower 'lr'" in failure.value.hint
-    assert last_point(tmp_path / "1" / "run").name == "checkpoint-3"  # from before it happened
+    assert last_checkpoint(tmp_path / "1" / "run").name == "checkpoint-3"  # from before it happened
     assert not (tmp_path / "1" / "stage.json").exists()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mcompose.align.data.collator import Collator
 from mcompose.align.load import load_model
-from mcompose.align.parts import parts_of
+from mcompose.align.parts import read_parts
 from mcompose.align.results.lineage import open_lineage
 from mcompose.align.run import run_stage
 from mcompose.errors import RequestError, UnknownNameError
@@ -30,7 +30,7 @@ def stage_request(home, tmp_path):
 
 
 def test_parts_of_experts_are_told_apart(home):
-    found = parts_of(open_lineage(home[0]).anatomy)
+    found = read_parts(open_lineage(home[0]).anatomy)
     wanted = {"expert:maths", "expert:charts", "projector:maths", "projector:charts", "router:image", "separators"}
     assert wanted <= set(found)
     assert all(".encoder." in key for key in found["expert:charts"].keys)
@@ -235,7 +235,7 @@ def test_cached_features_train_the_router_alike(stage_request):
     [
         ({"gscm": {"domains": ["chart"]}}, UnknownNameError, "'gscm.domains' names 'chart'"),
         ({"router": {"general": ["photo"]}}, UnknownNameError, "'router.general' names the domain 'photo'"),
-        ({"router": {"class_weights": {"chart": 2}}}, UnknownNameError, "'chart', which is no class"),
+        ({"router": {"class_weights": {"chart": 2}}}, UnknownNameError, "'chart', which is not a class"),
         ({"tiles": 6}, RequestError, "'tiles' cannot be set"),
         ({"gscm": 0.3, "train": ["projectors"], "data": "photos"}, RequestError, "'gscm' would hide nothing"),
         ({"train": ["router"], "data": "photos"}, RequestError, "No data of this stage belong"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mcompose.align.data.masks import Masked, mask_generator
-from mcompose.align.experts.gscm import Gscm, TileForm, hide, ratio_schedule, unhidden, units_of
+from mcompose.align.experts.gscm import Gscm, TileForm, hide, ratio_schedule, units_of, unmask
 from mcompose.recipe import Masking
 
 IMAGE, TEXT, EXPERT, SOUND = 7, 1, 9, 8
@@ -183,10 +183,10 @@ def test_evaluation_sees_everything(mechanism):
     batch = batch_of(CHART, domains=[0])
     made = gscm(mechanism=mechanism)(batch)
     assert made["hidden"] == mechanism
-    again = unhidden(made)
+    again = unmask(made)
     assert again.keys() == batch.keys()
     assert torch.equal(again["attention_mask"], batch["attention_mask"])
-    assert unhidden(batch) is batch
+    assert unmask(batch) is batch
     assert hide(batch, torch.zeros_like(batch["input_ids"], dtype=torch.bool), mechanism=mechanism) is batch
 
 

@@ -78,7 +78,7 @@ def test_domains_that_do_not_fit_are_told():
 
 
 def test_a_slip_of_the_pen_in_a_domain_is_told():
-    with pytest.raises(RequestError, match="domain 'tabel' is no expert's, and looks like 'table'") as told:
+    with pytest.raises(RequestError, match="domain 'tabel' is not an expert's, and looks like 'table'") as told:
         routing().check(["table", "tabel"])
     assert "Write 'table'" in told.value.hint
     with pytest.raises(RequestError) as told:
@@ -118,9 +118,9 @@ def test_a_steps_loss_is_the_weighted_mean_however_it_is_cut(weights):
     for cuts in ([8], [3, 5], [4, 4], [1, 7]):
         loss = RouterLoss(0.7, {"image": weights})
         parts = list(zip(logits_NC.split(cuts), labels_N.split(cuts), strict=True))
-        loss.share(loss.begin_step([labels for _, labels in parts] + [None]))
+        loss.set_total(loss.begin_step([labels for _, labels in parts] + [None]))
         torch.testing.assert_close(sum(loss(x, y) for x, y in parts), 0.7 * wanted)
-        told = loss.told()
+        told = loss.take_totals()
         assert told[0] == pytest.approx(float(wanted), rel=1e-5)
         right = (logits_NC.argmax(-1) == labels_N)[labels_N >= 0]
         assert told[1:] == [float(right.sum()), 6.0]
@@ -130,7 +130,7 @@ def test_nothing_labelled_is_zero_with_a_gradient():
     logits_NC = torch.randn(2, 3, requires_grad=True)
     loss = RouterLoss(1.0, {"image": [1.0] * 3})
     labels_N = torch.tensor([-100, -100])
-    loss.share(loss.begin_step([labels_N]))
+    loss.set_total(loss.begin_step([labels_N]))
     value = loss(logits_NC, labels_N)
     value.backward()
     assert float(value.detach()) == 0.0
@@ -141,11 +141,11 @@ def test_two_routers_are_summed_over_one_step():
     loss = RouterLoss(1.0, {"image": [1.0] * 3, "audio": [1.0] * 2})
     logits = {"image": torch.randn(2, 3), "audio": torch.randn(1, 2)}
     labels = {"image": torch.tensor([2, -100]), "audio": torch.tensor([1])}
-    loss.share(loss.begin_step([labels]))
+    loss.set_total(loss.begin_step([labels]))
     cross = torch.nn.functional.cross_entropy
     wanted = (cross(logits["image"][:1], labels["image"][:1]) + cross(logits["audio"], labels["audio"])) / 2
     torch.testing.assert_close(loss(logits, labels), wanted)
-    loss.share(loss.begin_step([{"image": labels["image"], "audio": torch.zeros(0, dtype=torch.long)}]))
+    loss.set_total(loss.begin_step([{"image": labels["image"], "audio": torch.zeros(0, dtype=torch.long)}]))
     some = loss({"image": logits["image"]}, {"image": labels["image"], "audio": torch.zeros(0, dtype=torch.long)})
     torch.testing.assert_close(some, cross(logits["image"][:1], labels["image"][:1]))
     with pytest.raises(ValueError, match="3 router labels came for 2 items"):
@@ -158,7 +158,7 @@ def test_class_weights():
     assert class_weights({"none": 0.5}, classes, {}) == {"image": [0.5, 1.0, 1.0]}
     balanced = class_weights("balanced", classes, {"image": [6, 3, 0]})
     assert balanced == {"image": [0.75, 1.5, 0.0]}  # n / (classes that occur * n_c)
-    with pytest.raises(UnknownNameError, match="'table', which is no class"):
+    with pytest.raises(UnknownNameError, match="'table', which is not a class"):
         class_weights({"table": 2.0}, classes, {})
     with pytest.raises(RequestError, match="stream"):
         class_weights("balanced", classes, {})

@@ -11,11 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mcompose.align.data.samples import Sample
 from mcompose.align.preference import (
-    LEARNT,
+    ANSWER_LABELS,
     PreferenceLoss,
     answer_log_probs,
     pair_key,
-    reference_of,
+    reference_log_probs,
     sigmoid_losses,
 )
 from mcompose.errors import NumericsError
@@ -92,8 +92,8 @@ def test_loss_and_gradient_are_trls():
     ids_BL, mask_BL, answers_BL = tiny_batch()
     policy, start = tiny(1), tiny(2)
     samples = [Sample((), None, "d", number) for number in range(3)]
-    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, LEARNT: ids_BL.masked_fill(answers_BL == 0, -100)}
-    reference = reference_of(start, [(samples, batch)])
+    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, ANSWER_LABELS: ids_BL.masked_fill(answers_BL == 0, -100)}
+    reference = reference_log_probs(start, [(samples, batch)])
     rows = [reference[pair_key(sample)] for sample in samples]
     loss = PreferenceLoss(BETA)
     mine, _ = loss(policy, {**batch, "reference_log_probs": torch.tensor(rows).T})
@@ -102,7 +102,7 @@ def test_loss_and_gradient_are_trls():
     theirs, margin = trl_loss(other, start, ids_BL, mask_BL, answers_BL)
     theirs.backward()
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert loss.told()[0] / 3 == pytest.approx(margin, rel=1e-4)
+    assert loss.take_totals()[0] / 3 == pytest.approx(margin, rel=1e-4)
     for (name, one), two in zip(policy.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-6), name
 
@@ -112,10 +112,10 @@ def test_a_reference_leaves_the_model_as_it_was_and_must_be_finite():
     model = tiny(1).train()
     model.model.norm.eval()
     samples = [Sample((), None, "d", number, place=f"d:{number}") for number in range(3)]
-    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, LEARNT: ids_BL.masked_fill(answers_BL == 0, -100)}
-    assert len(reference_of(model, [(samples, batch)])) == 3
+    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, ANSWER_LABELS: ids_BL.masked_fill(answers_BL == 0, -100)}
+    assert len(reference_log_probs(model, [(samples, batch)])) == 3
     assert model.training
     assert not model.model.norm.training
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(NumericsError, match="d:0"):
-        reference_of(model, [(samples, batch)])
+        reference_log_probs(model, [(samples, batch)])

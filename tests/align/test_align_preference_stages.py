@@ -215,7 +215,7 @@ def test_ways_to_write_a_pair(record, tmp_path):
         ({"chosen": [USER, GOOD], "rejected": [BAD]}, "one prompt"),
         ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "more than an answer"),
         ({"prompt": "q", "messages": [USER], "chosen": "a", "rejected": "b"}, "both 'messages' and 'prompt'"),
-        ({"prompt": "q", "chosen": [USER], "rejected": "b"}, "'chosen' is no answer"),
+        ({"prompt": "q", "chosen": [USER], "rejected": "b"}, "'chosen' is not an answer"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "an answer is empty"),
     ],
 )

@@ -163,7 +163,7 @@ def test_sources_of_one_family_with_other_modalities_can_be_composed():
             ),
             "rope_type: default and linear",
         ),
-        (lambda: anatomy_of("vipllava"), "both take image"),
+        (lambda: anatomy_of("vipllava"), "both accept image"),
         (
             lambda: read_anatomy({"model_type": "mllama"}, {}),
             "cannot be a source: its language model has cross-attention",

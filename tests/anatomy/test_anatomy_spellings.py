@@ -176,14 +176,14 @@ def test_buffers_of_old_files_are_dropped_with_a_reason():
 def test_orphans_are_counted_and_ten_are_listed():
     keys = [f"surprise.{index}.weight" for index in range(12)]
     with pytest.raises(
-        AnatomyError, match=r"12 of 13 tensors belong to no part of 'llava'.*'surprise\.9\.weight' and 2 more"
+        AnatomyError, match=r"12 of 13 tensors do not belong to a part of 'llava'.*'surprise\.9\.weight' and 2 more"
     ):
         read_anatomy(LLAVA, dict.fromkeys([*keys, "lm_head.weight"], (1,)))
 
 
 def test_two_spellings_of_one_tensor_are_an_error():
     keys = ("language_model.model.norm.weight", "model.language_model.norm.weight")
-    with pytest.raises(AnatomyError, match=r"two spellings of one tensor, 'norm\.weight'"):
+    with pytest.raises(AnatomyError, match=r"two spellings of the same tensor, 'norm\.weight'"):
         read_anatomy(LLAVA, dict.fromkeys(keys, (1,)))
 
 
@@ -224,5 +224,5 @@ def test_defaults_that_a_file_leaves_out_are_filled():
 
 
 def test_a_config_without_type_is_an_error():
-    with pytest.raises(AnatomyError, match="no `model_type`"):
+    with pytest.raises(AnatomyError, match="not have a `model_type`"):
         read_anatomy({"hidden_size": 1}, {})

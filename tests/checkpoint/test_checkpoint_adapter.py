@@ -215,7 +215,7 @@ def test_the_exact_spelling_wins_over_a_similar_one(tmp_path):
 def test_a_tensor_that_fits_nothing_is_named(tmp_path):
     base = _base(tmp_path / "base", **{f"model.{Q}.weight": np.ones((2, 3), np.float32)})
     tensors = {**_pair(f"model.{Q}"), "base_model.model.lm_head.weight": np.ones((2, 3), np.float32)}
-    with pytest.raises(CheckpointError, match=r"fit no tensor of its base: lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"do not fit a tensor of its base: lm_head\.weight"):
         open_adapter(_by_hand(tmp_path / "a", tensors)).bind(base)
 
 
@@ -227,9 +227,9 @@ def test_a_tensor_that_fits_nothing_is_named(tmp_path):
         ({"target_parameters": ["experts.gate_up_proj"]}, "fused expert"),
         ({"trainable_token_indices": [1]}, "single token rows"),
         ({"alora_invocation_tokens": [1]}, "part of the text"),
-        ({"init_lora_weights": "pissa_niter_4"}, "started by 'pissa_niter_4'"),
-        ({"r": 0}, "its 'r' is 0"),
-        ({"lora_alpha": "high"}, "its 'lora_alpha' is 'high'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialised with 'pissa_niter_4'"),
+        ({"r": 0}, "its 'r' must be a positive number, not 0"),
+        ({"lora_alpha": "high"}, "its 'lora_alpha' must be a positive number, not 'high'"),
     ],
 )
 def test_adapters_that_are_no_plain_product_are_refused(tmp_path, config, message):
@@ -247,8 +247,8 @@ def _without(tensors, part):
         (_without(_pair(Q), "lora_B"), {}, "one of its two factors is missing"),
         (_pair(Q), {"r": 3}, "has rank 3"),
         (_pair(Q), {"rank_pattern": {"q_proj": 5}}, "has rank 5"),
-        (_pair(Q), {"rank_pattern": {"(": 5}}, "broken pattern"),
-        (_pair(Q), {"alpha_pattern": {"q_proj": -1}}, "gives -1"),
+        (_pair(Q), {"rank_pattern": {"(": 5}}, "invalid pattern"),
+        (_pair(Q), {"alpha_pattern": {"q_proj": -1}}, "must be positive for 'q_proj', not -1"),
         ({**_pair(Q), f"{LORA_Q}_magnitude_vector": np.ones(3, np.float32)}, {}, "magnitude has shape"),
         ({f"base_model.model.{Q}.weight": np.ones((4, 3), np.float32)}, {}, r"brings shape \(4, 3\) for \(2, 3\)"),
         ({key: value[..., None, None] for key, value in _pair(Q).items()}, {}, "not convolutions"),
@@ -277,9 +277,9 @@ def test_a_pickled_or_missing_adapter_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="pickle"):
         open_adapter(folder)
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"does not have adapter_model\.safetensors"):
         open_adapter(folder)
-    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
+    with pytest.raises(CheckpointError, match=r"does not have adapter_config\.json"):
         open_adapter(tmp_path)
 
 

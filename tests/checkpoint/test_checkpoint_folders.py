@@ -58,9 +58,11 @@ def test_a_strangers_partial_folder_is_not_touched(tmp_path):
     partial.mkdir()
     (partial / "thesis.txt").write_text("treasure")
     for _ in range(2):  # the first refusal must not make it look like mcompose's own
-        with pytest.raises(OutputError, match=r"out\.partial' holds something that is not mcompose's") as caught:
+        with pytest.raises(
+            OutputError, match=r"out\.partial' is needed for the output, but contains files that mcompose did not write"
+        ) as caught:
             make(tmp_path / "out")
-        assert caught.value.hint == "Move it away."
+        assert caught.value.hint == "Move them away."
     assert content(tmp_path) == {"out.partial/thesis.txt": "treasure"}
     partial_folder(tmp_path / "other").write_text("a file")
     with pytest.raises(OutputError, match=r"other\.partial' cannot be made"):

@@ -77,11 +77,11 @@ BROKEN = {
     "a list": (_file(b"[1]"), "not a JSON object"),
     "deep nesting": (_file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "nested too deeply"),
     "endless number": (_file(b'{"a":' + b"9" * 10_000 + b"}"), "not valid JSON"),
-    "a key twice": (_file(b'{"a":1,"a":2}'), "stands twice"),
+    "a key twice": (_file(b'{"a":1,"a":2}'), "occurs twice"),
     "lone surrogate": (_file(b'{"\\ud800":{}}'), "not valid text"),
-    "metadata of numbers": (_file({"__metadata__": {"a": 1}}), "not a table of texts"),
-    "entry is no table": (_file({"a": 3}), "not described by"),
-    "entry lacks offsets": (_file({"a": {"dtype": "F32", "shape": []}}), "not described by"),
+    "metadata of numbers": (_file({"__metadata__": {"a": 1}}), "must map names to text"),
+    "entry is no table": (_file({"a": 3}), "must have exactly dtype"),
+    "entry lacks offsets": (_file({"a": {"dtype": "F32", "shape": []}}), "must have exactly dtype"),
     "unknown dtype": (_file({"a": _tensor(dtype="F33")}, bytes(4)), "unknown dtype 'F33'"),
     "dtype is a list": (_file({"a": _tensor(dtype=["F32"])}, bytes(4)), "unknown dtype"),
     "negative dimension": (_file({"a": _tensor(shape=(-1,))}, bytes(4)), "non-negative integers"),
@@ -96,8 +96,8 @@ BROKEN = {
     "half a byte": (_file({"a": _tensor(0, 1, "F4", (3,))}, bytes(1)), "1 bytes long"),
     "overlap": (_file({"a": _tensor(), "b": _tensor(2, 6)}, bytes(6)), "overlaps"),
     "same place twice": (_file({"a": _tensor(), "b": _tensor()}, bytes(4)), "overlaps"),
-    "hole at the start": (_file({"a": _tensor(4, 8)}, bytes(8)), "leaves a hole"),
-    "hole inside": (_file({"a": _tensor(), "b": _tensor(8, 12)}, bytes(12)), "leaves a hole"),
+    "hole at the start": (_file({"a": _tensor(4, 8)}, bytes(8)), "leaves a gap"),
+    "hole inside": (_file({"a": _tensor(), "b": _tensor(8, 12)}, bytes(12)), "leaves a gap"),
     "bytes left over": (_file({"a": _tensor()}, bytes(5)), "accounts for"),
     "truncated": (_file({"a": _tensor()}, bytes(3)), "truncated"),
 }
@@ -239,7 +239,7 @@ def test_json_files(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1, "a": 2}')
     assert read_json_object(path) == {"a": 2}
-    with pytest.raises(CheckpointError, match="'a' stands twice"):
+    with pytest.raises(CheckpointError, match="'a' occurs twice"):
         read_json_object(path, unique=True)
     for text in ("", "[]", "{", "null", "{'a': 1}"):
         path.write_text(text)

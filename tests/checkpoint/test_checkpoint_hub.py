@@ -130,7 +130,7 @@ def test_checkpoint_hub_never_follows_an_index_out_of_its_folder(hub, tmp_path):
     for weights in (True, False):
         result = fetch(hub, tmp_path, "hub:org/model", weights=weights)
         assert result["error"] == "CheckpointError"
-        assert "not a safetensors file of its folder" in result["message"]
+        assert "which is not a safetensors file in its folder" in result["message"]
 
 
 def test_checkpoint_hub_pinned_revision_is_not_the_newest(hub, tmp_path):
@@ -180,7 +180,7 @@ def test_checkpoint_hub_pinned_commit_needs_no_connection_when_cached(hub, tmp_p
     assert fetch(hub, tmp_path, f"hub:org/model@{commit}", **dead)["commit"] == commit
     branch = fetch(hub, tmp_path, "hub:org/model", **dead)
     assert branch["error"] == "HubError"
-    assert "broke off" in branch["message"]
+    assert "failed for" in branch["message"]
 
 
 def test_checkpoint_hub_fetches_adapters(hub, tmp_path):
@@ -192,9 +192,14 @@ def test_checkpoint_hub_fetches_adapters(hub, tmp_path):
 @pytest.mark.parametrize(
     ("ref", "error", "message", "hint"),
     [
-        ("hub:org/modle", "CheckpointError", "no repository 'org/modle'", "Did you mean 'org/model'?"),
-        ("hub:nobody/x", "CheckpointError", "no repository 'nobody/x'", "private"),
-        ("hub:org/model@mian", "CheckpointError", "no revision 'mian'", "Did you mean 'main'?"),
+        (
+            "hub:org/modle",
+            "CheckpointError",
+            "The Hub does not have a repository 'org/modle'",
+            "Did you mean 'org/model'?",
+        ),
+        ("hub:nobody/x", "CheckpointError", "The Hub does not have a repository 'nobody/x'", "private"),
+        ("hub:org/model@mian", "CheckpointError", "does not have the revision 'mian'", "Did you mean 'main'?"),
         ("hub:org/gated", "HubError", "'org/gated' is gated", "Accept its terms"),
         ("hub:org/pickle", "CheckpointError", "pickle ('pytorch_model.bin')", "save_pretrained"),
     ],

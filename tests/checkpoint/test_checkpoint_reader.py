@@ -54,7 +54,7 @@ def test_a_reference_is_relative_to_the_recipe(tmp_path):
     _save(tmp_path / "donors" / "m")
     checkpoint = open_checkpoint(ModelRef.parse("local:donors/m"), relative_to=tmp_path)
     assert checkpoint.folder == tmp_path / "donors" / "m"
-    with pytest.raises(CheckpointError, match="'local:donors/x' is not there"):
+    with pytest.raises(CheckpointError, match="'local:donors/x': the folder"):
         open_checkpoint(ModelRef.parse("local:donors/x"), relative_to=tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_another_name_and_the_authors_own_duplicate(tmp_path):
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path, name):
     _save(tmp_path, "other.safetensors")
     folder = _shards(tmp_path / "m", {"m": TWO, "z": ONE, "a": name})
-    with pytest.raises(CheckpointError, match="not a safetensors file of its folder"):
+    with pytest.raises(CheckpointError, match="which is not a safetensors file in its folder"):
         open_checkpoint(folder)
     assert not plain_name(name) or name == "weights.bin"
 
@@ -113,20 +113,20 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_index_and_files_must_agree(tmp_path):
     folder = _shards(tmp_path / "m", {"m": TWO, "z": ONE, "a": ONE, "ghost": ONE})
-    with pytest.raises(CheckpointError, match=f"places 'ghost' in '{ONE}', which does not hold it"):
+    with pytest.raises(CheckpointError, match=f"places 'ghost' in '{ONE}', which does not contain it"):
         open_checkpoint(folder)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"m": TWO, "z": ONE}}))
-    with pytest.raises(CheckpointError, match=f"'{ONE}' of .* holds 'a', which the index does not know"):
+    with pytest.raises(CheckpointError, match=f"'{ONE}' of .* contains 'a', which is not in the index"):
         open_checkpoint(folder)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"m": ONE, "z": ONE, "a": TWO}}))
-    with pytest.raises(CheckpointError, match="which does not hold it"):
+    with pytest.raises(CheckpointError, match="which does not contain it"):
         open_checkpoint(folder)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     folder = _shards(tmp_path / "m")
     _save(folder, TWO, m=np.ones(4, np.float32), a=np.ones(3, np.float32))
-    with pytest.raises(CheckpointError, match=f"'a' of .* stands in two files: '{ONE}' and '{TWO}'"):
+    with pytest.raises(CheckpointError, match=f"'a' of .* is in two files: '{ONE}' and '{TWO}'"):
         open_checkpoint(folder)
 
 
@@ -151,17 +151,17 @@ def _touch(folder, *names):
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [
-        ((), "no safetensors weights", "Hugging Face checkpoint"),
+        ((), "not contain safetensors weights", "Hugging Face checkpoint"),
         (("pytorch_model.bin",), r"pickle \('pytorch_model\.bin'\)", "save_pretrained"),
         (("pytorch_model-00001-of-00002.bin", "training_args.bin"), "pickle", "save_pretrained"),
         (("model.ckpt",), "pickle", "save_pretrained"),
         (("weights.pth",), "pickle", "save_pretrained"),
-        (("training_args.bin", "optimizer.pt"), "no safetensors weights", ""),
+        (("training_args.bin", "optimizer.pt"), "not contain safetensors weights", ""),
         (("model-Q4_K_M.gguf",), "GGUF files cannot be merged", "original checkpoint"),
         (("consolidated.safetensors", "params.json"), "author's own format", "save_pretrained"),
         (("adapter_config.json", "adapter_model.safetensors"), "is an adapter", "`adapter`"),
-        ((ONE, TWO), "2 safetensors files .* and no model.safetensors.index.json", "index"),
-        ((ONE,), "1 safetensors files .* and no model.safetensors.index.json", "index"),
+        ((ONE, TWO), "2 safetensors files .* but does not have model.safetensors.index.json", "index"),
+        ((ONE,), "1 safetensors files .* but does not have model.safetensors.index.json", "index"),
     ],
 )
 def test_other_formats_are_refused_with_the_way_out(tmp_path, names, message, hint):

@@ -74,7 +74,7 @@ def test_work_is_kept_and_resumed(tmp_path, reference):
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "resume", "why"), [("two", True, "another recipe"), ("one", False, "as asked")]
+    ("fingerprint", "resume", "why"), [("two", True, "another recipe"), ("one", False, "as requested")]
 )
 def test_another_run_discards_the_work_and_says_so(tmp_path, reference, fingerprint, resume, why):
     folder = tmp_path / "out"
@@ -238,7 +238,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path, name):
     folder = tmp_path / "out"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
-    with pytest.raises(OutputError, match=f"already holds something else: '{name.split('/')[0]}'"):
+    with pytest.raises(OutputError, match=f"contains files that mcompose did not write: '{name.split('/')[0]}'"):
         StagedOutput.open(folder, fingerprint="one")
     assert snapshot(folder) == {name: b"mine"}
     assert not (tmp_path / "out.partial").exists()
@@ -260,7 +260,7 @@ def test_something_that_appears_meanwhile_is_not_overwritten(tmp_path):
         staged.allocate(LAYOUT)
         folder.mkdir()
         (folder / "mine.txt").write_text("mine")
-        with pytest.raises(OutputError, match="something else"):
+        with pytest.raises(OutputError, match="files that mcompose did not write"):
             staged.finish()
     assert snapshot(folder) == {"mine.txt": b"mine"}
 
@@ -271,14 +271,14 @@ def test_a_file_or_the_root_is_no_output_folder(tmp_path):
         StagedOutput.open(tmp_path / "file", fingerprint="one")
     with pytest.raises(OutputError, match="cannot be an output folder"):
         StagedOutput.open(Path("/"), fingerprint="one")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         StagedOutput.open(tmp_path / "file" / "out", fingerprint="one")
 
 
 def test_a_strangers_partial_folder_is_not_touched(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="not mcompose's"):
+    with pytest.raises(OutputError, match="mcompose did not write"):
         StagedOutput.open(tmp_path / "out", fingerprint="one")
     assert (tmp_path / "out.partial" / "mine.txt").read_text() == "mine"
 

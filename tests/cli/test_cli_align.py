@@ -103,7 +103,11 @@ def test_the_export_answers(folder, monkeypatch, capsys):
         (["--stage", "3"], {}, ["recipe.yaml:", "no stage 3", "It has 1, 2."]),
         (["--stage", "2"], {}, ["Stage 2 continues stage 1", "mcompose align recipe.yaml --stage 1"]),
         (["--stage", "1"], {"align": None}, ["has no 'align' section"]),
-        (["--stage", "1", "--checkpoint", "nowhere"], {}, ["There is no checkpoint 'nowhere'", "mcompose merge"]),
+        (
+            ["--stage", "1", "--checkpoint", "nowhere"],
+            {},
+            ["The checkpoint 'nowhere' does not exist", "mcompose merge"],
+        ),
         (["--stage", "1", "--report-to", "tensorbord"], {}, ["Did you mean 'tensorboard'?"]),
         (["--stage", "1", "-o", "out/inside"], {}, ["lie inside one another"]),
         (["--stage", "1", "--export", "-o", "out"], {}, ["lie inside one another"]),
@@ -152,4 +156,4 @@ def test_a_reporter_that_is_not_installed_is_named_before_anything_is_trained(fo
 
 def test_the_recipe_defaults_to_the_one_that_is_here(tmp_path, monkeypatch, capsys):
     assert run(["align", "--stage", "1"], monkeypatch, tmp_path) == 2
-    assert "recipe.yaml: there is no such file" in capsys.readouterr().err
+    assert "recipe.yaml: the file does not exist" in capsys.readouterr().err

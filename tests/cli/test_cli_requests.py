@@ -49,10 +49,10 @@ def test_a_device_that_is_not_there_leaves_nothing(folder, monkeypatch, capsys, 
     [
         ('{"model_type": 5}', "`model_type` of 'local:expert' is not a name"),
         ('{"model_type": ["llama"]}', "`model_type` of 'local:expert' is not a name"),
-        ("{}", "no `model_type`"),
+        ("{}", "not have a `model_type`"),
         ("[1]", "is not a JSON object"),
         ("{", "is not valid JSON"),
-        (None, "Source 'expert': 'local:expert' has no config.json."),
+        (None, "Source 'expert': 'local:expert' does not have a config.json."),
     ],
 )
 def test_a_broken_config_is_named_with_its_source(folder, monkeypatch, capsys, text, words):

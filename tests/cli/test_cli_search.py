@@ -75,7 +75,7 @@ def test_parameters_and_task_weights_are_read(folder, monkeypatch, capsys):
     arguments = ["ties.yaml", "--task", "letters.jsonl", "--task-weight", "letters:2", "--no-weights", "--trials", 2]
     assert run(["search", *arguments, "--parameter", "density:0.2:0.8:0.2", "--json"], monkeypatch, folder) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["notes"] == ["The recipe's own settings lie outside the search space and were not tried."]
+    assert told["notes"] == ["The recipe's own settings are outside the search space and were not tried."]
     assert {trial["parameters"]["density"] for trial in told["trials"]} <= {0.2, 0.4, 0.6, 0.8}
     assert all(trial["weights"] is None for trial in told["trials"])
 
@@ -85,7 +85,7 @@ def test_parameters_and_task_weights_are_read(folder, monkeypatch, capsys):
     [
         ([], "Missing option '--task'"),
         (["--task", "none.jsonl"], "error: There is no task at none.jsonl."),
-        (["--task", "letters.jsonl", "--task-weight", "letters"], "error: '--task-weight letters' is no weight."),
+        (["--task", "letters.jsonl", "--task-weight", "letters"], "error: '--task-weight letters' is not a weight."),
         (["--task", "letters.jsonl", "--objective", "taste"], "'taste'"),
         (["--task", "letters.jsonl", "--gradient", "1"], "'--gradient'"),
         (["--task", "letters.jsonl", "--parameter", "density:0:1"], "error: 'naivemc' has no parameter 'density'."),

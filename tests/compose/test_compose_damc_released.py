@@ -257,7 +257,7 @@ def test_the_command_writes_the_same_checkpoint_and_says_what_is_in_it(parts, do
     table = json.loads((tmp_path / "louder/config.json").read_text())
     assert {spec["scale"] for spec in table["routed_groups"].values()} == {9 / RANK}
     assert typed(["nowhere", *refs, "-o", "x"], monkeypatch, tmp_path) == 2
-    assert "There is no folder 'nowhere'" in capsys.readouterr().err
+    assert "The folder 'nowhere' does not exist" in capsys.readouterr().err
 
 
 def test_the_commands_help_loads_no_heavy_library():

@@ -55,14 +55,14 @@ PIXELS = ("pixel_values", T.FLOAT, ["n", 3, 28, 28])
 def test_a_file_that_is_not_there(tmp_path, place):
     message, hint = refusal(tmp_path, place, error=CheckpointError, onnx="modell.onnx")
     assert message.startswith("Expert 'ocr': 'local:")
-    assert message.endswith("holds no file 'modell.onnx'.")
+    assert message.endswith("does not contain the file 'modell.onnx'.")
     assert hint == "It holds 'model.onnx'."
 
 
 def test_a_file_that_is_no_graph(tmp_path, place):
     (place / "ocr" / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
     message, hint = refusal(tmp_path, place, onnx="pointer.onnx")
-    assert message.startswith("'pointer.onnx' of expert 'ocr' cannot be read: it is no ONNX file")
+    assert message.startswith("'pointer.onnx' of expert 'ocr' cannot be read: it is not an ONNX file")
     assert "Git LFS" in hint
 
 

@@ -133,8 +133,8 @@ def test_chat_templates_pass_experts_on(processor):
 
 
 REFUSED = {
-    "unknown": (["phtos"], "'phtos' is no expert for image"),
-    "of sounds": (["noises"], "'noises' is no expert for image"),
+    "unknown": (["phtos"], "'phtos' is not an expert for image"),
+    "of sounds": (["noises"], "'noises' is not an expert for image"),
     "too many": (["photos", None], "experts names 2 routes, and 1 image"),
     "half auto": (["auto"], None),
     "twice": ([("photos", "photos")], "one expert twice"),

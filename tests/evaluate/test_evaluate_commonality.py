@@ -237,7 +237,7 @@ def test_evaluate_commonality_refuses_what_cannot_be_made(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"modality": "smell", "path": "a", "caption": "x"}, "'smell' is no modality"),
+        ({"modality": "smell", "path": "a", "caption": "x"}, "'smell' is not a modality"),
         ({"modality": "image", "path": "gone.png", "caption": "x"}, "gone.png is missing"),
         ({"modality": "image", "path": "a.png"}, "entity 1: 'caption' is missing"),
     ],

@@ -220,7 +220,7 @@ def test_slips_in_a_tasks_domains_are_told(home, told, tmp_path) -> None:
     task.write_text(told.read_text(encoding="utf-8").replace('"domain": "charts"', '"domain": "chrats"'))
     said: list[str] = []
     evaluate(home[0], [task], options=EvaluateOptions(template="plain", experts="told", say=said.append))
-    assert any("the domain 'chrats' is no expert's, and looks like 'charts'" in one for one in said)
+    assert any("the domain 'chrats' is not an expert's, and looks like 'charts'" in one for one in said)
 
 
 def test_experts_are_forced_where_no_router_was_composed(home, told, tmp_path) -> None:

@@ -39,8 +39,8 @@ def test_evaluate_films_need_pyav_and_say_so(tmp_path, monkeypatch) -> None:
     write_tone(tmp_path / "a.wav", 8000)
     for name, modality, message in (
         ("a.mp4", "video", r"a.mp4 is a film.*pip install av"),
-        ("a.mp3", "audio", r"a.mp3 is no WAV file.*pip install av"),
-        ("a.wav", "audio", r"a.wav has 8000 Hz, and this checkpoint hears 16000 Hz.*pip install av"),
+        ("a.mp3", "audio", r"a.mp3 is not a WAV file.*pip install av"),
+        ("a.wav", "audio", r"a.wav has 8000 Hz, but this checkpoint needs 16000 Hz.*pip install av"),
     ):
         with pytest.raises(RequestError, match=message) as refused:
             read_media(tmp_path / name, modality, sampling_rate=16000)
@@ -60,7 +60,7 @@ def test_evaluate_sounds_of_fractions_are_whole_files(tmp_path, monkeypatch) -> 
     float_wav(tmp_path / "a.wav", [0.25, -0.5] * 50)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "av", None)
-        with pytest.raises(RequestError, match=r"a.wav is no WAV file of whole numbers.*pip install av") as refused:
+        with pytest.raises(RequestError, match=r"a.wav is not a WAV file of integers.*pip install av") as refused:
             read_media(tmp_path / "a.wav", "audio")
         assert not isinstance(refused.value, MediaError)
     pytest.importorskip("av")
@@ -73,10 +73,10 @@ def test_evaluate_empty_media_are_broken(tmp_path) -> None:
     np.save(tmp_path / "cloud.npy", np.zeros((0, 3)))
     np.save(tmp_path / "line.npy", np.zeros(3))
     for name, modality, reason in (
-        ("a.wav", "audio", "it holds no sound"),
-        ("clip.npy", "video", "a clip has the shape"),
-        ("cloud.npy", "points", "a cloud has the shape"),
-        ("line.npy", "points", "a cloud has the shape"),
+        ("a.wav", "audio", "it does not contain sound"),
+        ("clip.npy", "video", "a video must have the shape"),
+        ("cloud.npy", "points", "a point cloud must have the shape"),
+        ("line.npy", "points", "a point cloud must have the shape"),
     ):
         for source, named in ((tmp_path / name, name), ((tmp_path / name).read_bytes(), "inside the record")):
             with pytest.raises(MediaError, match=f"The {modality} .*{named} cannot be read: {reason}"):
@@ -98,7 +98,7 @@ def test_evaluate_films_give_frames_evenly_spread(tmp_path) -> None:
     np.testing.assert_array_equal(inside, clip)
     write_tone(tmp_path / "a.wav", 8000)
     (tmp_path / "sound.mp4").write_bytes((tmp_path / "a.wav").read_bytes())
-    with pytest.raises(MediaError, match=r"sound.mp4 cannot be read: it holds no picture"):
+    with pytest.raises(MediaError, match=r"sound.mp4 cannot be read: it does not contain images"):
         read_media(tmp_path / "sound.mp4", "video")
 
 

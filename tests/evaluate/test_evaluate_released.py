@@ -136,7 +136,7 @@ def test_evaluate_bad_answers_are_named(tmp_path) -> None:
     with pytest.raises(RequestError, match="record 1: 'q0' was answered otherwise before"):
         load_task(path)
     write_json(tmp_path / "MCUB-answer.json", [answered("q0", "a dog")])
-    with pytest.raises(RequestError, match=r"'a dog' is no letter.*task card, MCUB-4.yaml: kind: mcub"):
+    with pytest.raises(RequestError, match=r"'a dog' is not a letter.*task card, MCUB-4.yaml: kind: mcub"):
         load_task(path)
     write_json(tmp_path / "MCUB-answer.json", [answered("q0", None)])
     with pytest.raises(RequestError, match="last turn holds no answer"):
@@ -151,11 +151,11 @@ def test_evaluate_bad_answers_are_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: mcub\n", "is no task card"),
-        ("kind: mcub\nquestions: MCUB-4.json\nanswer: x\n", r"'answer' is no key.*Did you mean 'answers'"),
+        ("kind: mcub\n", "is not a task card"),
+        ("kind: mcub\nquestions: MCUB-4.json\nanswer: x\n", r"'answer' is not a key.*Did you mean 'answers'"),
         ("kind: mcubs\nquestions: MCUB-4.json\n", r"no kind is called 'mcubs'.*Did you mean 'mcub'"),
         ("kind: mcub\nquestions: gone.json\n", r"gone.json cannot be read"),
-        ("kind: [\n", "is no YAML"),
+        ("kind: [\n", "is not valid YAML"),
     ],
 )
 def test_evaluate_bad_cards_are_named(tmp_path, text, message) -> None:
@@ -170,7 +170,7 @@ def test_evaluate_folders_hold_cards_and_lines(tmp_path) -> None:
     (tmp_path / "card.yaml").write_text("kind: avqa\nquestions: MCUB-4.json\nanswers: MCUB-answer.json\n")
     assert find_tasks([tmp_path]) == [tmp_path / "card.yaml"]
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(RequestError, match=r"notes.txt is no task file"):
+    with pytest.raises(RequestError, match=r"notes.txt is not a task file"):
         load_task(tmp_path / "notes.txt")
 
 

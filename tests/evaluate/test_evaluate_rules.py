@@ -31,7 +31,7 @@ def test_evaluate_choices_are_read_from_their_lines() -> None:
         ("answer: A", "A"),
         ("I would say (c).", "C"),
         ("They share music", "C"),
-        ("The answer is a dog", "A"),  # an article is no letter; the words decide
+        ("The answer is a dog", "A"),  # an article is not a letter; the words decide
         ("A dog", "A"),
         ("a car", None),
         ("A or B", None),

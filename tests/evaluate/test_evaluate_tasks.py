@@ -52,9 +52,9 @@ def test_evaluate_task_is_read_with_paths_beside_it(folder) -> None:
         (item(text="image"), "holds <image> once"),
         (item(text="<image> <image>"), "holds <image> once"),
         (item(question=3), "'question' is missing or no str"),
-        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is no modality"),
+        (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is not a modality"),
         (item(inputs=["x"]), "an input is an object"),
-        ("{oops", r"demo.jsonl:2: this line is no JSON"),
+        ("{oops", r"demo.jsonl:2: this line is not JSON"),
         ("[1]", "no JSON object"),
     ],
 )
@@ -141,5 +141,5 @@ def test_evaluate_pickles_are_never_opened(folder) -> None:
 def test_evaluate_other_sampling_rates_are_refused(folder, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     write_wav(folder / "slow.wav", [0, 1], rate=8000)
-    with pytest.raises(RequestError, match=r"slow.wav has 8000 Hz, and this checkpoint hears 16000 Hz"):
+    with pytest.raises(RequestError, match=r"slow.wav has 8000 Hz, but this checkpoint needs 16000 Hz"):
         read_media(folder / "slow.wav", "audio", sampling_rate=16000)

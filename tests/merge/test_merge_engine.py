@@ -342,8 +342,8 @@ def test_a_nan_in_copied_rows_is_named_by_its_place_in_the_source(bench):
 @pytest.mark.parametrize(
     ("dtype", "values", "shown"),
     [
-        ("float16", [65504, 65510, 65520], "F16 ends at 65504"),
-        ("bfloat16", [1, 3.3e38, 3.4e38], "BF16 ends at 3.39e38"),
+        ("float16", [65504, 65510, 65520], "the limit of F16 is 65504"),
+        ("bfloat16", [1, 3.3e38, 3.4e38], "the limit of BF16 is 3.39e38"),
     ],
 )
 def test_an_overflow_names_the_element_that_rounds_to_infinity(bench, dtype, values, shown):
@@ -357,6 +357,6 @@ def test_an_overflow_of_the_result_is_named(bench):
     tensors = {"model.norm.weight": ("F32", (3,), np.array([1, 60000, 70000], np.float32).tobytes())}
     sources = [bench.source("a", tensors), bench.source("b", tensors)]
     with pytest.raises(
-        NumericsError, match=r"'model.norm.weight' is not finite at element 2 after linear: F16 ends at 65504"
+        NumericsError, match=r"'model.norm.weight' is not finite at element 2 after linear: the limit of F16 is 65504"
     ):
         bench.merge({"method": "linear", "dtype": "float16"}, sources)

@@ -112,13 +112,13 @@ REFUSALS = {
         lambda bench: [bench.source("a", llama(1)), bench.source("b", without(llama(2), ".bias"))],
         {"method": "naivemc"},
         CompositionError,
-        r"q_proj.bias' and 1 more tensors are held by 'a' and not by 'b'. One language model has biases",
+        r"q_proj.bias' and 1 more tensors are in 'a' but not in 'b'. One language model has biases",
     ),
     "another depth": (
         lambda bench: [bench.source("a", llama(1, layers=3)), bench.source("b", llama(2))],
         {"method": "naivemc"},
         CompositionError,
-        r"'layers.2.self_attn.q_proj.weight' and 3 more tensors are held by 'a' and not by 'b'",
+        r"'layers.2.self_attn.q_proj.weight' and 3 more tensors are in 'a' but not in 'b'",
     ),
     "another shape": (
         lambda bench: [
@@ -230,7 +230,7 @@ def test_a_slice_over_all_layers_is_an_ordinary_merge(bench):
 
 def test_slices_beyond_the_source_are_refused(bench):
     merge = {"method": "passthrough", "slices": [{"sources": [{"source": "a", "layer_range": [1, 4]}]}]}
-    with pytest.raises(RecipeError, match="take layer 2 of 'a'"):
+    with pytest.raises(RecipeError, match="use layer 2 of 'a'"):
         bench.plan(merge, [bench.source("a", llama(1))])
 
 

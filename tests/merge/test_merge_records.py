@@ -85,6 +85,6 @@ def test_an_adapter_that_overflows_is_named_and_not_the_method(bench, method):
     )
     sources = [bench.source("a", llama(1)), bench.source("b", llama(2), adapter=open_adapter(folder))]
     merge = {"method": method} | ({"parameters": {"t": 0.5}} if method == "slerp" else {})
-    wanted = f"'{QUERY}' of source 'b' is not finite at element 0 once its adapter is folded"
+    wanted = f"'{QUERY}' of source 'b' is not finite at element 0 after its adapter is folded"
     with pytest.raises(NumericsError, match=re.escape(wanted)):
         bench.merge(merge, sources)

@@ -109,7 +109,7 @@ def test_a_changed_file_of_the_same_size(output, name, sentence):
 
 def test_a_file_of_another_size(output):
     (output / "config.json").write_text("{}")
-    assert _problems(output) == {"config.json": "has 2 bytes, was written with 23"}
+    assert _problems(output) == {"config.json": "has 2 bytes instead of 23"}
     assert verify(output).to_text().startswith("1 problem in ")
 
 
@@ -150,7 +150,7 @@ def test_missing_and_extra_tensors(output):
     (output / INDEX).write_text(json.dumps({"weight_map": {"a": ONE, "b": ONE, "c": TWO, "new": TWO}}))
     _lock(output)
     found = _problems(output)
-    assert found["d"] == "is in the ledger, but in no weight file"
+    assert found["d"] == "is in the ledger, but not in a weight file"
     assert found["new"] == f"is in '{TWO}', but not in the ledger"
     assert len(found) == 2
 
@@ -160,8 +160,8 @@ def test_a_tensor_of_another_dtype_or_shape(output):
     save_file({"a": tensors["a"].reshape(4, 3), "b": tensors["b"].view(np.int16)}, output / ONE)
     _lock(output)
     found = _problems(output)
-    assert found["a"] == f"is F32 [4, 3] in '{ONE}', was written as F32 [3, 4]"
-    assert found["b"] == f"is I16 [5] in '{ONE}', was written as U16 [5]"
+    assert found["a"] == f"is F32 [4, 3] in '{ONE}' instead of F32 [3, 4]"
+    assert found["b"] == f"is I16 [5] in '{ONE}' instead of U16 [5]"
 
 
 def test_a_shard_that_the_lock_does_not_know(output):
@@ -174,7 +174,7 @@ def test_a_shard_that_the_lock_does_not_know(output):
 def test_an_index_that_points_elsewhere(output):
     (output / INDEX).write_text(json.dumps({"weight_map": {"a": ONE, "b": TWO, "c": TWO, "d": TWO}}))
     _lock(output)
-    assert _problems(output) == {INDEX: "does not place the tensors where they are"}
+    assert _problems(output) == {INDEX: "does not name the right files of the tensors"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": []}', "\x00\xff"])
@@ -200,7 +200,7 @@ def test_a_lock_cannot_lead_out_of_its_folder(output, name):
 
 
 def test_a_folder_that_is_no_output(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no mcompose/ledger\.json"):
+    with pytest.raises(CheckpointError, match=r"does not contain mcompose/ledger\.json"):
         verify(tmp_path)
 
 

@@ -238,13 +238,13 @@ def test_breadcrumbs_ties_elects():
 
 
 def test_della_keeps_by_rank_and_divides_by_the_chance():
-    # one row of 3: chances 0.5 - 0.2, 0.5, 0.5 + 0.2 by rank; (5, 1, 3) has ranks 2, 0, 1
+    # one row of 3: probabilities 0.5 - 0.2, 0.5, 0.5 + 0.2 by rank; (5, 1, 3) has ranks 2, 0, 1
     source = np.float32([[5, 1, 3]])
-    chances = np.float32([[0.7, 0.3, 0.5]])
+    probabilities = np.float32([[0.7, 0.3, 0.5]])
     for seed in range(20):
-        mask = uniforms(address(seed, "della_linear", "", "0"), source) < chances
+        mask = uniforms(address(seed, "della_linear", "", "0"), source) < probabilities
         got = merge_tensors("della_linear", [source], base=0 * source, weights=[1], density=0.5, epsilon=0.2, seed=seed)
-        np.testing.assert_allclose(got, source * mask / chances, rtol=1e-6)
+        np.testing.assert_allclose(got, source * mask / probabilities, rtol=1e-6)
 
 
 def test_della_drops_small_elements_more_often():

@@ -124,4 +124,4 @@ def test_wrong_types_are_refused_not_converted():
     sources, out = [np.zeros(4, np.float32)] * 2, np.zeros(4, np.float32)
     for weights in (np.ones(2), np.ones(3, np.float32), np.ones(4, np.float32)[::2]):
         with pytest.raises(TypeError, match="2 float32 weights are needed"):
-            kernels.pour(sources, weights, out)
+            kernels.weighted_sum(sources, weights, out)

@@ -101,14 +101,14 @@ def test_pouring_rounds_every_product_and_every_sum(size):
     chunks, exact = zip(*(raw(row, kind) for row, kind in zip(values, kinds, strict=False)), strict=True)
     weights = np.float32([0.3, -0.7, 1.1, 0.2])
     out = np.empty(size, np.float32)
-    assert kernels.pour(chunks, weights, out, divisor=0.9, scale=1.5) == 0
+    assert kernels.weighted_sum(chunks, weights, out, divisor=0.9, scale=1.5) == 0
     wanted = weights[0] * exact[0]
     for weight, row in zip(weights[1:], exact[1:], strict=True):
         wanted = wanted + weight * row
     np.testing.assert_array_equal(out, wanted / np.float32(0.9) * np.float32(1.5))
 
     base, origin = raw(values[4], "bfloat16")
-    kernels.pour(chunks, weights, out, base=base, divisor=0.9, scale=1.5)
+    kernels.weighted_sum(chunks, weights, out, base=base, divisor=0.9, scale=1.5)
     wanted = weights[0] * (exact[0] - origin)
     for weight, row in zip(weights[1:], exact[1:], strict=True):
         wanted = wanted + weight * (row - origin)
@@ -178,7 +178,7 @@ def test_groups_are_rows_or_columns(stride, groups):
     for part in (slice(0, 11), slice(11, 150), slice(150, 210)):
         chunks, origin = [x.reshape(-1)[part], y.reshape(-1)[part]], base.reshape(-1)[part]
         kernels.group_gram(chunks, totals, start=part.start, stride=stride, base=origin)
-        kernels.group_pour(chunks, weights, out[part], start=part.start, stride=stride, base=origin)
+        kernels.grouped_sum(chunks, weights, out[part], start=part.start, stride=stride, base=origin)
     axis = 1 if stride > 1 else 0
     deltas = [(row - base).astype(np.float64) for row in (x, y)]
     wanted = [(deltas[i] * deltas[j]).sum(axis) for i, j in ((0, 0), (0, 1), (1, 1))]
@@ -316,6 +316,6 @@ def test_rank_chances_follow_a_stable_sort():
     generator = np.random.default_rng(4)
     rows = np.round(generator.standard_normal((9, 301)), 1).astype(np.float32)
     out = np.empty(rows.size, np.float32)
-    kernels.rank_chances(rows.reshape(-1), None, length=301, low=0.0, span=300.0, out=out)
+    kernels.rank_probabilities(rows.reshape(-1), None, length=301, low=0.0, span=300.0, out=out)
     wanted = np.argsort(np.argsort(np.abs(rows), axis=1, kind="stable"), axis=1, kind="stable")
     np.testing.assert_allclose(out.reshape(rows.shape), wanted, atol=1e-4)

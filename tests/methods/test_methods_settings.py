@@ -60,7 +60,7 @@ def test_decorator_takes_its_facts_from_the_function(monkeypatch):
         ("ties", {"density": 1.5}, "is 1.5, outside [0, 1]."),
         ("ties", {"density": [0.5]}, "has 1 value(s) for 2 source(s)."),
         ("ties", {"density": {"sees": 0.5}}, "has no value for source 'hears'."),
-        ("ties", {"density": {"sees": 0.5, "haers": 1}}, "names 'haers', which is no source. Did you mean 'hears'?"),
+        ("ties", {"density": {"sees": 0.5, "haers": 1}}, "names 'haers', which is not a source. Did you mean 'hears'?"),
         ("ties", {"density": "half"}, "must be a float, not 'half'."),
         ("ties", {"density": True}, "must be a float, not True."),
         ("ties", {"normalize": 1}, "must be a bool, not 1."),
@@ -97,7 +97,7 @@ def test_wrong_counts_are_refused(name, changes, sentence):
 def test_one_call_form_refuses_what_does_not_fit():
     with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
         merge_tensors("tis", [ONE])
-    with pytest.raises(RequestError, match="takes no weights"):
+    with pytest.raises(RequestError, match="does not take weights"):
         merge_tensors("slerp", [ONE, ONE], t=0.5, weights=[1, 1])
     with pytest.raises(RequestError, match="no tensor"):
         merge_tensors("linear", [])

@@ -21,7 +21,7 @@ from expert_models import (
 )
 from tiny_models import fill, tiny_model
 
-from mcompose.modeling.experts.expert import Expert, first_values
+from mcompose.modeling.experts.expert import Expert, initial_values
 
 IM = [IMAGE] * 4
 
@@ -224,7 +224,7 @@ def test_sounds_have_experts_too():
 
 def test_first_values_depend_on_seed_and_name_alone(pair):
     config = pair[0].config
-    one, again, other = (first_values(config, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (initial_values(config, seed=seed) for seed in (1, 1, 2))
     state = pair[0].state_dict()
     wanted = {n for n in state if ".projector." in n or n.startswith("model.routers.")}
     assert set(one) == wanted

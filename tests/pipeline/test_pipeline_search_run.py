@@ -16,7 +16,7 @@ from tiny_sources import write_recipe
 from mcompose.errors import InterruptedRunError, NumericsError, OutputError, RequestError
 from mcompose.pipeline.measure import evaluate
 from mcompose.pipeline.search.model import digest_of
-from mcompose.pipeline.search.objective import Questions
+from mcompose.pipeline.search.objective import ObjectiveSpec
 from mcompose.pipeline.search.request import SpaceRequest
 from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
@@ -40,8 +40,8 @@ def folder(ready, tmp_path):
     return tmp_path
 
 
-def ask(folder: Path, *tasks: str, objective="validation", **changes) -> Questions:
-    return Questions(objective, tuple(folder / name for name in tasks or ("words.jsonl",)), **changes)
+def ask(folder: Path, *tasks: str, objective="validation", **changes) -> ObjectiveSpec:
+    return ObjectiveSpec(objective, tuple(folder / name for name in tasks or ("words.jsonl",)), **changes)
 
 
 def options(**changes) -> SearchOptions:
@@ -92,10 +92,10 @@ def test_a_second_run_asks_nothing_and_says_the_same(folder, monkeypatch):
 
 
 def test_an_interrupted_search_goes_on_to_the_same_result(folder, monkeypatch):
-    from mcompose.pipeline.search.objective import Exam
+    from mcompose.pipeline.search.objective import Objective
 
     straight = search(folder / "recipe.yaml", ask(folder), options=options(output=folder / "straight"))
-    calls, real = [], Exam.ask
+    calls, real = [], Objective.ask
 
     def interrupted(self, subject, **more):
         calls.append(1)
@@ -103,7 +103,7 @@ def test_an_interrupted_search_goes_on_to_the_same_result(folder, monkeypatch):
             raise KeyboardInterrupt
         return real(self, subject, **more)
 
-    monkeypatch.setattr(Exam, "ask", interrupted)
+    monkeypatch.setattr(Objective, "ask", interrupted)
     with pytest.raises(InterruptedRunError, match="Interrupted: 5 of 12 trials are done and kept"):
         search(folder / "recipe.yaml", ask(folder), options=options())
     resumed = search(folder / "recipe.yaml", ask(folder), options=options())
@@ -181,7 +181,7 @@ def test_gradients_and_parameters_are_searched_together(folder):
     space = SpaceRequest(gradient=2, parameters=("density:0.2:0.9",))
     report = search(folder / "ties.yaml", ask(folder), options=options(space=space, trials=4))
     assert report.authored is None
-    assert report.notes == ("The recipe's own settings lie outside the search space and were not tried.",)
+    assert report.notes == ("The recipe's own settings are outside the search space and were not tried.",)
     assert {len(r.settings.weights["sees"]) for r in report.rows} == {2}
     written = merge(report.recipe, options=MergeOptions(quiet=True)).result
     assert digest_of(written.ledger.tensors) == report.best.digest
@@ -248,12 +248,12 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
 @pytest.mark.parametrize(
     ("changes", "asked", "wanted", "message"),
     [
-        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' takes no weights"),
+        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' does not take weights"),
         ({"sources": SOURCES[:1]}, {}, {}, "has one source"),
         ({}, {"tasks": ("none.jsonl",)}, {}, "There is no task at"),
         ({}, {"tasks": ("words.jsonl", "words.jsonl")}, {}, "Two tasks are called 'words'"),
         ({}, {"tasks": ("words.jsonl",), "objective": "single"}, {}, "No task shows one modality alone"),
-        ({}, {"task_weights": {"word": 2.0}}, {}, "'word', which is no task"),
+        ({}, {"task_weights": {"word": 2.0}}, {}, "'word', which is not a task"),
         ({}, {"task_weights": {"words": -1.0}}, {}, "is -1"),
         ({}, {"task_weights": {"words": 0.0}}, {}, "All tasks have the weight 0"),
         ({}, {"template": "vicunja"}, {}, "No template is called"),
@@ -271,7 +271,7 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(folder, changes, asked, wanted, message):
     path = recipe(folder, **changes)
     asked = {"objective": "validation", "tasks": ("words.jsonl",), **asked}
-    questions = Questions(**{**asked, "tasks": tuple(folder / name for name in asked["tasks"])})
+    questions = ObjectiveSpec(**{**asked, "tasks": tuple(folder / name for name in asked["tasks"])})
     with pytest.raises(RequestError, match=message):
         search(path, questions, options=options(**wanted))
     assert not (folder / "recipe-search").exists()

@@ -22,18 +22,30 @@ CASES = {
     "empty name": ("name: pair", "name:", 2, "'name'", "letters"),
     "no model": ("    model: local:hears\n", "", 8, "'sources[1]' lacks the key 'model'", ""),
     "no method": ("  method: linear\n", "", 10, "'merge' lacks the key 'method'", ""),
-    "bare reference": ("hub:org/base", "org/base", 3, "'base': 'org/base' does not say", "'hub:org/base'"),
+    "bare reference": (
+        "hub:org/base",
+        "org/base",
+        3,
+        "'base': 'org/base' must begin with 'hub:' or 'local:'",
+        "'hub:org/base'",
+    ),
     "bare reference, local spelling": ("hub:org/sees", "org/sees", 6, "'sources[0].model'", "'local:org/sees'"),
     "broken reference": ("hub:org/sees", "hub:org/sees@", 6, "'hub:org/sees@' is not", "hub:org/name@revision"),
     "reference is a number": ("hub:org/sees", "7", 6, "'sources[0].model' must be", ""),
     "unknown modality": ("[image]", "[image, vidio]", 7, "'sources[0].modalities[1]'", "Did you mean 'video'?"),
     "modality is text": ("[image]", "image", 7, "'sources[0].modalities' must be a list, not 'image'", ""),
     "modality twice": ("[image]", "[image, image]", 7, "names 'image' twice", ""),
-    "name with a dot": ("name: hears", "name: he.ars", 8, "'sources[1].name' cannot be 'he.ars'", "module"),
-    "name with an open end": ("name: hears", "name: hears_", 8, "'sources[1].name' cannot be 'hears_'", "inside"),
+    "name with a dot": ("name: hears", "name: he.ars", 8, "'sources[1].name' cannot be 'he.ars'", "63 letters"),
+    "name with an open end": ("name: hears", "name: hears_", 8, "'sources[1].name' cannot be 'hears_'", "63 letters"),
     "name of digits": ("name: hears", "name: 2", 8, "'sources[1].name'", "letter"),
     "name base": ("name: hears", "name: base", 8, "cannot be 'base'", "top-level"),
-    "name twice": ("name: hears", "name: sees", 8, "'sources[1].name' is 'sees', and so is 'sources[0].name'", "own"),
+    "name twice": (
+        "name: hears",
+        "name: sees",
+        8,
+        "'sources[1].name' is 'sees', as is 'sources[0].name'",
+        "different name",
+    ),
     "unknown source in weights": ("hears: 0.5}", "heers: 0.5}", 12, "'merge.weights.heers'", "Did you mean 'hears'?"),
     "source left out of weights": (
         ", hears: 0.5}",
@@ -48,7 +60,7 @@ CASES = {
     "weight is infinite": ("hears: 0.5", "hears: [0.1, -.inf]", 12, "'merge.weights.hears[1]' must be finite", ""),
     "weight is empty": ("hears: 0.5", "hears:", 12, "'merge.weights.hears' has no value", ""),
     "weight is an empty list": ("hears: 0.5", "hears: []", 12, "is an empty list", ""),
-    "mixed gradient": ("hears: 0.5", "hears: [0.5, x]", 12, "mixes words into numbers", ""),
+    "mixed gradient": ("hears: 0.5", "hears: [0.5, x]", 12, "differs in kind", ""),
     "choice misspelt": ("hears: 0.5", "hears: [{filtre: x, value: 1}]", 12, "hears[0].filtre'", "'filter'"),
     "choice among numbers": ("hears: 0.5", "hears: [{value: 1}, 2]", 12, "hears[1]'", ""),
     "choice without value": ("hears: 0.5", "hears: [{filter: x}]", 12, "hears[0].value' has no value", ""),
@@ -82,7 +94,7 @@ CASES = {
         "output:",
         "  overrides:\n    - match: {}\n      method: linear\noutput:",
         14,
-        "'merge.overrides[0].match' matches nothing",
+        "'merge.overrides[0].match' does not have a condition",
         "'part'",
     ),
     "unknown part": (
@@ -103,7 +115,7 @@ CASES = {
         "output:",
         "  overrides:\n    - match: {layers: [0, 1, 2]}\n      method: linear\noutput:",
         14,
-        "'merge.overrides[0].match.layers' holds 2 items, not 3",
+        "'merge.overrides[0].match.layers' must have 2 items, not 3",
         "",
     ),
     "no stage": ("output:", "align: {stages: {}}\noutput:", 13, "'align.stages' is empty", ""),
@@ -134,14 +146,14 @@ CASES = {
         "  slices:\n    - sources:\n      - {source: sees, layer_range: [0, 4]}\n"
         "      - {source: hears, layer_range: [0, 3]}\noutput:",
         16,
-        "has 3 layers, the slice's first has 4",
-        "one length",
+        "has 3 layers, but the slice's first has 4",
+        "same length",
     ),
     "slice of nobody": (
         "output:",
         "  slices:\n    - sources: [{source: hear, layer_range: [0, 3]}]\noutput:",
         14,
-        "there is no source 'hear'",
+        "'hear' is not a source",
         "Did you mean 'hears'?",
     ),
     "empty slice": (
@@ -153,12 +165,12 @@ CASES = {
     ),
     "no sources": ("sources:\n", "sources: []\nother:\n", 5, "'other'", "Known names"),
     "sources is a mapping": ("  - name: sees\n", "    name: sees\n", 8, "not valid YAML", "indentation"),
-    "key twice": ("  method: linear\n", "  method: linear\n  method: ties\n", 12, "'merge.method' is given twice", ""),
+    "key twice": ("  method: linear\n", "  method: linear\n  method: ties\n", 12, "'merge.method' is set twice", ""),
     "key twice in a flow": (
         "{sees: 0.5, hears",
         "{sees: 0.5, sees: 0.5, hears",
         12,
-        "given twice; first on line 12",
+        "set twice; the first is on line 12",
         "",
     ),
     "tab": ("  method: linear", "\tmethod: linear", 11, "not valid YAML", "tabs"),
@@ -168,10 +180,10 @@ CASES = {
     "binary value": ("name: pair", "name: !!binary aGk=", 2, "has the tag", ""),
     "set": ("[image]", "!!set {image}", 7, "has the tag", ""),
     "anchor in itself": ("[image]", "&a [*a]", 7, "contains itself", ""),
-    "list as key": ("name: pair", "? [a]\n: b\nname: pair", 2, "a key is not a word", "quotes"),
-    "switch as key": ("name: pair", "on: b\nname: pair", 2, "a key is not a word", "quotes"),
-    "two documents": ("output:", "---\noutput:", 13, "several YAML documents", "file of its own"),
-    "number without end": ("name: pair", "name: " + "9" * 5000, 2, "'name' is not a value", ""),
+    "list as key": ("name: pair", "? [a]\n: b\nname: pair", 2, "a key is not text or a whole number", "quotes"),
+    "switch as key": ("name: pair", "on: b\nname: pair", 2, "a key is not text or a whole number", "quotes"),
+    "two documents": ("output:", "---\noutput:", 13, "several YAML documents", "into its own file"),
+    "number without end": ("name: pair", "name: " + "9" * 5000, 2, "'name' is not a valid value", ""),
     "merge key of nothing": ("output:", "output:\n  <<: 3", 14, "'<<' in 'output' does not name a mapping", ""),
 }
 
@@ -217,7 +229,11 @@ LATER_MISTAKES = {
     "compose:\n  decoupel: none": (14, "'compose.decoupel'", "'decouple'"),
     "compose:\n  decouple: convrt": (14, "'compose.decouple'", "'convert'"),
     "compose:\n  groups: dens": (14, "'compose.groups'", "'dense'"),
-    "compose: {decouple: donor, towers: merge}": (13, "'compose.towers: merge'", "every source keeps its own"),
+    "compose: {decouple: donor, towers: merge}": (
+        13,
+        "'compose.towers: merge'",
+        "every source then keeps its own towers",
+    ),
     "compose:\n  experts: {c: {encoder: 'hub:o/c', domian: x}}": (14, "'compose.experts.c.domian'", "'domain'"),
     "compose:\n  experts:\n    c:\n      encoder: o/c\n      domain: x": (
         16,
@@ -255,7 +271,7 @@ def test_weight_mix_takes_two_sources_and_one_way_to_say_the_shares(tmp_path):
     both = GOOD.replace("linear", "weight-mix").replace("output:", "  parameters: {beta: 0.3}\noutput:")
     line, message, hint = failure(tmp_path, both)
     assert line == 13
-    assert "'merge.parameters.beta' and weights" in message
+    assert "'merge.parameters.beta' and 'weights' cannot both be set" in message
     assert "share of the first" in hint
     third = "  - {name: reads, model: 'hub:o/r'}\nmerge:"
     three = (

@@ -107,24 +107,28 @@ def test_methods_with_a_base_pass():
 
 
 BAD = {
-    "method: liner": (8, "there is no method 'liner'", "Did you mean 'linear'?"),
-    "method: 'mergekit:'": (8, "there is no method 'mergekit:'", ""),
+    "method: liner": (8, "is not a known method: 'liner'", "Did you mean 'linear'?"),
+    "method: 'mergekit:'": (8, "is not a known method: 'mergekit:'", ""),
     "method: linear\nparameters: {normalise: true}": (9, "has no parameter 'normalise'", "'normalize'"),
     "method: linear\nparameters:\n  normalize: 3": (10, "'normalize' must be true or false, not '3'", ""),
     "method: linear\nparameters:\n  normalize: {a: true, b: true}": (10, "one value for all sources", "Write one"),
     "method: ties": (8, "'ties' needs a base", "base: hub:org/name"),
-    "method: slerp": (7, "'slerp' lacks the parameter 't'", ""),
-    "method: slerp\nweights: {a: 1, b: 0}\nparameters: {t: 0}": (9, "'slerp' takes no weights", "Leave"),
+    "method: slerp": (7, "'slerp' needs the parameter 't'", ""),
+    "method: slerp\nweights: {a: 1, b: 0}\nparameters: {t: 0}": (9, "'slerp' does not take weights", "Leave"),
     "method: slerp\nparameters:\n  t: [{filter: mlp, value: 1}]": (10, "no value for some tensors", "End the list"),
     "method: slerp\nparameters:\n  t: half": (10, "'t' must be a number, not 'half'", ""),
-    "method: slerp\nparameters:\n  t:\n  - 0.1\n  - true": (12, "'merge.parameters.t[1]' mixes", ""),
+    "method: slerp\nparameters:\n  t:\n  - 0.1\n  - true": (12, "'merge.parameters.t[1]' differs in kind", ""),
     "method: karcher\nparameters: {max_iter: 2.5}": (9, "must be a whole number, not '2.5'", ""),
     "method: karcher\nparameters: {max_iter: [1, 3]}": (9, "cannot be a gradient", ""),
     "method: karcher\nparameters: {max_iter: -1}": (9, "'max_iter' is -1; it must be at least 0", ""),
     "method: passthrough": (8, "'passthrough' takes exactly 1 source, not 2", ""),
-    "method: linear\noverrides:\n  - match: {part: head}\n    method: lnear": (11, "no method 'lnear'", "'linear'"),
+    "method: linear\noverrides:\n  - match: {part: head}\n    method: lnear": (
+        11,
+        "is not a known method: 'lnear'",
+        "'linear'",
+    ),
     "method: linear\noverrides:\n  - match: {part: head}\n    parameters: {t: 1}": (11, "no parameter 't'", ""),
-    "method: linear\noverrides:\n  - match: {part: head}\n    method: slerp": (10, "lacks the parameter 't'", ""),
+    "method: linear\noverrides:\n  - match: {part: head}\n    method: slerp": (10, "needs the parameter 't'", ""),
     "method: passthrough\nslices:\n  - sources:\n    - {source: a, layer_range: [0, 2]}\n"
     "    - {source: b, layer_range: [0, 2]}": (10, "exactly 1 source, not 2", ""),
 }
@@ -159,7 +163,7 @@ def test_a_plain_recipe_is_checked_too():
     recipe = parse("method: linear").recipe
     check_method(recipe, CATALOGUE)
     other = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"method": "liner"})})
-    with pytest.raises(RecipeError, match="there is no method 'liner'"):
+    with pytest.raises(RecipeError, match="is not a known method: 'liner'"):
         check_method(other, CATALOGUE)
 
 

@@ -14,7 +14,7 @@ def compose_of(tmp_path, text):
 def test_an_expert_is_the_papers_unless_said_otherwise(tmp_path):
     expert = compose_of(tmp_path, "  experts: {charts: {encoder: 'hub:o/pix'}}").experts["charts"]
     assert (expert.modality, expert.layer, expert.class_token, expert.padding) == ("image", -1, "drop", "keep")
-    assert (expert.store, expert.domain, expert.processor) == ("inside", None, None)
+    assert (expert.store, expert.domain, expert.processor) == ("63 letters", None, None)
     assert expert.projector.settings == {"kind": "mlp", "depth": 2}
 
 
@@ -73,28 +73,40 @@ EXPERT = "  experts:\n    charts:\n      encoder: hub:o/pix\n      "
 MISTAKES = {
     f"{EXPERT}domian: x": (17, "'compose.experts.charts.domian' is not a known key", "'domain'"),
     f"{EXPERT}class_token: drp": (17, "not a known rule for class tokens: 'drp'", "'drop'"),
-    f"{EXPERT}class_token: -1": (17, "'compose.experts.charts.class_token' cannot be less than zero", ""),
+    f"{EXPERT}class_token: -1": (17, "'compose.experts.charts.class_token' must be zero or more", ""),
     f"{EXPERT}modality: video": (17, "not a known modality with experts: 'video'", "audio"),
     f"{EXPERT}padding: droop": (17, "not a known way with padding: 'droop'", "'drop'"),
     f"{EXPERT}store: refernce": (17, "not a known way to store: 'refernce'", "'reference'"),
     f"{EXPERT}projector: mpl": (17, "not a known kind of projector: 'mpl'", "'mlp'"),
-    f"{EXPERT}projector: {{kind: linear, depth: 3}}": (17, "projector.depth' does nothing for", "'kind: mlp'"),
-    f"{EXPERT}projector: pixel_shuffle\n      padding: drop": (18, "charts.padding' goes with no pixel_shuffle", ""),
+    f"{EXPERT}projector: {{kind: linear, depth: 3}}": (17, "projector.depth' has no effect for", "'kind: mlp'"),
+    f"{EXPERT}projector: pixel_shuffle\n      padding: drop": (
+        18,
+        "charts.padding' cannot be combined with 'pixel_shuffle'",
+        "",
+    ),
     "  experts:\n    charts: {encoder: o/pix}": (15, "'compose.experts.charts.encoder'", "'hub:o/pix'"),
-    "  experts:\n    none: {encoder: 'hub:o/pix'}": (15, "cannot be its name", "routed"),
+    "  experts:\n    none: {encoder: 'hub:o/pix'}": (15, "cannot be the name of an expert", "reserved for routing"),
     "  experts:\n    my charts: {encoder: 'hub:o/pix'}": (15, "cannot be 'my charts'", "letters"),
-    "  experts:\n    sees: {encoder: 'hub:o/pix'}": (15, "'compose.experts.sees' has the name of a source", "another"),
-    f"{EXPERT}onnx: ../model.onnx": (17, "charts.onnx' must be a file of the encoder's folder", "'model.onnx'"),
-    f"{EXPERT}onnx: /a/model.onnx": (17, "charts.onnx' must be a file of the encoder's folder", "'model.onnx'"),
+    "  experts:\n    sees: {encoder: 'hub:o/pix'}": (
+        15,
+        "'compose.experts.sees' is also the name of a source",
+        "another",
+    ),
+    f"{EXPERT}onnx: ../model.onnx": (17, "charts.onnx' must be a file in the encoder's folder", "'model.onnx'"),
+    f"{EXPERT}onnx: /a/model.onnx": (17, "charts.onnx' must be a file in the encoder's folder", "'model.onnx'"),
     f"{EXPERT}onnx: {{output: y}}": (17, "charts.onnx' lacks the key 'file'", ""),
-    f"{EXPERT}onnx: m.onnx\n      layer: 2": (18, "charts.layer' goes with no ONNX graph", "output"),
-    f"{EXPERT}onnx: m.onnx\n      class_token: drop": (18, "class_token: drop' goes with no ONNX", "'class_token: 1'"),
+    f"{EXPERT}onnx: m.onnx\n      layer: 2": (18, "charts.layer' cannot be set for an ONNX graph", "output"),
+    f"{EXPERT}onnx: m.onnx\n      class_token: drop": (
+        18,
+        "class_token: drop' cannot be set for an ONNX",
+        "'class_token: 1'",
+    ),
     "  experts:\n    a: {encoder: 'hub:o/a', domain: b}\n    b: {encoder: 'hub:o/b', domain: a}": (
         15,
-        "'compose.experts.a' has the name of the domain of the expert 'b'",
+        "'compose.experts.a' is also the domain of the expert 'b'",
         "another name",
     ),
-    "  router: {rule: {kind: argmax, k: 3}}": (14, "'compose.router.rule.k' does nothing", "'kind: top_k'"),
+    "  router: {rule: {kind: argmax, k: 3}}": (14, "'compose.router.rule.k' has no effect", "'kind: top_k'"),
     "  router: {feature: klass}": (14, "not a known feature: 'klass'", "'class'"),
     "  router: 3": (14, "'compose.router' must be a mapping", ""),
 }
@@ -112,4 +124,4 @@ def test_a_mistake_is_told_with_its_line(tmp_path, text):
 def test_other_formats_have_no_room_for_experts(tmp_path):
     text = GOOD.replace("output:", "compose: {experts: {a: {encoder: 'hub:o/a'}}}\noutput:\n  format: native")
     line, message, hint = failure(tmp_path, text)
-    assert (line, "'output.format: native' has no room for experts" in message, "composed" in hint) == (15, True, True)
+    assert (line, "'output.format: native' cannot hold experts" in message, "composed" in hint) == (15, True, True)

@@ -62,7 +62,7 @@ def test_folders_beside_the_file_are_local(tmp_path):
     assert [str(s.model) for s in recipe.sources] == ["local:org/one", "local:/abs/two"]
     assert str(recipe.base) == "local:./elsewhere"
     line, message, _ = failure(tmp_path, GOOD)
-    assert (line, "'org/one' is a folder, which has no revision 'v1'" in message) == (2, True)
+    assert (line, "'org/one' is a folder and cannot have the revision 'v1'" in message) == (2, True)
 
 
 def test_names_are_made_unique_and_usable(tmp_path):
@@ -168,7 +168,7 @@ CASES = {
         "      density: 0.5\n  - model",
         2,
         "'org/one' has no 'weight'",
-        "demands",
+        "mergekit requires",
     ),
     "weight is a word": ("weight: 0.5", "weight: lots", 4, "must be a number, not 'lots'", ""),
     "two revisions": ("org/one@v1", "org/one@v1@v2", 2, "has a revision that cannot be read", "org/name@revision"),
@@ -196,7 +196,7 @@ CASES = {
         "dtype:",
         "tokenizer_source: base\ntokenizer: {source: base}\ndtype:",
         12,
-        "'tokenizer_source' and 'tokenizer' are both given",
+        "'tokenizer_source' and 'tokenizer' cannot both be set",
         "",
     ),
     "chat template": ("dtype:", "chat_template: auto\ndtype:", 12, "'chat_template' is not built yet", "kept"),
@@ -208,7 +208,7 @@ CASES = {
         "either 'models' or 'slices'",
         "",
     ),
-    "slerp of three": ("ties", "slerp", 1, "slerp takes two models, one of them the base; here are 3", ""),
+    "slerp of three": ("ties", "slerp", 1, "slerp takes two models, one of them the base, not 3", ""),
     "slerp without base": (
         "merge_method: ties\nbase_model: org/origin",
         "merge_method: slerp",
@@ -250,9 +250,9 @@ SLICE_CASES = {
     "no range": ("        layer_range: [0, 4]\n", "", 3, "'slices[0].sources[0]' lacks the key 'layer_range'"),
     "range of one": ("[0, 4]", "[4]", 4, "'slices[0].sources[0].layer_range' has too few items: 1"),
     "backwards": ("[4, 8]", "[8, 4]", 9, "must be [first, end]"),
-    "other length": ("[4, 8]", "[4, 7]", 11, "has 4 layers, the slice's first has 3"),
+    "other length": ("[4, 8]", "[4, 7]", 11, "has 4 layers, but the slice's first has 3"),
     "residual weight": ("merge_method", "    residual_weight: 0.5\nmerge_method", 12, "has no effect in mergekit"),
-    "base of its own": ("merge_method", "    base_model: org/one\nmerge_method", 12, "a base for each slice"),
+    "base of its own": ("merge_method", "    base_model: org/one\nmerge_method", 12, "a different base for each slice"),
     "base left out": (
         "      - model: org/origin\n        layer_range: [0, 4]\n",
         "",

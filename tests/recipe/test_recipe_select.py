@@ -87,7 +87,9 @@ def test_both_ends_of_layers_are_included_and_gradients_run_between_them():
 
 def test_an_override_for_layers_that_do_not_exist_is_an_error():
     merge = spec(overrides=[{"match": {"layers": [2, 4]}, "method": "karcher"}])
-    with pytest.raises(RecipeError, match=r"overrides\[0\].match.layers' names layer 4; there are 4 layers") as caught:
+    with pytest.raises(
+        RecipeError, match=r"overrides\[0\].match.layers' names layer 4, but there are only 4 layers"
+    ) as caught:
         ask(merge, layer=0, num_layers=4)
     assert caught.value.hint == "Layers run from 0 to 3."
 
@@ -105,10 +107,10 @@ def test_filters_are_looked_for_in_the_files_spelling_and_fall_through():
 
 def test_a_weight_that_no_filter_gives_is_an_error():
     merge = spec(weights={"a": [{"filter": "attn", "value": 1}], "b": 1})
-    with pytest.raises(RecipeError, match=r"says no weight of 'a' for 'model.layers.0.mlp"):
+    with pytest.raises(RecipeError, match=r"does not have a weight of 'a' for 'model.layers.0.mlp"):
         ask(merge)
     merge = spec(parameters={"density": {"a": [{"filter": "attn", "value": 1}], "b": 1}})
-    with pytest.raises(RecipeError, match="for some sources"):
+    with pytest.raises(RecipeError, match="for only some sources"):
         ask(merge)
 
 
@@ -144,7 +146,7 @@ def test_slices_say_where_layers_come_from():
     ]
     assert find_slice(merge, part="embedding", layer=None).index == 0
     assert find_slice(merge, part="head", layer=None).index == 1
-    with pytest.raises(RecipeError, match="make 5 layers; there is no layer 5"):
+    with pytest.raises(RecipeError, match="have 5 layers, so layer 5 does not exist"):
         find_slice(merge, part="language", layer=5)
 
 

@@ -45,7 +45,7 @@ def mark(text: str, spans: Iterable[tuple[int, int]]) -> str:
 
 
 def marking_processor(processor: Any) -> tuple[Any, MarkingTokenizer]:
-    """A copy of a processor that understands marks.
+    """Returns a copy of a processor that understands marks.
 
     Args:
         processor: A processor or a tokenizer; it is left as it is.
@@ -127,7 +127,7 @@ def _unmark(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _touches(offsets_L2: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens hold a marked character (L,); tokens without any (padding, a first token) do not."""
+    """Returns which tokens hold a marked character (L,); tokens without any (padding, a first token) do not."""
     starts_L, ends_L = offsets_L2[:, 0], offsets_L2[:, 1]
     marked_L = np.zeros(len(offsets_L2), dtype=bool)
     for first, last in spans:

@@ -90,7 +90,7 @@ class MixtureSampler(Sampler[int]):
         self.mixture.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        """The epoch's numbers."""
+        """Yields the epoch's numbers."""
         if not self.batch_size:
             return iter(range(len(self.mixture)))
         generator = torch.Generator()
@@ -115,7 +115,7 @@ class MixtureSampler(Sampler[int]):
 
 
 def grouped_places(mixture: Mixture, *, total: int, batch_size: int, rates: TokenRates | None = None) -> list[int]:
-    """The order of a whole stage with samples of like length together.
+    """Returns the order of a whole stage with samples of like length together.
 
     Args:
         mixture: The samples; its epoch is left as it was.
@@ -137,7 +137,7 @@ def grouped_places(mixture: Mixture, *, total: int, batch_size: int, rates: Toke
 
 
 def from_worker(error: McomposeError) -> McomposeError:
-    """An error as it was raised, out of the report that a loader's worker makes of it.
+    """Returns an error as it was raised, out of the report that a loader's worker makes of it.
 
     Args:
         error: What a loader raised: its message is a worker's whole traceback, or one sentence already.

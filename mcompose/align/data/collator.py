@@ -1,4 +1,4 @@
-"""From samples to the tensors of a batch: the processor's own output, and which tokens are learnt.
+"""From samples to the tensors of a batch: the processor's own output, and which tokens are learned.
 
 Media are read here, so that a loader's workers do it. Every sample becomes one row, whatever is wrong with it is an
 error with its place, and nothing is left out: skipping is the mixture's.
@@ -37,7 +37,7 @@ class Collator:
     Args:
         processor: Its processor, or its tokenizer when it takes text only.
         max_length: Most tokens of a sample, media included; None for any.
-        mask_answers: Whether only answers are learnt; else all text is.
+        mask_answers: Whether only answers are learned; else all text is.
         domains: Names that ``domains`` in a batch counts; -1 stands for a sample without one.
         positions: Whether batches hold ``position_ids``; see :func:`takes_positions`.
         packing: Whether a batch is one row without padding; see :func:`can_pack`.
@@ -85,7 +85,7 @@ class Collator:
 
         Returns:
             ``input_ids``, ``attention_mask``, ``position_ids``, ``mm_token_type_ids``, ``labels`` (-100 where nothing
-            is learnt), all (B, L) and padded on the right; ``domains`` (B,); and the media as the processor made them.
+            is learned), all (B, L) and padded on the right; ``domains`` (B,); and the media as the processor made them.
             Where a router is trained: ``router_labels``, one class an item (-100 where it learns nothing).
             Packed: one row (1, L), positions that begin again at 0 with each sample, and no ``attention_mask``, which
             is how transformers tells packed rows.
@@ -112,14 +112,14 @@ class Collator:
         return int(self.encode(rows)["attention_mask"].sum(-1).max())
 
     def media_inputs(self, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
-        """The processor's output for media alone, under the names that a model takes."""
+        """Returns the processor's output for media alone, under the names that a model takes."""
         read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
         encoded = self._processed([self.writer.placeholders[modality] * len(read)], {modality: [read]}, experts="none")
         text = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         return {name: value for name, value in encoded.items() if name not in text}
 
     def expert_inputs(self, name: str, modality: str, items: Sequence[Path | bytes]) -> dict[str, Any]:
-        """What the processor makes of media for an expert, by the encoder's own names."""
+        """Returns what the processor makes of media for an expert, by the encoder's own names."""
         read = [read_media(item, modality, sampling_rate=self._rate) for item in items]
         text = self.writer.placeholders[modality] * len(read)
         encoded = self._processed([text], {modality: [read]}, experts=[name] * len(read))
@@ -135,7 +135,7 @@ class Collator:
         return {name: value for name, value in encoded.items() if name not in text}, tokens
 
     def encode(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> dict[str, Any]:
-        """The batch without limit, domains and positions; see :meth:`__call__`."""
+        """Returns the batch without limit, domains and positions; see :meth:`__call__`."""
         texts = [self._text(sample) for sample in samples]
         media = {modality: [self._read(sample, modality) for sample in samples] for modality in MODALITIES}
         given = {modality: rows for modality, rows in media.items() if any(rows)}
@@ -248,12 +248,12 @@ def media_digest(item: Path | bytes) -> bytes:
 
 
 def expert_key_name(name: str) -> str:
-    """Under what name ``media_keys`` holds the items of an expert."""
+    """Returns under what name ``media_keys`` holds the items of an expert."""
     return f"expert:{name}"
 
 
 def _router_labels(labels: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """One tensor where there is one router, else one a modality; nothing where no item came."""
+    """Returns one tensor where there is one router, else one a modality; nothing where no item came."""
     if not any(labels.values()):
         return {}
     made = {modality: torch.tensor(classes, dtype=torch.long) for modality, classes in labels.items()}
@@ -280,7 +280,7 @@ def can_pack(model: Any) -> bool:
 def _packed(batch: dict[str, Any]) -> dict[str, Any]:
     mask_BL = batch.pop("attention_mask").bool()
     positions_BL = mask_BL.cumsum(-1) - 1
-    # The first token of a sample would be learnt from the last of the one before.
+    # The first token of a sample would be learned from the last of the one before.
     batch["labels"] = batch["labels"].masked_fill(positions_BL == 0, IGNORED)
     for name in ("input_ids", "mm_token_type_ids", "labels"):
         batch[name] = batch[name][mask_BL][None]

@@ -28,23 +28,23 @@ class Records(Protocol):
     """Records by number."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns how many there are."""
         ...
 
     def read(self, index: int) -> Any:
-        """One record as it was written.
+        """Returns one record as it was written.
 
         Raises:
-            RequestError: It is no JSON; the sentence is without its place.
+            RequestError: It is not JSON; the sentence is without its place.
         """
         ...
 
     def place(self, index: int) -> str:
-        """Where a record stands, for messages."""
+        """Returns where a record stands, for messages."""
         ...
 
     def media_folder(self, index: int) -> Path:
-        """Where relative paths of a record's media start."""
+        """Returns where relative paths of a record's media start."""
         ...
 
 
@@ -52,7 +52,7 @@ def open_records(spec: DatasetSpec, *, folder: Path) -> Records:
     """Opens a dataset for reading by number.
 
     Args:
-        spec: What the recipe says.
+        spec: Entry of the recipe.
         folder: The recipe's folder.
 
     Returns:
@@ -71,11 +71,11 @@ def stream_records(spec: DatasetSpec, *, folder: Path) -> Iterator[tuple[int, An
     """Reads a dataset from its beginning to its end.
 
     Args:
-        spec: What the recipe says.
+        spec: Entry of the recipe.
         folder: The recipe's folder.
 
     Yields:
-        Number, record (an exception in its place when it is no JSON), place, and the folder of its media.
+        Number, record (an exception in its place when it is not JSON), place, and the folder of its media.
 
     Raises:
         RequestError: There is nothing to read, or it cannot be streamed.
@@ -140,7 +140,7 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:  # also bytes that are no UTF-8
-        return RequestError(f"the line is no JSON: {error}.")
+        return RequestError(f"the line is not JSON: {error}.")
 
 
 def _is_array(file: Path) -> bool:
@@ -199,7 +199,7 @@ class _Array:
         try:
             self._records = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
-            raise RequestError(f"The dataset {file} is no JSON: {error}.") from error
+            raise RequestError(f"The dataset {file} is not JSON: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._records)

@@ -42,7 +42,7 @@ class ExpertTable:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ExpertTable | None:
-        """The table of a checkpoint's config; None when it has no experts."""
+        """Returns the table of a checkpoint's config; None when it has no experts."""
         experts = config.get("experts") or {}
         routers = config.get("routers") or {}
         if not experts:
@@ -64,11 +64,11 @@ class ExpertTable:
         return tuple(dict.fromkeys(domain for _, domain in self.experts.values()))
 
     def expert_of(self, domain: str | None, modality: str) -> str | None:
-        """The expert that a modality's media of a domain go to.
+        """Returns the expert that a modality's media of a domain go to.
 
         Args:
             domain: As the data name it; an expert's own name will do as well.
-            modality: Of the media.
+            modality: Modality of the media.
 
         Raises:
             RequestError: Several experts have this domain.
@@ -84,7 +84,7 @@ class ExpertTable:
         return found[0] if found else None
 
     def is_known(self, domain: str) -> bool:
-        """Whether any expert has a domain."""
+        """Returns whether any expert has a domain."""
         return any(self.expert_of(domain, modality) for modality in self.modalities)
 
 
@@ -124,7 +124,7 @@ class Routing:
             near = None if domain in known else slip_of(domain, [*self.table.experts, *self.table.domains])
             if near and domain not in (self.spec.general or ()):
                 raise RequestError(
-                    f"The data's domain '{domain}' is no expert's, and looks like '{near}'.",
+                    f"The data's domain '{domain}' is not an expert's, and looks like '{near}'.",
                     hint=f"Write '{near}'; or, if it is to go without an expert, list all such domains: "
                     f"'router.general: [{', '.join(others)}]'.",
                 )
@@ -143,8 +143,8 @@ class Routing:
         """Class of a medium for its router, or ``UNKNOWN``.
 
         Args:
-            domain: Of its sample.
-            modality: Of the medium.
+            domain: Domain of its sample.
+            modality: Modality of the medium.
         """
         expert = self.table.expert_of(domain, modality)
         if expert is not None:
@@ -163,10 +163,10 @@ class Routing:
         return found
 
     def experts(self, samples: Sequence[Sample], positions: Sequence[int] = ()) -> Any:
-        """What the processor is told about a batch.
+        """Returns what the processor is told about a batch.
 
         Args:
-            samples: Of the batch.
+            samples: Samples of the batch.
             positions: Of the samples in the stage, by which noise is addressed; without them there is no noise.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What is learnt, checked before the first step: labels must stand on the answers and never on a medium.
+"""What is learned, checked before the first step: labels must stand on the answers and never on a medium.
 
 A template, a tokenizer or a processor that does not do what it says shows here, in seconds and with a sentence, and not
 in a loss curve.
@@ -27,10 +27,10 @@ class CheckedSample:
     """What the check saw in one sample.
 
     Args:
-        place: Where the sample stands.
+        place: Place of the sample, for messages.
         tokens: Its tokens, media included.
         media_tokens: Modality -> tokens of its media.
-        learnt: Text that is learnt, one string an answer.
+        learned: Text that is learned, one string an answer.
     """
 
     place: str
@@ -93,7 +93,7 @@ def _check_media(sample: Sample, types_L: torch.Tensor, learnt_L: torch.Tensor) 
 
 
 def _runs(learnt_L: torch.Tensor) -> list[tuple[int, int]]:
-    """(start, end) of each stretch of learnt tokens."""
+    """(start, end) of each stretch of learned tokens."""
     places = torch.nonzero(learnt_L)[:, 0].tolist()
     starts = [p for i, p in enumerate(places) if i == 0 or places[i - 1] != p - 1]
     ends = [p + 1 for i, p in enumerate(places) if i == len(places) - 1 or places[i + 1] != p + 1]

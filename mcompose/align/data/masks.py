@@ -25,12 +25,12 @@ _ASIDE = ("domains", "positions", "mm_token_type_ids")
 
 
 def mask_generator(seed: int, position: int, *, purpose: str) -> np.random.Generator:
-    """The randomness of one sample of a stage.
+    """Yields the randomness of one sample of a stage.
 
     Args:
         seed: The stage's seed.
-        position: Of the sample in the stage.
-        purpose: Of the mask.
+        position: Position of the sample in the stage.
+        purpose: Purpose of the mask.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), position])
 

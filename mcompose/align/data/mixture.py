@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mcompose.align.data.datasets import Records, open_records
 from mcompose.align.data.samples import Sample
-from mcompose.align.data.shares import draw, epoch_order, proportions, shares_of
+from mcompose.align.data.shares import apportion, draw, epoch_order, proportions
 from mcompose.align.data.streams import StreamMixture
 from mcompose.align.data.survey import DatasetReport, Survey, read_sample, survey
 from mcompose.errors import RequestError
@@ -55,7 +55,7 @@ class Mixture(Dataset[Sample]):
         self._records, self._surveys = tuple(records), tuple(surveys)
         sizes = [len(one.usable) for one in surveys]
         weights = [size if spec.weight is None else spec.weight for spec, size in zip(specs, sizes, strict=True)]
-        self.shares = shares_of(proportions(weights, temperature=temperature), total=sum(sizes))
+        self.shares = apportion(proportions(weights, temperature=temperature), total=sum(sizes))
         self._ends = np.cumsum(self.shares)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -100,11 +100,11 @@ class Mixture(Dataset[Sample]):
         return found
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a place of the current epoch."""
+        """Returns the sample at a place of the current epoch."""
         return self.sample_at(self.epoch, index)
 
     def sample_at(self, epoch: int, index: int) -> Sample:
-        """The sample at a place of an epoch.
+        """Returns the sample at a place of an epoch.
 
         Args:
             epoch: The epoch, counted from 0.
@@ -127,16 +127,16 @@ class Mixture(Dataset[Sample]):
         return which, draw(position, size=len(self._surveys[which].usable), seed=self.seed, dataset=which)
 
     def samples(self) -> Iterator[Sample]:
-        """Every usable sample once, dataset by dataset, in the order of the files."""
+        """Yields every usable sample once, dataset by dataset, in the order of the files."""
         for records, one, spec in zip(self._records, self._surveys, self.specs, strict=True):
             for number in one.usable:
                 yield read_sample(records, int(number), spec)
 
     def varied(self, count: int) -> Iterator[Sample]:
-        """The first few samples of each dataset with each set of modalities.
+        """Yields the first few samples of each dataset with each set of modalities.
 
         Args:
-            count: How many of each.
+            count: Samples of each.
         """
         for records, one, spec in zip(self._records, self._surveys, self.specs, strict=True):
             _, kinds_N = np.unique(one.media > 0, axis=0, return_inverse=True)
@@ -192,7 +192,7 @@ class Mixture(Dataset[Sample]):
         )
 
     def report(self) -> tuple[DatasetReport, ...]:
-        """What is taken from each dataset, and what was left out and why."""
+        """Returns what is taken from each dataset, and what was left out and why."""
         return tuple(
             DatasetReport.of(
                 spec, records=len(one.usable) + one.skipped.reasons.total(), skipped=one.skipped, drawn=int(share)

@@ -21,7 +21,7 @@ _PROMPTS: Final = ("conversations", "messages", "prompt")
 
 
 def is_pair(record: Any) -> bool:
-    """Whether a record holds two answers."""
+    """Returns whether a record holds two answers."""
     return isinstance(record, Mapping) and all(record.get(key) is not None for key in ANSWERS)
 
 
@@ -30,7 +30,7 @@ def parse_pair(record: Mapping[str, Any], *, folder: Path) -> tuple[tuple[Messag
 
     Args:
         record: The record.
-        folder: Where relative paths of media start.
+        folder: Folder that relative paths of media start from.
 
     Returns:
         The messages with the chosen answer, and with the rejected one.
@@ -66,19 +66,19 @@ def _prompt(record: Mapping[str, Any]) -> list[Any] | None:
     value = record[named[0]]
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, Sequence) or not turns:
-        raise RequestError(f"'{named[0]}' is no list of turns.")
+        raise RequestError(f"'{named[0]}' is not a list of turns.")
     if _is_answer(turns[-1]):
         raise RequestError(f"'{named[0]}' ends with an answer, and the record has 'chosen' and 'rejected'.")
     return list(turns)
 
 
 def _answer(value: Any, key: str) -> tuple[list[Any], Any]:
-    """What stands before an answer, and its turn."""
+    """Returns what stands before an answer, and its turn."""
     if isinstance(value, str):
         return [], {"role": "assistant", "content": value}
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, Sequence) or not turns or not _is_answer(turns[-1]):
-        raise RequestError(f"'{key}' is no answer.")
+        raise RequestError(f"'{key}' is not an answer.")
     return list(turns[:-1]), turns[-1]
 
 

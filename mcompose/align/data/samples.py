@@ -51,13 +51,13 @@ class Sample:
     Args:
         messages: ``{"role", "content": [{"type": "text", "text"} | {"type": modality, "path" | "bytes"}]}``; at least
             one is an answer.
-        domain: What it is about; None when its dataset does not say.
+        domain: Domain of the sample; None when its dataset names none.
         dataset: Its dataset's name.
         index: Its place in the dataset, counted from 0.
-        place: Where it stands, for messages: ``data/a.jsonl:7``.
+        place: Place in the files, for messages: ``data/a.jsonl:7``.
         on_long: What its dataset wants done when it is too long: "error", "skip" or "cut".
         rejected: The same conversation with the answer that was not chosen; None where there is one answer only. Then
-            only the last answer is learnt.
+            only the last answer is learned.
     """
 
     messages: tuple[Message, ...]
@@ -95,7 +95,7 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
     Args:
         record: The record.
         layout: "llava", "chat" or "auto".
-        folder: Where relative paths of media start.
+        folder: Folder that relative paths of media start from.
 
     Returns:
         The messages of a :class:`Sample`.
@@ -104,11 +104,11 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
         RequestError: Saying what is wrong with the record, without its place.
     """
     if not isinstance(record, Mapping):
-        raise RequestError("the record is no JSON object.")
+        raise RequestError("the record is not JSON object.")
     key = _layout_key(record, layout)
     turns = record[key]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise RequestError(f"'{key}' is no list of turns.")
+        raise RequestError(f"'{key}' is not a list of turns.")
     waiting = {modality: iter(_column(record, modality)) for modality in MODALITIES}
     messages = tuple(_message(turn, waiting, folder) for turn in turns)
     for modality, rest in waiting.items():
@@ -142,7 +142,7 @@ def _column(record: Mapping[str, Any], modality: str) -> list[Any]:
 
 def _message(turn: Any, waiting: Mapping[str, Iterator[Any]], folder: Path) -> Message:
     if not isinstance(turn, Mapping):
-        raise RequestError("a turn is no JSON object.")
+        raise RequestError("a turn is not JSON object.")
     said = turn.get("from", turn.get("role"))
     role = _ROLES.get(str(said))
     if role is None:
@@ -156,7 +156,7 @@ def _message(turn: Any, waiting: Mapping[str, Iterator[Any]], folder: Path) -> M
 
 
 def _split_text(text: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -> list[dict[str, Any]]:
-    """The parts of a text with placeholders; what stands around them is kept as it is."""
+    """Returns the parts of a text with placeholders; what stands around them is kept as it is."""
     parts: list[dict[str, Any]] = []
     end = 0
     for match in _PLACEHOLDER.finditer(text):
@@ -209,9 +209,9 @@ def _medium(modality: str, held: Any, folder: Path) -> dict[str, Any]:
     if isinstance(held, bytes):
         return {"type": modality, "bytes": held}
     if not isinstance(held, str) or not held:
-        raise RequestError(f"the {modality} is no path: {str(held)[:60]}")
+        raise RequestError(f"the {modality} is not a path: {str(held)[:60]}")
     if "://" in held and not held.startswith("file://"):
-        raise RequestError(f"the {modality} '{held}' is no local file; nothing is fetched while training.")
+        raise RequestError(f"the {modality} '{held}' is not a local file; nothing is fetched while training.")
     # Not by pathlib, which is several times slower, and a dataset has millions of these.
     return {"type": modality, "path": os.path.join(folder, held.removeprefix("file://"))}  # noqa: PTH118
 

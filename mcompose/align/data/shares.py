@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["draw", "epoch_order", "proportions", "shares_of", "stream_generator"]
+__all__ = ["apportion", "draw", "epoch_order", "proportions", "stream_generator"]
 
 _ORDER, _ROUND, _STREAM = 0, 1, 2  # what a shuffle is for, so that no two share their randomness
 
@@ -36,7 +36,7 @@ def proportions(weights: Sequence[float], *, temperature: float = 1.0) -> np.nda
     return powers / powers.sum()
 
 
-def shares_of(probabilities: np.ndarray, *, total: int) -> np.ndarray:
+def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
     """Whole counts in given proportions: the largest remainders are rounded up, the earlier first among equals.
 
     Args:
@@ -55,7 +55,7 @@ def shares_of(probabilities: np.ndarray, *, total: int) -> np.ndarray:
 
 
 def draw(position: int, *, size: int, seed: int, dataset: int) -> int:
-    """The sample at a position of a dataset's endless row.
+    """Returns the sample at a position of a dataset's endless row.
 
     Args:
         position: Position in the row, over all epochs.
@@ -71,12 +71,12 @@ def draw(position: int, *, size: int, seed: int, dataset: int) -> int:
 
 
 def epoch_order(total: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The shuffle of an epoch: which of its ``total`` slots comes at each place."""
+    """Returns the shuffle of an epoch: which of its ``total`` slots comes at each place."""
     return _shuffle((seed, _ORDER, epoch), total)
 
 
 def stream_generator(seed: int, epoch: int) -> np.random.Generator:
-    """What chooses among streams in an epoch."""
+    """Yields what chooses among streams in an epoch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM, epoch))))
 
 

@@ -69,11 +69,11 @@ class StreamMixture(IterableDataset[Sample]):
         self._epoch.fill_(epoch)
 
     def in_batches_of(self, batch_size: int) -> StreamMixture:
-        """The same row for a loader with this batch size."""
+        """Returns the same row for a loader with this batch size."""
         return self._changed(batch_size=batch_size, collator=self._collator)
 
     def without_long(self, collator: Any) -> StreamMixture:
-        """The same row without what is too long, where the recipe says ``on_long: skip``; such are measured."""
+        """Returns the same row without what is too long, where the recipe says ``on_long: skip``; such are measured."""
         return self._changed(batch_size=self.batch_size, collator=collator)
 
     def _changed(self, *, batch_size: int, collator: Any) -> StreamMixture:
@@ -84,7 +84,7 @@ class StreamMixture(IterableDataset[Sample]):
         return made
 
     def __iter__(self) -> Iterator[Sample]:
-        """The samples of this worker's batches."""
+        """Yields the samples of this worker's batches."""
         worker = get_worker_info()
         mine, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number, sample in enumerate(self._row()):
@@ -140,7 +140,7 @@ class StreamMixture(IterableDataset[Sample]):
             self._skipped[which].add(reason, sentence)
 
     def report(self) -> tuple[DatasetReport, ...]:
-        """What this process has read so far of each dataset; workers count for themselves."""
+        """Returns what this process has read so far of each dataset; workers count for themselves."""
         return tuple(
             DatasetReport.of(spec, records=read, skipped=skipped)
             for spec, read, skipped in zip(self.specs, self._read, self._skipped, strict=True)

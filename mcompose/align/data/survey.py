@@ -68,8 +68,8 @@ class DatasetReport:
     """What a mixture takes from one dataset.
 
     Args:
-        name: Its name.
-        domain: What it is about.
+        name: Name of the dataset.
+        domain: Domain of the sample; None when its dataset names none.
         records: Records that were looked at.
         used: Samples that can be used.
         drawn: Samples of it in an epoch; None for a stream.
@@ -87,7 +87,7 @@ class DatasetReport:
 
     @classmethod
     def of(cls, spec: DatasetSpec, *, records: int, skipped: Skipped, drawn: int | None = None) -> DatasetReport:
-        """The report on a dataset of which so many records were looked at, and some were skipped."""
+        """Returns the report on a dataset of which so many records were looked at, and some were skipped."""
         return cls(
             spec.name,
             spec.domain,
@@ -99,7 +99,7 @@ class DatasetReport:
         )
 
     def row(self) -> dict[str, Any]:
-        """The report as plain values, for a ledger."""
+        """Returns the report as plain values, for a ledger."""
         return asdict(self)
 
 
@@ -120,7 +120,7 @@ class Survey:
     skipped: Skipped
 
     def keep(self, kept_N: np.ndarray, skipped: Skipped) -> Survey:
-        """The survey of some of the records only, and of what was skipped in all."""
+        """Returns the survey of some of the records only, and of what was skipped in all."""
         return Survey(self.usable[kept_N], self.characters[kept_N], self.media[kept_N], skipped)
 
 
@@ -144,11 +144,11 @@ def make_sample(record: Any, *, spec: DatasetSpec, index: int, place: str, folde
     """Makes a sample of a record.
 
     Args:
-        record: The record; an error in its place when it is no JSON.
+        record: The record; an error in its place when it is not JSON.
         spec: Its dataset.
         index: Its number.
-        place: Where it stands.
-        folder: Where relative paths of media start.
+        place: Place in the files, for messages.
+        folder: Folder that relative paths of media start from.
 
     Returns:
         The sample.
@@ -211,7 +211,7 @@ def survey(records: Records, spec: DatasetSpec) -> Survey:
 
 
 def _looked_at(records: Records, spec: DatasetSpec, total: int, skipped: Skipped) -> Iterator[Sample]:
-    """The usable samples in order; what is decoded is read by threads, since decoding leaves Python."""
+    """Yields the usable samples in order; what is decoded is read by threads, since decoding leaves Python."""
 
     def look(index: int) -> _Seen:
         try:

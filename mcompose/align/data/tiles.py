@@ -54,7 +54,7 @@ def tile_size(processor: Any, *, source: str | None) -> int | None:
 
 
 def patched_processor(path: Path, limit: int) -> str | None:
-    """A processor's file with another limit of tiles.
+    """Returns a processor's file with another limit of tiles.
 
     Args:
         path: ``preprocessor_config.json`` or ``processor_config.json``.

@@ -35,8 +35,8 @@ __all__ = [
     "hide",
     "ratio_schedule",
     "shown_where_unserved",
-    "unhidden",
     "units_of",
+    "unmask",
 ]
 
 _PURPOSE = "gscm"
@@ -110,7 +110,7 @@ class Gscm:
 
 
 def ratio_schedule(spec: Masking, *, steps: int, batch: int) -> Callable[[int], float]:
-    """The ratio that is in force for each sample of a stage.
+    """Returns the ratio that is in force for each sample of a stage.
 
     Args:
         spec: The recipe's.
@@ -133,13 +133,13 @@ def ratio_schedule(spec: Masking, *, steps: int, batch: int) -> Callable[[int], 
 
 
 def draw_units(count: int, *, ratio: float, spec: Masking, generator: np.random.Generator) -> np.ndarray:
-    """Which units of a sample are hidden (U,).
+    """Returns which units of a sample are hidden (U,).
 
     Args:
-        count: How many there are.
+        count: Number of units.
         ratio: In force now.
         spec: The recipe's; at ratio 1 the sample is hidden whole, or not at all.
-        generator: Of the sample.
+        generator: Generator of the sample.
     """
     if spec.ratio == 1 or spec.unit == "sample":
         share = ratio * spec.whole_share if spec.ratio == 1 else ratio
@@ -159,7 +159,7 @@ def units_of(
     Args:
         general_L: Which tokens are the general encoder's (L,).
         ends_L: Which tokens belong to experts (L,): they stand between two images.
-        form: Of the tiles.
+        form: Form of the tiles.
         unit: ``token``, ``tile`` or ``sample``.
         thumbnail: Whether thumbnails count.
 
@@ -181,7 +181,7 @@ def units_of(
 
 
 def _images(general_L: np.ndarray, ends_L: np.ndarray, form: TileForm) -> list[list[np.ndarray]]:
-    """The tiles of each image: the places of each tile's tokens.
+    """Returns the tiles of each image: the places of each tile's tokens.
 
     With tiles of a fixed size an image is one run. Else a run is a tile, and all runs between two experts are one
     image; without experts every run is an image.
@@ -201,7 +201,7 @@ def _images(general_L: np.ndarray, ends_L: np.ndarray, form: TileForm) -> list[l
 
 
 def hide(batch: Batch, hidden_BL: torch.Tensor, *, mechanism: str) -> Batch:
-    """A batch with some of its tokens hidden.
+    """Returns a batch with some of its tokens hidden.
 
     Args:
         batch: With ``attention_mask`` (B, L).
@@ -223,14 +223,14 @@ def hide(batch: Batch, hidden_BL: torch.Tensor, *, mechanism: str) -> Batch:
 
 
 def hidden_tokens(batch: Batch) -> int:
-    """How many tokens of a batch are hidden."""
+    """Returns how many tokens of a batch are hidden."""
     if "padding_mask" not in batch:
         return 0
     return int((batch["padding_mask"].bool() & ~batch["attention_mask"].bool()).sum())
 
 
 def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
-    """A batch with nothing hidden in samples that the router has sent to no expert.
+    """Returns a batch with nothing hidden in samples that the router has sent to no expert.
 
     Args:
         batch: After routing.
@@ -243,7 +243,7 @@ def shown_where_unserved(batch: Batch, *, experts: Sequence[int]) -> Batch:
     return {**batch, "attention_mask": torch.where(served_B1, batch["attention_mask"], batch["padding_mask"])}
 
 
-def unhidden(batch: Batch) -> Batch:
+def unmask(batch: Batch) -> Batch:
     """A batch with nothing hidden, as evaluation has to see it."""
     if "padding_mask" not in batch:
         return batch

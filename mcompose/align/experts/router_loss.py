@@ -28,7 +28,7 @@ class RouterLoss:
     """Loss and hits of the routers of a stage.
 
     Args:
-        weight: Of this loss beside the language model's.
+        weight: Weight of this loss beside the language model's.
         classes: Modality to the weight of each class.
     """
 
@@ -46,12 +46,12 @@ class RouterLoss:
         """
         return float(sum(self._items(piece)[2].sum() for piece in labels if piece is not None))
 
-    def share(self, total: float) -> None:
+    def set_total(self, total: float) -> None:
         """Takes the sum of weights over all pieces and processes."""
         self._total = total
 
     def __call__(self, logits: Any, labels: Any) -> torch.Tensor:
-        """The part of the step's loss that a piece has.
+        """Returns the part of the step's loss that a piece has.
 
         Args:
             logits: ``router_logits`` (N, C), or modality to them.
@@ -79,7 +79,7 @@ class RouterLoss:
         self._said[0] += float(loss.detach())
         return self.weight * loss
 
-    def told(self) -> list[float]:
+    def take_totals(self) -> list[float]:
         """Loss, right ones and labelled ones since it was last asked; of this process."""
         said, self._said = self._said, [0.0, 0.0, 0.0]
         return said
@@ -105,7 +105,7 @@ def _by_modality(value: Any, modalities: Mapping[str, Any]) -> dict[str, torch.T
 def class_weights(
     spec: Any, classes: Mapping[str, Sequence[str]], counts: Mapping[str, Sequence[float]]
 ) -> dict[str, list[float]]:
-    """The weight of each class of each router.
+    """Returns the weight of each class of each router.
 
     Args:
         spec: None, ``balanced``, or class to number.
@@ -127,7 +127,7 @@ def class_weights(
     for name in spec or {}:
         if name not in known:
             raise UnknownNameError(
-                f"'class_weights' names '{name}', which is no class.", hint=nearest_name(name, known)
+                f"'class_weights' names '{name}', which is not a class.", hint=nearest_name(name, known)
             )
     return {modality: [(spec or {}).get(name, 1.0) for name in names] for modality, names in classes.items()}
 

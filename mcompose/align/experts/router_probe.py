@@ -36,7 +36,7 @@ class Probe:
 
     Args:
         weight: (C, W), float32.
-        losses: Of each iteration, the penalty included.
+        losses: Losses of each iteration, the penalty included.
         accuracy: On what it was fitted on.
         items: How many these were.
     """
@@ -70,7 +70,7 @@ def fit_probe(
         labels_N: Class of each item.
         classes: C; a class may have no item.
         l2: Penalty: half of this times the squared norm of the weights.
-        weights: Of the classes; default: all alike.
+        weights: Weights of the classes; default: all alike.
 
     Returns:
         The minimum of the weighted mean cross-entropy and the penalty; from zero weights on, so without randomness.
@@ -120,8 +120,8 @@ def pooled_items_of(
     Args:
         model: A composed model with routers, in evaluation mode.
         collator: With the stage's routing.
-        samples: Of the stage.
-        store: Where features are kept.
+        samples: Samples of the stage.
+        store: Store of cached features.
         batch: Items that are encoded together.
 
     Returns:
@@ -186,7 +186,7 @@ def _encoded(inner: Any, collator: Collator, modality: str, items: list[Any]) ->
 
 
 def _identity(inner: Any, collator: Collator, modality: str) -> str:
-    """What a medium's feature depends on beside its bytes."""
+    """Returns what a medium's feature depends on beside its bytes."""
     config, source = inner.config, inner.config.served_by(modality)
     router = {name: config.routers[modality].get(name) for name in ("feature", "tile", "width")}
     weights = (

@@ -34,7 +34,7 @@ class ExpertStage:
     Args:
         stage: The recipe's stage.
         table: The checkpoint's experts; None without.
-        routing: Of its data.
+        routing: Routing of its data.
         processor: The checkpoint's.
         domains: That the data name.
         counts: Domain to modality to items of an epoch; empty for streams.
@@ -97,10 +97,10 @@ class ExpertStage:
         return found
 
     def mask(self, plan: StepPlan) -> Gscm | None:
-        """The stage's masking; None where it has none.
+        """Returns the stage's masking; None where it has none.
 
         Args:
-            plan: Its steps.
+            plan: Steps of the stage.
 
         Raises:
             UnknownNameError: It names a domain that the data do not have.
@@ -145,7 +145,7 @@ class ExpertStage:
         return rows
 
     def _form(self, spec: Masking, modality: str) -> TileForm | None:
-        """How the tokens of a modality fall into tiles, where that matters."""
+        """Returns how the tokens of a modality fall into tiles, where that matters."""
         if modality != "image" or (spec.unit != "tile" and spec.include_thumbnail):
             return None
         assert self.table is not None
@@ -165,8 +165,8 @@ def open_experts(stage: Stage, config: Mapping[str, Any], *, processor: Any, mix
 
     Args:
         stage: The recipe's stage.
-        config: Of the checkpoint.
-        processor: Of the checkpoint.
+        config: Config of the checkpoint.
+        processor: Processor of the checkpoint.
         mixture: The stage's data.
 
     Returns:

@@ -60,17 +60,17 @@ class FittedRouters:
         """Name of each in memory, and in the files, to its part."""
         return {f"model.routers.{modality}.weight": f"router:{modality}" for modality in self.probes}
 
-    def written(self, trained: Trained) -> Trained:
-        """What was trained, with these."""
+    def add_to(self, trained: Trained) -> Trained:
+        """Returns what was trained, with these."""
         direct = {**trained.direct, **{name: name for name in self.names}}
         return replace(trained, direct=direct, parts={**trained.parts, **self.names})
 
-    def frozen(self, digests: Mapping[str, Any]) -> dict[str, Any]:
-        """The digests of what is frozen, without these."""
+    def without_routers(self, digests: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the digests of what is frozen, without these."""
         return {part: digest for part, digest in digests.items() if part not in self.names.values()}
 
     def record(self, *, alone: bool) -> dict[str, Any]:
-        """What the record of a stage has on account of these.
+        """Returns what the record of a stage has on account of these.
 
         Args:
             alone: Whether the stage trains nothing else.
@@ -95,11 +95,11 @@ class FittedRouters:
 
 
 def routers_loss(model: Any, experts: ExpertStage) -> RouterLoss | None:
-    """The routers' loss of a stage; None when it does not train them.
+    """Returns the routers' loss of a stage; None when it does not train them.
 
     Args:
         model: A composed model; its own loss leaves the routers out from now on.
-        experts: Of the stage.
+        experts: Experts of the stage.
     """
     if not experts.trains_router:
         return None
@@ -114,10 +114,10 @@ def fit_routers(
 
     Args:
         model: A composed model in evaluation mode; its routers are changed in place.
-        experts: Of the stage.
-        samples: Of the stage, each once.
+        experts: Experts of the stage.
+        samples: Samples of the stage, each once.
         folder: Where pooled features are kept; at most half of what is free is taken.
-        precision: Of the stage.
+        precision: Precision of the stage.
 
     Returns:
         The routers; none without ``router.fit: separate``.
@@ -152,7 +152,7 @@ def fit_routers(
 
 
 def routed(model: Any, inputs: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    """A batch after the router itself has chosen experts.
+    """Returns a batch after the router itself has chosen experts.
 
     Args:
         model: A composed model.
@@ -172,7 +172,7 @@ def longest_sample(batch: Mapping[str, Any]) -> int:
 
 
 def length_notices(stage: Stage, longest: int) -> list[str]:
-    """What a user is told when blocks that the router chose made samples longer than ``max_length``.
+    """Returns the warning for blocks that the router chose made samples longer than ``max_length``.
 
     Args:
         stage: The recipe's stage.
@@ -187,7 +187,7 @@ def length_notices(stage: Stage, longest: int) -> list[str]:
 
 
 def hiding_notices(stage: Stage, log: Path) -> list[str]:
-    """What a user is told when a whole stage has hidden no token.
+    """Returns the warning for a stage that has hidden no token.
 
     Args:
         stage: The recipe's stage.
@@ -213,7 +213,7 @@ def _why_nothing(stage: Stage, gscm: Masking) -> str:
 
 
 def wants_mask_token(stage: Stage) -> bool:
-    """Whether a stage puts a learned vector in the place of hidden tokens."""
+    """Returns whether a stage puts a learned vector in the place of hidden tokens."""
     return stage.gscm is not None and stage.gscm.ratio > 0 and stage.gscm.mechanism == "learned"
 
 

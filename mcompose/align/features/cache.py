@@ -25,7 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mcompose.align.data.collator import Collator, media_digest
 from mcompose.align.data.samples import Sample
-from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, same_features
+from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, features_match
 from mcompose.align.features.expert_cache import ExpertCache
 from mcompose.align.features.store import FeatureStore
 from mcompose.errors import RequestError
@@ -91,7 +91,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     Args:
         model: A composed model, ``requires_grad`` set as it will be trained; it may be wrapped.
         collator: Makes its batches; with ``media_keys``, since batches say by them which items they hold.
-        store: Where outputs are kept.
+        store: Store of cached outputs.
 
     Raises:
         RequestError: The model has no towers, or the collator gives no keys.
@@ -202,7 +202,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         report.refused += not stored
 
     def _record(self, tower: _Tower, modality: str, items: list[Any]) -> dict[str, tuple[list[Any], TreeSpec]]:
-        """The outputs of each point for some items, flat."""
+        """Returns the outputs of each point for some items, flat."""
         tower.mode, tower.calls = "record", []
         self._features(modality, items)
         tower.mode = "run"
@@ -271,7 +271,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             recorded = self._record(tower, modality, [item])
             alone.append({f"{c}/{i}": recorded[c][0][i] for c, point in tower.points.items() for i in point.kept})
         wanted, found = self._features(modality, items), self._played(tower, modality, items, alone)
-        if not same_features(found, wanted):
+        if not features_match(found, wanted):
             raise _NotCachedError(MIXES_ITEMS)
 
     # playing
@@ -341,13 +341,13 @@ def _bytes(row: torch.Tensor) -> bytes:
 
 
 def _alike(stored: list[dict[str, torch.Tensor]]) -> bool:
-    """Whether items can be joined: the same tensors, differing in their first dimension only."""
+    """Returns whether items can be joined: the same tensors, differing in their first dimension only."""
     shapes = [{name: tensor.shape[1:] for name, tensor in item.items()} for item in stored]
     return all(shape == shapes[0] for shape in shapes)
 
 
 def _joined(point: _Point, child: str, stored: list[dict[str, torch.Tensor]]) -> Any:
-    """A point's output for several items; outputs that nothing depends on are zeros without memory."""
+    """Returns a point's output for several items; outputs that nothing depends on are zeros without memory."""
     leaves = []
     for index, leaf in enumerate(point.leaves):
         name = f"{child}/{index}"

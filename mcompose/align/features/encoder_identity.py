@@ -14,7 +14,7 @@ import xxhash
 
 from mcompose.align.tensor_file import raw_bytes
 
-__all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "same_features"]
+__all__ = ["MIXES_ITEMS", "encoder_identity", "feature_key", "features_match"]
 
 MIXES_ITEMS: Final = "its encoder does not treat items apart from each other"
 """Why features of such an encoder are not kept."""
@@ -24,10 +24,10 @@ _PARTS: Final = ("image_processor", "feature_extractor", "video_processor")
 
 
 def encoder_identity(settings: object, processor: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """What features depend on beside the item's own bytes.
+    """Returns what features depend on beside the item's own bytes.
 
     Args:
-        settings: Of the encoder and of how its output is read; anything that JSON or ``str`` can write.
+        settings: Settings of the encoder and of how its output is read; anything that JSON or ``str`` can write.
         processor: What prepares its items, with the settings of its parts; None for nothing.
         weights: Names and tensors, in the encoder's order.
 
@@ -45,7 +45,7 @@ def encoder_identity(settings: object, processor: Any, weights: Iterable[tuple[s
 
 
 def feature_key(content: bytes, identity: str) -> str:
-    """Key of an item's kept features.
+    """Returns the key of an item's kept features.
 
     Args:
         content: Digest of the item's bytes.
@@ -58,12 +58,12 @@ def _text(settings: object) -> bytes:
     return json.dumps(settings, sort_keys=True, default=str).encode()
 
 
-def same_features(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def features_match(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Whether features are the same but for rounding.
 
     Args:
         found: Features of items that were encoded alone, joined.
-        wanted: Of the same items encoded together; its type and largest value decide how much rounding is.
+        wanted: Wanted of the same items encoded together; its type and largest value decide how much rounding is.
     """
     if found.shape != wanted.shape:
         return False

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mcompose.align.data.collator import Collator, expert_key_name, media_digest
-from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, same_features
+from mcompose.align.features.encoder_identity import MIXES_ITEMS, encoder_identity, feature_key, features_match
 from mcompose.align.features.store import FeatureStore
 
 __all__ = ["ExpertCache"]
@@ -47,7 +47,7 @@ class ExpertCache:
     Args:
         inner: The ``ComposedModel``.
         collator: Makes its batches.
-        store: Where features are kept.
+        store: Store of cached features.
     """
 
     def __init__(self, inner: Any, collator: Collator, *, store: FeatureStore) -> None:
@@ -89,7 +89,7 @@ class ExpertCache:
 
         Args:
             name: The expert.
-            modality: Of the item.
+            modality: Modality of the item.
             item: Its file or bytes.
             mine: Whether this process is to store it.
 
@@ -120,7 +120,7 @@ class ExpertCache:
         alone = [self._encoded(name, frozen, modality, [one]) for one in frozen.tried]
         together, _ = self._encoded(name, frozen, modality, list(frozen.tried))
         alike = {x_ITE.shape[1:] for x_ITE, _ in alone} == {together.shape[1:]}
-        if not alike or not same_features(torch.cat([x_ITE for x_ITE, _ in alone]), together):
+        if not alike or not features_match(torch.cat([x_ITE for x_ITE, _ in alone]), together):
             frozen.refusal = MIXES_ITEMS
 
     def _encoded(self, name: str, frozen: _Frozen, modality: str, items: Sequence[Any]) -> Encoded:

@@ -23,7 +23,7 @@ from mcompose.errors import RequestError
 from mcompose.on_disk import COMPOSED_TYPE
 from mcompose.recipe import Stage
 
-__all__ = ["FEATURES", "check_cacheable", "playing_features"]
+__all__ = ["FEATURES", "check_cacheable", "play_features"]
 
 FEATURES = "features"
 """Folder of the features, beside those of the stages."""
@@ -34,10 +34,10 @@ def check_cacheable(stage: Stage, config: Mapping[str, Any]) -> None:
 
     Args:
         stage: The recipe's stage.
-        config: Of what it begins from.
+        config: Configuration of the checkpoint that the stage starts from.
 
     Raises:
-        RequestError: It is no composed checkpoint.
+        RequestError: It is not a composed checkpoint.
     """
     if stage.feature_cache and config.get("model_type") != COMPOSED_TYPE:
         raise RequestError(
@@ -47,17 +47,17 @@ def check_cacheable(stage: Stage, config: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def playing_features(
+def play_features(
     model: torch.nn.Module, collator: Collator, samples: Iterable[Sample], *, folder: Path, precision: str
 ) -> Iterator[tuple[str, ...]]:
     """Encodes the media of a stage, and plays the features back while it is open. Every process has to open it.
 
     Args:
         model: Where it is trained, ``requires_grad`` set.
-        collator: Of the stage; with ``media_keys``.
+        collator: Collator of the stage; with ``media_keys``.
         samples: All of the stage.
-        folder: Of the features; may hold others. It may fill half of what is free.
-        precision: Of the stage.
+        folder: Folder of the features; may hold others. It may fill half of what is free.
+        precision: Precision of the stage.
 
     Yields:
         Sentences for the user.
@@ -71,8 +71,8 @@ def playing_features(
     kind = next(model.parameters()).device.type
     with FeatureCache(model, collator, store=store) as cache:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "mixed"):
-            report = cache.fill(samples, share=(processes.rank(), processes.count()))
-        processes.together()
+            report = cache.fill(samples, share=(processes.rank(), processes.world_size()))
+        processes.barrier()
         yield _notices(report)
 
 

@@ -35,7 +35,7 @@ class FeatureStore:
         return self._path(key).is_file()
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """What was stored under a key; None when nothing was, or when it is damaged (and is then removed)."""
+        """Returns what was stored under a key; None when nothing was, or when it is damaged (and is then removed)."""
         path = self._path(key)
         if not path.is_file():
             return None

@@ -1,1 +1,1 @@
-"""What stages leave behind: folders, deltas, their order, and the full checkpoint that they export to."""
+"""Results of stages: folder and delta of a stage, lineage of stages, export as a full checkpoint."""

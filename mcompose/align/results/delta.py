@@ -1,4 +1,4 @@
-"""The result of a stage as files: the new values of what was trained, and an adapter where factors were trained."""
+"""Writes the result of a stage: new values of the trained tensors, and an adapter if factors were trained."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Trained", "full_values", "write_result"]
 
 @dataclass(frozen=True)
 class Trained:
-    """The parameters that are trained.
+    """Trained parameters of a stage, by their names in memory.
 
     Args:
-        direct: Name in memory to the key of the file.
-        factors: Name in memory to the name of the adapted part.
-        parts: Name in memory to the part, as the recipe names it; of both.
-        lora: The adapted parts.
+        direct: Name in memory to key in the files, for tensors that are trained themselves.
+        factors: Name in memory to the adapted part, for low-rank factors.
+        parts: Name in memory to the part's name in the recipe, for both.
+        lora: Adapted parts.
     """
 
     direct: Mapping[str, str]
@@ -39,24 +39,24 @@ class Trained:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, in order."""
+        """Names of all trained parameters, in order."""
         return (*self.direct, *self.factors)
 
 
 @torch.no_grad()
 def full_values(model: nn.Module, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Parameters by name, whole even where each process holds a part. Every process has to call it.
+    """Gathers parameters by name, also if they are sharded over processes. Every process must call it.
 
     Args:
-        model: Wrapped or not.
-        names: In memory, of the unwrapped model.
+        model: Model, wrapped or not.
+        names: Names in memory, in the unwrapped model.
     """
     parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
-    found = {}
+    values = {}
     for name in names:
         value: Any = parameters[name]
-        found[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()
-    return found
+        values[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()
+    return values
 
 
 def _plain(name: str) -> str:
@@ -68,16 +68,16 @@ def _plain(name: str) -> str:
 def write_result(
     folder: Path, trained: Trained, values: Mapping[str, torch.Tensor], *, dtypes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Writes the delta and the adapter.
+    """Writes the delta and the adapter of a stage.
 
     Args:
-        folder: Of the stage.
-        trained: What was trained.
+        folder: Folder of the stage.
+        trained: Trained parameters.
         values: Name in memory to final value.
-        dtypes: Key to the dtype that its checkpoint has; a master is rounded to it once.
+        dtypes: Key to its dtype in the checkpoint; values are rounded to it once.
 
     Returns:
-        Entries of the record: ``delta`` (key to digest) and ``adapter`` (digest of its file, or empty).
+        Entries for the record: ``delta`` (key to digest) and ``adapter`` (digest of its file, or empty).
 
     Raises:
         NumericsError: A value is not finite.
@@ -89,7 +89,9 @@ def write_result(
     factors = adapter_tensors({name: values[name] for name in trained.factors})
     for name, value in (*delta.items(), *factors.items()):
         if not torch.isfinite(value).all():
-            raise NumericsError(f"'{name}' is not finite after training.", hint="Lower 'lr', or train in float32.")
+            raise NumericsError(
+                f"'{name}' is not finite after training.", hint="Lower 'lr', or set 'precision: float32'."
+            )
     digests = write_tensors(folder / DELTA, delta) if delta else {}
     adapter = ""
     if factors:

@@ -1,7 +1,7 @@
-"""A lineage as a full checkpoint: the parent's files with the trained tensors in their places, written atomically.
+"""Exports a lineage as a full checkpoint: the root's files with trained tensors replaced, written atomically.
 
-Bytes that no stage touched are copied as they are. The ledger keeps the rows of the merge, gives trained tensors their
-new digests, and has one step row for every stage.
+Bytes that no stage changed are copied as they are. The ledger keeps the rows of the merge, with new digests for trained
+tensors, and gets one step row per stage.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to write.
+    """Request to export a lineage.
 
     Args:
-        folder: Where to; it may hold an earlier output.
-        recipe: The authored recipe's bytes.
-        recipe_file: Its name.
-        name: Of the recipe.
-        max_shard_size: Most bytes of one file.
-        resume: Go on where an interrupted export stopped.
-        card: Writes ``README.md`` from the ledger and the unfinished folder.
+        folder: Folder to write; it may hold an earlier output.
+        recipe: Bytes of the recipe as its author wrote it.
+        recipe_file: File name of the recipe.
+        name: Name of the recipe.
+        max_shard_size: Largest size of one weight file, in bytes.
+        resume: Whether an interrupted export is resumed.
+        card: Function that makes ``README.md`` from the ledger and the unfinished folder; None for no card.
     """
 
     folder: Path
@@ -69,29 +69,31 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
     """Writes a full checkpoint.
 
     Args:
-        lineage: A checkpoint and its stages.
-        request: Where and how.
+        lineage: Checkpoint with the stages run on it.
+        request: Folder and settings.
 
     Returns:
-        The folder.
+        The folder of the checkpoint.
 
     Raises:
-        OutputError: The folder holds something else.
+        OutputError: The folder holds files that are not an earlier output.
         StorageError: The disk is full.
-        InterruptedRunError: The user stopped it; what is done is kept for the next run.
+        InterruptedRunError: The user stopped the export; the next run resumes it.
     """
     specs = [(key, lineage.dtypes[key], shape) for key, shape in lineage.shapes.items()]
     metadata = {key: value for key, value in lineage.root.metadata.items() if key != "format"}
     layout = plan_layout(specs, max_shard_size=request.max_shard_size, metadata=metadata)
-    words = [__version__, lineage.identity, request.max_shard_size, hashlib.sha256(request.recipe).hexdigest()]
-    fingerprint = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    identity = [__version__, lineage.identity, request.max_shard_size, hashlib.sha256(request.recipe).hexdigest()]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     with StagedOutput.open(request.folder, fingerprint=fingerprint, resume=request.resume) as staged:
         _write_files(staged, lineage, request)
         staged.allocate(layout)
         try:
             digests = _write_tensors(staged, lineage, layout)
         except KeyboardInterrupt:
-            raise InterruptedRunError("The export was stopped.", hint="Run the same command again.") from None
+            raise InterruptedRunError(
+                "The export was stopped.", hint="Run the same command again to resume it."
+            ) from None
         ledger = _ledger(lineage, request, digests)
         staged.write_file(LEDGER, ledger.to_json())
         sizes = {shard.filename: {"size": shard.size} for shard in layout.shards}
@@ -102,9 +104,9 @@ def export(lineage: Lineage, request: ExportRequest) -> Path:
 
 
 def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest) -> None:
-    """Everything but weights."""
+    """Writes all files except weights."""
     root = lineage.root
-    tiles, patched = _tiles_afterwards(lineage), 0
+    tiles, patched = _inference_tiles(lineage), 0
     for path in root.sidecars():
         place = path.relative_to(root.folder)
         is_experts = len(place.parts) > 1 and place.parts[1] in lineage.config.get("experts", {})
@@ -116,8 +118,8 @@ def _write_files(staged: StagedOutput, lineage: Lineage, request: ExportRequest)
             patched += 1
     if tiles is not None and not patched:
         raise CheckpointError(
-            f"'tiles.inference: {tiles}' has no file to be written into: no processor of '{root.folder}' has a limit.",
-            hint="Leave 'inference' out.",
+            f"'tiles.inference: {tiles}' cannot be applied: no processor of '{root.folder}' has a limit of tiles.",
+            hint="Remove 'tiles.inference'.",
         )
     for path in root.graphs():
         staged.copy_file(path, path.relative_to(root.folder).as_posix())
@@ -145,14 +147,14 @@ def _write_code(staged: StagedOutput, lineage: Lineage) -> None:
             staged.copy_file(path, path.name)
 
 
-def _tiles_afterwards(lineage: Lineage) -> int | None:
-    """Most tiles of an image from now on, as the last stage says that says it."""
-    said = [(result.record["settings"].get("tiles") or {}).get("inference") for result in lineage.results]
-    return next((limit for limit in reversed(said) if limit is not None), None)
+def _inference_tiles(lineage: Lineage) -> int | None:
+    """Returns the most tiles of an image in inference, from the last stage that sets it; None if none does."""
+    limits = [(result.record["settings"].get("tiles") or {}).get("inference") for result in lineage.results]
+    return next((limit for limit in reversed(limits) if limit is not None), None)
 
 
 def _write_tensors(staged: StagedOutput, lineage: Lineage, layout: Layout) -> dict[str, str]:
-    """Writes what is not there yet; key to digest of all."""
+    """Writes the tensors that are not written yet; returns key to digest of all."""
     with TensorFiles() as files:
         for key, place in layout.places.items():
             if key in staged.finished:
@@ -214,14 +216,14 @@ def _row(lineage: Lineage, key: str, row: TensorRow | None, digest: str) -> Tens
 
 def _step(result: StageResult, recipe: str) -> StepRow:
     record = result.record
-    kept = ("stage", "plan", "precision", "data", "trained", "losses")
-    details: dict[str, Any] = {key: record[key] for key in kept}
+    names = ("stage", "plan", "precision", "data", "trained", "losses")
+    details: dict[str, Any] = {name: record[name] for name in names}
     details["frozen_tensors"] = sum(part["tensors"] for part in record["frozen"].values())
     return StepRow("align", f"mcompose align {recipe} --stage {result.number}", details=details)
 
 
 def _sources(lineage: Lineage) -> dict[str, Any]:
-    """The parent's sources, and its own files where it is no output of mcompose."""
+    """Returns the sources in the root's lock, or the root itself if it is not an output of mcompose."""
     path = lineage.root.folder / LOCK
     if path.is_file():
         return dict(read_json_object(path).get("sources") or {})

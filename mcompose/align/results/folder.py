@@ -1,6 +1,6 @@
-"""The folder of one stage: begun, resumed, finished; never two runs at once, never anything else's files.
+"""The folder of one stage: prepared, locked, finished. Only one run uses it at a time, and foreign files are kept.
 
-``<output>.stages/<number>/`` holds ``run.json`` (what the run is made of) and ``run/`` (points to go on from) while the
+``<output>.stages/<number>/`` holds ``run.json`` (fingerprint of the run) and ``run/`` (training checkpoints) while the
 stage runs; ``log.jsonl``, ``loss.png``, ``delta.safetensors``, an adapter and, written last, ``stage.json`` when it is
 done.
 """
@@ -18,35 +18,35 @@ from mcompose.checkpoint import ADAPTER_FILE, LOCK_NAME, FolderLock, read_json_o
 from mcompose.errors import CheckpointError, OutputError
 from mcompose.whole_files import write_json
 
-__all__ = ["LOG", "PLOT", "POINTS", "begin", "finish", "held", "is_done", "stages_folder"]
+__all__ = ["CHECKPOINTS", "LOG", "PLOT", "finish", "is_done", "lock_stage", "prepare", "stages_folder"]
 
 LOG = "log.jsonl"
 PLOT = "loss.png"
-POINTS = "run"
+CHECKPOINTS = "run"
 _RUN = "run.json"
-_OWN = {_RUN, POINTS, LOG, PLOT, DELTA, ADAPTER_FILE, RECORD, "adapter_config.json", LOCK_NAME}
+_STAGE_FILES = {_RUN, CHECKPOINTS, LOG, PLOT, DELTA, ADAPTER_FILE, RECORD, "adapter_config.json", LOCK_NAME}
 
 
 def stages_folder(checkpoint: Path) -> Path:
-    """Where the stages of a checkpoint go: beside it."""
+    """Returns the folder of a checkpoint's stages, which is beside the checkpoint."""
     return checkpoint.parent / (checkpoint.name + ".stages")
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a stage's folder.
+def lock_stage(folder: Path) -> Iterator[None]:
+    """Locks the folder of a stage against other runs while the context is open.
 
     Raises:
-        OutputError: Another run is in it, or it holds something else.
+        OutputError: Another run uses the folder, or it holds files that are not a stage's.
     """
     if folder.is_dir():
         foreign = sorted(
-            path.name for path in folder.iterdir() if path.name not in _OWN and not path.name.startswith(".")
+            path.name for path in folder.iterdir() if path.name not in _STAGE_FILES and not path.name.startswith(".")
         )
         if foreign:
             raise OutputError(
-                f"The stage's folder '{folder}' already holds something else: '{foreign[0]}'.",
-                hint="Name another folder with -o DIR.",
+                f"The stage's folder '{folder}' holds a file that does not belong to a stage: '{foreign[0]}'.",
+                hint="Choose another folder with -o DIR.",
             )
     lock = FolderLock.take(folder)
     try:
@@ -58,44 +58,44 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def is_done(folder: Path, fingerprint: str) -> bool:
-    """Whether a finished result of this very run is there."""
+    """Returns whether the folder holds the finished result of the run with this fingerprint."""
     return (folder / RECORD).is_file() and _read(folder / _RUN).get("fingerprint") == fingerprint
 
 
-def begin(folder: Path, *, fingerprint: str, resume: bool) -> str:
-    """Makes a folder ready, and clears what belongs to another run.
+def prepare(folder: Path, *, fingerprint: str, resume: bool) -> str:
+    """Prepares the folder of a stage, and deletes what belongs to another run.
 
     Args:
-        folder: Of the stage.
-        fingerprint: Of this run.
-        resume: Whether to go on with an earlier run of the same fingerprint.
+        folder: Folder of the stage.
+        fingerprint: Fingerprint of this run.
+        resume: Whether to keep an earlier run of the same fingerprint, to resume it.
 
     Returns:
-        A sentence about what was cleared; empty when nothing was.
+        A sentence about what was deleted; empty if nothing was.
     """
     earlier = _read(folder / _RUN).get("fingerprint")
     if resume and earlier == fingerprint:
         return ""
-    cleared = False
-    for name in sorted(_OWN - {LOCK_NAME}):
+    discarded = False
+    for name in sorted(_STAGE_FILES - {LOCK_NAME}):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
-            cleared = True
+            discarded = True
         elif path.exists():
             path.unlink()
-            cleared = True
+            discarded = True
     write_json(folder / _RUN, {"fingerprint": fingerprint})
-    if not cleared:
+    if not discarded:
         return ""
-    why = "as asked" if not resume else "another recipe, other data or another checkpoint"
+    why = "on request" if not resume else "another recipe, other data or another checkpoint"
     return f"An earlier run in '{folder.name}' was discarded ({why})."
 
 
 def finish(folder: Path, record: dict[str, Any]) -> None:
-    """Writes the record, which makes the stage's result one, and removes the points."""
+    """Writes the record, which marks the stage as done, and removes the training checkpoints."""
     write_json(folder / RECORD, record)
-    shutil.rmtree(folder / POINTS, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

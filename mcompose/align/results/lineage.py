@@ -1,9 +1,9 @@
-"""What a checkpoint became: a full folder, and the small results of stages on top of it.
+"""Reads a checkpoint together with the results of the stages that were run on it.
 
-A stage leaves the tensors that it trained (``delta.safetensors``), the factors that it trained (a PEFT adapter) and a
-record (``stage.json``), and no copy of what it did not touch. ``Lineage`` puts them together again, tensor by tensor,
-for the next stage and for the export alike: take the parent's bytes, replace what the delta holds, fold what the
-adapter holds, and round once to the parent's dtype.
+A stage writes the tensors that it trained (``delta.safetensors``), the factors that it trained (a PEFT adapter) and a
+record (``stage.json``); it does not copy unchanged tensors. ``Lineage`` joins these again, tensor by tensor, for the
+next stage and for the export: take the parent's bytes, replace tensors that the delta has, fold the adapter's factors
+in, and round once to the parent's dtype.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ DELTA = "delta.safetensors"
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage left.
+    """Result of one stage, as read from its folder.
 
     Args:
-        folder: Where.
-        record: ``stage.json``.
+        folder: Folder of the stage.
+        record: Content of ``stage.json``.
         identity: Digest of the record.
-        delta: Key to the new value.
+        delta: Key to the entry of its new value.
     """
 
     folder: Path
@@ -60,12 +60,12 @@ class StageResult:
 
     @property
     def number(self) -> int:
-        """Of the stage."""
+        """Position of the stage in the recipe, from 1."""
         return int(self.record["stage"])
 
     @property
     def parent(self) -> Path:
-        """What it was trained on."""
+        """Folder of the checkpoint or stage that this stage started from."""
         return (self.folder / self.record["parent"]["path"]).resolve()
 
 
@@ -74,10 +74,10 @@ class Lineage:
     """A checkpoint with the stages that were run on it.
 
     Args:
-        root: The full checkpoint.
-        results: Stages in the order in which they were run.
-        adapters: The folded factors of each; None for a stage without.
-        identity: Of the whole.
+        root: Full checkpoint.
+        results: Results of the stages, in the order in which they were run.
+        adapters: Adapter of each stage; None for a stage without one.
+        identity: Identity of the last result, or of the root without stages.
     """
 
     root: Checkpoint
@@ -87,7 +87,7 @@ class Lineage:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config, with what stages added."""
+        """Config of the root, with the fields that stages changed."""
         config = dict(self.root.config)
         for result in self.results:
             config |= result.record.get("config", {})
@@ -95,7 +95,7 @@ class Lineage:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key to shape of every tensor; added ones come last."""
+        """Key to shape of every tensor; added tensors come last."""
         shapes = dict(self.root.shapes)
         for result in self.results:
             shapes |= {key: entry.shape for key, entry in result.delta.items()}
@@ -111,24 +111,24 @@ class Lineage:
 
     @cached_property
     def changed(self) -> dict[str, int]:
-        """Key of each tensor that a stage changed or added to the number of the last such stage."""
-        found: dict[str, int] = {}
+        """Key of each tensor that a stage changed or added, to the number of the last such stage."""
+        changed: dict[str, int] = {}
         for result, adapter in zip(self.results, self.adapters, strict=True):
-            found |= dict.fromkeys((*result.delta, *(adapter.folds if adapter else ())), result.number)
-        return found
+            changed |= dict.fromkeys((*result.delta, *(adapter.folds if adapter else ())), result.number)
+        return changed
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Its parts, decoupled groups last."""
+        """Anatomy of the whole, decoupled groups last."""
         keys = sorted(self.shapes, key=lambda key: group_part(key).startswith(GROUP))
         return read_anatomy(self.config, {key: self.shapes[key] for key in keys})
 
     def read(self, key: str) -> NDArray[Any]:
-        """A tensor's raw values, in the dtype of ``dtypes``.
+        """Reads a tensor's raw values, in the dtype of ``dtypes``.
 
         Raises:
             CheckpointError: A file cannot be read.
-            NumericsError: Folding made it not finite.
+            NumericsError: Folding an adapter made a value that is not finite.
         """
         raw = read_tensor(self.root.tensors[key]) if key in self.root.tensors else None
         for result, adapter in zip(self.results, self.adapters, strict=True):
@@ -139,14 +139,16 @@ class Lineage:
                 values = fold.apply(decode(raw, self.dtypes[key]))
                 raw = encode(values, self.dtypes[key])
                 if not np.isfinite(decode(raw, self.dtypes[key])).all():
-                    raise NumericsError(f"Folding stage {result.number} makes '{key}' overflow {self.dtypes[key]}.")
+                    raise NumericsError(
+                        f"'{key}' overflows {self.dtypes[key]} when the adapter of stage {result.number} is folded in."
+                    )
         if raw is None:
-            raise CheckpointError(f"'{key}' is in no file.")
+            raise CheckpointError(f"'{key}' is not in any file of the checkpoint or its stages.")
         return raw
 
 
 def open_result(folder: Path) -> StageResult | None:
-    """Reads what a stage left; None where no finished stage is.
+    """Reads the result of a stage; returns None if the folder does not hold a finished stage.
 
     Raises:
         CheckpointError: The record or the delta is damaged.
@@ -156,37 +158,39 @@ def open_result(folder: Path) -> StageResult | None:
         return None
     record = read_json_object(path)
     if record.get("format") != 1:
-        raise CheckpointError(f"'{path}' is of another format.", hint="Update mcompose.")
+        raise CheckpointError(f"'{path}' has a format that this version does not know.", hint="Update mcompose.")
     delta = {}
     if record["delta"]:
         delta = {entry.key: entry for entry in read_header(folder / DELTA).entries}
         for key, digest in record["delta"].items():
             if key not in delta or digest_tensor(delta[key]) != digest:
-                raise CheckpointError(f"'{folder / DELTA}' does not hold what its record says: '{key}'.")
+                raise CheckpointError(
+                    f"'{folder / DELTA}' does not match its record at '{key}'.", hint="Run the stage again."
+                )
     identity = hashlib.sha256(path.read_bytes()).hexdigest()
     return StageResult(folder, record, f"stage:{identity}", delta)
 
 
 def open_lineage(folder: Path) -> Lineage:
-    """Opens a checkpoint, or a stage's result with all that it stands on.
+    """Opens a checkpoint, or a stage's result with all earlier results and the checkpoint below it.
 
     Args:
-        folder: Either.
+        folder: Folder of a checkpoint or of a stage.
 
     Raises:
-        CheckpointError: It is neither, or a stage was run on something else than what lies there now.
+        CheckpointError: It is neither, or the parent of a stage has changed since the stage was run.
     """
     result = open_result(folder)
     if result is None:
         if not folder.is_dir():
-            raise CheckpointError(f"There is no checkpoint '{folder}'.", hint="Run 'mcompose merge' first.")
+            raise CheckpointError(f"The checkpoint '{folder}' does not exist.", hint="Run 'mcompose merge' first.")
         root = open_checkpoint(folder)
         return Lineage(root, (), (), _identity(root))
     parent = open_lineage(result.parent)
     if parent.identity != result.record["parent"]["identity"]:
         raise CheckpointError(
-            f"Stage {result.number} in '{folder}' was run on another '{result.parent.name}' than is there now.",
-            hint="Run the stage again, or bring the checkpoint back.",
+            f"'{result.parent.name}' has changed since stage {result.number} in '{folder}' was run on it.",
+            hint="Run the stage again, or restore the checkpoint.",
         )
     adapter = None
     if (folder / ADAPTER_FILE).is_file():
@@ -203,7 +207,7 @@ def _entries(lineage: Lineage) -> dict[str, TensorEntry]:
 
 
 def _identity(root: Checkpoint) -> str:
-    """Digest of all tensors: from the ledger where it is there, else of the files themselves."""
+    """Digests all tensors: from the ledger if it has their digests, else from the files."""
     try:
         ledger = Ledger.read(root.folder)
         digests = {row.name: row.digest for row in ledger.tensors if row.action != "dropped"}

@@ -39,7 +39,7 @@ class FoundEncoder:
     """An encoder out of a checkpoint.
 
     Args:
-        model_type: Of its own config.
+        model_type: Model type of its own config.
         class_name: transformers' class.
         config: Its config, as JSON has it.
         keys: Its parameter to the key in the checkpoint's files, in the order of the class.
@@ -95,7 +95,7 @@ def leading_tokens(encoder: PreTrainedModel) -> int:
 
 
 def _whole_model(checkpoint: Checkpoint, name: str) -> PreTrainedModel:
-    """The checkpoint's own class, on the meta device."""
+    """Returns the checkpoint's own class, on the meta device."""
     kind = checkpoint.model_type
     if not kind or not is_known(kind):
         raise CompositionError(
@@ -153,7 +153,7 @@ def _the_encoder(
 
 
 def _encoders(module: torch.nn.Module, path: str, modality: str) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The outermost models that take the modality and no text."""
+    """Yields the outermost models that take the modality and no text."""
     if isinstance(module, PreTrainedModel):
         takes = module.input_modalities
         takes = (takes,) if isinstance(takes, str) else tuple(takes or ())

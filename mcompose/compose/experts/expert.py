@@ -24,8 +24,8 @@ class NewExpert:
     """What only an expert has that this recipe brings.
 
     Args:
-        spec: What the recipe says.
-        checkpoint: Of its encoder.
+        spec: The expert's entry in the recipe.
+        checkpoint: Checkpoint of its encoder.
     """
 
     spec: Expert
@@ -37,15 +37,15 @@ class OutputExpert:
     """One expert of a composed output.
 
     Args:
-        name: Its name.
-        entry: Its entry in the network's config.
-        summary: What the processor's config says of it.
-        processor_folder: Where the files of its processor are.
-        jobs: Its tensors.
-        dropped: What of its checkpoint no output holds.
+        name: Name of the expert.
+        entry: Entry in the network's config.
+        summary: Entry in the processor's config.
+        processor_folder: Folder with the files of its processor.
+        jobs: Jobs of its tensors.
+        dropped: Tensors of its checkpoint that the output does not hold.
         new: For an expert that the recipe brings.
-        files: Of an ONNX encoder: what is copied into the output.
-        left: Of an ONNX encoder that is kept by reference: its files, as they are called there.
+        files: Files of an ONNX encoder: what is copied into the output.
+        left: Left of an ONNX encoder that is kept by reference: its files, as they are called there.
         source: The composed source that has it; empty for a new one.
         note: A sentence for the user.
     """
@@ -64,7 +64,7 @@ class OutputExpert:
 
     @property
     def modality(self) -> str:
-        """Beside whose items it stands."""
+        """Modality whose items it reads."""
         return self.entry["modality"]
 
     def source_row(self) -> SourceRow:
@@ -91,7 +91,7 @@ class OutputExpert:
             yield FileRow(file.name, "dropped", part, sources, file.sha256, "kept by reference")
 
     def report(self) -> dict[str, Any]:
-        """What ``plan --json`` says of it; ``tokens`` of one item, None where the item decides."""
+        """Returns what ``plan --json`` says of it; ``tokens`` of one item, None where the item decides."""
         entry = self.entry
         facts = {
             "encoder": self._encoder,
@@ -103,7 +103,7 @@ class OutputExpert:
         return facts | ({"files": {f.name: f.path.stat().st_size for f in self.files}} if self.files else {})
 
     def report_text(self) -> str:
-        """The same in words."""
+        """Returns the same in words."""
         facts = self.report()
         copies = f", copies {human_bytes(sum(facts['files'].values()))}" if "files" in facts else ""
         return f"'{self.name}' ({self._encoder}, {facts['tokens'] or 'varying'} tokens an item{copies})"

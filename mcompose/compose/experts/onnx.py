@@ -17,7 +17,7 @@ import torch
 
 from mcompose.checkpoint import ExpertFile, open_files, plain_path
 from mcompose.compose.experts.expert import NewExpert, OutputExpert
-from mcompose.compose.experts.probe import check_same_count, no_memory, prepared_items
+from mcompose.compose.experts.probe import check_same_count, meta_device, prepared_items
 from mcompose.compose.experts.projector import projector_jobs, projector_of
 from mcompose.errors import CheckpointError, CompositionError, HubError, nearest_name
 from mcompose.modeling import (
@@ -48,8 +48,8 @@ class _Seen:
     """What a graph made of an item.
 
     Args:
-        vectors: How many.
-        width: Of each.
+        vectors: Number of vectors.
+        width: Width of each.
         grid: Rows and columns of a map; None for vectors.
         tokens: Vectors after the projector.
         shapes: Parameter of the projector to its shape.
@@ -66,14 +66,14 @@ def open_graph_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_wid
     """Opens an ONNX expert of the recipe. Its file is fetched whole even for a plan: it has no header apart.
 
     Args:
-        name: Its name.
-        spec: What the recipe says.
+        name: Name of the expert.
+        spec: The expert's entry in the recipe.
         loaded: The recipe.
         text_width: Width of the language model.
         weights: Whether the weights of a trained projector will be read.
 
     Raises:
-        CompositionError: The file is no ONNX graph, has no such output, or does not fit its processor.
+        CompositionError: The file is not an ONNX graph, has no such output, or does not fit its processor.
         CheckpointError: A file is not there.
     """
     assert spec.onnx is not None, "experts without a graph are opened elsewhere"
@@ -167,7 +167,7 @@ def _opened(name: str, spec: Expert, onnx: Onnx, loaded: LoadedRecipe) -> tuple[
 def _placed(
     name: str, spec: Expert, checkpoint: Checkpoint, data: Mapping[str, str]
 ) -> tuple[dict[str, Any], tuple[ExpertFile, ...], tuple[ExpertFile, ...]]:
-    """Where the config finds the files: those that are copied, or those of the reference."""
+    """Returns where the config finds the files: those that are copied, or those of the reference."""
     assert spec.onnx is not None, "see open_graph_expert"
     sources = [spec.onnx.file, *dict.fromkeys(data.values())]
     if spec.store == "reference":
@@ -186,7 +186,7 @@ def _ending(number: int) -> str:
 
 
 def _reference(checkpoint: Checkpoint, left: Sequence[ExpertFile]) -> dict[str, Any]:
-    """What fetches the files again, and tells that they are the same."""
+    """Returns what fetches the files again, and tells that they are the same."""
     is_hub = checkpoint.ref.kind == "hub"
     return {
         "id": checkpoint.ref.location if is_hub else str(checkpoint.folder.resolve()),
@@ -225,7 +225,7 @@ def _output(name: str, onnx: Onnx, graph: Graph) -> str:
 def _taken(
     name: str, spec: Expert, needed: Mapping[str, Value], folder: Path
 ) -> tuple[dict[str, str], list[dict[str, torch.Tensor]]]:
-    """What the processor makes to the input that takes it, and two items as the graph takes them."""
+    """Returns what the processor makes to the input that takes it, and two items as the graph takes them."""
     assert spec.onnx is not None, "see open_graph_expert"
     main = _main_input(name, spec.onnx, needed)
     items = prepared_items(name, spec.modality, folder, known=[*MAIN_INPUTS, *needed])
@@ -251,7 +251,7 @@ def _main_input(name: str, onnx: Onnx, needed: Mapping[str, Value]) -> Value:
 
 
 def _inputs(name: str, needed: Mapping[str, Value], main: Value, item: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What the processor makes to the input that takes it."""
+    """Returns what the processor makes to the input that takes it."""
     made = ", ".join(f"'{key}'" for key in item) or "nothing that it could take"
     native = main.name if main.name in item else next((key for key in MAIN_INPUTS if key in item), None)
     if native is None:
@@ -290,7 +290,7 @@ def _see(
         if vectors <= skip:
             raise ValueError(f"it makes {vectors} vectors, and nothing is left when {skip} are dropped")
         seen = _Seen(vectors, width, grid, 0, {})
-        with no_memory():
+        with meta_device():
             built = build_projector(_settings(projector, seen), width=width, text_width=text_width)
             tokens = built(torch.empty(1, vectors - skip, width)).shape[1]
     except (ValueError, RuntimeError) as error:
@@ -303,7 +303,7 @@ def _see(
 
 
 def _settings(projector: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
-    """The projector's settings with the width, and with the grid where neighbours are folded."""
+    """Returns the projector's settings with the width, and with the grid where neighbours are folded."""
     folded = seen.grid is not None and projector["kind"] == "pixel_shuffle"
     return {**projector, "width": seen.width} | ({"grid": list(seen.grid or ())} if folded else {})
 

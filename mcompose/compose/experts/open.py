@@ -35,7 +35,7 @@ __all__ = ["open_expert", "output_experts"]
 def output_experts(
     loaded: LoadedRecipe, towers: Sequence[OutputTower], *, text_width: int, names: Sequence[str], weights: bool
 ) -> tuple[OutputExpert, ...]:
-    """All experts of an output: those of composed sources, then the recipe's.
+    """Returns all experts of an output: those of composed sources, then the recipe's.
 
     Args:
         loaded: The recipe.
@@ -69,7 +69,7 @@ def output_experts(
 
 
 def _same_source(found: Sequence[OutputExpert]) -> bool:
-    """A source with several towers tells of its experts once for each; two sources with one name clash."""
+    """Returns whether carried experts are one: a source with several towers lists its experts for each of them."""
     owners: dict[str, Path] = {}
     for expert in found:
         other = owners.setdefault(expert.name, expert.processor_folder)
@@ -127,8 +127,8 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
     """Opens an expert of the recipe: config and headers, no weights.
 
     Args:
-        name: Its name.
-        spec: What the recipe says.
+        name: Name of the expert.
+        spec: The expert's entry in the recipe.
         loaded: The recipe.
         text_width: Width of the language model.
         weights: Whether its weights will be read.
@@ -191,7 +191,7 @@ def _skipped(spec: Expert, encoder: FoundEncoder) -> int:
 
 
 def _with_mask(name: str, spec: Expert, inputs: list[str], encoder: FoundEncoder) -> list[str]:
-    """The inputs, with the mask that padding is told by."""
+    """Returns the inputs, with the mask that padding is told by."""
     masks = ("attention_mask", "pixel_attention_mask", "flattened_patches")
     if spec.padding == "keep" or any(mask in inputs for mask in masks):
         return inputs
@@ -206,7 +206,7 @@ def _with_mask(name: str, spec: Expert, inputs: list[str], encoder: FoundEncoder
 
 
 def _reference(checkpoint: Checkpoint, encoder: FoundEncoder, *, weights: bool) -> dict[str, Any]:
-    """What fetches the encoder again, and tells that it is the same."""
+    """Returns what fetches the encoder again, and tells that it is the same."""
     prefix = next((key.removesuffix(path) for path, key in encoder.keys.items() if key.endswith(path)), "")
     spelt = {path: key for path, key in encoder.keys.items() if key != prefix + path}
     files = dict.fromkeys(checkpoint.tensors[key].file for key in encoder.keys.values())

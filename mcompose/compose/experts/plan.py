@@ -91,13 +91,13 @@ class ExpertSet(Addition):
         return tuple(f"model.experts.{e.name}.encoder." for e in self.experts if e.entry.get("reference"))
 
     def processor_fields(self) -> dict[str, Any]:
-        """What the processor is made with."""
+        """Returns what the processor is made with."""
         if not self.experts:
             return {}
         return {"experts": {e.name: dict(e.summary) for e in self.experts}, "routers": list(self.routers)}
 
     def processor_folders(self) -> dict[str, Path]:
-        """Each expert's own processor."""
+        """Returns each expert's own processor."""
         return {expert.name: expert.processor_folder for expert in self.experts}
 
     def check_processors(self, folder: Path) -> None:
@@ -125,23 +125,23 @@ class ExpertSet(Addition):
                     )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """The checkpoints of new experts."""
+        """Returns the checkpoints of new experts."""
         return {expert.name: expert.new.checkpoint for expert in self.experts if expert.new}
 
     def source_rows(self) -> tuple[SourceRow, ...]:
-        """A row for each new expert; one that a source carries belongs to that source."""
+        """Returns a row for each new expert; one that a source carries belongs to that source."""
         return tuple(expert.source_row() for expert in self.experts if expert.new)
 
     def file_rows(self) -> tuple[FileRow, ...]:
-        """The files of ONNX experts."""
+        """Returns the files of ONNX experts."""
         return tuple(row for expert in self.experts for row in expert.file_rows())
 
     def report(self) -> dict[str, Any]:
-        """What each expert is."""
+        """Returns what each expert is."""
         return {"experts": {expert.name: expert.report() for expert in self.experts}}
 
     def report_lines(self) -> tuple[tuple[str, str], ...]:
-        """One line, naming all experts."""
+        """Returns one line, naming all experts."""
         return (("experts", ", ".join(expert.report_text() for expert in self.experts)),) if self.experts else ()
 
 
@@ -149,7 +149,7 @@ class ExpertExtension(Extension):
     """Chimera's domain experts."""
 
     def needs_composed(self, recipe: Recipe) -> bool:
-        """Whether the recipe brings experts."""
+        """Returns whether the recipe brings experts."""
         return bool(recipe.compose.experts)
 
     def plan(self, draft: Draft) -> ExpertSet:
@@ -227,7 +227,7 @@ def _kept_vector(keeping: Sequence[SourceParts], part: str) -> TensorJob | None:
 
 
 def _separators(keeping: Sequence[SourceParts], table: Contribution, *, seed: int) -> TensorJob:
-    """The two vectors around a block: a composed source's, or the mean of a known token each."""
+    """Returns the two vectors around a block: a composed source's, or the mean of a known token each."""
     kept = _kept_vector(keeping, SEPARATORS)
     if kept is not None:
         return kept
@@ -240,9 +240,9 @@ class _Known:
     """A router that exists.
 
     Args:
-        source: Whose it is.
-        classes: Its classes, in the order of its rows.
-        table: Its weight.
+        source: Name of the source that has it.
+        classes: Classes, in the order of its rows.
+        table: Weight of the router.
         entry: Its entry in that checkpoint's config.
     """
 
@@ -270,7 +270,7 @@ def _router(
 
 
 def _known(loaded: LoadedRecipe, spec: Router | None, modality: str, tower: OutputTower) -> _Known | None:
-    """The router whose rows are kept: the recipe's trained one, else the composed source's."""
+    """Returns the router whose rows are kept: the recipe's trained one, else the composed source's."""
     if spec is not None and spec.model is not None:
         checkpoint = open_checkpoint(spec.model, relative_to=loaded.folder)
         key = f"model.routers.{modality}.weight"
@@ -288,12 +288,12 @@ def _known(loaded: LoadedRecipe, spec: Router | None, modality: str, tower: Outp
 
 
 def _entry(spec: Router | None, known: _Known | None, modality: str, tower: OutputTower) -> dict[str, Any]:
-    from mcompose.compose.experts.probe import look_at_general  # noqa: PLC0415 - torch, for recipes with experts only
+    from mcompose.compose.experts.probe import probe_general_encoder  # noqa: PLC0415 - torch, for recipes with experts only
 
     if spec is None and known is not None:
         return {key: known.entry[key] for key in ("feature", "tile", "rule", "width") if key in known.entry}
     spec = spec or Router()
-    general = look_at_general(tower.config, tower.model_type, modality)
+    general = probe_general_encoder(tower.config, tower.model_type, modality)
     if spec.feature == "class" and not general.has_class:
         raise CompositionError(
             f"The encoder of '{tower.name}' has no class token that the router could read.",

@@ -37,10 +37,10 @@ __all__ = [
     "GeneralEncoder",
     "Probed",
     "check_same_count",
-    "look_at_general",
-    "no_memory",
+    "meta_device",
     "prepared_items",
     "probe_expert",
+    "probe_general_encoder",
 ]
 
 _SIZES = ((320, 200), (200, 240))  # neither is the other turned over, which would give as many vectors
@@ -84,7 +84,7 @@ class GeneralEncoder:
     """What a router can read of the general encoder of a modality.
 
     Args:
-        width: Of its vectors.
+        width: Width of its vectors.
         has_class: Whether the first of them is a class token.
         tile: The tile that shows a whole image.
     """
@@ -107,7 +107,7 @@ def probe_expert(name: str, entry: Mapping[str, Any], *, processor: Path, text_w
         CompositionError: Its processor does not load, the two do not fit together, it has no such layer, its projector
             cannot read what it gives, or the number of vectors depends on the item.
     """
-    with no_memory():
+    with meta_device():
         entry, expert = _built(name, {**entry, "padding": "keep", "tokens": 1}, text_width=text_width)
     items = prepared_items(name, entry["modality"], processor, known=expert.known)
     seen = [_measure(expert, made) for made in items]
@@ -125,7 +125,7 @@ def probe_expert(name: str, entry: Mapping[str, Any], *, processor: Path, text_w
 
 
 def _built(name: str, entry: dict[str, Any], *, text_width: int) -> tuple[dict[str, Any], Expert]:
-    """The expert; where its config tells no width, one is assumed until it is measured."""
+    """Returns the expert; where its config tells no width, one is assumed until it is measured."""
     config = native_config(entry["model_type"], entry["config"])
     try:
         encoder_width(config, entry)
@@ -155,7 +155,7 @@ def check_same_count(name: str, modality: str, one: int, other: int) -> None:
 
     Args:
         name: The expert.
-        modality: Of its items.
+        modality: Modality of its items.
         one: Vectors that it makes of one item.
         other: Vectors that it makes of another.
 
@@ -170,12 +170,12 @@ def check_same_count(name: str, modality: str, one: int, other: int) -> None:
 
 
 def prepared_items(name: str, modality: str, folder: Path, *, known: list[str]) -> list[dict[str, torch.Tensor]]:
-    """Two items of different shapes, each through an expert's processor.
+    """Returns two items of different shapes, each through an expert's processor.
 
     Args:
         name: The expert.
-        modality: Of the items.
-        folder: Of its processor.
+        modality: Modality of the items.
+        folder: Folder of its processor.
         known: Names of the tensors that are kept.
 
     Raises:
@@ -199,7 +199,7 @@ def _measure(expert: Expert, made: Mapping[str, torch.Tensor]) -> _Seen:
             f"The processor of expert '{expert.name}' makes no '{expert.main_input}', which its encoder reads.",
             hint="'processor:' names another checkpoint.",
         )
-    with no_memory():
+    with meta_device():
         try:
             state = _state(expert, {key: _without_numbers(key, value) for key, value in made.items()})
         except (RuntimeError, NotImplementedError) as error:
@@ -217,7 +217,7 @@ def _tokens(expert: Expert, settings: Mapping[str, Any], seen: _Seen, *, text_wi
     try:
         if seen.vectors <= skip:
             raise ValueError(f"it makes {seen.vectors} vectors, and nothing is left when {skip} are dropped")
-        with no_memory():
+        with meta_device():
             projector = build_projector(settings, width=seen.width, text_width=text_width)
             return int(projector(torch.empty(1, seen.vectors - skip, seen.width)).shape[1])
     except (ValueError, RuntimeError) as error:
@@ -283,7 +283,7 @@ def _state(expert: Expert, inputs: Mapping[str, torch.Tensor], *, left_out: int 
 
 
 def _state_of_one_layer(expert: Expert, made: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The same shape from an encoder of one layer with numbers, for encoders that look into their masks."""
+    """Returns the same shape from an encoder of one layer with numbers, for encoders that look into their masks."""
     config = {**expert.entry["config"], "num_hidden_layers": 1}
     small = {**expert.entry, "config": config, "projector": {"kind": "linear", "width": expert.width}}
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
@@ -311,35 +311,35 @@ def _sequence(state: torch.Tensor, width: int, *, sides: Sequence[int]) -> _Seen
         return _Seen(int(state.shape[1]), int(state.shape[-1]), None)
     _, one, two, three = map(int, state.shape)
     by_width = width not in (_ASSUMED, two) and (one == width) != (three == width)
-    first = one == width if by_width else _unlike(two, three, sides) <= _unlike(one, two, sides)
+    first = one == width if by_width else _aspect_distance(two, three, sides) <= _aspect_distance(one, two, sides)
     rows, columns = (two, three) if first else (one, two)
     return _Seen(rows * columns, one if first else three, (rows, columns))
 
 
-def _unlike(rows: int, columns: int, sides: Sequence[int]) -> float:
-    """How far the proportions of a map are from those of the picture."""
+def _aspect_distance(rows: int, columns: int, sides: Sequence[int]) -> float:
+    """Returns how far the proportions of a map are from those of the picture."""
     return abs(math.log(rows / columns * sides[1] / sides[0]))
 
 
 @contextmanager
-def no_memory() -> Iterator[None]:
+def meta_device() -> Iterator[None]:
     """Everything that is built or computed inside has a shape and no numbers."""
     with torch.device("meta"), torch.no_grad():
         yield
 
 
-def look_at_general(config: Mapping[str, Any], model_type: str, modality: str) -> GeneralEncoder:
+def probe_general_encoder(config: Mapping[str, Any], model_type: str, modality: str) -> GeneralEncoder:
     """Measures what a router can read of a general encoder.
 
     Args:
         config: The source's config.
-        model_type: Its type.
-        modality: Of the router.
+        model_type: transformers' model type.
+        modality: Modality of the router.
 
     Raises:
-        CompositionError: Its width cannot be told.
+        CompositionError: The width of its vectors cannot be determined.
     """
-    with no_memory():
+    with meta_device():
         tower = build_tower(native_config(model_type, config), attn_implementation=None)
     found = _encoders(tower)
     encoder = next((one for one in found if modality in _takes(one)), found[0] if found else None)
@@ -353,7 +353,7 @@ def look_at_general(config: Mapping[str, Any], model_type: str, modality: str) -
 
 
 def _encoders(module: torch.nn.Module) -> list[PreTrainedModel]:
-    """The outermost models of their own in a tower, as the network watches them."""
+    """Returns the outermost models of their own in a tower, as the network watches them."""
     found: list[PreTrainedModel] = []
     for child in module.children():
         found += [child] if isinstance(child, PreTrainedModel) else _encoders(child)

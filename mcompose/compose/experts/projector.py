@@ -53,7 +53,7 @@ def projector_of(
 
     Args:
         name: The expert.
-        spec: What the recipe says.
+        spec: The expert's entry in the recipe.
         loaded: The recipe.
         weights: Whether weights will be read.
 
@@ -79,7 +79,7 @@ def projector_of(
 def projector_jobs(
     name: str, shapes: Mapping[str, tuple[int, ...]], trained: TrainedProjector | None, *, seed: int
 ) -> list[TensorJob]:
-    """The tensors of an expert's projector: copied where it is trained, else made.
+    """Returns the tensors of an expert's projector: copied where it is trained, else made.
 
     Args:
         name: The expert.

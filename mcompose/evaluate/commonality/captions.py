@@ -52,7 +52,7 @@ def read_captions(file: Path) -> list[Entity]:
             raise RequestError(f"{place}: '{lacking[0]}' is missing or no text.")
         modality = _OTHER_NAMES.get(row["modality"], row["modality"])
         if modality not in MODALITIES:
-            raise RequestError(f"{place}: '{modality}' is no modality.", hint=f"Known: {', '.join(MODALITIES)}.")
+            raise RequestError(f"{place}: '{modality}' is not a modality.", hint=f"Known: {', '.join(MODALITIES)}.")
         path = file.parent / row["path"]
         if not path.is_file():
             raise RequestError(f"{place}: the {modality} {path} is missing.")

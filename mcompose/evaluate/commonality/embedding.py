@@ -45,7 +45,7 @@ def tfidf(captions: Sequence[str]) -> np.ndarray:
 
 
 def embedder(name: str) -> tuple[str, Embed]:
-    """An embedding by name.
+    """Returns an embedding by name.
 
     Args:
         name: "tfidf", "sentence-transformers" or "sentence-transformers:MODEL"; "auto" takes sentence-transformers

@@ -72,7 +72,7 @@ def group_entities(
 
 
 def _gathered(vectors: np.ndarray, pools: Sequence[Sequence[int]]) -> list[tuple[float, tuple[int, ...]]]:
-    """One group per entity of the first pool, with its least similarity; tightest first."""
+    """Returns one group per entity of the first pool, with its least similarity; tightest first."""
     members = np.asarray(pools[0])[:, None]
     for pool in pools[1:]:
         offered = vectors[list(pool)].T

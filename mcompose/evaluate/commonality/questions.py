@@ -49,7 +49,7 @@ class Writer(Protocol):
     name: str
 
     def write(self, groups: Sequence[Group]) -> list[Asked | None]:
-        """One question per group; None where none could be made."""
+        """Returns one question per group; None where none could be made."""
         ...
 
 
@@ -82,7 +82,7 @@ class TemplateWriter:
         self._options = sorted(stem for stem, seen in modalities.items() if len(seen) > 1)
 
     def write(self, groups: Sequence[Group]) -> list[Asked | None]:
-        """One question per group; None where no word is shared, or too few others are known."""
+        """Returns one question per group; None where no word is shared, or too few others are known."""
         return [self._one(group) for group in groups]
 
     def _one(self, group: Group) -> Asked | None:
@@ -132,7 +132,7 @@ class EndpointWriter:
         self._cache, self.name = cache, name
 
     def write(self, groups: Sequence[Group]) -> list[Asked | None]:
-        """One question per group; None where the reply could not be read."""
+        """Returns one question per group; None where the reply could not be read."""
         return [_read(reply) for reply in self._cache.all([_prompt(group) for group in groups])]
 
 

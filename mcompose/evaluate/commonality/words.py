@@ -25,7 +25,7 @@ _STOP: Final = frozenset(_STOP_WORDS.split())
 
 
 def content_words(caption: str) -> dict[str, str]:
-    """What a caption says.
+    """Returns what a caption says.
 
     Args:
         caption: In English.

@@ -1,7 +1,7 @@
 r"""The data table of a chart, as text, and its facts: (two names, a value).
 
 A table is read from whatever models and data sets write: tabs or literal ``\t`` between cells, new lines or literal
-``\n`` or ``<0x0A>`` between rows, pipes with or without Markdown's rule, or CSV. A title line at the top is no row.
+``\n`` or ``<0x0A>`` between rows, pipes with or without Markdown's rule, or CSV. A title line at the top is not a row.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_grid(text: str) -> list[list[str]]:
 
 
 def facts_of(text: str) -> tuple[Fact, ...]:
-    """What a table says.
+    """Returns what a table says.
 
     Args:
         text: The table; its first row and its first column are names.
@@ -88,5 +88,5 @@ def _split(lines: list[str]) -> list[list[str]]:
 
 
 def _is_title(first: list[str], second: list[str]) -> bool:
-    """A line of one cell over rows of several, or DePlot's ``TITLE | ...``."""
+    """Returns a line of one cell over rows of several, or DePlot's ``TITLE | ...``."""
     return len(first) == 1 < len(second) or (len(first) == len(("TITLE", "name")) and first[0] == "TITLE")

@@ -43,7 +43,7 @@ def normalised_edit_distance(output: str, reference: str) -> float:
 
 
 def edit_similarity(output: str, reference: str) -> float:
-    """One minus the normalised edit distance, so that more is better.
+    """Returns one minus the normalised edit distance, so that more is better.
 
     Args:
         output: What the model wrote.

@@ -42,7 +42,7 @@ _SCRM: Final[dict[str, dict[str, Any]]] = {
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of all values.
+    """Returns mean of all values.
 
     Args:
         values: One per question.
@@ -132,7 +132,7 @@ class Graded:
 
 
 def _scrm() -> dict[str, Graded]:
-    """Every tolerance, for easy and hard charts, ours and as published, there with and without a title line."""
+    """Returns every tolerance, for easy and hard charts, ours and as published, there with and without a title line."""
     made = {}
     for prefix, options in _SCRM.items():
         paper = bool(options)

@@ -8,4 +8,4 @@ __all__ = ["BadReferenceError"]
 
 
 class BadReferenceError(RequestError):
-    """What the answer should be is no table, or is empty, so that no answer could be scored against it."""
+    """What the answer should be is not a table, or is empty, so that no answer could be scored against it."""

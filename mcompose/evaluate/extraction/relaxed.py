@@ -17,7 +17,7 @@ _NUMBER: Final = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]
 
 
 def number_in(text: str) -> float | None:
-    """The number that a text is, and nothing else.
+    """Returns the number that a text is, and nothing else.
 
     Args:
         text: Such as ``-1,234.5`` or ``2e3``; a minus sign may be the typographic one.
@@ -33,7 +33,7 @@ def number_in(text: str) -> float | None:
 
 
 def relaxed_match(output: str, reference: str, *, tolerance: float = 0.05) -> bool:
-    """Whether a number is near enough, or words are the same.
+    """Returns whether a number is near enough, or words are the same.
 
     Args:
         output: What the model wrote.

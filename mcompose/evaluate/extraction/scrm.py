@@ -69,7 +69,7 @@ def scrm_similarity(
     paper: bool = False,
     title: bool = False,
 ) -> float:
-    """Share of facts on which two tables agree.
+    """Returns share of facts on which two tables agree.
 
     Args:
         output: The table that the model wrote.
@@ -81,7 +81,7 @@ def scrm_similarity(
             recognised in both.
 
     Returns:
-        0 to 1 (with ``paper``, possibly more); 0 for an output that is no table.
+        0 to 1 (with ``paper``, possibly more); 0 for an output that is not a table.
 
     Raises:
         BadReferenceError: The reference has no facts.
@@ -91,18 +91,18 @@ def scrm_similarity(
         return scrm_published.similarity(output, reference, words=words, share=share, title=title)
     wanted, given = facts_of(reference), facts_of(output)
     if not wanted:
-        raise BadReferenceError("The reference is no table with a header, a row, and a value in it.")
+        raise BadReferenceError("The reference is not a table with a header, a row, and a value in it.")
     near = [[j for j, fact in enumerate(wanted) if _agree(one, fact, words=words, share=share)] for one in given]
     both = _pairs(near)
     return both / (len(given) + len(wanted) - both)
 
 
 def average_precision(similarities: Sequence[float], *, thresholds: Sequence[float] = THRESHOLDS) -> float:
-    """Mean over thresholds of the share of charts that reach each.
+    """Returns mean over thresholds of the share of charts that reach each.
 
     Args:
         similarities: One per chart.
-        thresholds: Of similarity.
+        thresholds: Thresholds of similarity.
 
     Returns:
         0 to 1.
@@ -117,7 +117,7 @@ def average_precision(similarities: Sequence[float], *, thresholds: Sequence[flo
 
 
 def published_average_precision(similarities: Sequence[float]) -> float:
-    """The same with the thresholds of the published code, some of which rounding lifted a little.
+    """Returns the same with the thresholds of the published code, some of which rounding lifted a little.
 
     Args:
         similarities: One per chart.
@@ -131,7 +131,7 @@ def published_average_precision(similarities: Sequence[float]) -> float:
 
 
 def exact_share(similarities: Sequence[float]) -> float:
-    """Share of charts without any fault.
+    """Returns share of charts without any fault.
 
     Args:
         similarities: One per chart, at the tolerance strict.
@@ -143,7 +143,7 @@ def exact_share(similarities: Sequence[float]) -> float:
 
 
 def has_facts(output: str) -> bool:
-    """Whether an output can be read as a chart's table.
+    """Returns whether an output can be read as a chart's table.
 
     Args:
         output: What the model wrote.
@@ -155,7 +155,7 @@ def has_facts(output: str) -> bool:
 
 
 def check_chart(reference: str) -> None:
-    """Refuses a reference that is no chart's table.
+    """Refuses a reference that is not a chart's table.
 
     Args:
         reference: What an answer should be.
@@ -164,7 +164,7 @@ def check_chart(reference: str) -> None:
         BadReferenceError: It has no facts.
     """
     if not facts_of(reference):
-        raise BadReferenceError("The reference is no table with a header, a row, and a value in it.")
+        raise BadReferenceError("The reference is not a table with a header, a row, and a value in it.")
 
 
 def check_published(reference: str) -> None:

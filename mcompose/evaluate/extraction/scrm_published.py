@@ -41,7 +41,7 @@ def similarity(output: str, reference: str, *, words: int, share: float, title: 
 
 
 def has_rows(output: str, *, title: bool = False) -> bool:
-    """Whether the published code finds values in an output.
+    """Returns whether the published code finds values in an output.
 
     Args:
         output: What the model wrote.

@@ -15,7 +15,7 @@ _CELLS = ("td", "th")
 
 
 def first_table(text: str) -> HtmlElement | None:
-    """The first table element.
+    """Returns the first table element.
 
     Args:
         text: A document or a piece of one.
@@ -61,14 +61,14 @@ def read_html(text: str) -> Table | None:
 
 
 def span_of(element: HtmlElement, name: str) -> int:
-    """How many columns or rows a cell covers.
+    """Returns how many columns or rows a cell covers.
 
     Args:
         element: The cell.
         name: "colspan" or "rowspan".
 
     Returns:
-        At least 1, also when the attribute is no number.
+        At least 1, also when the attribute is not a number.
     """
     value = (element.get(name) or "").strip()
     return max(int(value), 1) if value.isascii() and value.isdigit() and len(value) < 5 else 1

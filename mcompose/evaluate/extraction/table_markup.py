@@ -32,7 +32,7 @@ _DASHES: Final = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 
 
 def is_latex(text: str) -> bool:
-    """Whether a text holds a LaTeX table.
+    """Returns whether a text holds a LaTeX table.
 
     Args:
         text: Any text.
@@ -97,7 +97,7 @@ def _after_arguments(body: str, count: int) -> str:
 
 
 def _argument(text: str) -> tuple[str, str] | None:
-    """The braces that a text begins with, and what follows them."""
+    """Returns the braces that a text begins with, and what follows them."""
     text = text.lstrip()
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
@@ -141,7 +141,7 @@ def _latex_cell(text: str) -> Cell:
 
 
 def _span(text: str) -> tuple[int, str] | None:
-    """The number and the text of ``[pos]{number}[struts]{width or columns}[shift]{text}``."""
+    """Returns the number and the text of ``[pos]{number}[struts]{width or columns}[shift]{text}``."""
     found = []
     for _ in range(3):
         bare = re.sub(r"^\s*(?:\[[^\]]*\])?\s*", "", text)

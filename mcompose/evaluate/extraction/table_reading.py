@@ -12,7 +12,7 @@ __all__ = ["read_table"]
 
 
 def read_table(text: str) -> Table | None:
-    """The first table in a text.
+    """Returns the first table in a text.
 
     Args:
         text: HTML, LaTeX (``tabular`` and its kind) or Markdown, with anything around it.

@@ -60,7 +60,7 @@ def teds(output: str, reference: str, *, structure_only: bool = False, paper: bo
 
 
 def has_table(output: str) -> bool:
-    """Whether an output holds a table.
+    """Returns whether an output holds a table.
 
     Args:
         output: What the model wrote.
@@ -72,7 +72,7 @@ def has_table(output: str) -> bool:
 
 
 def has_html_table(output: str) -> bool:
-    """Whether an output holds a table in HTML.
+    """Returns whether an output holds a table in HTML.
 
     Args:
         output: What the model wrote.

@@ -41,7 +41,7 @@ _WORD: Final = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\S)+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order.
+    """Returns the words of a text, in order.
 
     Args:
         text: Any text.
@@ -168,7 +168,7 @@ def find_wordnet() -> Any:
 
 
 def word_precision(output: str, reference: str, *, swapped: bool = False) -> float:
-    """Share of the output's different words that the reference has, too.
+    """Returns share of the output's different words that the reference has, too.
 
     Args:
         output: What the model wrote.
@@ -183,7 +183,7 @@ def word_precision(output: str, reference: str, *, swapped: bool = False) -> flo
 
 
 def word_recall(output: str, reference: str) -> float:
-    """Share of the reference's different words that the output has, too.
+    """Returns share of the reference's different words that the output has, too.
 
     Args:
         output: What the model wrote.

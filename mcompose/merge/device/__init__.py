@@ -1,1 +1,1 @@
-"""Merging on another device: weights streamed through it in double buffers."""
+"""Merging on a torch device: weights are streamed through the device with double buffers."""

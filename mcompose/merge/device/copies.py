@@ -1,9 +1,9 @@
-"""Copies between host and device, in order, while the host does something else.
+"""Asynchronous copies between host and device, in order.
 
-On CUDA each thread has a queue (a stream) of its own, so that its copies run beside the arithmetic, which is one
-stream for all threads. A mark stands for the copies so far: memory that they read or fill is touched again only after
-the mark was waited for. Everywhere else a copy is done when the call returns, and a mark is nothing. Not run on CUDA;
-the protocol is tested with a queue that copies as late as it may.
+On CUDA each thread has its own queue (a stream), so that its copies run in parallel to the arithmetic, which uses one
+stream for all threads. A mark stands for all copies so far: memory that they read or write may be used again only after
+waiting for the mark. On other devices a copy is finished when the call returns, and a mark is None. Not run on CUDA;
+the protocol is tested with a queue that delays copies as long as allowed.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ __all__ = ["CudaQueue", "Queue", "host_memory", "open_queue"]
 
 
 class Queue:
-    """Copies that are done at once.
+    """Queue of synchronous copies.
 
     Args:
-        device: Where device memory is.
+        device: The torch device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def empty(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Device memory for copies to fill; its content is anything."""
+        """Allocates device memory for copies; its content is undefined."""
         return torch.empty(count, dtype=dtype, device=self.device)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Begins to copy one way or the other; both must live until a later mark was waited for."""
+        """Starts a copy in either direction; both tensors must exist until a later mark was waited for."""
         target.copy_(source)
 
     def mark(self) -> Any:
-        """Stands for all copies so far."""
+        """Returns a mark for all copies so far."""
         return None
 
     def wait(self, mark: Any) -> None:
-        """Returns when the copies before a mark are done."""
+        """Waits until the copies before a mark are finished."""
 
     def after_arithmetic(self) -> None:
-        """Returns when all arithmetic so far is done, so that its memory may be reused and its result copied."""
+        """Waits until all arithmetic so far is finished, so that memory can be reused and results copied."""
 
 
 class CudaQueue(Queue):
-    """Copies on a CUDA stream of their own, which the host does not wait for.
+    """Queue of asynchronous copies on a separate CUDA stream.
 
-    Memory for uploads belongs to that stream: the arithmetic's memory may be handed out again while kernels still read
-    it, which is right for later kernels and wrong for copies beside them.
+    Memory for uploads is allocated on this stream: memory of the arithmetic's stream may be reused while kernels still
+    read it, which is correct for later kernels but not for copies on another stream.
 
     Args:
         device: The CUDA device.
@@ -60,17 +60,17 @@ class CudaQueue(Queue):
         self._stream = torch.cuda.Stream(device)
 
     def empty(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Device memory of the copies' stream."""
+        """Allocates device memory on the copies' stream."""
         with torch.cuda.stream(self._stream):
             return super().empty(count, dtype)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Puts a copy at the end of the stream."""
+        """Adds a copy to the end of the stream."""
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
 
     def mark(self) -> Any:
-        """An event at the end of the stream."""
+        """Records an event at the end of the stream."""
         return self._stream.record_event()
 
     def wait(self, mark: Any) -> None:
@@ -83,14 +83,14 @@ class CudaQueue(Queue):
 
 
 def open_queue(device: torch.device) -> Queue:
-    """A queue for one thread."""
+    """Creates the queue of one thread."""
     return CudaQueue(device) if device.type == "cuda" else Queue(device)
 
 
 def host_memory(device: torch.device, nbytes: int) -> np.ndarray:
-    """Bytes that a device copies to and from: pinned for CUDA, so that copies do not hold up the host.
+    """Allocates host memory for copies: pinned for CUDA, so that copies are asynchronous.
 
-    Where the system allows no (more) pinned memory it is plain, and copies take longer.
+    When the system does not allow (more) pinned memory, ordinary memory is used, and copies take longer.
     """
     if device.type == "cuda":
         try:

@@ -1,9 +1,9 @@
-"""A device that several threads share: whose turn it is, and what fits into its memory.
+"""A device that several threads share: one computes at a time, and their tensors must fit into its memory.
 
-Which tensors a device merges must follow from the plan and the device alone, or the same recipe would give other bytes
-when something else happens to use the device. So the size of its memory decides, and not what is free of it: a tensor
-is merged there when both what threads hold (inputs and result as they travel) and what the arithmetic needs (`memory`)
-stay within their shares. When memory is short all the same, the run ends with a sentence.
+Which tensors are merged on the device must depend only on the plan and the device; otherwise the same recipe could give
+different bytes when another program uses the device. So the total memory decides, not the free memory: a tensor is
+merged there when its inputs and result as stored, and the memory of the arithmetic (``merge.memory``), stay within
+their shares. When memory still runs out, the run stops with an error.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 __all__ = ["Accelerator"]
 
 HELD_SHARE, WORK_SHARE = 0.25, 0.55
-"""Shares of a device's memory; the rest is for libraries, fragments and other programs."""
+"""Shares of a device's memory; the rest is for libraries, fragmentation and other programs."""
 
 
 class Accelerator:
-    """A torch device.
+    """A torch device that threads share.
 
     Args:
-        device: The device.
-        memory: Its bytes; None for no limit.
+        device: The torch device.
+        memory: Size of its memory in bytes; None for no limit.
     """
 
     def __init__(self, device: torch.device, *, memory: int | None) -> None:
@@ -39,22 +39,22 @@ class Accelerator:
 
     @classmethod
     def of(cls, device: torch.device) -> Accelerator:
-        """Takes a device with all its memory."""
+        """Returns an accelerator that may use all memory of a device."""
         cuda = device.type == "cuda"
         return cls(device, memory=torch.cuda.get_device_properties(device).total_memory if cuda else None)
 
     def fits(self, *, held: int, work: int) -> bool:
-        """Whether a tensor is merged on the device.
+        """Returns whether a tensor is merged on the device.
 
         Args:
-            held: Bytes of its inputs and its result, as they travel; two such tensors must find room.
-            work: Bytes that the arithmetic takes.
+            held: Bytes of its inputs and its result as stored; two such tensors must fit at the same time.
+            work: Bytes that the arithmetic needs.
         """
         return 2 * held <= self._memory * HELD_SHARE and work <= self._memory * WORK_SHARE
 
     @contextmanager
     def room(self, held: int) -> Iterator[None]:
-        """Waits until other threads leave room for a tensor that fits, and keeps it."""
+        """Reserves memory for a tensor; waits until other threads have released enough."""
         with self._changed:
             self._changed.wait_for(lambda: self._held + held <= self._memory * HELD_SHARE)
             self._held += held
@@ -67,10 +67,9 @@ class Accelerator:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the turn to compute. One at a time, so that only one tensor is held in float32.
+        """Waits for the turn to compute: one thread at a time, so that only one tensor is in memory in float32.
 
-        Torch on the CPU cuts its sums by its number of threads, which would put that into the result: it is held to
-        one.
+        Torch on the CPU splits sums by its number of threads, which would change the result, so it is set to one.
         """
         with self._turn:
             before = torch.get_num_threads()

@@ -1,23 +1,24 @@
-"""The same jobs on a torch device.
+"""Runs jobs on a torch device.
 
-The idea: the engine's threads stay as they are, one tensor each, and take turns at the device. While it computes one
-thread's tensor, the others read and write theirs, and their copies run beside the arithmetic. A copy goes through two
-host buffers in turn, pinned for CUDA: one is read into, or hashed and written, while the other travels. Weights travel
-as they are stored (bfloat16 as bfloat16), are widened on the device, merged in float32 by the method's own function and
-rounded there once. Adapters are folded on the host, in float32, as without a device.
+The engine's threads work as on the CPU, one tensor each, and take turns at the device. While the device computes one
+thread's tensor, the other threads read and write theirs, and their copies run in parallel to the arithmetic. Copies use
+two host buffers alternately, pinned for CUDA: one is filled, or hashed and written, while the other is copied. Weights
+are copied as stored (bfloat16 as bfloat16), widened on the device, merged in float32 by the method's function and
+rounded once. Adapters are folded on the host, in float32, as without a device.
 
-What goes where follows from the plan and the device, never from the moment (`device_memory`), and no record says it:
+What is merged on the device depends only on the plan and the device (``memory.py``), never on free memory; the ledger
+does not record it:
 
-- Methods that treat every element alike (linear, naivemc, weight-mix, task_arithmetic, passthrough) go in slices, so
-  that an embedding of any size fits. All others need whole tensors; one that is too large for the device's memory is
-  merged by the kernels of the CPU.
-- So is everything that is no merge (copies, casts, folds) and every method that surveys the whole model.
-- A device without float64 (MPS) gets the methods in slices only, and no float64 tensors: sums of squares and singular
-  vectors are float64 in every method, and that sorting is stable there was not seen.
+- Methods that treat all elements independently (linear, naivemc, weight-mix, task_arithmetic, passthrough) work in
+  slices, so that an embedding of any size fits. All others need whole tensors; a tensor that is too large for the
+  device's memory is merged by the CPU's kernels.
+- Copies, casts, folds, and methods that survey the whole model also run on the CPU.
+- A device without float64 (MPS) gets only methods in slices and no float64 tensors: all other methods compute sums of
+  squares and singular vectors in float64, and whether sorting is stable there was not tested.
 
-Results agree with the kernels' to the last bit where both do the same float32 operations, otherwise nearly so: sums of
-squares and singular vectors add up in another order. The path was run on the CPU (``torch:cpu``), as in the tests, and
-never on CUDA or MPS.
+Results equal those of the kernels to the last bit where both do the same float32 operations; otherwise they are close,
+because sums of squares and singular vectors are added in another order. The code was run on the CPU (``torch:cpu``), as
+in the tests, and never on CUDA or MPS.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ from mcompose.methods import Program, kernels
 __all__ = ["DEVICE_THREADS", "TorchStream", "check_device", "torch_streams"]
 
 DEVICE_THREADS = 4
-"""Threads of a run on a device when nobody says: one computes, the others read, hash and write."""
+"""Default number of threads of a run on a device: one computes, the others read, hash and write."""
 
 SLICE = 1 << 21
-"""Elements of a slice and of a copy: 4 MiB of bfloat16, long enough to fill the bus."""
+"""Elements of a slice and of a copy: 4 MiB of bfloat16, large enough for full bus speed."""
 
 TORCH_DTYPES = {code: getattr(torch, name) for code, name in FLOAT_NAMES.items()}
 
 
 def check_device(name: str) -> torch.device:
-    """The torch device of a name.
+    """Returns the torch device of a name.
 
     Raises:
-        RequestError: torch does not know the name, or cannot use the device here.
+        RequestError: torch does not know the name, or cannot use the device on this machine.
     """
     try:
         device = torch.device(name)
@@ -71,13 +72,13 @@ def check_device(name: str) -> torch.device:
 
 
 def torch_streams(name: str) -> Callable[..., TorchStream]:
-    """What makes the streams of one run, which share a device.
+    """Returns the factory of the streams of one run, which share a device.
 
     Args:
-        name: The device as torch calls it.
+        name: Name of the device in torch.
 
     Raises:
-        RequestError: It cannot be used.
+        RequestError: The device cannot be used.
     """
     return partial(TorchStream, accelerator=Accelerator.of(check_device(name)))
 
@@ -88,8 +89,8 @@ class TorchStream(JobStream):
 
     Args:
         accelerator: The device, shared by all threads.
-        queue: This thread's copies.
-        buffers: Host memory that they go through.
+        queue: Queue of this thread's copies.
+        buffers: Host memory for the copies.
     """
 
     accelerator: Accelerator = field(kw_only=True)
@@ -104,7 +105,7 @@ class TorchStream(JobStream):
 
     def _combine(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None], program: Program) -> None:
         total = (segment.stop - segment.start) * job.row_elements
-        step, held = self._manner(job, segment, program, total)
+        step, held = self._slice_size(job, segment, program, total)
         if step == 0:
             super()._combine(job, segment, emit, program)
             return
@@ -115,23 +116,23 @@ class TorchStream(JobStream):
             for span in self._blocks(total, step):
                 with self.accelerator.room(held):
                     pairs = zip(segment.inputs, digests, strict=True)
-                    inputs = [self._sent(one, digest, segment, job, span=span) for one, digest in pairs]
-                    merged = self._merged(job, segment, inputs, shape, start=span[0])
+                    inputs = [self._upload(one, digest, segment, job, span=span) for one, digest in pairs]
+                    merged = self._merge(job, segment, inputs, shape, start=span[0])
                     del inputs
                     self._fetch(merged, job, emit)
         except torch.OutOfMemoryError as error:
             raise McomposeError(
-                f"Device '{self.accelerator.device}' has no memory left for '{job.name}'.",
-                hint="Stop what else uses it, or merge with '--device cpu'.",
+                f"Device '{self.accelerator.device}' does not have enough free memory for '{job.name}'.",
+                hint="Stop other programs that use it, or merge with '--device cpu'.",
             ) from error
 
-    def _manner(self, job: TensorJob, segment: Segment, program: Program, total: int) -> tuple[int, int]:
-        """Elements that go to the device at a time, 0 for none, and the bytes to reserve there."""
+    def _slice_size(self, job: TensorJob, segment: Segment, program: Program, total: int) -> tuple[int, int]:
+        """Returns the elements to merge on the device at a time (0 for none), and the bytes to reserve there."""
         if segment.action != "merged" or total == 0:
             return 0, 0
         method = find_method(segment.method)
-        doubles = "F64" in (job.dtype, *(c.entry.dtype for c in segment.inputs))
-        if method.whole_model or (doubles and not self.accelerator.has_doubles):
+        needs_doubles = "F64" in (job.dtype, *(c.entry.dtype for c in segment.inputs))
+        if method.whole_model or (needs_doubles and not self.accelerator.has_doubles):
             return 0, 0
         if program.passes == 0 and program.chunk_multiple == 1 and not method.random:
             return min(total, _whole_rows(segment, job)), 0
@@ -139,10 +140,10 @@ class TorchStream(JobStream):
         work = work_bytes(segment, job.shape_of(segment))
         return (total, held) if self.accelerator.has_doubles and self.accelerator.fits(held=held, work=work) else (0, 0)
 
-    def _sent(
+    def _upload(
         self, one: Contribution, digest: TensorDigest, segment: Segment, job: TensorJob, *, span: tuple[int, int]
     ) -> torch.Tensor:
-        """One input on the device, flat and as stored; float32 where an adapter is folded."""
+        """Copies one input to the device, flat and as stored; float32 where an adapter is folded."""
         dtype = one.entry.dtype if one.low_rank is None else "F32"
         sent = self.queue.empty(span[1], TORCH_DTYPES[dtype])
         for start, count in self._blocks(span[1], _whole_rows(segment, job)):
@@ -157,15 +158,15 @@ class TorchStream(JobStream):
             self._copy_through(slot, sent[start : start + count], _tensor(buffer, dtype))
         return sent
 
-    def _merged(
+    def _merge(
         self, job: TensorJob, segment: Segment, inputs: Sequence[torch.Tensor], shape: tuple[int, ...], *, start: int
     ) -> torch.Tensor:
-        """The result on the device, flat and rounded."""
+        """Merges on the device; returns the result flat and rounded."""
         for slot in tuple(self._marks):
             self._await(slot)
         with self.accelerator.turn(), self.clock.compute:
             if self.check_finite and not _all_finite(inputs):
-                raise self._refused(job, segment, inputs, start=start)
+                raise self._not_finite_error(job, segment, inputs, start=start)
             values = [raw.float().reshape(shape) for raw in inputs]
             base = values.pop() if segment.base is not None else None
             merged = call_whole(find_method(segment.method), task_for(job, segment), values, base)
@@ -173,12 +174,12 @@ class TorchStream(JobStream):
             result = merged.float().reshape(-1).to(TORCH_DTYPES[job.dtype])
             del merged
             if self.check_finite and not _all_finite([result]):
-                raise self._refused(job, segment, [result], start=start)
+                raise self._not_finite_error(job, segment, [result], start=start)
             self.queue.after_arithmetic()
         return result
 
     def _fetch(self, merged: torch.Tensor, job: TensorJob, emit: Callable[[memoryview], None]) -> None:
-        """Hands a result on, one piece while the next one travels."""
+        """Copies a result to the host and emits it, one piece while the next one is copied."""
         waiting: tuple[str, np.ndarray] | None = None
         for start, count in self._blocks(merged.numel(), SLICE):
             slot = self._slot("down")
@@ -195,7 +196,7 @@ class TorchStream(JobStream):
         emit(buffer.view(np.uint8).data)
 
     def _slot(self, way: str) -> str:
-        """The name of the buffer whose turn it is, when its last copy is done."""
+        """Returns the name of the next buffer, after its last copy is finished."""
         self._second = not self._second
         slot = f"{way}-{int(self._second)}"
         self._await(slot)
@@ -211,10 +212,10 @@ class TorchStream(JobStream):
             self.queue.copy(target, source)
             self._marks[slot] = self.queue.mark()
 
-    def _refused(
+    def _not_finite_error(
         self, job: TensorJob, segment: Segment, tensors: Sequence[torch.Tensor], *, start: int
     ) -> NumericsError:
-        """Why a span is not finite that starts at element ``start`` of the segment."""
+        """Returns the error for a span that is not finite and starts at element ``start`` of the segment."""
         broken = [(_first_broken(tensor), tensor) for tensor in tensors if not _all_finite([tensor])]
         place, tensor = min(broken, key=lambda pair: pair[0])
         first = place // CHUNK * CHUNK
@@ -225,14 +226,14 @@ class TorchStream(JobStream):
 
 
 def _whole_rows(segment: Segment, job: TensorJob) -> int:
-    """Elements of a slice: whole rows where an adapter is folded."""
+    """Returns the elements of a slice: whole rows where an adapter is folded."""
     if not any(c.low_rank is not None for c in segment.inputs):
         return SLICE
     return max(SLICE // max(job.row_elements, 1), 1) * job.row_elements
 
 
 def _all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """A sum is finite only if all that it adds up is; where it is not, every element is looked at."""
+    """Returns whether all elements are finite: a finite sum proves it; otherwise every element is checked."""
     total = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum()
     return math.isfinite(float(total)) or all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
@@ -242,5 +243,5 @@ def _first_broken(tensor: torch.Tensor) -> int:
 
 
 def _tensor(buffer: np.ndarray, dtype: str) -> torch.Tensor:
-    """A buffer as torch sees it."""
+    """Returns a buffer as a torch tensor."""
     return torch.from_numpy(buffer.view(np.uint8)).view(TORCH_DTYPES[dtype])

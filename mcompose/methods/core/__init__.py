@@ -1,1 +1,1 @@
-"""What the methods share: how one is declared and called, pruning, blending, and the compiled kernels."""
+"""Shared code of the merge methods: declaration and calls, pruning, blending, singular vectors, compiled kernels."""

@@ -1,4 +1,4 @@
-"""What numpy and torch spell differently. Torch is never imported here: a tensor brings its own."""
+"""Functions for arrays of numpy or torch. Torch is never imported here: the methods of the tensor are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["as_kind", "descending_order", "doubles", "is_numpy", "ranks_in_rows"
 
 
 def is_numpy(array: Any) -> bool:
-    """Tells numpy's arrays (and scalars) from torch's tensors."""
+    """Returns whether an array is numpy's (array or scalar) and not a torch tensor."""
     return isinstance(array, (np.ndarray, np.generic))
 
 
@@ -25,26 +25,26 @@ def singles(array: Any) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Brings an array of any kind to numpy."""
+    """Converts an array of either library to numpy."""
     return np.asarray(array) if is_numpy(array) else array.detach().cpu().numpy()
 
 
 def as_kind(array: np.ndarray, like: Any) -> Any:
-    """Gives a numpy array the kind, element type aside, and the device of ``like``."""
+    """Converts a numpy array to the library and device of ``like``."""
     if is_numpy(like):
         return array
     return like.new_tensor(array)
 
 
 def descending_order(magnitudes: Any) -> Any:
-    """Indices of a one-dimensional array from the largest down; equal ones in element order."""
+    """Returns the indices of a one-dimensional array from the largest element down; ties in element order."""
     if is_numpy(magnitudes):
         return np.argsort(-magnitudes, kind="stable")
     return magnitudes.argsort(descending=True, stable=True)
 
 
 def ranks_in_rows(magnitudes: Any) -> Any:
-    """Rank of each element in its row, 0 for the smallest; equal ones in element order."""
+    """Returns the rank of each element in its row, 0 for the smallest; ties in element order."""
     if is_numpy(magnitudes):
         return np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1, kind="stable")
     return magnitudes.argsort(dim=1, stable=True).argsort(dim=1, stable=True)

@@ -1,13 +1,11 @@
 """Methods whose result is a sum of the sources: sum_i c_i x_i / divisor * scale.
 
-The idea: linear, spherical and geometric means all lie in the span of their inputs, so all that a method
-has to say is the coefficients, and all that it has to know about the tensors is how they lie to each other:
-their Gram matrix (norms and inner products, summed in float64). A rule is therefore a function from an n x
-n matrix to n numbers; this module applies it to whole arrays, numpy's or torch's. `blend_program` applies
-the same rule to chunks.
+Linear, spherical and geometric means are all linear combinations of their inputs, so a method only has to choose the
+coefficients, and it only needs the Gram matrix of the tensors (norms and inner products, summed in float64). A rule is
+therefore a function from an n x n matrix to n numbers; this module applies it to whole arrays of numpy or torch.
+``blend_program`` applies the same rule to chunks.
 
-A tensor may be one group, or a Gram matrix may be kept for each row (last dimension) or each column (first
-dimension).
+A tensor may be one group, or have a Gram matrix for each row (last dimension) or each column (first dimension).
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ import numpy as np
 from mcompose.errors import NumericsError
 from mcompose.methods.core.arrays import as_kind, doubles, to_numpy
 
-__all__ = ["Blend", "Groups", "blend", "cosines", "gram", "norms", "pour", "total_weight"]
+__all__ = ["Blend", "Groups", "blend", "cosines", "gram", "norms", "spread_over_groups", "total_weight"]
 
 Groups = Literal["all", "rows", "columns"]
 
 
 @dataclass(frozen=True)
 class Blend:
-    """What a rule decides.
+    """Result of a blend rule.
 
     Args:
-        coefficients: One a source, shape (n,), or (groups, n) when there is a Gram matrix for each group.
-        divisor: The sum is divided by it,
-        scale: then multiplied by it.
+        coefficients: One number for each source, shape (n,), or (groups, n) with a Gram matrix for each group.
+        divisor: Divisor of the sum.
+        scale: Factor of the divided sum.
     """
 
     coefficients: np.ndarray
@@ -45,7 +43,7 @@ def total_weight(weights: Sequence[float]) -> float:
     """Sums weights as the tensors are summed: in float32, in order.
 
     Raises:
-        NumericsError: The sum is zero, and nothing can be divided by it.
+        NumericsError: The sum is zero, so it cannot be a divisor.
     """
     total = np.float32(0)
     for weight in weights:
@@ -59,16 +57,16 @@ def total_weight(weights: Sequence[float]) -> float:
 
 
 def norms(gram_: np.ndarray) -> np.ndarray:
-    """Reads the lengths off a Gram matrix: (..., n, n) to (..., n)."""
+    """Returns the norms from a Gram matrix: (..., n, n) to (..., n)."""
     return np.sqrt(np.diagonal(gram_, axis1=-2, axis2=-1))
 
 
 def cosines(gram_: np.ndarray, floor: float = 0.0) -> np.ndarray:
-    """Reads the cosines of all pairs off a Gram matrix.
+    """Returns the cosines of all pairs from a Gram matrix.
 
     Args:
         gram_: Shape (..., n, n).
-        floor: Vectors no longer than this have cosine 0 with everything.
+        floor: Smallest norm; vectors of this norm or less have cosine 0 with all others.
 
     Returns:
         Shape (..., n, n), clipped to [-1, 1].
@@ -81,11 +79,11 @@ def cosines(gram_: np.ndarray, floor: float = 0.0) -> np.ndarray:
 
 
 def gram(tensors: Sequence[Any], *, groups: Groups = "all") -> np.ndarray:
-    """Measures whole arrays.
+    """Computes Gram matrices of whole arrays.
 
     Args:
-        tensors: n arrays of one shape.
-        groups: One matrix for the tensor, for each row, or for each column.
+        tensors: n arrays of the same shape.
+        groups: Whether to compute one matrix for the tensor, for each row, or for each column.
 
     Returns:
         Float64, shape (n, n) or (groups, n, n).
@@ -98,31 +96,32 @@ def gram(tensors: Sequence[Any], *, groups: Groups = "all") -> np.ndarray:
 
 
 def blend(tensors: Sequence[Any], decision: Blend, *, groups: Groups = "all") -> Any:
-    """Applies a rule's decision to whole arrays.
+    """Applies the result of a rule to whole arrays.
 
     Args:
-        tensors: n float32 arrays of one shape.
-        decision: The coefficients.
-        groups: The groups that they were decided for.
+        tensors: n float32 arrays of the same shape.
+        decision: Result of the rule.
+        groups: Groups of the coefficients.
 
     Returns:
-        One array of the same shape and kind.
+        One array of the same shape and library.
     """
     coefficients = np.atleast_2d(decision.coefficients.astype(np.float32))
-    shares = [pour(tensor, coefficients[:, index], groups) * tensor for index, tensor in enumerate(tensors)]
+    shares = [
+        spread_over_groups(tensor, coefficients[:, index], groups) * tensor for index, tensor in enumerate(tensors)
+    ]
     total = shares[0]
     for share in shares[1:]:
         total = total + share
     return total / np.float32(decision.divisor).item() * np.float32(decision.scale).item()
 
 
-def pour(tensor: Any, values: np.ndarray, groups: Groups) -> Any:
-    """Lays one number a group out so that it multiplies ``tensor`` element by element."""
+def spread_over_groups(tensor: Any, values: np.ndarray, groups: Groups) -> Any:
+    """Reshapes one number for each group so that it multiplies ``tensor`` element by element."""
     if groups == "all" or tensor.ndim == 0:
         return float(values[0])
     shape = (*tensor.shape[:-1], 1) if groups == "rows" else (1, *tensor.shape[1:])
-    laid = values.reshape(shape)
-    return as_kind(laid, tensor)
+    return as_kind(values.reshape(shape), tensor)
 
 
 def _grouped(tensor: Any, groups: Groups) -> Any:

@@ -46,7 +46,7 @@ def blend_program(
         kind: Groups = groups(**arguments) if groups else "all"
         from_base = deltas or task.has_base
         if not measured:
-            return _Pour(rule(None, **arguments), from_base=from_base)
+            return _WeightedSum(rule(None, **arguments), from_base=from_base)
         if kind == "all" or not task.shape:
             return _Measured(rule, arguments, count=len(task.sources), from_base=from_base)
         length = task.shape[-1]
@@ -56,7 +56,7 @@ def blend_program(
     return make
 
 
-class _Pour:
+class _WeightedSum:
     """A blend whose coefficients are known.
 
     Args:
@@ -75,16 +75,16 @@ class _Pour:
         self.stride = stride
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
-        """Has nothing to learn."""
+        """Does nothing: the coefficients are known."""
         return True
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
-        """Pours one chunk."""
+        """Writes the weighted sum of one chunk."""
         origin = base if self.from_base else None
         if self.coefficients.ndim == 1:
             how = {"divisor": self.divisor, "scale": self.scale}
-            return kernels.pour(sources, self.coefficients, out, base=origin, **how)
-        return kernels.group_pour(sources, self.coefficients, out, start=start, stride=self.stride, base=origin)
+            return kernels.weighted_sum(sources, self.coefficients, out, base=origin, **how)
+        return kernels.grouped_sum(sources, self.coefficients, out, start=start, stride=self.stride, base=origin)
 
 
 class _Measured:
@@ -105,7 +105,7 @@ class _Measured:
         self.from_base = from_base
         self.count = count
         self.totals = np.zeros(_pairs(count))
-        self.pour: _Pour | None = None
+        self.total: _WeightedSum | None = None
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Adds one chunk to the inner products."""
@@ -113,11 +113,11 @@ class _Measured:
         return bool(np.isfinite(self.totals).all())
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
-        """Decides at the first chunk, then pours."""
-        if self.pour is None:
+        """Applies the rule at the first chunk, then writes weighted sums."""
+        if self.total is None:
             matrix = _matrix(self.totals[:, None], self.count)[0]
-            self.pour = _Pour(self.rule(matrix, **self.arguments), from_base=self.from_base)
-        return self.pour.combine(start, sources, base, out)
+            self.total = _WeightedSum(self.rule(matrix, **self.arguments), from_base=self.from_base)
+        return self.total.combine(start, sources, base, out)
 
 
 class _GroupMeasured:
@@ -148,7 +148,7 @@ class _GroupMeasured:
         self.from_base = from_base
         self.count, groups = shape
         self.totals = np.zeros((_pairs(self.count), groups))
-        self.pour: _Pour | None = None
+        self.total: _WeightedSum | None = None
 
     def measure(self, index: int, start: int, sources: Chunks, base: np.ndarray | None) -> bool:
         """Adds one chunk to the inner products."""
@@ -157,11 +157,11 @@ class _GroupMeasured:
         return bool(np.isfinite(self.totals).all())
 
     def combine(self, start: int, sources: Chunks, base: np.ndarray | None, out: np.ndarray) -> int:
-        """Decides at the first chunk, then pours."""
-        if self.pour is None:
+        """Applies the rule at the first chunk, then writes weighted sums."""
+        if self.total is None:
             decision = self.rule(_matrix(self.totals, self.count), **self.arguments)
-            self.pour = _Pour(decision, from_base=self.from_base, stride=self.stride)
-        return self.pour.combine(start, sources, base, out)
+            self.total = _WeightedSum(decision, from_base=self.from_base, stride=self.stride)
+        return self.total.combine(start, sources, base, out)
 
 
 def _pairs(count: int) -> int:

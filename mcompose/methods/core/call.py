@@ -1,4 +1,4 @@
-"""Merging whole tensors: the public one-call form, and the engine's way to devices other than the CPU."""
+"""Merges whole tensors: the public function for one call, and the engine's function for devices."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def merge_tensors(  # noqa: PLR0913 - the public form: everything that a merge d
     """Merges tensors in one call.
 
     Args:
-        name: A method of the catalogue (``"ties"``).
-        tensors: One tensor a source, numpy's or torch's, all of one shape.
-        base: The tensor that deltas count from, where the method needs one.
-        weights: One weight a source; 1/M when not given.
+        name: Name of a merge method (``"ties"``).
+        tensors: One tensor for each source, of numpy or torch, all of the same shape.
+        base: Tensor of the base, where the method needs one.
+        weights: One weight for each source; default: 1/M each.
         seed: Seed of random methods.
-        tensor_name: Name of the tensor; part of the address of its randomness.
-        sources: Names of the sources; part of the address too. ``"0"``, ``"1"``, ... when not given.
-        **parameters: The method's parameters under their recipe names (``lambda_`` is taken for ``lambda``).
+        tensor_name: Name of the tensor; random numbers depend on it.
+        sources: Names of the sources; random numbers depend on them. Default: ``"0"``, ``"1"``, ...
+        **parameters: Parameters of the method by recipe name (``lambda_`` for ``lambda``).
 
     Returns:
-        The merged tensor, of the kind, shape and element type of the first.
+        The merged tensor, with the library, shape and element type of the first.
 
     Raises:
-        RequestError: A name, a number or a count does not fit.
-        NumericsError: Shapes differ, or the settings have no result.
+        RequestError: The name, a parameter or the number of sources is not valid.
+        NumericsError: Shapes differ, or the settings do not have a result.
 
     Example:
         >>> merge_tensors("linear", [np.float32([0, 2]), np.float32([4, 4])], weights=[3, 1])
@@ -67,19 +67,19 @@ def merge_tensors(  # noqa: PLR0913 - the public form: everything that a merge d
 
 
 def merge_whole(method: Method, task: TensorTask, sources: Sequence[Any], base: Any) -> Any:
-    """Merges one tensor by the method's function.
+    """Merges one tensor with the method's function.
 
     Args:
         method: The method.
         task: The tensor, with its settings.
-        sources: Float32 arrays of the task's shape, numpy's or torch's on any device.
-        base: The base, or None.
+        sources: float32 arrays of the task's shape, of numpy or of torch on any device.
+        base: Array of the base; None without a base.
 
     Returns:
         The merged weights (base included), float32.
 
     Raises:
-        RequestError: The settings do not fit the method.
+        RequestError: The settings are not valid for the method.
     """
     arguments = arguments_for(method, task)
     if method.random:
@@ -96,7 +96,7 @@ def _shaped(array: Any, task: TensorTask) -> Any:
 
 def _check_call(method: Method, tensors: Sequence[Any], base: Any, weights: Sequence[float] | None) -> None:
     if not len(tensors):
-        raise RequestError(f"Method '{method.name}' was given no tensor.")
+        raise RequestError(f"Method '{method.name}' needs at least one tensor.")
     shape = tuple(tensors[0].shape)
     for index, tensor in enumerate(tensors):
         if tuple(tensor.shape) != shape:
@@ -106,4 +106,4 @@ def _check_call(method: Method, tensors: Sequence[Any], base: Any, weights: Sequ
     if base is not None and tuple(base.shape) != shape:
         raise NumericsError(f"The base has shape {tuple(base.shape)}, tensor 0 has {shape}.")
     if weights is not None and not method.weighted:
-        raise RequestError(f"Method '{method.name}' takes no weights.", hint="Leave `weights` out.")
+        raise RequestError(f"Method '{method.name}' does not take weights.", hint="Leave `weights` out.")

@@ -1,10 +1,10 @@
-"""Kernels: loops compiled to machine code once, kept on disk, and called without Numba.
+"""Kernels: loops compiled to machine code once, cached on disk, and called without Numba.
 
-The idea: Numba is the compiler and not the run time. A kernel's first call ever compiles its loop
-(`mcompose.methods.core.loops`) to an object file in the user's cache folder; every later process loads that file
-through llvmlite, which costs a few hundredths of a second where importing Numba costs half a second. A folder that
-cannot be written only means that the code is made again; a file that others may write is never run. Calls go through
-ctypes, which lets go of the GIL.
+Numba is used as compiler only, not at run time. The first call of a kernel compiles its loop
+(``mcompose.methods.core.loops``) to an object file in the user's cache folder; later processes load that file with
+llvmlite, which takes a few hundredths of a second, while importing Numba takes half a second. If the folder cannot be
+written, every process compiles again; a file that other users may write is never run. Calls go through ctypes, which
+releases the GIL.
 
 Code is never fast-math and never fuses a product with a sum: the same numbers on every machine that has IEEE floats.
 """
@@ -47,7 +47,7 @@ class Kernel:
     Args:
         module: Module of ``mcompose.methods.core.loops``.
         name: The loop.
-        arguments: A type for each argument: ``address`` (an array may be given for it), ``int64``, ``uint64``,
+        arguments: Type of each argument: ``address`` (the caller may pass an array), ``int64``, ``uint64``,
             ``float32``.
     """
 
@@ -58,10 +58,10 @@ class Kernel:
         self._function: Callable[..., int] | None = None
 
     def __call__(self, *arguments: Any) -> int:
-        """Runs the loop; arrays are contiguous and stay alive meanwhile.
+        """Runs the loop; arrays must be contiguous.
 
         Returns:
-            What the loop returns; 0 where it returns nothing.
+            The loop's result; 0 when it does not return one.
         """
         function = self._function or self.compile()
         result, error = ctypes.c_int64(0), ctypes.c_void_p(None)
@@ -70,7 +70,7 @@ class Kernel:
         return result.value
 
     def compile(self) -> Callable[..., int]:
-        """Loads the machine code that an earlier run kept, or makes it; returns the C function."""
+        """Loads the machine code from the cache, or compiles it; returns the C function."""
         with _COMPILING:
             if self._function is None:
                 types = [ctypes.c_void_p, ctypes.c_void_p, *(_C_TYPES[name] for name in self.arguments)]
@@ -87,7 +87,7 @@ class Kernel:
         return _linker().load(code)
 
     def _key(self) -> str:
-        """Everything that decides the machine code: the loops' text, the compiler, the processor."""
+        """Returns a key of everything that the machine code depends on: the loops' text, compiler and processor."""
         return hashlib.sha256(repr((_toolchain(), self.arguments)).encode()).hexdigest()[:32]
 
     def _compiled(self) -> bytes:
@@ -108,7 +108,7 @@ class _Linker:
         self._engines: list[Any] = []  # the code lives as long as its engine
 
     def load(self, code: bytes) -> int:
-        """Address of the function that an object file holds."""
+        """Returns the address of the function in an object file."""
         llvm = self._llvm
         target = llvm.Target.from_default_triple().create_target_machine(opt=0, jit=True)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
@@ -135,7 +135,7 @@ def _toolchain() -> tuple[Any, ...]:
 
 
 def _read(file: Path) -> bytes | None:
-    """The code that a file holds; None when there is none, it is damaged, or somebody else could have written it."""
+    """Returns the code in a file; None when it is missing or damaged, or when another user could have written it."""
     try:
         data, owner = file.read_bytes(), file.stat()
     except OSError:

@@ -1,13 +1,10 @@
 """The decorator that turns a function into a method of the catalogue.
 
-Parameters are read off the signature: every keyword-only argument is one, its default is the recipe's
-default, and its annotation says the rest::
+Parameters are read from the signature: every keyword-only argument is one, with its default and annotation::
 
-    def ties(deltas, *, weights: Weights, density: Annotated[PerSource, Range(0, 1)] = 1.0, normalize: bool
-    = True)
+    def ties(deltas, *, weights: Weights, density: Annotated[PerSource, Range(0, 1)] = 1.0, normalize: bool = True)
 
-Three names are not parameters: ``weights`` (one a source), ``base`` and ``keys`` (addresses of the
-randomness).
+Three names are not parameters: ``weights`` (one for each source), ``base`` and ``keys`` (addresses of random numbers).
 """
 
 from __future__ import annotations
@@ -25,14 +22,14 @@ __all__ = ["Each", "PerSource", "Range", "Weights", "Words", "each", "method"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 Weights = Sequence[float]
-"""One weight a source."""
+"""One weight for each source."""
 
 RESERVED = ("weights", "base", "keys")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a parameter, both allowed.
+    """Bounds of a parameter, both included.
 
     Args:
         low: Smallest value.
@@ -45,10 +42,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Words:
-    """Other values that a choice may be written as.
+    """Other spellings of a choice.
 
     Args:
-        values: Value to choice.
+        values: Other value to the choice that it stands for.
     """
 
     values: Mapping[Any, str] = field(default_factory=dict)
@@ -60,14 +57,14 @@ class Each:
 
 
 PerSource = Annotated[float | Sequence[float], Each()]
-"""A number, or one number a source."""
+"""A number, or one number for each source."""
 
 
 def each(value: float | Sequence[float], count: int) -> tuple[float, ...]:
-    """Spreads a per-source argument.
+    """Returns a per-source argument as one number for each source.
 
     Args:
-        value: One number, or one a source.
+        value: One number, or one for each source.
         count: Number of sources.
 
     Returns:
@@ -87,12 +84,12 @@ def method(
 
     Args:
         name: Name in recipes.
-        program: ``(task, **arguments) -> Program``; called with checked arguments.
-        survey: ``(task, **arguments) -> Survey`` of a method that looks at the whole model first.
-        **facts: The other fields of `Method` (``title``, ``paper``, ``space``, ``base``, ...).
+        program: Function ``(task, **arguments) -> Program``, called with checked arguments.
+        survey: Function ``(task, **arguments) -> Survey`` of a method that measures the whole model first.
+        **facts: The other fields of ``Method`` (``title``, ``paper``, ``space``, ``base``, ...).
 
     Returns:
-        The decorator; it gives the function back unchanged.
+        The decorator; it returns the function unchanged.
     """
 
     def register(function: F) -> F:

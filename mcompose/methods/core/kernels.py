@@ -1,7 +1,7 @@
-"""The kernels on numpy arrays: what `mcompose.methods.core.loops` computes, callable from anywhere.
+"""The kernels of ``mcompose.methods.core.loops`` as functions on numpy arrays.
 
-A chunk of a tensor is a one-dimensional, contiguous array whose element type says what it is: uint16 is bfloat16 (numpy
-has none), float16, float32 and float64 are themselves. Every kernel takes chunks of any mix of them.
+A chunk of a tensor is a one-dimensional, contiguous array of float16, float32, float64 or uint16, which stands for
+bfloat16 (numpy does not have it). Every kernel accepts chunks of any mix of these types.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = [
     "count_nan",
     "gram",
     "group_gram",
-    "group_pour",
-    "pour",
-    "prune_pour",
-    "rank_chances",
+    "grouped_sum",
+    "prune_and_sum",
+    "rank_probabilities",
     "uniforms",
+    "weighted_sum",
 ]
 
 Array = np.ndarray
@@ -35,21 +35,21 @@ Array = np.ndarray
 _KINDS = {"uint16": BF16, "float16": F16, "float32": F32, "float64": F64}
 _A, _I, _F = "address", "int64", "float32"
 
-_POUR = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
-_GROUP_POUR = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
+_WEIGHTED_SUM = Kernel("blending", "pour", _A, _A, _I, _A, _F, _F, _A, _I, _A, _I, _I, _A)
+_GROUPED_SUM = Kernel("blending", "group_pour", _A, _A, _I, _A, _I, _I, _I, _A, _I, _A, _I, _I, _A)
 _GRAM = Kernel("blending", "gram", _A, _A, _I, _A, _I, _I, _A, _A)
 _GROUP_GRAM = Kernel("blending", "group_gram", _A, _A, _I, _A, _I, _I, _I, _I, _I, _A, _A)
 _COUNT_NAN = Kernel("formats", "count_nan", _A, _I, _I, _A)
 _COUNT_KEYS = Kernel("pruning", "count_keys", _A, _I, _A, _I, _I, _A, _A, _A, _A)
 _ABS_SUMS = Kernel("pruning", "abs_sums", _A, _A, _I, _A, _I, _A, _I, _I, _A, _A)
-_PRUNE_POUR = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
-_RANK_CHANCES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
+_PRUNE_AND_SUM = Kernel("pruning", "prune_pour", _A, _A, _I, _A, _A, _I, _F, _F, _A, _I, _I, _A, _I, _I, _A)
+_RANK_PROBABILITIES = Kernel("pruning", "rank_chances", _A, _I, _A, _I, _I, _I, _F, _F, _A, _A)
 _UNIFORMS = Kernel("pruning", "uniforms", "uint64", _A, _I, _A)
 
 _ROOM = threading.local()
 
 
-def pour(
+def weighted_sum(
     sources: Sequence[Array],
     weights: Array,
     out: Array,
@@ -58,34 +58,36 @@ def pour(
     divisor: float = 1.0,
     scale: float = 1.0,
 ) -> int:
-    """``out = sum(weights * sources) / divisor * scale``; with a base, of the deltas and on top of it.
+    """Computes ``out = sum(weights * sources) / divisor * scale``; with a base, of the deltas, and adds the base.
 
     Args:
-        sources: Chunks of one length.
-        weights: float32, one a source.
-        out: The result's chunk.
-        base: What the sources count from.
-        divisor: The sum is divided by it,
-        scale: then multiplied by it.
+        sources: Chunks of the same length.
+        weights: float32, one weight for each source.
+        out: Chunk of the result.
+        base: Chunk of the base; None merges the sources themselves.
+        divisor: Divisor of the sum.
+        scale: Factor of the divided sum.
 
     Returns:
-        How many results are not finite. What is not finite in a source is not finite in the result.
+        Number of results that are not finite. An element that is not finite in a source is not finite in the result.
     """
     table, kinds = _table(sources, out.size)
     origin = _origin(base, out.size)
     _check_weights(weights, len(sources))
-    return _POUR(table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3))
+    return _WEIGHTED_SUM(
+        table, kinds, len(sources), weights, divisor, scale, *origin, out, _kind(out), out.size, _room(3)
+    )
 
 
 def convert(chunk: Array, out: Array) -> int:
     """Rounds a chunk once into ``out``'s element type; returns how many results are not finite."""
-    return pour([chunk], np.ones(1, np.float32), out)
+    return weighted_sum([chunk], np.ones(1, np.float32), out)
 
 
-def group_pour(
+def grouped_sum(
     sources: Sequence[Array], weights: Array, out: Array, *, start: int, stride: int, base: Array | None = None
 ) -> int:
-    """`pour` with weights of its own for each group of elements.
+    """`weighted_sum` with weights of its own for each group of elements.
 
     Args:
         sources: Chunks of one length.
@@ -102,7 +104,7 @@ def group_pour(
     groups = weights.shape[1]
     _check_weights(weights, len(sources) * groups)
     origin = _origin(base, out.size)
-    return _GROUP_POUR(
+    return _GROUPED_SUM(
         table, kinds, len(sources), weights, start, stride, groups, *origin, out, _kind(out), out.size, _room(3)
     )
 
@@ -121,7 +123,7 @@ def gram(sources: Sequence[Array], totals: Array, *, base: Array | None = None) 
 
 
 def group_gram(sources: Sequence[Array], totals: Array, *, start: int, stride: int, base: Array | None = None) -> None:
-    """`gram` for each group of elements (see `group_pour`); ``totals`` has shape (pairs, groups)."""
+    """`gram` for each group of elements (see `grouped_sum`); ``totals`` has shape (pairs, groups)."""
     size = sources[0].size
     table, kinds = _table(sources, size)
     groups, room = totals.shape[1], _room(len(sources) + 1)
@@ -165,7 +167,7 @@ def abs_sums(sources: Sequence[Array], base: Array | None, cuts: Array, totals: 
 
 @dataclass
 class Pruning:
-    """What `prune_pour` does to the deltas.
+    """What `prune_and_sum` does to the deltas.
 
     Args:
         cuts: int64, (sources, COLUMNS): how each is pruned; counters in it are moved on.
@@ -182,7 +184,7 @@ class Pruning:
     scale: float
 
 
-def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: Array | None, start: int) -> int:
+def prune_and_sum(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: Array | None, start: int) -> int:
     """Prunes every delta, makes up for what was dropped, combines, adds the base.
 
     Args:
@@ -198,13 +200,13 @@ def prune_pour(sources: Sequence[Array], pruning: Pruning, out: Array, *, base: 
     table, kinds = _table(sources, out.size)
     how = (pruning.cuts, pruning.numbers, pruning.combine, pruning.divisor, pruning.scale)
     where = (*_origin(base, out.size), _aligned(start), out, _kind(out), out.size, _room(len(sources) + 5))
-    return _PRUNE_POUR(table, kinds, len(sources), *how, *where)
+    return _PRUNE_AND_SUM(table, kinds, len(sources), *how, *where)
 
 
-def rank_chances(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
-    """Gives each element a chance by its magnitude's rank in its row of ``length``: ``low`` and up by ``span``."""
+def rank_probabilities(source: Array, base: Array | None, *, length: int, low: float, span: float, out: Array) -> None:
+    """Computes a probability for each element: ``low`` plus ``span`` times its relative magnitude rank in its row."""
     room = np.empty(28 * length + 8 * 2049 + 64, np.uint8)
-    _RANK_CHANCES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
+    _RANK_PROBABILITIES(source, _kind(source), *_origin(base, source.size), source.size, length, low, span, out, room)
 
 
 def uniforms(key: int, out: Array) -> None:
@@ -226,7 +228,7 @@ def _check_weights(weights: Array, count: int) -> None:
 def _kind(chunk: Array) -> int:
     kind = _KINDS.get(chunk.dtype.name)
     if kind is None or not chunk.flags.c_contiguous:
-        raise TypeError(f"No arithmetic is done on {chunk.dtype} arrays that are laid out so.")
+        raise TypeError(f"Kernels need contiguous arrays of a float type, not {chunk.dtype} with this layout.")
     return kind
 
 

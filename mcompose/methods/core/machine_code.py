@@ -1,7 +1,8 @@
-"""From a loop to an object file: Numba to LLVM's intermediate code, LLVM to machine code of this processor.
+"""Compiles a loop to an object file: Numba to LLVM's intermediate code, LLVM to machine code of this processor.
 
-Imported only when there is no kept code. Numba wraps every function for Python; the wrappers and what they call are
-removed, so that the object file refers to nothing but ``memset`` and its kind, and any process can load it.
+Imported only when the cache does not have the code. Numba wraps every function for Python; the wrappers and the
+functions that they call are removed, so that the object file refers only to ``memset`` and similar functions, and any
+process can load it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def compile_loop(module: str, name: str, arguments: Sequence[str], *, symbol: st
         module: Module of ``mcompose.methods.core.loops``.
         name: Name of the function.
         arguments: Types, as in `compiled.Kernel`.
-        symbol: What the function is called in the object file. Its C form is
+        symbol: Name of the function in the object file. Its C form is
             ``int32 symbol(int64 *result, void **error, arguments...)``.
 
     Returns:

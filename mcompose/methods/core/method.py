@@ -1,4 +1,4 @@
-"""What a merge method is: a pure function on tensors, and what the engine must know about it.
+"""The definition of a merge method: a pure function on tensors, and its properties for the engine.
 
 A method file holds one function and one decorator::
 
@@ -6,13 +6,12 @@ A method file holds one function and one decorator::
     def task_arithmetic(deltas, *, weights, lambda_=1.0, normalize=False):
         ...
 
-The function takes float32 arrays of one tensor (numpy on the CPU, torch elsewhere) and returns one: the
-merged weight when ``space`` is ``weights``, the merged delta when it is ``deltas`` (the engine does the one
-subtraction and the one addition). Its keyword-only arguments are the recipe's parameters, under mergekit's
-names; ``lambda`` is spelt ``lambda_`` in Python only.
+The function takes float32 arrays of one tensor (numpy on the CPU, torch elsewhere) and returns one: the merged weight
+when ``space`` is ``weights``, the merged delta when it is ``deltas`` (the engine subtracts and adds the base). Its
+keyword-only arguments are the recipe's parameters, with mergekit's names; ``lambda`` is written ``lambda_`` in Python.
 
-The engine never calls the function on large CPU tensors: a method may give a ``Program``, the same maths
-over chunks.
+A method may also have a ``Program``, the same computation over chunks; on the CPU the engine then uses it instead of
+the function.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from mcompose.registry import Registry
 __all__ = ["METHODS", "REQUIRED", "Method", "Parameter", "Program", "Survey", "TensorTask"]
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
-"""Default of a parameter that the recipe must give."""
+"""Default of a parameter that the recipe must set."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Parameter:
 
     Args:
         name: mergekit's name (``density``, ``lambda``).
-        default: Value when the recipe gives none, or ``REQUIRED``.
-        per_source: True when a recipe may give one value per source (``{sees: 0.5, hears: 0.3}``).
+        default: Value when the recipe does not set it, or ``REQUIRED``.
+        per_source: True when a recipe may set one value for each source (``{sees: 0.5, hears: 0.3}``).
         kind: ``float``, ``int``, ``bool`` or ``str``.
         low: Smallest allowed value.
         high: Largest allowed value.
-        choices: The words that a ``str`` may be.
-        words: Other values and the choice that they stand for (``True`` for mergekit's ``rescale: true``).
+        choices: Allowed values of a ``str``.
+        words: Other values, to the choice that each stands for (``True`` for mergekit's ``rescale: true``).
     """
 
     name: str
@@ -58,17 +57,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class TensorTask:
-    """One tensor to be merged.
+    """One tensor to be merged, with its settings.
 
     Args:
-        name: Output name; addresses the randomness together with the seed and the source names.
+        name: Name in the output; random numbers depend on it, the seed and the source names.
         shape: Shape of the tensor.
-        sources: Names of the sources, in order (without the base).
-        weights: One weight a source.
-        parameters: Parameter name to value, or to a tuple with one value a source.
-        seed: The recipe's seed.
-        has_base: Whether a base takes part; only methods with ``base="optional"`` look at it.
-        survey: The finished survey of a ``whole_model`` method; None makes this tensor the whole model.
+        sources: Names of the sources, in order, without the base.
+        weights: One weight for each source.
+        parameters: Parameter name to value, or to a tuple with one value for each source.
+        seed: Seed of the recipe.
+        has_base: Whether there is a base; only used by methods with ``base="optional"``.
+        survey: Finished survey of a ``whole_model`` method; None treats this tensor as the whole model.
     """
 
     name: str
@@ -82,11 +81,11 @@ class TensorTask:
 
 
 class Program(Protocol):
-    """A method compiled for one tensor: it is fed chunks in element order and keeps O(chunk) memory.
+    """A method for one tensor that works on chunks in element order, with O(chunk) memory.
 
-    ``passes`` times the whole tensor is streamed through ``measure`` (norms, thresholds); then once through
-    ``combine``, which writes. One program is used by one thread. Chunks are raw, of any mix of element types (uint16 is
-    bfloat16; see `kernels`); arithmetic is float32, with one rounding into ``out``.
+    The whole tensor is passed through ``measure`` as often as ``passes`` says (norms, thresholds), then once through
+    ``combine``, which writes. A program is used by one thread. Chunks are raw, of any mix of element types (uint16 is
+    bfloat16; see ``kernels``); arithmetic is float32, with one rounding into ``out``.
     """
 
     chunk_multiple: int
@@ -94,32 +93,32 @@ class Program(Protocol):
 
     @property
     def passes(self) -> int:
-        """Measuring passes; may become fewer when one is over, and then a further one changes nothing."""
+        """Number of measuring passes; may become smaller after a pass, and further passes then have no effect."""
         ...
 
     def measure(self, index: int, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> bool:
-        """Takes one chunk of measuring pass ``index``, from element ``start``; False when it holds a NaN or infinity.
+        """Measures one chunk in pass ``index``, from element ``start``; returns False for a NaN or infinity.
 
-        What does not matter to the measurement may go unnoticed: `combine` notices it.
+        Values that do not affect the measurement may be missed here: ``combine`` checks all.
         """
         ...
 
     def combine(self, start: int, sources: Sequence[np.ndarray], base: np.ndarray | None, out: np.ndarray) -> int:
-        """Writes the merged weights of one chunk (base included, whatever the space); says how many are not finite."""
+        """Writes the merged weights of one chunk, with the base; returns how many are not finite."""
         ...
 
 
 class Survey(Protocol):
-    """What a ``whole_model`` method learns from all tensors before the first is merged.
+    """Measurement of all tensors by a ``whole_model`` method, before the first tensor is merged.
 
-    For every pass, in order: `measure` takes every chunk of every tensor, in any order and from any thread,
-    then `finish` is called once. The survey then goes into each `TensorTask`.
+    In each pass, ``measure`` gets every chunk of every tensor, in any order and from any thread; then ``finish`` is
+    called once. The finished survey is part of each ``TensorTask``.
     """
 
     passes: int
 
     def measure(self, index: int, sources: Sequence[np.ndarray], base: np.ndarray | None) -> None:
-        """Takes one chunk of pass ``index``."""
+        """Measures one chunk in pass ``index``."""
         ...
 
     def finish(self, index: int) -> None:
@@ -129,28 +128,27 @@ class Survey(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method and what the engine must know about it.
+    """A merge method with its properties for the engine.
 
     Args:
         name: Name in recipes.
         title: Full name, for cards.
         paper: ``arXiv:...`` or empty.
         function: The pure function.
-        space: ``weights``, or ``deltas`` from the base.
-        base: Whether the base takes part: ``required``, ``optional`` or ``unused``.
-        parameters: In the order of the signature.
-        min_sources: Fewest sources, base not counted.
-        max_sources: Most sources; None for any number.
+        space: What the function merges: ``weights``, or ``deltas`` from the base.
+        base: How the base is used: ``required``, ``optional`` or ``unused``.
+        parameters: Parameters, in the order of the signature.
+        min_sources: Fewest sources, without the base.
+        max_sources: Most sources, without the base; None for any number.
         symmetric: True when the order of (source, weight) pairs does not matter.
-        random: True when the seed matters.
-        program: Makes the chunked form; None when the engine must give whole tensors to ``function``.
-        whole_model: True when a measuring pass over all tensors comes first (``ties-global``).
-        survey: Makes the survey of a ``whole_model`` method from a task whose name is the model and whose
-            shape is ``(elements of all tensors,)``.
-        weighted: False when the method takes no weights (``slerp``): giving some is an error.
-        mergekit_defaults: What a mergekit recipe means when it is silent, where this differs from
-            ``parameters``.
-        mergekit_ignored: Parameters that a mergekit recipe may carry and that change nothing here.
+        random: True when the result depends on the seed.
+        program: Function that makes the program of a task; None when ``function`` must get whole tensors.
+        whole_model: True when all tensors are measured first (``ties-global``).
+        survey: Function that makes the survey of a ``whole_model`` method, from a task with the name of the model and
+            the shape ``(elements of all tensors,)``.
+        weighted: False when the method does not take weights (``slerp``); weights are then an error.
+        mergekit_defaults: Defaults in mergekit recipes that differ from those in ``parameters``.
+        mergekit_ignored: Parameters that a mergekit recipe may have and that have no effect here.
     """
 
     name: str

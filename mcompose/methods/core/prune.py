@@ -1,8 +1,7 @@
-"""Prune, rescale, combine: the maths that TIES, DARE, breadcrumbs and DELLA share, on whole arrays.
+"""Prunes, rescales and combines whole arrays: the code that TIES, DARE, breadcrumbs and DELLA share.
 
-Each of them drops a part of every delta, makes up for what was dropped, and then adds the deltas up, or
-first elects a sign for each element and averages those that agree. `prune_program` does the same over
-chunks.
+Each method drops a part of every delta, compensates for the dropped part, and then adds the deltas, or first elects a
+sign for each element and averages those that agree. ``prune_program`` does the same over chunks.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ __all__ = [
 ]
 
 Density = Annotated[PerSource, Range(0.0, 1.0)]
-"""Share of the elements that is kept."""
+"""Share of the elements to keep."""
 
 Rescale = Annotated[Literal["paper", "mergekit", "none"], Words({True: "mergekit", False: "none"})]
-"""How a random method makes up for what it dropped; true and false are mergekit's spelling."""
+"""How a random method compensates for dropped elements; true and false are mergekit's spelling."""
 
 NormRescale = Annotated[Literal["mergekit", "none"], Words({True: "mergekit", False: "none"})]
 """Whether a magnitude method restores the sum of the absolute values, as mergekit can."""
@@ -48,12 +47,12 @@ Average = Literal["weights", "count", "none"]
 
 
 def largest_ranks(size: int, density: float, *, at_least_one: bool = True) -> tuple[int, int]:
-    """Says which ranks, counted from the largest, stay: mergekit keeps at least one, PEFT may keep none.
+    """Returns the ranks to keep, counted from the largest: mergekit keeps at least one, PEFT may keep none.
 
     Args:
         size: Elements of the tensor.
         density: Share to keep.
-        at_least_one: Whether a positive density keeps one element at least.
+        at_least_one: Whether a positive density keeps at least one element.
 
     Returns:
         First rank and end rank.
@@ -66,10 +65,9 @@ def largest_ranks(size: int, density: float, *, at_least_one: bool = True) -> tu
 
 
 def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
-    """Says which ranks stay when ``gamma`` of the elements are dropped as outliers, then the smallest.
+    """Returns the ranks to keep when the share ``gamma`` is dropped as outliers, and then the smallest elements.
 
-    Fewer outliers are dropped where the density would otherwise not be reached; at density 1 nothing is
-    dropped.
+    Fewer outliers are dropped if the density could not be reached otherwise; at density 1 nothing is dropped.
 
     Args:
         size: Elements of the tensor.
@@ -87,7 +85,7 @@ def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
 
 
 def keep_ranks(delta: Any, ranks: tuple[int, int]) -> Any:
-    """Zeroes all but the given ranks of magnitude; equal magnitudes rank in element order."""
+    """Sets all elements to zero except some ranks of magnitude; ties rank in element order."""
     first, end = ranks
     mask = np.zeros(delta.size if isinstance(delta.size, int) else delta.numel(), np.float32)
     flat = as_kind(mask, delta)
@@ -96,7 +94,7 @@ def keep_ranks(delta: Any, ranks: tuple[int, int]) -> Any:
 
 
 def keep_at_least(delta: Any, threshold: float) -> Any:
-    """Zeroes the elements smaller than ``threshold``."""
+    """Sets elements with a magnitude below ``threshold`` to zero."""
     return delta * (abs(delta) >= threshold)
 
 
@@ -110,9 +108,9 @@ def keep_ranked(delta: Any, density: float, epsilon: float, key: int) -> tuple[A
 
     Args:
         delta: The delta.
-        density: Mean probability of being kept.
-        epsilon: The smallest is kept with ``density - epsilon``, the largest with ``density + epsilon``.
-        key: Address of the randomness.
+        density: Mean probability of keeping an element.
+        epsilon: Half range: the smallest is kept with ``density - epsilon``, the largest with ``density + epsilon``.
+        key: Address of the random numbers.
 
     Returns:
         The pruned delta, and the probability of every element.
@@ -129,18 +127,18 @@ def keep_ranked(delta: Any, density: float, epsilon: float, key: int) -> tuple[A
 
 
 def match_norm(kept: Any, delta: Any) -> Any:
-    """Scales what is kept so that the sum of absolute values is as before, where there is something."""
+    """Scales the kept elements so that the sum of absolute values is that of the delta."""
     before, after = float(doubles(abs(delta)).sum()), float(doubles(abs(kept)).sum())
     return kept * float(norm_ratio(before, after))
 
 
 def norm_ratio(before: float, after: float) -> np.float32:
-    """The factor of `match_norm`; 1 where a sum is below mergekit's 1e-7."""
+    """Returns the factor of ``match_norm``; 1 where a sum is below mergekit's 1e-7."""
     return np.float32(1.0 if before < 1e-7 or after < 1e-7 else before / after)
 
 
 def plain_divisor(weights: Sequence[float], *, normalize: bool) -> float:
-    """Sum of the weights in float32, in order; 1 when there is nothing to divide by, as in mergekit."""
+    """Returns the float32 sum of the weights, in order; 1 without ``normalize`` or for a zero sum, as in mergekit."""
     total = np.float32(0)
     for weight in weights:
         total = np.float32(total + np.float32(weight))
@@ -148,7 +146,7 @@ def plain_divisor(weights: Sequence[float], *, normalize: bool) -> float:
 
 
 def add_up(values: Sequence[Any], weights: Sequence[float], *, normalize: bool, lambda_: float) -> Any:
-    """Adds weighted deltas up: sum_i w_i v_i (/ sum_i w_i) * lambda."""
+    """Adds weighted deltas: sum_i w_i v_i (/ sum_i w_i) * lambda."""
     total = _weighted_sum(values, weights)
     return total / plain_divisor(weights, normalize=normalize) * np.float32(lambda_).item()
 
@@ -158,9 +156,9 @@ def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, 
 
     Args:
         values: Pruned deltas.
-        weights: One a source.
-        average: Divide by the weights of those that agree, by their number, or not at all.
-        weighted: Whether the vote is on weighted deltas.
+        weights: One weight for each source.
+        average: Divisor: the weights of the deltas that agree (``weights``), their ``count``, or ``none``.
+        weighted: Whether deltas vote with their weights.
         lambda_: Factor of the result.
 
     Returns:
@@ -170,8 +168,8 @@ def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, 
     positive = _weighted_sum(values, votes) >= 0
     mixed = share = values[0] * 0
     for value, weight, vote in zip(values, weights, votes, strict=True):
-        ballot = vote * value
-        agrees = ((ballot > 0) & positive) | ((ballot < 0) & ~positive)
+        sign_votes = vote * value
+        agrees = ((sign_votes > 0) & positive) | ((sign_votes < 0) & ~positive)
         weight = np.float32(weight).item()
         mixed = mixed + weight * value * agrees
         share = share + (weight if average == "weights" else 1.0) * (agrees * (values[0] * 0 + 1))
@@ -180,7 +178,7 @@ def elect(values: Sequence[Any], weights: Sequence[float], *, average: Average, 
 
 
 def elect_weighted(values: Sequence[Any], weights: Sequence[float], *, normalize: bool, lambda_: float) -> Any:
-    """Elects as mergekit does: on weighted deltas; normalised, it divides by the weights of those that agree."""
+    """Elects signs as mergekit does: weighted deltas vote; ``normalize`` divides by the weights of those that agree."""
     average: Average = "weights" if normalize else "none"
     return elect(values, weights, average=average, weighted=True, lambda_=lambda_)
 

@@ -174,20 +174,20 @@ class KeepRanked(Cut):
         self.key = key
         self.row = max(1, row)
         self.divide = divide
-        self.chances = np.empty(0, np.float32)
+        self.probabilities = np.empty(0, np.float32)
 
     def write(self, row: np.ndarray) -> None:
-        """Names itself; the chances come with each chunk."""
+        """Names itself; the probabilities are added for each chunk."""
         row[CODE], row[KEY], row[DIVIDE] = KEEP_BY_CHANCE, _signed(self.key), int(self.divide)
 
     def prepare(self, row: np.ndarray, source: np.ndarray, base: np.ndarray | None) -> None:
         """Ranks the chunk's rows."""
-        if self.chances.size < source.size:
-            self.chances = np.empty(source.size, np.float32)
-        kernels.rank_chances(
-            source, base, length=self.row, low=self.low, span=self.span, out=self.chances[: source.size]
+        if self.probabilities.size < source.size:
+            self.probabilities = np.empty(source.size, np.float32)
+        kernels.rank_probabilities(
+            source, base, length=self.row, low=self.low, span=self.span, out=self.probabilities[: source.size]
         )
-        row[CHANCES] = self.chances.ctypes.data
+        row[CHANCES] = self.probabilities.ctypes.data
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ class PruneProgram:
             if len(self.norms):
                 self.pruning.numbers[:, RATIO] = [norm_ratio(before, after) for before, after in self.norms]
         self._prepare(sources, base)
-        return kernels.prune_pour(sources, self.pruning, out, base=base, start=start)
+        return kernels.prune_and_sum(sources, self.pruning, out, base=base, start=start)
 
     def _prepare(self, sources: Chunks, base: np.ndarray | None) -> None:
         for cut, row, source in zip(self.cuts, self.pruning.cuts, sources, strict=True):

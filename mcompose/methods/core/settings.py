@@ -1,7 +1,7 @@
-"""From what a recipe says to what a function takes: defaults filled, ranges checked, one value a source.
+"""Turns a recipe's settings into a method's arguments: fills in defaults and checks ranges.
 
-Every way into a method (program, survey, one-call form) comes through here, so a wrong value gives the same
-sentence everywhere, and before any weight is read.
+Every call of a method (program, survey, ``merge_tensors``) uses this module, so an invalid value gives the same error
+everywhere, before any weight is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["arguments_for", "check_sources", "python_name"]
 
 
 def python_name(name: str) -> str:
-    """Spells a parameter as Python must: ``lambda`` is a keyword there."""
+    """Returns a parameter's name in Python, where ``lambda`` is a keyword."""
     return "lambda_" if name == "lambda" else name
 
 
@@ -29,12 +29,12 @@ def arguments_for(method: Method, task: TensorTask) -> dict[str, Any]:
         task: The tensor, with its sources, weights and parameters.
 
     Returns:
-        Keyword arguments under Python names; per-source parameters are tuples with one value a source, and
-        ``weights`` is there when the method is weighted.
+        Keyword arguments by Python name; per-source parameters are tuples with one value for each source, and
+        ``weights`` is included when the method is weighted.
 
     Raises:
-        RequestError: A parameter is unknown, missing, out of range or of the wrong length; or the number of
-            sources or weights does not fit the method.
+        RequestError: A parameter is unknown, missing, out of range or of the wrong length, or the method does not
+            accept the number of sources or weights.
     """
     check_sources(method, len(task.sources))
     known = {parameter.name: parameter for parameter in method.parameters}
@@ -55,22 +55,22 @@ def check_sources(method: Method, count: int) -> None:
     """Checks the number of sources.
 
     Raises:
-        RequestError: Too few or too many.
+        RequestError: There are too few or too many.
     """
     low, high = method.min_sources, method.max_sources
     if count < low or (high is not None and count > high):
-        wanted = f"exactly {low}" if high == low else f"at least {low}" if count < low else f"at most {high}"
-        raise RequestError(f"Method '{method.name}' takes {wanted} source(s), not {count}.")
+        allowed = f"exactly {low}" if high == low else f"at least {low}" if count < low else f"at most {high}"
+        raise RequestError(f"Method '{method.name}' takes {allowed} source(s), not {count}.")
 
 
 def _weights(method: Method, task: TensorTask) -> tuple[float, ...]:
     weights = tuple(float(weight) for weight in task.weights)
     if len(weights) != len(task.sources):
         raise RequestError(
-            f"Method '{method.name}' was given {len(weights)} weight(s) for {len(task.sources)} source(s)."
+            f"Method '{method.name}' needs one weight for each of {len(task.sources)} source(s), not {len(weights)}."
         )
     if not all(math.isfinite(weight) for weight in weights):
-        raise RequestError(f"Method '{method.name}' was given a weight that is not finite: {list(weights)}.")
+        raise RequestError(f"The weights of method '{method.name}' must be finite, not {list(weights)}.")
     return weights
 
 
@@ -100,7 +100,7 @@ def _by_name(
     for name in values:
         if name not in sources:
             raise RequestError(
-                f"Parameter '{parameter.name}' of method '{method.name}' names '{name}', which is no source.",
+                f"Parameter '{parameter.name}' of method '{method.name}' names '{name}', which is not a source.",
                 hint=nearest_name(name, sources),
             )
     missing = [source for source in sources if source not in values]
@@ -122,7 +122,7 @@ def _checked(method: Method, parameter: Parameter, value: Any) -> Any:
     number = parameter.kind(value)
     low, high = parameter.low, parameter.high
     if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
-        raise RequestError(f"{place} is {value!r}, outside {_span(low, high)}.")
+        raise RequestError(f"{place} is {value!r}; it must be in {_span(low, high)}.")
     return number
 
 
@@ -131,7 +131,7 @@ def _word(place: str, parameter: Parameter, value: Any) -> str:
         if value is other:
             return word
     if value not in parameter.choices:
-        raise RequestError(f"{place} is {value!r}.", hint=nearest_name(str(value), parameter.choices))
+        raise RequestError(f"{place} cannot be {value!r}.", hint=nearest_name(str(value), parameter.choices))
     return str(value)
 
 
@@ -146,4 +146,4 @@ def _fits(kind: type, value: Any) -> bool:
 def _span(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
         return f"[{low:g}, {high:g}]"
-    return f"the numbers from {low:g} on" if low is not None else "the finite numbers"
+    return f"the numbers from {low:g}" if low is not None else "the finite numbers"

@@ -161,7 +161,7 @@ def composed_config(
         sources: Source name -> entry made by :func:`stored_source`, in the order of the recipe.
         placeholders: Modality -> placeholder id in the composition's tokenizer.
         tie_word_embeddings: Whether head and embeddings are one tensor; None takes the first source's.
-        dtype: Of the stored weights, as in ``config.json`` ("bfloat16").
+        dtype: Dtype of the stored weights, as in ``config.json`` ("bfloat16").
         **extra: Further fields, for example ``eos_token_id``.
 
     Returns:

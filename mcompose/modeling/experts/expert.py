@@ -34,8 +34,8 @@ __all__ = [
     "encoder_inputs",
     "encoder_width",
     "entry_width",
-    "first_values",
     "hidden_states",
+    "initial_values",
     "missing_layer",
 ]
 
@@ -267,7 +267,7 @@ def entry_width(entry: Mapping[str, Any]) -> int:
     return encoder_width(native_config(entry["model_type"], entry["config"]), entry)
 
 
-def first_values(config: Any, *, seed: int) -> dict[str, torch.Tensor]:
+def initial_values(config: Any, *, seed: int) -> dict[str, torch.Tensor]:
     """Returns float32 values of all projectors and routers of a configuration, by their names in the checkpoint.
 
     Args:

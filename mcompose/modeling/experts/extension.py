@@ -202,7 +202,7 @@ class ExpertExtension(Extension):
         return expert_input_names(model)
 
     def is_input(self, config: Any, key: str) -> bool:
-        """Whether an argument belongs to experts or router."""
+        """Returns whether an argument belongs to experts or router."""
         return key in EXTRA_NAMES or expert_names(config, key) is not None or key.endswith(ITEM_TOKENS)
 
     def expand(self, model: Any, kwargs: dict[str, Any], input_ids: torch.Tensor | None, times: int) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def learnable(
     """Returns labels (B, L) of which none would be read off a token that is not there.
 
     Args:
-        labels: -100 where nothing is learnt. What follows padding is not learnt either.
+        labels: -100 where nothing is learned. What follows padding is not learned either.
         attention_mask: Zero on hidden tokens and padding.
         padding_mask: Zero on padding only; None when the two cannot be told apart.
         kept: Places (B, K) of the tokens that stayed when hidden ones were dropped, -1 where rows are filled up; then

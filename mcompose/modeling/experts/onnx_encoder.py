@@ -154,7 +154,7 @@ class OnnxEncoder(nn.Module):
         return x
 
     def _ready(self, device: torch.device) -> tuple[Any, dict[str, Value]]:
-        """The session for a device, made when device, threads or process are other ones than before."""
+        """Returns the session for a device, made when device, threads or process are other ones than before."""
         index = 0 if device.index is None else device.index
         asked = (os.getpid(), device.type, index, torch.get_num_threads())
         if self._session[0] != asked:
@@ -219,7 +219,7 @@ def _read_blocks(data: Path | bytes) -> Iterator[bytes]:
 
 
 def _whole(data: Path | bytes) -> memoryview:
-    """All bytes of a file, read as they are looked at."""
+    """Returns all bytes of a file, read as they are looked at."""
     if isinstance(data, bytes) or not data.stat().st_size:
         return memoryview(data if isinstance(data, bytes) else b"")
     with data.open("rb") as stream:
@@ -238,14 +238,14 @@ def _onnxruntime(name: str) -> Any:
 
 
 def _faults(runtime: Any) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; its classes share no base of their own."""
+    """Returns what onnxruntime raises; its classes share no base of their own."""
     named = vars(runtime.capi.onnxruntime_pybind11_state).values()
     own = [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]
     return (*own, RuntimeError, ValueError)
 
 
 def _providers(runtime: Any, device: str, index: int) -> list[Any]:
-    """Where onnxruntime computes: on the card of the items if this build of it can."""
+    """Returns where onnxruntime computes: on the card of the items if this build of it can."""
     if device == "cuda":
         if "CUDAExecutionProvider" in runtime.get_available_providers():
             return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]

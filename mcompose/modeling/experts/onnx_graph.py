@@ -144,7 +144,7 @@ def cut_graph(data: bytes | memoryview, output: str) -> bytes:
 
 
 def is_plain_path(name: object) -> bool:
-    """Whether a name is that of a file in or below its own folder: relative, without a way out."""
+    """Returns whether a name is that of a file in or below its own folder: relative, without a way out."""
     if not isinstance(name, str) or not name.isprintable() or "\\" in name or name[1:2] == ":":
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
@@ -177,7 +177,7 @@ def _needed(view: memoryview, parts: _Parts, output: str) -> tuple[set[str], set
 
 
 def _reads(view: memoryview, node: _Field, depth: int) -> list[str]:
-    """What a node reads, with everything that graphs inside it (of If and Loop) name."""
+    """Returns what a node reads, with everything that graphs inside it (of If and Loop) name."""
     found = _names(view, node, 1)
     for attribute in _of(view, node, 5):
         for inner in (*_of(view, attribute, 6), *_of(view, attribute, 11)):
@@ -259,7 +259,7 @@ def _names_of(view: memoryview, graph: _Field, number: int) -> list[str]:
 
 
 def _name_of(view: memoryview, at: _Field) -> str:
-    """Name of an input, an output, a value, or a tensor."""
+    """Returns the name of an input, an output, a value, or a tensor."""
     number = 8 if at.number == _INITIALIZER else 1
     return next((_text(view, found) for found in _of(view, at, number)), "")
 
@@ -268,14 +268,14 @@ def _text(view: memoryview, at: _Field) -> str:
     try:
         return bytes(view[at.start : at.stop]).decode()
     except UnicodeDecodeError as error:
-        raise ValueError("it holds no ONNX graph: a name is no text") from error
+        raise ValueError("it holds no ONNX graph: a name is not a text") from error
 
 
 # the wire
 
 
 def _fields(view: memoryview, start: int, stop: int) -> Iterator[_Field]:
-    """The fields of the message between two places."""
+    """Yields the fields of the message between two places."""
     place = start
     while place < stop:
         begin = place
@@ -290,9 +290,9 @@ def _fields(view: memoryview, start: int, stop: int) -> Iterator[_Field]:
         elif wire in (1, 5):
             end = place + (8 if wire == 1 else 4)
         else:
-            raise ValueError("it is no ONNX file")
+            raise ValueError("it is not an ONNX file")
         if end > stop or not number:
-            raise ValueError("it is no ONNX file, or is cut off")
+            raise ValueError("it is not an ONNX file, or is cut off")
         yield _Field(number, begin, place, end, value)
         place = end
 
@@ -306,7 +306,7 @@ def _number(view: memoryview, place: int, stop: int) -> tuple[int, int]:
         if byte < 128:
             return value, place
         shift += 7
-    raise ValueError("it is no ONNX file, or is cut off")
+    raise ValueError("it is not an ONNX file, or is cut off")
 
 
 def _head(number: int, length: int) -> bytes:

@@ -183,7 +183,7 @@ class ExpertMedia:
         for name in names:
             if self.entries.get(name, {}).get("modality") != modality:
                 known = ", ".join(key for key, entry in self.entries.items() if entry["modality"] == modality)
-                raise ValueError(f"{name!r} is no expert for {modality}; known: {known or 'none'}, 'none', 'auto'.")
+                raise ValueError(f"{name!r} is not an expert for {modality}; known: {known or 'none'}, 'none', 'auto'.")
         if len(set(names)) != len(names):
             raise ValueError(f"An item cannot go to one expert twice: {list(names)}.")
         return names
@@ -200,7 +200,7 @@ class ExpertMedia:
         """Returns what stands after each item in the text, and the experts' tensors by ``<expert>__<native name>``.
 
         Args:
-            modality: Of the items.
+            modality: Modality of the items.
             items: As the caller gave them, in reading order.
             routes: As :meth:`routes` gives them.
             rate: Samples per second of sounds; None for what the general source takes.

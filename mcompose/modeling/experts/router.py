@@ -154,7 +154,7 @@ def router_loss(
     Args:
         logits_IC: What the router says; None when the batch holds no item.
         labels_I: Class of each item, -100 where it is unknown. Without items all of them must be -100.
-        weight: The router's weight, which gets a zero gradient when nothing is learnt.
+        weight: The router's weight, which gets a zero gradient when nothing is learned.
         modality: For messages.
         items_in_batch: What to divide the sum by instead, when the batch is one of several of a step.
 

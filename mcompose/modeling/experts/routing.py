@@ -35,7 +35,7 @@ class _Slot:
     Args:
         row: Its text row.
         place: Its place in the row.
-        modality: Of the item before it.
+        modality: Modality of the item before it.
         item: The item's number among those of its modality.
     """
 
@@ -46,7 +46,7 @@ class _Slot:
 
 
 def has_slots(config: Any, input_ids: torch.Tensor | None) -> bool:
-    """Whether a batch has slots that an expert is still to be chosen for."""
+    """Returns whether a batch has slots that an expert is still to be chosen for."""
     if config.expert_slot_id is None or not isinstance(input_ids, torch.Tensor):
         return False
     return bool((input_ids == config.expert_slot_id).any())

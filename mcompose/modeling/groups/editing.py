@@ -40,7 +40,7 @@ def add_groups(
         kind: "dense" or "low_rank".
         rank: Rows of A, for low-rank groups; several where the group is a sum.
         scale: The factor before B * A, for low-rank groups; one a rank.
-        seed: Of the random A.
+        seed: Seed of the random A.
 
     Raises:
         ValueError: A group is there already, cannot be, or is of a modality that nothing serves.

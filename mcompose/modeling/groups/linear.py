@@ -199,7 +199,7 @@ class RoutedLinear(nn.Linear):
 
 
 def _followed(x: torch.Tensor) -> bool:
-    """Whether autograd or mixed precision looks at what is done with x."""
+    """Returns whether autograd or mixed precision looks at what is done with x."""
     return torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
 
 
@@ -310,7 +310,7 @@ def _put_back(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor)
 
 
 def _token_wise(layer: nn.Module, attention: nn.Module) -> list[Any]:
-    """The modules of a layer whose answer for a token depends on that token alone: plain feed-forward ones."""
+    """Returns the modules of a layer whose answer for a token depends on that token alone: plain feed-forward ones."""
     found = [m for m in layer.children() if m is not attention and "MLP" in type(m).__name__]
     return [
         m

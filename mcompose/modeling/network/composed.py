@@ -262,10 +262,10 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
             replaced += [index for extension in EXTENSIONS for index in extension.own_ids(self.config)]
             inputs_embeds = embed_text(self.get_input_embeddings(), input_ids, replaced)
         check_missing(features, {} if input_ids is None else run.masks, past_key_values=run.past_key_values)
-        x_BLD = place(cast("torch.Tensor", inputs_embeds), features, run.masks, input_ids=input_ids)
+        x_BLD = cast("torch.Tensor", inputs_embeds)
         for extension in EXTENSIONS:
             x_BLD = extension.place(self, run, x_BLD)
-        return x_BLD
+        return place(x_BLD, features, run.masks, input_ids=input_ids)
 
     def _origin(self, run: ForwardPass) -> dict[str, torch.Tensor]:
         # What a decoding step reads is text, whatever its ids are: only media that came now are routed.
@@ -326,7 +326,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Runs the model; with ``labels`` (B, L, -100 where nothing is learnt) the loss too.
+        """Runs the model; with ``labels`` (B, L, -100 where nothing is learned) the loss too.
 
         The other arguments are those of :meth:`ComposedModel.forward`; ``logits_to_keep`` limits the head to the last
         so many positions.
@@ -350,7 +350,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         logits = scale_logits(self.lm_head(x_BLD[:, kept, :]), self.config)
         loss = None
         if labels is not None:
-            # Placeholders without a row in the head cannot be learnt.
+            # Placeholders without a row in the head cannot be learned.
             labels = labels.masked_fill(labels >= self.config.text_config.vocab_size, -100)
             for extension in EXTENSIONS:
                 labels = extension.edit_labels(labels, outputs, {**kwargs, "attention_mask": attention_mask})

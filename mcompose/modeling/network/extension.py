@@ -90,7 +90,7 @@ class Extension:
         """Returns the labels (B, L) that the loss looks at.
 
         Args:
-            labels: With -100 where nothing is learnt.
+            labels: With -100 where nothing is learned.
             outputs: The ``ComposedOutput``.
             kwargs: The arguments of the forward pass, ``attention_mask`` among them.
         """
@@ -105,7 +105,7 @@ class Extension:
         return ()
 
     def is_input(self, config: Any, key: str) -> bool:
-        """Whether an argument is the extension's, and used up in the first step of ``generate``."""
+        """Returns whether an argument is the extension's, and used up in the first step of ``generate``."""
         return False
 
     def expand(self, model: Any, kwargs: dict[str, Any], input_ids: torch.Tensor | None, times: int) -> dict[str, Any]:

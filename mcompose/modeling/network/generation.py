@@ -166,7 +166,7 @@ class ComposedGeneration(GenerationMixin):
         return bidirectional_masks(kind, token_type_ids, config=config.get_text_config(), **mask_inputs)
 
     def _is_media(self, key: str) -> bool:
-        """Whether an argument is used up in the first step."""
+        """Returns whether an argument is used up in the first step."""
         return self._is_tower_input(key) or any(extension.is_input(self.config, key) for extension in EXTENSIONS)
 
     def _is_tower_input(self, key: str) -> bool:

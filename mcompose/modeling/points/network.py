@@ -79,7 +79,7 @@ class PointsEncoder(PointsPreTrainedModel):
         self.post_init()
 
     def density(self, points: torch.Tensor) -> torch.Tensor:
-        """How crowded it is around each point.
+        """Returns how crowded it is around each point.
 
         Args:
             points: Coordinates, (clouds, points, channels).
@@ -148,7 +148,7 @@ class PointsModel(PointsPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's embeddings."""
+        """Returns the language model's embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -238,7 +238,7 @@ class PointsForConditionalGeneration(PointsPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's embeddings."""
+        """Returns the language model's embeddings."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -246,7 +246,7 @@ class PointsForConditionalGeneration(PointsPreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Returns the head."""
         return self.lm_head
 
     def get_points_features(self, points: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:

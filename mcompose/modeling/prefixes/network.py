@@ -2,7 +2,7 @@
 
 Letters: B text rows, L tokens, D width of the language model, P vectors on one side of an item.
 
-A donor with decoupled parameters may have learnt them with its projector. In the text they are tokens of their own,
+A donor with decoupled parameters may have learned them with its projector. In the text they are tokens of their own,
 ``<image_prefix>`` and ``<image_suffix>``, so that it is plain where an item begins and ends, however its family lays
 it out and whatever stands beside it. The k-th of P such tokens takes the k-th vector; the tokens need no row in the
 embedding table. They count as tokens of their modality for routing and in ``mm_token_type_ids``, and as text for

@@ -49,7 +49,7 @@ class Expansion:
 
         Args:
             row: The row.
-            placeholder: Of the modality.
+            placeholder: Placeholder of the modality.
             items: What an item becomes, and what stands behind it and its fences.
         """
         start, end = self.fences

@@ -25,7 +25,7 @@ def media_items(modality: str, value: Any) -> list[Any]:
         The items; paths as strings.
 
     Raises:
-        ValueError: When a value is no item and holds none.
+        ValueError: When a value is not an item and holds none.
     """
     if value is None:
         return []

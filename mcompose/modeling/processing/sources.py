@@ -130,7 +130,7 @@ def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:
 
 
 def _copied(path: Path, target: Path) -> Path:
-    """A copy that asks nobody to run a source's code: what is needed of it travels with the composition."""
+    """Returns a copy that asks nobody to run a source's code: what is needed of it travels with the composition."""
     text = path.read_bytes()
     if path.suffix == ".json" and b'"auto_map"' in text:
         settings = json.loads(text)

@@ -67,7 +67,7 @@ class MadeFamily:
     family: LabFamily
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         family = self.family
         return {
             "name": family.name,
@@ -80,7 +80,7 @@ class MadeFamily:
         }
 
     def to_text(self) -> str:
-        """Some lines."""
+        """Returns the report as text."""
         family = self.family
         return (
             f"{family.folder}\n  base, donors {', '.join(family.donors)}, {len(family.tasks)} tasks\n"

@@ -28,7 +28,7 @@ class LabReport:
     columns: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Returns what ``--json`` prints."""
         return table_json(self.name, self.rows)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

@@ -26,7 +26,7 @@ Point = tuple[int, ...]
 
 
 def grid_points(sizes: Sequence[int]) -> list[Point]:
-    """All places of a grid.
+    """Returns all places of a grid.
 
     Args:
         sizes: Values along each axis.
@@ -44,8 +44,8 @@ def changed_answers(answers: Mapping[Point, Sequence[str]]) -> dict[Point, int]:
         answers: Place to its answers, one a question, in the same order everywhere.
 
     Returns:
-        Candidate to count, in the order of the places. A place that lacks a neighbour along any axis, since it lies at
-        an end or the merge there failed, is no candidate.
+        Candidate to count, in the order of the places. A place that lacks a neighbour along any axis, since it is at
+        an end or the merge there failed, is not a candidate.
     """
     folded = {point: [text.lower() for text in answers[point]] for point in sorted(answers)}
     counts: dict[Point, int] = {}
@@ -64,7 +64,7 @@ def _neighbours(point: Point) -> Iterable[Point]:
 
 
 def choose(counts: Mapping[Point, int]) -> tuple[Point, ...]:
-    """The candidates with the fewest changes.
+    """Returns the candidates with the fewest changes.
 
     Args:
         counts: From ``changed_answers``.

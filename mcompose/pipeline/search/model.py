@@ -1,7 +1,7 @@
 """The model of a search: loaded once, merged anew in place for every trial.
 
 Only the language model depends on what is searched. So the recipe is composed once on disk and loaded; a trial plans
-its merge from the open headers, and the jobs whose inputs or settings differ from what lies in memory are run by the
+its merge from the open headers, and the jobs whose inputs or settings differ from what is in memory are run by the
 engine itself, whose writes land in the model's own parameters. The bytes are those that ``mcompose merge`` would
 write, and their digests say so.
 
@@ -51,7 +51,7 @@ def digest_of(rows: Iterable[TensorRow]) -> str:
     """Names the weights of a checkpoint.
 
     Args:
-        rows: Its ledger's.
+        rows: Rows of its ledger.
 
     Returns:
         32 hexadecimal digits of the digests of all tensors that it holds.
@@ -65,7 +65,7 @@ def _digest(tensors: Mapping[str, str]) -> str:
 
 
 def varying_jobs(plan: MergePlan, known: Mapping[str, tuple[Segment, ...]]) -> list[TensorJob]:
-    """The jobs whose output differs from what is known.
+    """Returns the jobs whose output differs from the known state.
 
     Args:
         plan: The merge.
@@ -89,7 +89,7 @@ class TrialModel:
 
     Args:
         loaded: The recipe.
-        scratch: Its composition on disk, made by ``compose``.
+        scratch: Folder of the composition, made by ``compose``.
         threads: For merging; None for one per core.
         trust_remote_code: Whether code that the checkpoint ships may run.
         in_place: False to reload the model for every trial.
@@ -116,7 +116,7 @@ class TrialModel:
             self._leave_memory()
 
     def _begin(self) -> MergePlan:
-        """Takes what lies in the scratch checkpoint for what is known."""
+        """Takes the state of the scratch checkpoint as the known one."""
         plan = draw_blueprint(self._loaded, self._sources).plan
         rows = Ledger.read(self._scratch).tensors
         self._layout = plan.layout
@@ -125,7 +125,7 @@ class TrialModel:
         return plan
 
     def _leave_memory(self) -> None:
-        """From now on trials are written into a copy of the scratch checkpoint, since others may be reading it."""
+        """Writes trials into a copy of the scratch checkpoint from now on, since other processes may read it."""
         copy = self._scratch.with_name(f"{self._scratch.name}-{os.getpid()}")
         shutil.copytree(self._scratch, copy, dirs_exist_ok=True)
         self._scratch, self._parameters, self._subject = copy, None, None
@@ -133,24 +133,24 @@ class TrialModel:
 
     @property
     def subject(self) -> EvaluatedModel:
-        """The model, ready to be asked."""
+        """Returns the model, loaded."""
         if self._subject is None:
             self._subject = load_evaluated_model(self._scratch, trust_remote_code=self._trust)
         return self._subject
 
     @property
     def in_place(self) -> bool:
-        """Whether trials are merged straight into the loaded model."""
+        """Returns whether trials are merged into the loaded model directly."""
         return self._parameters is not None
 
     def merge(self, settings: Settings) -> str:
         """Makes the model what a merge with these settings would give.
 
         Args:
-            settings: Of the trial.
+            settings: Settings of the trial.
 
         Returns:
-            The digest of all weights, as ``digest_of`` tells it of the ledger of ``mcompose merge``.
+            The digest of all weights, as ``digest_of`` computes it from the ledger of ``mcompose merge``.
 
         Raises:
             NumericsError: The result is not finite.
@@ -174,7 +174,7 @@ class TrialModel:
         return _digest(self._digests)
 
     def _sink(self, jobs: Sequence[TensorJob]) -> _TrialSink:
-        """Where a trial is written: the model, or the scratch files, whose model then goes first."""
+        """Returns where a trial is written: the model, or the scratch files after the model is dropped."""
         if self._parameters is not None:
             return _InModel(self._parameters, {job.name: job.dtype for job in jobs})
         self._subject = None
@@ -186,9 +186,9 @@ def find_parameters(model: torch.nn.Module, jobs: Sequence[TensorJob], folder: P
     """Finds the parameter of every tensor of the language model.
 
     Args:
-        model: As loaded.
+        model: The loaded model.
         jobs: The tensors.
-        folder: What it was loaded from.
+        folder: Folder that it was loaded from.
 
     Returns:
         Key in the files to parameter; None when one is not found again, by its name and by its very values.
@@ -226,7 +226,7 @@ def _parameter(named: Mapping[str, torch.Tensor], job: TensorJob, stored: torch.
 
 
 def _bytes(tensor: torch.Tensor) -> np.ndarray:
-    """The memory of a contiguous CPU tensor."""
+    """Returns the memory of a contiguous CPU tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
@@ -303,7 +303,7 @@ class _InFiles(_TrialSink):
 
     Args:
         folder: The checkpoint.
-        layout: Where its tensors lie.
+        layout: Place of each tensor in the files.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:

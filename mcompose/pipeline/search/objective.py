@@ -23,30 +23,30 @@ from mcompose.progress import OnCount
 if TYPE_CHECKING:
     from mcompose.evaluate import EvaluatedModel
 
-__all__ = ["Exam", "Outcome", "Questions", "open_exam"]
+__all__ = ["Objective", "ObjectiveSpec", "Outcome", "open_objective"]
 
-Objective = Literal["validation", "single", "consistency"]
+ObjectiveKind = Literal["validation", "single", "consistency"]
 PROMPTS = 100
 """Unlabelled inputs of the consistency rule, as in its paper."""
 
 
 @dataclass(frozen=True)
-class Questions:
+class ObjectiveSpec:
     """What is to be asked.
 
     Args:
-        objective: What comes of the answers.
+        objective: What is computed from the answers.
         tasks: Task files or folders of them.
         task_weights: Task name to its share in the mean; 1 where nothing is said. Only for ``validation``.
         limit: Only the first questions of each task; for ``consistency``, how many questions of all tasks together
             (default 100), drawn by the seed.
-        batch_size: Questions at once.
+        batch_size: ObjectiveSpec at once.
         template: How a question becomes a turn; None for the task's way.
         leave_out: Drop media that the model does not take.
         seed: Draws the questions of ``consistency``.
     """
 
-    objective: Objective
+    objective: ObjectiveKind
     tasks: tuple[str | Path, ...]
     task_weights: Mapping[str, float] = field(default_factory=dict)
     limit: int | None = None
@@ -61,7 +61,7 @@ class Outcome:
     """What a trial came to.
 
     Args:
-        score: 0 to 1, the larger the better; None where only neighbours can tell.
+        score: 0 to 1, the larger the better; None where only neighbours decide it.
         scores: Task to its score.
         answers: Every answer, in order; only for ``consistency``.
         digest: Names the bytes of the merged model.
@@ -74,20 +74,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Exam:
+class Objective:
     """The questions, read.
 
     Args:
-        questions: What was asked for.
+        questions: Tasks and settings that the user asks for.
         tasks: The tasks.
         notes: Sentences for the user.
     """
 
-    questions: Questions
+    questions: ObjectiveSpec
     tasks: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
-    def ask(self, evaluated: EvaluatedModel, *, on_progress: OnCount | None = None) -> Outcome:
+    def evaluate(self, evaluated: EvaluatedModel, *, on_progress: OnCount | None = None) -> Outcome:
         """Asks a model everything.
 
         Args:
@@ -135,8 +135,8 @@ class Exam:
         """Refuses tasks that show what the model will not take.
 
         Args:
-            modalities: What it takes.
-            name: What to call it.
+            modalities: Modalities that the model takes.
+            name: Name of the model, for messages.
 
         Raises:
             RequestError: A task shows something else.
@@ -151,7 +151,7 @@ class Exam:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the outcome, as plain values: the task files by their content."""
+        """Returns everything that decides the outcome, as plain values; task files by their content."""
         wanted = self.questions
         told = {k: v for k, v in vars(wanted).items() if k not in {"tasks", "seed", "batch_size", "task_weights"}}
         files = {task.name: hashlib.sha256(task.file.read_bytes()).hexdigest()[:16] for task in self.tasks}
@@ -159,11 +159,11 @@ class Exam:
         return {**told, **drawn, "task_weights": dict(wanted.task_weights), "tasks": files}
 
 
-def open_exam(questions: Questions) -> Exam:
+def open_objective(questions: ObjectiveSpec) -> Objective:
     """Reads the tasks.
 
     Args:
-        questions: What is to be asked.
+        questions: Tasks and settings that the user asks for.
 
     Returns:
         The tasks that the objective can use.
@@ -178,7 +178,7 @@ def open_exam(questions: Questions) -> Exam:
     tasks = [load_task(file, limit=limit) for file in find_tasks(questions.tasks)]
     _check_names(tasks, questions)
     if consistency:
-        return Exam(questions, _drawn(tasks, questions.limit or PROMPTS, seed=questions.seed))
+        return Objective(questions, _drawn(tasks, questions.limit or PROMPTS, seed=questions.seed))
     free = next((task for task in tasks if not task.metrics), None)
     if free is not None:
         raise RequestError(
@@ -186,7 +186,7 @@ def open_exam(questions: Questions) -> Exam:
             hint="Search by tasks that have a rule, or by --objective consistency.",
         )
     if questions.objective != "single":
-        return Exam(questions, tuple(tasks))
+        return Objective(questions, tuple(tasks))
     kept = tuple(task for task in tasks if len(_media(task)) == 1)
     left = [task.name for task in tasks if len(_media(task)) != 1]
     if not kept:
@@ -195,7 +195,7 @@ def open_exam(questions: Questions) -> Exam:
             hint=f"Found: {', '.join(left)}.",
         )
     note = f"Left out, since they do not show one modality alone: {', '.join(left)}."
-    return Exam(questions, kept, (note,) if left else ())
+    return Objective(questions, kept, (note,) if left else ())
 
 
 def _media(task: Task) -> list[str]:
@@ -206,7 +206,7 @@ def _shown(task: Task) -> list[str]:
     return list(dict.fromkeys(x.modality for item in task.items for x in item.inputs if x.modality != "text"))
 
 
-def _check_names(tasks: Sequence[Task], questions: Questions) -> None:
+def _check_names(tasks: Sequence[Task], questions: ObjectiveSpec) -> None:
     names = [task.name for task in tasks]
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
@@ -217,7 +217,7 @@ def _check_names(tasks: Sequence[Task], questions: Questions) -> None:
         )
     for name, weight in questions.task_weights.items():
         if name not in names:
-            raise RequestError(f"A weight is given for '{name}', which is no task.", hint=nearest_name(name, names))
+            raise RequestError(f"A weight is given for '{name}', which is not a task.", hint=nearest_name(name, names))
         if not weight >= 0 or weight == float("inf"):
             raise RequestError(f"The weight of task '{name}' is {weight:g}.", hint="Weights are 0 or larger.")
     if tasks and sum(questions.task_weights.get(name, 1.0) for name in names) == 0:
@@ -225,7 +225,7 @@ def _check_names(tasks: Sequence[Task], questions: Questions) -> None:
 
 
 def _drawn(tasks: Sequence[Task], count: int, *, seed: int) -> tuple[Task, ...]:
-    """So many questions of all tasks together, in the tasks' order."""
+    """Draws questions from all tasks together, in the order of the tasks."""
     places = [(t, i) for t, task in enumerate(tasks) for i in range(len(task.items))]
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(places))[:count]
     kept = sorted(places[int(k)] for k in order)

@@ -19,10 +19,10 @@ class Dot:
     """One trial in the picture.
 
     Args:
-        number: Of the trial.
+        number: Number of the trial.
         score: None when there is none.
-        place: Its coordinates, in the order of the labels.
-        failed: Its merge could not be used.
+        place: Coordinates, in the order of the labels.
+        failed: Whether its merge could not be used.
         authored: The recipe's own settings.
         best: The one that was chosen.
     """
@@ -43,7 +43,7 @@ def plot_search(dots: Sequence[Dot], labels: Sequence[str], path: Path, *, title
         labels: Names of the coordinates; one gives a curve, two a map, others none.
         path: PNG to write.
         title: Above the picture.
-        measure: What the score is.
+        measure: Name of the score, for the axis.
 
     Returns:
         False where matplotlib is not installed, or nothing was scored.
@@ -79,7 +79,7 @@ def plot_search(dots: Sequence[Dot], labels: Sequence[str], path: Path, *, title
 
 
 def _history(axes: Any, dots: Sequence[Dot], scored: Sequence[Dot], *, measure: str) -> None:
-    """Every trial, and the best so far."""
+    """Draws every trial, and the best so far."""
     so_far, best = [], float("-inf")
     for dot in scored:
         best = max(best, dot.score if dot.score is not None else best)

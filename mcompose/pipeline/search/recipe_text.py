@@ -26,7 +26,7 @@ SUFFIX = "-searched"
 
 
 def searched_path(recipe: Path) -> Path:
-    """Where the searched recipe goes: beside the authored one, since its references start from there."""
+    """Returns the path of the searched recipe: beside the authored one, where its references start."""
     return recipe.with_name(f"{recipe.stem}{SUFFIX}.yaml")
 
 
@@ -34,7 +34,7 @@ def check_target(path: Path) -> None:
     """Refuses to write over a file that no search has written.
 
     Args:
-        path: Of the searched recipe.
+        path: Path of the searched recipe.
 
     Raises:
         OutputError: Something else is there.
@@ -47,11 +47,11 @@ def check_target(path: Path) -> None:
 
 
 def searched_text(loaded: LoadedRecipe, settings: Settings, *, remarks: tuple[str, ...] = ()) -> str:
-    """The recipe with settings filled in.
+    """Returns the recipe with settings filled in.
 
     Args:
         loaded: The authored recipe.
-        settings: What was found.
+        settings: Settings to fill in.
         remarks: Lines for the top, without ``#``.
 
     Returns:
@@ -101,7 +101,7 @@ def _reads_as(text: str, wanted: Any, path: Path) -> bool:
 
 
 def _put(text: str, at: tuple[str, ...], value: Any) -> str | None:
-    """The text with one value put in; None when there is no place for it."""
+    """Returns the text with one value put in; None when it has no place for it."""
     try:
         node: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError):
@@ -118,12 +118,12 @@ def _put(text: str, at: tuple[str, ...], value: Any) -> str | None:
 
 
 def _is_plain(node: MappingNode) -> bool:
-    """Without merge keys, which hide where a value comes from."""
+    """Returns whether a mapping has no merge keys, which hide where a value comes from."""
     return all(not key.tag.endswith(":merge") for key, _ in node.value)
 
 
 def _pair(at: tuple[str, ...], value: Any) -> str:
-    """``density: 0.5``, or with the mappings around it that are missing, too."""
+    """Writes ``density: 0.5``, with the mappings around it that are missing."""
     key, *inner = at
     for outer in reversed(inner):
         value = {outer: value}
@@ -131,7 +131,7 @@ def _pair(at: tuple[str, ...], value: Any) -> str:
 
 
 def _inserted(text: str, node: MappingNode, pair: str) -> str:
-    """A new entry: first within braces, else on a line behind the first entry."""
+    """Inserts a new entry: first within braces, else on a line after the first entry."""
     if node.flow_style:
         start = node.start_mark.index + 1
         return f"{text[:start]}{pair}{', ' if node.value else ''}{text[start:]}"
@@ -146,7 +146,7 @@ def _inserted(text: str, node: MappingNode, pair: str) -> str:
 
 
 def _end(node: Node) -> int:
-    """Where a value ends: a block's own mark lies behind the comments that follow it."""
+    """Returns where a value ends; a block's own mark stands after the comments that follow it."""
     if isinstance(node, MappingNode | SequenceNode) and node.value and not node.flow_style:
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)
@@ -154,7 +154,7 @@ def _end(node: Node) -> int:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line."""
+    """Writes a value on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -14,7 +14,7 @@ from mcompose.pipeline.search.recipe_text import MARK, searched_path, searched_t
 from mcompose.whole_files import write_json, write_text
 
 if TYPE_CHECKING:
-    from mcompose.pipeline.search.objective import Exam
+    from mcompose.pipeline.search.objective import Objective
     from mcompose.pipeline.search.space import Settings, Space
     from mcompose.pipeline.search.study import Study, StudyPlan, TrialRow
     from mcompose.recipe import LoadedRecipe
@@ -32,9 +32,9 @@ class SearchReport:
 
     Args:
         recipe: The searched recipe that was written.
-        folder: Of the search.
-        objective: What the scores are.
-        space: What was varied.
+        folder: Folder of the search.
+        objective: Objective that the scores measure.
+        space: Coefficients that were varied.
         rows: All trials, with their scores.
         best: The chosen one.
         tied: Further candidates of the consistency rule that change as few answers.
@@ -54,11 +54,11 @@ class SearchReport:
 
     @property
     def authored(self) -> TrialRow | None:
-        """The trial of the recipe as it was."""
+        """Returns the trial of the recipe as it is written."""
         return next((row for row in self.rows if row.authored and row.state == "done"), None)
 
     def to_text(self) -> str:
-        """Some lines."""
+        """Returns the report as text."""
         count = sum(row.finished for row in self.rows)
         failed = sum(row.state == "failed" for row in self.rows)
         lines = [
@@ -74,7 +74,7 @@ class SearchReport:
         return "\n".join(lines)
 
     def score_text(self) -> str:
-        """The best score in words."""
+        """Returns the best score in words."""
         score = self.best.score or 0.0
         if self.objective == "consistency":
             total = len(self.best.answers)
@@ -99,7 +99,7 @@ class SearchReport:
         return ("trial", "score", *labels), rows
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``, and what ``search.json`` holds."""
+        """Returns what ``--json`` prints and ``search.json`` holds."""
         own = self.authored
         return {
             "recipe": str(self.recipe),
@@ -149,13 +149,13 @@ def _row_json(row: TrialRow) -> dict[str, Any]:
     }
 
 
-def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchReport:
+def write_results(loaded: LoadedRecipe, study: Study, objective: Objective) -> SearchReport:
     """Chooses, and writes the searched recipe, the table and the picture.
 
     Args:
         loaded: The authored recipe.
-        study: Its trials.
-        exam: What they were asked.
+        study: Study that holds the trials.
+        objective: Tasks and settings that scored them.
 
     Returns:
         The report.
@@ -164,10 +164,10 @@ def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchRepor
         InterruptedRunError: The time was up before anything could be chosen.
         NumericsError: No trial could be merged.
     """
-    plan, objective = study.plan, exam.questions.objective
+    plan, kind = study.plan, objective.questions.objective
     rows = study.rows()
     tied: tuple[TrialRow, ...]
-    if objective == "consistency":
+    if kind == "consistency":
         _refuse_unfinished(rows, study)
         rows, tied = _by_consistency(rows)
     else:
@@ -184,27 +184,27 @@ def write_results(loaded: LoadedRecipe, study: Study, exam: Exam) -> SearchRepor
     report = SearchReport(
         recipe=searched_path(loaded.path),
         folder=plan.folder,
-        objective=objective,
+        objective=kind,
         space=plan.space,
         rows=tuple(rows),
         best=tied[0],
         tied=tuple(row.number for row in tied[1:]),
     )
-    drawn = plot_search(_dots(report), _labels(report), plot, title=_title(loaded, report), measure=_measure(objective))
-    report = replace(report, plot=plot if drawn else None, notes=(*exam.notes, *_notes(report, plan, drawn=drawn)))
+    drawn = plot_search(_dots(report), _labels(report), plot, title=_title(loaded, report), measure=_measure(kind))
+    report = replace(report, plot=plot if drawn else None, notes=(*objective.notes, *_notes(report, plan, drawn=drawn)))
     write_json(plan.folder / TABLE_FILE, report.to_dict())
-    write_text(report.recipe, searched_text(loaded, report.best.settings, remarks=_remarks(loaded, report, exam)))
+    write_text(report.recipe, searched_text(loaded, report.best.settings, remarks=_remarks(loaded, report, objective)))
     return report
 
 
 def _notes(report: SearchReport, plan: StudyPlan, *, drawn: bool) -> list[str]:
-    """What a user would else not notice."""
+    """Returns remarks about the search that its table does not show."""
     notes = []
     if plan.authored is None and not plan.grid:
-        notes.append("The recipe's own settings lie outside the search space and were not tried.")
+        notes.append("The recipe's own settings are outside the search space and were not tried.")
     done = sum(row.finished for row in report.rows)
     if done < plan.budget:
-        notes.append(f"The time was up after {done} of {plan.budget} trials; the same command goes on.")
+        notes.append(f"The time was up after {done} of {plan.budget} trials; the same command resumes it.")
     if len(report.best.answers) > 1 and len(set(report.best.answers)) == 1:
         notes.append(
             f"The chosen merge answers all {len(report.best.answers)} questions alike: that is consistent, too."
@@ -219,7 +219,7 @@ def _refuse_unfinished(rows: Sequence[TrialRow], study: Study, *, least: int | N
     if done < (study.plan.budget if least is None else least):
         raise InterruptedRunError(
             f"The time was up after {done} of {study.plan.budget} trials; nothing can be chosen yet.",
-            hint="Run the same command again to go on; what is done is kept.",
+            hint="Run the same command again to resume; finished trials are kept.",
         )
 
 
@@ -264,11 +264,11 @@ def _measure(objective: str) -> str:
     return "share of answers that stay" if objective == "consistency" else f"{objective} score"
 
 
-def _remarks(loaded: LoadedRecipe, report: SearchReport, exam: Exam) -> tuple[str, ...]:
+def _remarks(loaded: LoadedRecipe, report: SearchReport, objective: Objective) -> tuple[str, ...]:
     best = report.best
     count = sum(row.finished for row in report.rows)
     scores = [f"{name} {value:.4f}" for name, value in best.scores.items()]
-    told = ", ".join(scores or [task.name for task in exam.tasks])
+    told = ", ".join(scores or [task.name for task in objective.tasks])
     return (
         f"{MARK.removeprefix('# ')} in {loaded.path.name}: trial {best.number} of {count}, {report.score_text()}.",
         f"Asked: {told}.",

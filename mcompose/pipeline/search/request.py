@@ -31,7 +31,7 @@ class SpaceRequest:
 
     Args:
         weights: Whether to vary the weights at all.
-        total: What the weights add up to.
+        total: Sum of the weights.
         low: Smallest weight.
         high: Largest weight.
         step: Distance of neighbours on the grid of the consistency rule.
@@ -53,7 +53,7 @@ def make_space(loaded: LoadedRecipe, wanted: SpaceRequest, *, on_grid: bool) -> 
 
     Args:
         loaded: The recipe.
-        wanted: What the user says.
+        wanted: Search space that the user asks for.
         on_grid: True for the consistency rule.
 
     Returns:
@@ -110,7 +110,9 @@ def _weighted_space(
     if not (math.isfinite(total) and total > 0):
         raise RequestError(f"'--sum {total:g}' is not a sum that weights can have.", hint="Give a number above 0.")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise RequestError(f"No weight lies between {low:g} and {high:g}.", hint="'--low' must be less than '--high'.")
+        raise RequestError(
+            f"There is no weight between {low:g} and {high:g}.", hint="'--low' must be less than '--high'."
+        )
     if mode == "sum" and low < 0:
         raise RequestError(f"'--low {low:g}': weights that add up start from 0.", hint="Leave '--sum' out.")
     if wanted.step is not None and not on_grid:
@@ -212,7 +214,7 @@ def _number(part: str, text: str) -> float:
 
 def _bad_axis(text: str) -> RequestError:
     return RequestError(
-        f"'--parameter {text}' is no range.", hint="Write NAME:LOW:HIGH, NAME:LOW:HIGH:STEP, or NAME:word,word."
+        f"'--parameter {text}' is not a range.", hint="Write NAME:LOW:HIGH, NAME:LOW:HIGH:STEP, or NAME:word,word."
     )
 
 
@@ -224,7 +226,7 @@ def _check_range(parameter: Parameter, bounds: tuple[float, float], text: str) -
 
 
 def defaults_of(loaded: LoadedRecipe) -> dict[str, Any]:
-    """The method's defaults, by parameter."""
+    """Returns the method's default of each parameter."""
     method = find_method(loaded.recipe.merge.method)
     return {p.name: p.default for p in method.parameters if p.default is not REQUIRED}
 

@@ -12,7 +12,7 @@
     search_recipe       the recipe with what was found
     search_plot         the picture
 
-A search folder can be gone on with: finished trials are never run again, and one that was cut off is.
+A search can be resumed: finished trials are not run again, an interrupted one is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mcompose.checkpoint import LOCK_NAME, FolderLock
 from mcompose.compose import Blueprint, ComposeOptions, compose, draw_blueprint, make_blueprint
 from mcompose.errors import InterruptedRunError, OutputError, RequestError
 from mcompose.pipeline.measure import quieten_loading
-from mcompose.pipeline.search.objective import Exam, Questions, open_exam
+from mcompose.pipeline.search.objective import Objective, ObjectiveSpec, open_objective
 from mcompose.pipeline.search.recipe_text import check_target, searched_path, searched_text
 from mcompose.pipeline.search.report import PLOT_FILE, TABLE_FILE, SearchReport, write_results
 from mcompose.pipeline.search.request import SpaceRequest, defaults_of, make_grid, make_space
@@ -44,7 +44,7 @@ from mcompose.whole_files import draft_of
 if TYPE_CHECKING:
     from mcompose.pipeline.search.objective import Outcome
     from mcompose.pipeline.search.study import Study, StudyPlan
-    from mcompose.pipeline.search.workers import Bench
+    from mcompose.pipeline.search.workers import TrialRunner
     from mcompose.recipe import LoadedRecipe
 
 __all__ = ["SearchOptions", "search"]
@@ -61,11 +61,11 @@ class SearchOptions:
     """How to search.
 
     Args:
-        space: What to vary.
+        space: Coefficients to vary.
         trials: Trials in all, those of earlier runs included; None for 40, or the whole grid.
         timeout: Seconds after which no trial begins.
         workers: Processes.
-        seed: Of the suggestions.
+        seed: Seed of the suggestions.
         output: Folder of the search; None for ``<recipe>-search`` beside the recipe.
         resume: Go on with what the folder holds.
         threads: For merging.
@@ -87,12 +87,12 @@ class SearchOptions:
     quiet: bool = False
 
 
-def search(recipe: Path, questions: Questions, *, options: SearchOptions | None = None) -> SearchReport:
+def search(recipe: Path, questions: ObjectiveSpec, *, options: SearchOptions | None = None) -> SearchReport:
     """Searches the coefficients of a recipe and writes what it found as a recipe beside it.
 
     Args:
         recipe: The recipe file.
-        questions: What every trial is asked.
+        questions: Tasks and objective of every trial.
         options: How to search.
 
     Returns:
@@ -108,22 +108,22 @@ def search(recipe: Path, questions: Questions, *, options: SearchOptions | None 
     if importlib.util.find_spec("optuna") is None:
         raise RequestError("A search needs Optuna.", hint="Install it: pip install 'mcompose[search]'.")
     loaded = load_recipe(recipe)
-    exam = open_exam(questions)
+    objective = open_objective(questions)
     on_grid = questions.objective == "consistency"
     space = make_space(loaded, options.space, on_grid=on_grid)
     check_target(searched_path(recipe))
     blueprint = make_blueprint(loaded, weights=True)
     taken = () if blueprint.format == "text" else tuple(blueprint.sources.modalities)
-    exam.check(taken, name=f"what '{recipe}' composes")
+    objective.check(taken, name=f"what '{recipe}' composes")
     folder = options.output or recipe.with_name(f"{recipe.stem}-search")
     plan = _study_plan(loaded, space, options, folder=folder, on_grid=on_grid)
     _check_reach(loaded, blueprint, plan)
     _check_folder(folder)
     lock = FolderLock.take(folder)
     try:
-        study = _opened(plan, _identity(blueprint, plan, exam), resume=options.resume)
-        _run(loaded, study, exam, blueprint, options)
-        report = write_results(loaded, study, exam)
+        study = _opened(plan, _identity(blueprint, plan, objective), resume=options.resume)
+        _run(loaded, study, objective, blueprint, options)
+        report = write_results(loaded, study, objective)
         _clear_models(folder)
         return report
     finally:
@@ -155,7 +155,7 @@ def _study_plan(
 
 
 def _authored(loaded: LoadedRecipe, space: Space) -> Settings:
-    """The recipe's own settings, spelt out."""
+    """Returns the settings of the recipe as it is written."""
     merge = loaded.recipe.merge
     names = loaded.recipe.source_names
     given = {**defaults_of(loaded), **merge.parameters}
@@ -188,22 +188,22 @@ def _check_reach(loaded: LoadedRecipe, blueprint: Blueprint, plan: StudyPlan) ->
         )
 
 
-def _identity(blueprint: Blueprint, plan: StudyPlan, exam: Exam) -> dict[str, str]:
-    """What a study belongs to, part by part."""
-    asked = exam.to_json()
+def _identity(blueprint: Blueprint, plan: StudyPlan, objective: Objective) -> dict[str, str]:
+    """Returns what identifies a study, part by part."""
+    asked = objective.to_json()
     parts = {
         "recipe or sources": blueprint.plan.fingerprint,
         "space": plan.space.to_json(),
         "objective": asked.pop("objective"),
         "tasks": asked,
     }
-    if not plan.grid:  # the points of a grid are no suggestions
+    if not plan.grid:  # the points of a grid are not suggestions
         parts["seed"] = plan.seed
     return {name: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for name, v in parts.items()}
 
 
 def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> Study:
-    """The study of the folder, after its lock was taken."""
+    """Opens the study of the folder, whose lock is held."""
     from mcompose.pipeline.search.study import open_study  # noqa: PLC0415 - Optuna is an extra
 
     folder = plan.folder
@@ -216,7 +216,7 @@ def _opened(plan: StudyPlan, identity: Mapping[str, str], *, resume: bool) -> St
     known = study.attribute("identity")
     if known is None:
         study.note("identity", dict(identity))
-    # a search that was begun before seeds were noted goes on with any
+    # a search from before seeds were recorded resumes with any seed
     other = next((name for name, value in identity.items() if known and known.get(name, value) != value), None)
     if other is not None:
         raise OutputError(
@@ -239,7 +239,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _models(folder: Path) -> list[Path]:
-    """The composition that trials start from, and copies of it."""
+    """Returns the composition that trials start from, and copies of it."""
     return [path for path in folder.iterdir() if path.name == SCRATCH or path.name.startswith((f"{SCRATCH}.", COPY))]
 
 
@@ -259,7 +259,9 @@ def _mend(journal: Path) -> None:
             file.truncate(whole)
 
 
-def _run(loaded: LoadedRecipe, study: Study, exam: Exam, blueprint: Blueprint, options: SearchOptions) -> None:
+def _run(
+    loaded: LoadedRecipe, study: Study, objective: Objective, blueprint: Blueprint, options: SearchOptions
+) -> None:
     from mcompose.pipeline.search.workers import SearchBar, run_trials  # noqa: PLC0415 - Optuna is an extra
 
     plan = study.plan
@@ -268,19 +270,19 @@ def _run(loaded: LoadedRecipe, study: Study, exam: Exam, blueprint: Blueprint, o
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     try:
         scratch = _scratch(loaded, study, blueprint, options)
-        make = partial(open_bench, loaded.path, scratch, exam.questions, options)
+        make = partial(open_runner, loaded.path, scratch, objective.questions, options)
         bar = SearchBar(plan.budget, quiet=options.quiet)
         run_trials(study, make, workers=options.workers, deadline=deadline, bar=bar)
     except (KeyboardInterrupt, InterruptedRunError) as error:
         done = sum(row.finished for row in study.rows())
         raise InterruptedRunError(
             f"Interrupted: {done} of {plan.budget} trials are done and kept in '{plan.folder}'.",
-            hint="Run the same command again to go on; '--no-resume' begins anew.",
+            hint="Run the same command again to resume; '--no-resume' starts anew.",
         ) from error
 
 
 def _scratch(loaded: LoadedRecipe, study: Study, blueprint: Blueprint, options: SearchOptions) -> Path:
-    """The composition that the trials start from; an interrupted run may have left it. Nobody writes into it."""
+    """Returns the composition that trials start from, made now or by an interrupted run; nothing is written into it."""
     scratch = study.plan.folder / SCRATCH
     if scratch.is_dir() and study.attribute("scratch") == blueprint.plan.fingerprint:
         return scratch
@@ -300,22 +302,22 @@ def _scratch(loaded: LoadedRecipe, study: Study, blueprint: Blueprint, options: 
 class _MergedModel:
     """Tells what settings are worth by merging them into the loaded model."""
 
-    def __init__(self, model: Any, exam: Exam) -> None:
-        self._model, self._exam = model, exam
+    def __init__(self, model: Any, objective: Objective) -> None:
+        self._model, self._objective = model, objective
 
     def __call__(self, settings: Settings, *, on_progress: OnCount | None = None) -> Outcome:
         digest = self._model.merge(settings)
-        return replace(self._exam.ask(self._model.subject, on_progress=on_progress), digest=digest)
+        return replace(self._objective.evaluate(self._model.subject, on_progress=on_progress), digest=digest)
 
 
-def open_bench(recipe: Path, scratch: Path, questions: Questions, options: SearchOptions) -> Bench:
+def open_runner(recipe: Path, scratch: Path, questions: ObjectiveSpec, options: SearchOptions) -> TrialRunner:
     """Loads everything that a trial needs; in the process that will run it.
 
     Args:
         recipe: The recipe file.
-        scratch: Its composition.
-        questions: What is asked.
-        options: How.
+        scratch: Folder of the composition that trials start from.
+        questions: Tasks and objective.
+        options: How to search.
 
     Returns:
         The function of the trials.
@@ -326,4 +328,4 @@ def open_bench(recipe: Path, scratch: Path, questions: Questions, options: Searc
     model = TrialModel(
         load_recipe(recipe), scratch, threads=options.threads, trust_remote_code=options.trust_remote_code
     )
-    return _MergedModel(model, open_exam(questions))
+    return _MergedModel(model, open_objective(questions))

@@ -58,7 +58,7 @@ def _plain(value: Weight) -> Any:
 
 
 def applied(loaded: LoadedRecipe, settings: Settings) -> LoadedRecipe:
-    """The recipe with a trial's settings in it; its text stays the authored one."""
+    """Returns the recipe with a trial's settings in it; its text stays the authored one."""
     merge = loaded.recipe.merge
     update: dict[str, Any] = {"parameters": {**merge.parameters, **settings.parameters}}
     if settings.weights is not None:
@@ -74,7 +74,7 @@ class Axis:
         name: ``parameter:density``, ``weight:sees``, ``share:sees@1``.
         low: Smallest value.
         high: Largest value.
-        kind: Of the values.
+        kind: Type of the values.
         step: Distance of neighbours; None for any value between the bounds.
         choices: The words or truths of a ``word``.
     """
@@ -92,20 +92,20 @@ class Axis:
         return self.name.partition(":")[2]
 
     def values(self) -> tuple[float, ...]:
-        """All values of an axis with steps, ends included."""
+        """Returns all values of an axis with steps, ends included."""
         assert self.step is not None, "only axes with steps can be listed"
         count = int((self.high - self.low) / self.step + 1e-9) + 1
         listed = [round(self.low + index * self.step, MANTISSA) for index in range(count)]
         return tuple(int(value) if self.kind == "int" else value for value in listed)
 
     def rounded(self, value: Any) -> Any:
-        """A value as it is tried."""
+        """Returns a value rounded as it is tried."""
         if self.kind != "float":
             return value
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value of the recipe lies on it."""
+        """Returns whether the axis has a value of the recipe."""
         if self.kind == "word":
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -121,7 +121,7 @@ class Space:
         sources: Names of the sources, in order.
         mode: ``sum``: weights from 0 on that add up to ``total``; ``free``: weights between ``low`` and ``high``;
             ``none``: weights are left alone.
-        total: What ``sum`` adds up to.
+        total: Sum of the weights that add up.
         low: Smallest free weight; on a grid, of every weight that has an axis.
         high: Largest.
         step: Distance of neighbours on a grid; None for no grid.
@@ -140,7 +140,7 @@ class Space:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """All axes: weights first, anchor by anchor."""
+        """Returns all axes: weights first, anchor by anchor."""
         return (*self._weight_axes(), *self.parameters)
 
     def _weight_axes(self) -> tuple[Axis, ...]:
@@ -157,7 +157,7 @@ class Space:
         )
 
     def settings(self, values: Mapping[str, Any]) -> Settings | None:
-        """What values of the axes mean.
+        """Returns the settings that values of the axes stand for.
 
         Args:
             values: Axis name to value.
@@ -196,14 +196,14 @@ class Space:
         return [round(after - before, MANTISSA) for before, after in itertools.pairwise(sums)]
 
     def values_of(self, merge: MergeSpec, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Where a recipe's own settings stand in the space.
+        """Returns the place of a recipe's own settings in the space.
 
         Args:
             merge: The recipe's merge section.
             defaults: The method's defaults, by parameter.
 
         Returns:
-            Axis name to value; None when they lie outside, or on a grid, which has its own points.
+            Axis name to value; None when they are outside, or on a grid, which has its own points.
         """
         if self.step is not None:
             return None
@@ -222,7 +222,7 @@ class Space:
         return {**dict(zip([axis.name for axis in self._weight_axes()], listed, strict=True)), **values}
 
     def _authored_rows(self, merge: MergeSpec) -> list[list[float]] | None:
-        """The recipe's weights, anchor by anchor; None when the space does not hold them."""
+        """Returns the recipe's weights, anchor by anchor; None when the space does not hold them."""
         given = merge.weights or dict.fromkeys(self.sources, 1.0 / len(self.sources))
         spread: list[tuple[float, ...]] = []
         for source in self.sources:
@@ -240,7 +240,7 @@ class Space:
         return all(self.low <= value <= self.high for value in row)
 
     def _shares(self, row: Sequence[float]) -> list[float]:
-        """The breaks of the stick that give these weights."""
+        """Returns the stick-breaking shares that give these weights."""
         left, shares = self.total, []
         for index, weight in enumerate(row[:-1]):
             after = max(left - weight, 0.0)
@@ -249,13 +249,13 @@ class Space:
         return shares
 
     def coordinates(self, settings: Settings) -> dict[str, float]:
-        """The numbers that tell a trial's place: for pictures and tables.
+        """Returns the coordinates of a trial, for plots and tables.
 
         Args:
-            settings: Of the trial.
+            settings: Settings of the trial.
 
         Returns:
-            Label to number. Of weights that add up, the first is left out: the others tell it.
+            Label to number. Of weights that add up, the first is left out: it follows from the others.
         """
         found: dict[str, float] = {}
         for source in self.sources[1:] if self.mode == "sum" else self.sources if self.mode == "free" else ():
@@ -266,6 +266,6 @@ class Space:
         return found | {axis.label: settings.parameters[axis.label] for axis in numbers}
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the space, as plain values."""
+        """Returns everything that decides the space, as plain values."""
         axes = [{k: v for k, v in vars(axis).items() if v not in (None, ())} for axis in self.axes]
         return {"sources": list(self.sources), "mode": self.mode, "total": self.total, "axes": axes}

@@ -45,10 +45,10 @@ class StudyPlan:
     """What a study is to do; may be sent to another process.
 
     Args:
-        folder: Where its file lies.
-        space: What it varies.
+        folder: Folder of its file.
+        space: Coefficients that it varies.
         budget: Trials in all, those of earlier runs included.
-        seed: Of the suggestions.
+        seed: Seed of the suggestions.
         authored: Where the recipe's own settings stand in the space; None when they are not tried.
         authored_settings: Those settings, to the last digit.
         grid: Place to axis values; empty for a sampled search.
@@ -76,9 +76,9 @@ class TrialRow:
     """One trial.
 
     Args:
-        number: Its number in the study.
+        number: Number of the trial in the study.
         state: ``done``, ``failed``, ``interrupted`` or ``running``.
-        settings: What it merged with.
+        settings: Settings of its merge.
         score: 0 to 1; None where there is none (yet).
         scores: Task to score.
         seconds: Wall time of merging and asking.
@@ -105,7 +105,7 @@ class TrialRow:
 
     @property
     def finished(self) -> bool:
-        """Whether it will not be run again: it has an outcome, or a merge that cannot be used."""
+        """Returns whether it will not be run again: it has an outcome, or a merge that cannot be used."""
         return self.state in {"done", "failed"}
 
 
@@ -132,7 +132,7 @@ def _tpe(seed: int) -> TPESampler:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Optuna calls some of what is used here experimental, in some versions."""
+    """Silences Optuna's warnings that features used here are experimental, as some versions call them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
@@ -175,7 +175,7 @@ class Study:
     """A study that this process has open.
 
     Args:
-        plan: What it is to do.
+        plan: Plan of the study.
         study: Optuna's.
     """
 
@@ -185,7 +185,7 @@ class Study:
         self._claimed: dict[int, optuna.Trial] = {}
 
     def attribute(self, name: str) -> Any:
-        """Something that was noted about the whole study; None when it was not."""
+        """Returns a recorded value about the whole study; None when it was not recorded."""
         return self._study.user_attrs.get(name)
 
     def note(self, name: str, value: Any) -> None:
@@ -193,7 +193,7 @@ class Study:
         self._study.set_user_attr(name, value)
 
     def rows(self) -> list[TrialRow]:
-        """All trials, those of other processes included."""
+        """Returns all trials, those of other processes included."""
         return [_row(trial) for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def taken(self) -> int:
@@ -201,7 +201,7 @@ class Study:
         return sum(row.state != "interrupted" for row in self.rows())
 
     def is_done(self) -> bool:
-        """Whether the budget is spent."""
+        """Returns whether the budget is spent."""
         return self.taken() >= self.plan.budget
 
     def claim(self) -> Claim | None:
@@ -274,7 +274,7 @@ class Study:
         return True
 
     def _is_stub(self, trial: FrozenTrial) -> bool:
-        """Whether it was cut off before its last suggestion: nothing was tried."""
+        """Returns whether it was interrupted before its last suggestion, so that nothing was tried."""
         return trial.state == TrialState.FAIL and any(axis.name not in trial.params for axis in self.plan.space.axes)
 
     def _settings(self, trial: optuna.Trial, values: Mapping[str, Any]) -> Settings:
@@ -298,7 +298,7 @@ def open_study(plan: StudyPlan) -> Study:
     """Opens a study, or begins it.
 
     Args:
-        plan: What it is to do.
+        plan: Plan of the study.
 
     Returns:
         The study.

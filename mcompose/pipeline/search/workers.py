@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from mcompose.pipeline.search.objective import Outcome
     from mcompose.pipeline.search.space import Settings
 
-__all__ = ["Bench", "SearchBar", "run_trials"]
+__all__ = ["SearchBar", "TrialRunner", "run_trials"]
 
 POLL = 0.2
 """Seconds between two looks at the workers."""
 
 
-class Bench(Protocol):
+class TrialRunner(Protocol):
     """Tells what settings are worth."""
 
     def __call__(self, settings: Settings, *, on_progress: OnCount | None = None) -> Outcome:
@@ -74,13 +74,13 @@ class SearchBar:
 
 
 def run_trials(
-    study: Study, make: Callable[[], Bench], *, workers: int, deadline: float | None, bar: SearchBar
+    study: Study, make: Callable[[], TrialRunner], *, workers: int, deadline: float | None, bar: SearchBar
 ) -> None:
     """Runs trials until the budget is spent or the time is up.
 
     Args:
-        study: Where they are noted.
-        make: Makes what tells the worth of settings; with several workers it is sent to other processes.
+        study: Study that records them.
+        make: Makes the function that scores settings; with several workers it is sent to other processes.
         workers: Processes; 1 runs in this one.
         deadline: By ``time.monotonic``; no trial begins after it.
         bar: Shown what happens.
@@ -98,17 +98,17 @@ def run_trials(
         bar.close()
 
 
-def _work(study: Study, make: Callable[[], Bench], *, deadline: float | None, bar: SearchBar | None) -> None:
-    bench: Bench | None = None
+def _work(study: Study, make: Callable[[], TrialRunner], *, deadline: float | None, bar: SearchBar | None) -> None:
+    runner: TrialRunner | None = None
     while deadline is None or time.monotonic() < deadline:
         claim = study.claim()
         if claim is None:
             return
         try:
-            bench = bench or make()
+            runner = runner or make()
             started = time.monotonic()
             try:
-                outcome = bench(claim.settings, on_progress=bar.on_progress if bar else None)
+                outcome = runner(claim.settings, on_progress=bar.on_progress if bar else None)
                 study.finish(claim, outcome, seconds=time.monotonic() - started)
             except NumericsError as error:
                 study.fail(claim, error.message, seconds=time.monotonic() - started)
@@ -119,7 +119,9 @@ def _work(study: Study, make: Callable[[], Bench], *, deadline: float | None, ba
             bar.show(study)
 
 
-def _spread(study: Study, make: Callable[[], Bench], *, workers: int, deadline: float | None, bar: SearchBar) -> None:
+def _spread(
+    study: Study, make: Callable[[], TrialRunner], *, workers: int, deadline: float | None, bar: SearchBar
+) -> None:
     context = multiprocessing.get_context("spawn")  # threads of torch and of the kernels do not survive a fork
     errors = context.SimpleQueue()
     cores = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -134,7 +136,7 @@ def _spread(study: Study, make: Callable[[], Bench], *, workers: int, deadline: 
             for child in children:
                 child.join(POLL / workers)
             bar.show(study)
-        failed = _failed(children)  # before the others are stopped, which is no failure of theirs
+        failed = _failed(children)  # before the others are stopped, which is not a failure of theirs
     finally:
         for child in children:
             if child.is_alive():
@@ -157,11 +159,11 @@ def _failed(children: Sequence[SpawnProcess]) -> list[SpawnProcess]:
     return [child for child in children if child.exitcode not in {None, 0}]
 
 
-def _child(plan: StudyPlan, make: Callable[[], Bench], deadline: float | None, cores: int, errors: Any) -> None:
-    """A worker: Ctrl-C is the parent's business, and it does not outlive the parent."""
+def _child(plan: StudyPlan, make: Callable[[], TrialRunner], deadline: float | None, cores: int, errors: Any) -> None:
+    """Runs a worker: it ignores Ctrl-C, which the parent handles, and ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # read by torch when the bench loads it
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # read by torch when the runner loads it
     try:
         _work(open_study(plan), make, deadline=deadline, bar=None)
     except McomposeError as error:

@@ -1,1 +1,1 @@
-"""The `align` section of a recipe: stages, their data, presets, experts and preferences."""
+"""The ``align`` section of a recipe: stages, their data sets, presets, masking and routing, and preferences."""

@@ -1,6 +1,6 @@
-r"""A stage's data: which records, from where, how much of them, and what happens to a record that cannot be used.
+r"""The data sets of a stage: where the records are, how many are used, and what happens to one that cannot be used.
 
-A dataset is written as its path, or as a mapping when more is to be said::
+A data set is written as its path, or as a mapping when it needs more settings::
 
     data:
       - data/captions.jsonl
@@ -41,7 +41,7 @@ def _path(raw: Any) -> Any:
 def _template(raw: Any) -> Any:
     if raw is not None and (not isinstance(raw, str) or raw.count(INSTRUCTION) != 1):
         raise FieldError(
-            f"'{{path}}' must hold '{INSTRUCTION}' once.",
+            f"'{{path}}' must contain '{INSTRUCTION}' exactly once.",
             hint=f"Write '{INSTRUCTION}\\nAnswer with one word.', for example.",
         )
     return raw
@@ -55,25 +55,26 @@ Temperature: TypeAlias = Annotated[Number, Field(gt=0)]
 
 
 class DatasetSpec(Spec):
-    """One dataset of a stage.
+    """One data set of a stage.
 
     Attributes:
         path: ``.json``, ``.jsonl`` or ``.parquet`` file, a folder of such files, or ``hub:org/name@rev``; relative to
             the recipe.
-        format: ``llava`` (``conversations`` with placeholders in the text), ``chat`` (``messages``), or found out from
-            each record.
-        media: Folder that the paths of media start from; default: that of the file.
-        domain: What the data are about, for masks and the record of the stage.
-        weight: Its share of the mixture, relative to the others'; default: its number of records.
-        limit: Only the first so many records.
-        template: What every instruction is put into, in the place of ``{instruction}``.
-        on_broken: What happens to a record that is malformed or whose medium is missing or broken: ``error``, or
-            ``skip`` and count.
-        on_long: What happens to a sample that is longer than the stage's limit: ``error``, ``skip`` and count, or
-            ``cut`` its last answer. A medium is never cut.
-        streaming: Whether records are read as they come and never listed; for the Hub and for what exceeds memory.
-        split: Split of a Hub dataset.
-        subset: Configuration of a Hub dataset.
+        format: ``llava`` (``conversations`` with placeholders in the text), ``chat`` (``messages``), or ``auto``:
+            detected for each record.
+        media: Folder that relative media paths start from; default: the folder of the file.
+        domain: Domain of the data, for masking, routing and the record of the stage.
+        weight: Share of the mixture, relative to the other data sets; default: the number of records.
+        limit: Number of records to use, from the first; default: all.
+        template: Text that every instruction is inserted into, in place of ``{instruction}``.
+        on_broken: What happens to a record that is malformed or whose media file is missing or broken: ``error``, or
+            ``skip`` and count it.
+        on_long: What happens to a sample that is longer than ``max_length`` of the stage: ``error``, ``skip`` and count
+            it, or ``cut`` its last answer. Media are never cut.
+        streaming: Whether records are read one after the other and never listed; for the Hub and for data that do not
+            fit in memory.
+        split: Split of a data set on the Hub.
+        subset: Configuration of a data set on the Hub.
     """
 
     path: Annotated[str, BeforeValidator(_path)]
@@ -99,10 +100,10 @@ class DatasetSpec(Spec):
         for key, chosen in (("split", self.split != "train"), ("subset", self.subset is not None)):
             if chosen and not self.path.startswith("hub:"):
                 hint = "Name the file of the split as 'path'."
-                raise FieldError("'{path}' is only for the Hub.", at=(key,), hint=hint)
+                raise FieldError("'{path}' is only for data sets on the Hub.", at=(key,), hint=hint)
         return self
 
     @property
     def name(self) -> str:
-        """What reports call it: the path as it was written."""
+        """Name in reports: the path as the recipe writes it."""
         return self.path

@@ -1,4 +1,4 @@
-"""What a stage says about domain experts: how the generalist is masked, how the router learns, how images are cut.
+"""Settings of a stage for domain experts: masking of the generalist, training of the router, tiling of images.
 
 All of it is Chimera's (Peng et al. 2024, arXiv:2412.05983), and every default is the paper's::
 
@@ -36,15 +36,16 @@ class Masking(Spec):
 
     Attributes:
         ratio: Share of a sample's general tokens that is hidden. The published model uses 0.3.
-        unit: What is hidden at once: single tokens, whole tiles, or all of a sample.
-        count: ``exact``: floor(ratio * n) of a sample's n units; ``bernoulli``: each unit by itself. Whole samples
-            are always drawn by themselves.
-        mechanism: ``mask``: nobody attends to a hidden token; ``drop``: the same, with the token taken out of the
-            computation (equal and cheaper); ``learned``: a learned vector stands in its place.
-        domains: Domains of data whose samples are masked; default: those that have an expert.
-        schedule: How the ratio reaches its value: at once, or rising over ``ramp`` in a line or half a cosine.
-        ramp: Below 1 a share of all steps, else a number of steps; default: 0.1.
-        whole: At ratio 1, the probability that a sample is hidden whole, else it is seen whole; default: 0.8.
+        unit: Unit that is hidden at once: a token, a tile, or all tokens of a sample.
+        count: ``exact``: floor(ratio * n) of a sample's n units; ``bernoulli``: each unit is drawn independently.
+            Whole samples are always drawn independently.
+        mechanism: ``mask``: no token attends to a hidden one; ``drop``: hidden tokens are removed from the
+            computation (same result, cheaper); ``learned``: a learned vector replaces each hidden token.
+        domains: Data domains whose samples are masked; default: those that have an expert.
+        schedule: How the ratio reaches its value: ``constant`` from the first step, or rising over ``ramp``,
+            ``linear`` or as half a ``cosine``.
+        ramp: Length of the rise: below 1 a share of all steps, else a number of steps; default: 0.1.
+        whole: At ratio 1, the probability that a whole sample is hidden; otherwise all of it is seen. Default: 0.8.
         include_thumbnail: Whether tokens of an image's thumbnail may be hidden.
     """
 
@@ -66,19 +67,20 @@ class Masking(Spec):
     @model_validator(mode="after")
     def _check(self) -> Masking:
         if self.ramp is not None and self.schedule == "constant":
-            raise FieldError("'{path}' goes with no constant schedule.", at=("ramp",), hint="Write 'schedule: linear'.")
+            message = "'{path}' has no effect with a constant schedule."
+            raise FieldError(message, at=("ramp",), hint="Write 'schedule: linear', or leave 'ramp' out.")
         if self.whole is not None and self.ratio < 1:
             raise FieldError("'{path}' is only for ratio 1.", at=("whole",), hint="Leave it out.")
         return self
 
     @property
     def rises_over(self) -> float:
-        """``ramp``, filled in."""
+        """``ramp``, with its default."""
         return 0.1 if self.ramp is None else self.ramp
 
     @property
     def whole_share(self) -> float:
-        """``whole``, filled in."""
+        """``whole``, with its default."""
         return 0.8 if self.whole is None else self.whole
 
 
@@ -94,21 +96,21 @@ def _class_weights(raw: Any) -> Any:
 
 
 class RouterTraining(Spec):
-    """How a stage trains the router, and what decides in training which expert an item goes to.
+    """How a stage trains the router, and which expert an item is routed to in training.
 
     Attributes:
-        fit: ``joint``: with the rest, by the stage's loss; ``separate``: before it, as a linear probe on pooled
-            features of the frozen encoder, which takes seconds.
-        weight: Of the router's loss in a joint fit; default: 1.
-        class_weights: Weights of classes in its loss: ``balanced``, or class (an expert's name, or ``none``) to
-            number; default: all alike.
-        l2: Of a separate fit: half of this times the squared norm of the weights is added to the mean loss; default:
-            1e-4.
-        routing: What sends an item to an expert in training: the data's ``label``; what the router ``predicted``;
-            the label with ``noise``.
-        noise: With ``routing: noise``, the probability that an item goes to another class; default: 0.1.
-        general: Domains that are class none. Default: every domain that the data name and no expert has. Others are
-            unknown, and so is what has no domain: they teach the router nothing.
+        fit: ``joint``: together with the other parts, during the stage; ``separate``: before the stage, as a linear
+            probe on pooled features of the frozen encoder, which takes seconds.
+        weight: Weight of the router's loss in a joint fit; default: 1.
+        class_weights: Class weights in the router's loss: ``balanced``, or class (an expert's name, or ``none``) to
+            number; default: all equal.
+        l2: Penalty of a separate fit: half of this times the squared norm of the weights is added to the mean loss;
+            default: 1e-4.
+        routing: What routes an item in training: the ``label`` of the data, the class that the router ``predicted``,
+            or the label with ``noise``.
+        noise: With ``routing: noise``, the probability that an item is routed to another class; default: 0.1.
+        general: Domains whose class is ``none``. Default: every domain of the data that has no expert. The router does
+            not learn from items of other domains or without a domain.
     """
 
     fit: Annotated[Literal["joint", "separate"], one_of("way to fit", _FITS)] = "joint"
@@ -121,40 +123,40 @@ class RouterTraining(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> RouterTraining:
-        for key, goes, hint in (
+        for key, has_effect, hint in (
             ("noise", self.routing == "noise", "Write 'routing: noise'."),
             ("l2", self.fit == "separate", "Write 'fit: separate'."),
-            ("weight", self.fit == "joint", "A separate fit has no other loss beside it."),
+            ("weight", self.fit == "joint", "Leave it out: a separate fit has only this loss."),
         ):
-            if getattr(self, key) is not None and not goes:
-                raise FieldError("'{path}' does nothing here.", at=(key,), hint=hint)
+            if getattr(self, key) is not None and not has_effect:
+                raise FieldError("'{path}' has no effect here.", at=(key,), hint=hint)
         return self
 
     @property
     def loss_weight(self) -> float:
-        """``weight``, filled in; none in a separate fit."""
+        """``weight``, with its default; 0 in a separate fit."""
         return 0.0 if self.fit == "separate" else 1.0 if self.weight is None else self.weight
 
     @property
     def penalty(self) -> float:
-        """``l2``, filled in."""
+        """``l2``, with its default."""
         return 1e-4 if self.l2 is None else self.l2
 
     @property
     def noise_share(self) -> float:
-        """Probability that a label is replaced; none without ``routing: noise``."""
+        """Probability that a label is replaced; 0 without ``routing: noise``."""
         return 0.0 if self.routing != "noise" else 0.1 if self.noise is None else self.noise
 
 
 class Tiling(Spec):
-    """How the general processor cuts images in this stage; what it does afterwards is another setting.
+    """How the general processor cuts images into tiles in this stage and afterwards.
 
     Written as a number, it is the limit.
 
     Attributes:
-        limit: Most tiles of an image while training; 1 cuts nothing.
-        inference: Most tiles afterwards, written into an exported checkpoint; default: as the checkpoint has it.
-        optional: Leave a processor that cuts no images as it is, instead of refusing it.
+        limit: Most tiles of an image in training; 1 cuts nothing.
+        inference: Most tiles at inference, written into an exported checkpoint; default: unchanged.
+        optional: Whether to accept a processor that does not cut images, instead of refusing it.
     """
 
     limit: Annotated[Count, Field(ge=1)]

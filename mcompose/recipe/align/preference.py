@@ -1,6 +1,6 @@
-"""What a stage that learns from preferences says: two answers to one prompt, of which one was chosen.
+"""Settings of a stage that learns from preferences: two answers to one prompt, of which one was chosen.
 
-All of it is optional::
+All settings are optional::
 
     dpo: {beta: 0.1, loss: sigmoid}                    # or the number alone: dpo: 0.1
     dpo: {}                                            # the defaults
@@ -26,9 +26,9 @@ class Preference(Spec):
     Written as a number, it is beta.
 
     Attributes:
-        beta: How strongly the model is held to what it was when the stage began. Chimera's is not published; 0.1 is
-            the common value.
-        loss: ``sigmoid``, that of the paper.
+        beta: Strength of the pull towards the model at the start of the stage. Chimera's value is not published; 0.1
+            is the common one.
+        loss: ``sigmoid``, the loss of the paper.
     """
 
     beta: Annotated[Number, Field(gt=0)] = 0.1
@@ -41,31 +41,36 @@ class Preference(Spec):
 
 
 def check_preference(stage: Any) -> None:
-    """Refuses what a stage with ``dpo`` cannot have beside it.
+    """Refuses settings that cannot be combined with ``dpo``.
 
     Args:
-        stage: The stage; its routes and features must be those that the reference had.
+        stage: The stage, an ``align.stages.Stage``.
 
     Raises:
-        FieldError: It has.
+        FieldError: The stage has such a setting.
     """
     if stage.dpo is None:
         return
     reasons = (
-        ("packing", stage.packing, "a packed row has no answers that could be told apart."),
-        ("gscm", stage.gscm is not None, "the answers are weighed as they are given, and then nothing is hidden."),
-        ("router", stage.router is not None, "pairs teach a router nothing; the data's domains choose the experts."),
-        ("feature_cache", stage.feature_cache, "every medium is seen with two answers, and not kept."),
-        ("sharding", stage.sharding != "none", "the reference is what the whole model says before the first step."),
+        ("packing", stage.packing, "the answers of a packed row cannot be scored separately."),
+        ("gscm", stage.gscm is not None, "the reference scores the answers with no token hidden."),
+        (
+            "router",
+            stage.router is not None,
+            "a router cannot learn from pairs; the data's domains choose the experts.",
+        ),
+        ("feature_cache", stage.feature_cache, "every image or sound is seen with two answers, and is not cached."),
+        ("sharding", stage.sharding != "none", "the reference is scored by the whole model before the first step."),
     )
-    for key, given, reason in reasons:
-        if given:
-            raise FieldError(f"'{{path}}' goes with no 'dpo': {reason}", at=(key,), hint=f"Leave '{key}' out.")
+    for key, is_set, reason in reasons:
+        if is_set:
+            message = f"'{{path}}' cannot be combined with 'dpo': {reason}"
+            raise FieldError(message, at=(key,), hint=f"Leave '{key}' out.")
     for number, name in enumerate(stage.train):
         if name.partition(":")[0] in {"router", "routers"}:
-            hint = "Train it in the stage before."
-            raise FieldError("'{path}' is the router, which pairs teach nothing.", at=("train", number), hint=hint)
+            hint = "Train the router in an earlier stage."
+            raise FieldError("'{path}' is the router, which cannot learn from pairs.", at=("train", number), hint=hint)
     for number, spec in enumerate(stage.data):
         if spec.streaming:
-            message = "'{path}' goes with no 'dpo': the pairs of a stream cannot be weighed beforehand."
+            message = "'{path}' cannot be combined with 'dpo': the pairs of a stream cannot be scored beforehand."
             raise FieldError(message, at=("data", number, "streaming"), hint="Leave 'streaming' out.")

@@ -8,9 +8,9 @@
         1: {preset: chimera-stage1, data: [data/align.jsonl], batch_size: 32}
         2: {preset: chimera-stage2, data: [data/instruct.jsonl], batch_size: 16, gscm: 0.5}
 
-Differs: the vectors around an expert's tokens (``separators``) are trained from the first stage on; the published code
-leaves them at random values until the language model is trained. Sources of 8B halve the learning rates (2e-5, 1e-5)
-and the first stage's batch (128), which a recipe says itself.
+Difference to the published code: the vectors around an expert's tokens (``separators``) are trained from the first
+stage on; there they keep random values until the language model is trained. For 8B sources the paper halves the
+learning rates (2e-5, 1e-5) and the first stage's batch (128); write these values in the recipe.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def fill_in(raw: Any) -> Any:
-    """Puts a preset's settings below those that a stage writes.
+    """Fills in a stage's missing settings from its preset.
 
     Args:
         raw: The stage as the recipe writes it.
 
     Returns:
-        The stage without ``preset``: written out, it stays what it is when a later version changes a preset.
+        The stage with all settings and without ``preset``, so that it does not change with a later version's presets.
 
     Raises:
-        FieldError: There is no such preset.
+        FieldError: The preset does not exist.
     """
     if not isinstance(raw, Mapping) or raw.get("preset") is None:
         return raw
@@ -72,8 +72,8 @@ def fill_in(raw: Any) -> Any:
         raise FieldError(
             f"'{{path}}' is not a known preset: '{name}'.", at=("preset",), hint=nearest_name(str(name), PRESETS)
         )
-    given = {key: value for key, value in raw.items() if key != "preset"}
-    filled = {key: value for key, value in PRESETS[name].items() if key not in given}
-    if "steps" in given:
-        filled.pop("epochs", None)
-    return {**filled, **given}
+    written = {key: value for key, value in raw.items() if key != "preset"}
+    defaults = {key: value for key, value in PRESETS[name].items() if key not in written}
+    if "steps" in written:
+        defaults.pop("epochs", None)
+    return {**defaults, **written}

@@ -1,9 +1,9 @@
-"""The ``align`` section of a recipe: the short fine-tunes that follow a composition, as data.
+"""The ``align`` section of a recipe: the short fine-tunes that follow a composition.
 
-A stage says what is trained (parts by role, LoRA on parts, or a donor's strategy), on what, and how. Nothing of it
-depends on the machine: ``batch_size`` counts the samples of one optimizer step over all processes, and
-``accumulation`` the pieces that a step is cut into, so the same recipe makes the same steps on one device and on
-eight.
+A stage says what is trained (parts by role, LoRA on parts, or a donor's strategy), on which data, and how. Nothing in
+it depends on the machine: ``batch_size`` is the number of samples of one optimizer step over all processes, and
+``accumulation`` the number of pieces that a step is cut into, so the same recipe makes the same steps on one device
+and on eight.
 
 Parts are named by role, ``projectors`` or ``projector:<source>``; ``align/parts.py`` finds them in a
 checkpoint. Strategies are those of Chen et al. 2024, arXiv:2402.12750 (``shared``, ``modality``, ``modality+text``,
@@ -57,13 +57,13 @@ _NICKNAMES = {
 
 
 def part_role(name: str) -> tuple[str, str]:
-    """Takes a part's name apart.
+    """Splits a part's name into role and owner.
 
     Args:
         name: ``projectors``, ``projector:sees``, ``group:audio``, ``key:*.q_proj.weight``.
 
     Returns:
-        The role in the singular, and what stands after the colon; empty when the whole role is meant.
+        The role in the singular, and the text after the colon; empty when all parts of the role are meant.
     """
     role, _, which = name.partition(":")
     return _NICKNAMES.get(role, role), which
@@ -77,7 +77,7 @@ def _part_name(raw: Any) -> str:
         hint = nearest_name(raw.partition(":")[0], (*ROLES, *_NICKNAMES))
         raise FieldError(f"'{{path}}' is not a known part: '{raw}'.", hint=hint)
     if raw.endswith(":") or (role == "key" and not which):
-        raise FieldError(f"'{{path}}' names nothing after the colon: '{raw}'.", hint="Write 'projector:<source>'.")
+        raise FieldError(f"'{{path}}' has no name after the colon: '{raw}'.", hint="Write 'projector:<source>'.")
     return raw
 
 
@@ -85,7 +85,7 @@ PartName: TypeAlias = Annotated[str, BeforeValidator(_part_name)]
 
 
 def _rates(raw: Any) -> Any:
-    """One learning rate, or one a part."""
+    """Reads one learning rate, or a mapping of parts to learning rates."""
     table = raw if isinstance(raw, Mapping) else {None: raw}
     if not table:
         raise FieldError("'{path}' is empty.")
@@ -96,15 +96,15 @@ def _rates(raw: Any) -> Any:
         if not 0 < rate < 1e3:
             raise FieldError("'{path}' must be more than zero.", at=at)
         if part is not None:
-            _named(part)
+            _check_part_key(part)
     return {part: float(rate) for part, rate in raw.items()} if isinstance(raw, Mapping) else float(raw)
 
 
-def _named(part: Any) -> None:
+def _check_part_key(part: Any) -> None:
     try:
         _part_name(part)
-    except FieldError as complaint:
-        raise FieldError(complaint.message, at=(part,), hint=complaint.hint) from None
+    except FieldError as error:
+        raise FieldError(error.message, at=(part,), hint=error.hint) from None
 
 
 Rates: TypeAlias = Annotated[Any, PlainValidator(_rates)]
@@ -114,10 +114,10 @@ class LoraSpec(Spec):
     """Low-rank factors on the linear layers of a part, which itself stays frozen.
 
     Attributes:
-        rank: Of the factors.
-        alpha: The product is scaled by alpha / rank; default: twice the rank.
-        dropout: On the way into the factors.
-        targets: Names of the layers (``q_proj``); default: all linear ones of the part.
+        rank: Rank of the factors.
+        alpha: Numerator of the scale alpha / rank of the product; default: twice the rank.
+        dropout: Dropout probability of the factors' input.
+        targets: Names of the linear layers (``q_proj``); default: all of the part.
     """
 
     rank: Annotated[Count, Field(ge=1)] = 16
@@ -127,7 +127,7 @@ class LoraSpec(Spec):
 
     @property
     def scaled_by(self) -> float:
-        """Alpha, filled in."""
+        """``alpha``, with its default."""
         return float(self.alpha if self.alpha is not None else 2 * self.rank)
 
 
@@ -136,9 +136,9 @@ class GroupsSpec(Spec):
 
     Attributes:
         kind: ``dense`` copies of the projections, or ``low-rank`` factors beside them.
-        rank: Of the factors; the published donors use 128.
-        scale: What the product of the factors is multiplied by; the published donors use 2.
-        modalities: Who gets a group; default: all that the checkpoint takes.
+        rank: Rank of the factors; the published donors use 128.
+        scale: Factor of the product; the published donors use 2.
+        modalities: Modalities that get a group; default: all that the checkpoint accepts.
     """
 
     kind: Annotated[Literal["dense", "low-rank"], one_of("kind of groups", ("dense", "low-rank"))] = "low-rank"
@@ -151,39 +151,41 @@ class Stage(Spec):
     """One alignment stage.
 
     Attributes:
-        preset: Name of settings that fill in what the stage leaves out; written out when it is read.
+        preset: Name of a preset, whose settings fill in what the stage leaves out; see ``presets.py``.
         train: Parts that are trained.
-        strategy: What a donor trains, instead of naming it: ``projector``, ``shared`` (projectors and the language
-            model), ``modality`` (projectors and the modalities' groups), ``modality+text`` (and the text group).
-        groups: The groups that a strategy adds.
-        lora: Part to low-rank factors on it.
+        strategy: Name for what a donor trains, instead of ``train``: ``projector``, ``shared`` (projectors and the
+            language model), ``modality`` (projectors and the modalities' groups), ``modality+text`` (also the text
+            group).
+        groups: Decoupled groups that the strategy adds.
+        lora: Part to its low-rank factors.
         data: Data sets, each a path or a mapping; see ``datasets.py``.
-        temperature: How strongly the data sets' weights count; 1 takes them as they are.
-        steps: Optimizer steps.
+        temperature: Exponent on the data sets' weights is 1 / temperature; 1 leaves them as they are.
+        steps: Number of optimizer steps.
         epochs: Passes over the data, instead of steps; one when neither is given.
-        lr: Learning rate, or one for each part.
+        lr: Learning rate, or a mapping of parts to learning rates.
         batch_size: Samples of an optimizer step, over all processes.
         accumulation: Pieces that a step is cut into; more pieces need less memory and give the same step.
-        warmup: Below 1 a share of all steps, else a number of steps.
-        schedule: How the learning rate falls after it.
-        weight_decay: AdamW's, on matrices only.
-        clip: Largest norm of the gradients; 0 clips nothing.
+        warmup: Length of the warm-up: below 1 a share of all steps, else a number of steps.
+        schedule: How the learning rate falls after the warm-up.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        clip: Largest norm of the gradients; 0 turns clipping off.
         max_length: Most tokens of a sample.
-        precision: ``float32``; ``mixed`` (bfloat16 products, what is trained is kept in float32); ``bfloat16``.
-            Default: ``float32`` for a float32 checkpoint, ``mixed`` for others.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        group_by_length: Samples of similar length in one piece.
-        feature_cache: Run frozen encoders once an item and keep what they give on disk, beside the stages' results.
-        packing: Samples of a piece one after the other in one row, without padding; causal language models only.
+        precision: ``float32``; ``mixed`` (bfloat16 products, trained parameters in float32); ``bfloat16``. Default:
+            ``float32`` for a float32 checkpoint, ``mixed`` for others.
+        gradient_checkpointing: Whether to recompute activations instead of storing them.
+        group_by_length: Whether a piece gets samples of similar length.
+        feature_cache: Whether to run frozen encoders once for each item and store their outputs on disk, beside the
+            stages' results.
+        packing: Whether the samples of a piece are put into one row, without padding; causal language models only.
         gscm: Masking of the generalist's tokens, in training only.
         router: How the router of a checkpoint with experts is trained.
         tiles: How images are cut in this stage.
-        dpo: Learn from pairs of answers which one is preferred, instead of learning answers.
-        seed: Of the order, the dropout and new parameters.
-        save_every: Steps between two points that a killed run goes on from.
+        dpo: Direct preference optimisation: the stage learns from pairs of answers which one is preferred.
+        seed: Seed of the sample order, the dropout and new parameters.
+        save_every: Steps between two checkpoints that an interrupted run is resumed from.
         workers: Processes that prepare samples.
-        sharding: ``fsdp`` cuts the model over the devices.
-        stop_on_divergence: Stop a run whose loss runs away.
+        sharding: ``fsdp`` splits the model over the devices.
+        stop_on_divergence: Whether to stop a run whose loss diverges.
     """
 
     preset: str | None = None
@@ -229,9 +231,9 @@ class Stage(Spec):
             raise FieldError("'{path}' trains nothing.", hint="Give 'train', 'lora' or 'strategy'.")
         if self.groups is not None and self.strategy not in {"modality", "modality+text"}:
             hint = "They belong to 'strategy: modality' and 'strategy: modality+text'."
-            raise FieldError("'{path}' has no strategy that adds groups.", at=("groups",), hint=hint)
+            raise FieldError("'{path}' needs a strategy that adds groups.", at=("groups",), hint=hint)
         if self.steps is not None and self.epochs is not None:
-            raise FieldError("'{path}' and 'epochs' both say how long.", at=("steps",), hint="Keep one of them.")
+            raise FieldError("'{path}' and 'epochs' cannot both be set.", at=("steps",), hint="Keep one of them.")
         if self.batch_size % self.accumulation:
             raise FieldError(
                 f"'{{path}}' cannot cut {self.batch_size} samples into {self.accumulation} equal pieces.",
@@ -243,7 +245,7 @@ class Stage(Spec):
 
     def _check_experts(self) -> Stage:
         if self.gscm is not None and self.packing:
-            message = "'{path}' goes with no packing: a packed row has no mask that tokens could be hidden in."
+            message = "'{path}' cannot be combined with 'packing': a packed row has no mask to hide tokens with."
             raise FieldError(message, at=("gscm",), hint="Write 'group_by_length: true' instead of 'packing: true'.")
         trained = [(("train", number), name) for number, name in enumerate(self.train)]
         trained += [(("lora", name), name) for name in self.lora]
@@ -255,7 +257,7 @@ class Stage(Spec):
 
     @property
     def fits_router(self) -> bool:
-        """Whether the router is fitted by itself, before the stage's steps."""
+        """Whether the router is fitted separately, before the stage's steps."""
         return self.router is not None and self.router.fit == "separate"
 
 
@@ -263,11 +265,11 @@ class AlignSpec(Spec):
     """The short fine-tunes after a composition.
 
     Attributes:
-        stages: Number to stage; each begins where the one before it ended.
+        stages: Number to stage; each stage starts from the result of the previous one.
     """
 
     stages: dict[Count, Stage] = Field(min_length=1)
 
     def before(self, number: int) -> int | None:
-        """The stage that a stage continues; None for the first."""
+        """Returns the number of the stage that a stage starts from; None for the first."""
         return max((other for other in self.stages if other < number), default=None)

@@ -1,1 +1,1 @@
-"""mergekit's YAML files, translated into recipes."""
+"""Translates mergekit's YAML files into recipes: their schema, their settings, and the conversion."""

@@ -1,13 +1,14 @@
-"""A mergekit YAML as a recipe of schema 1: the same merge in other words.
+"""Translates a mergekit YAML into a recipe of schema 1 that describes the same merge.
 
-What differs between the two, and how it is translated:
+What differs between the two formats, and how it is translated:
 
-* mergekit writes paths and repositories alike; a folder that exists beside the file is ``local:``, all else ``hub:``.
-* ``weight`` is a parameter there and ``weights`` here.
-* The base may be among the models there. It is a source here for methods that treat it as one (linear, karcher,
-  passthrough; slerp's first endpoint, t = 0), and ``base`` for all others.
-* A parameter may be said for a model, a slice or all, in this order of precedence, each by filters that may not match.
-  Here that is one list of choices: the model's, then the slice's, then the common ones, then mergekit's default.
+* mergekit writes folders and repositories the same way. A folder that exists beside the file becomes ``local:``,
+  everything else ``hub:``.
+* mergekit's parameter ``weight`` becomes ``weights``.
+* In mergekit the base may be one of the models. It becomes a source for methods that treat it as one (linear, karcher,
+  passthrough; for slerp it is the first endpoint, t = 0), and ``base`` for all others.
+* mergekit sets a parameter for a model, a slice or the file, in this order of precedence, each with filters that may
+  not match. This becomes one list of choices: the model's, the slice's, the file's, then mergekit's default.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ __all__ = ["convert_mergekit"]
 BASE_IS_SOURCE = ("linear", "karcher", "passthrough")
 FIRST_IS_BASE = "slerp"
 LONGEST_NAME = 56
-"""Of a source that is named after its model: room is left for a number, where two would be alike."""
+"""Longest name that is derived from a model, in characters; leaves room for a number that makes names unique."""
 
 
 def convert_mergekit(config: MergekitConfig, *, document: Document, path: Path) -> tuple[Document, tuple[str, ...]]:
     """Translates a mergekit YAML.
 
     Args:
-        config: Its content.
-        document: Its values with lines.
-        path: Its file: folders are looked for beside it.
+        config: Content of the file.
+        document: Values of the file with their lines.
+        path: The file; folders are searched beside it.
 
     Returns:
-        The recipe as a document of schema 1, whose lines are those of the mergekit file, and remarks on settings that
-        have no effect.
+        The recipe as a document of schema 1, with the lines of the mergekit file, and remarks on settings that have no
+        effect.
 
     Raises:
-        RecipeError: The merge cannot be said in schema 1.
+        RecipeError: The merge cannot be expressed in schema 1.
     """
     out = Draft(document)
     groups = _slices(config) if config.slices else [_models(config)]
@@ -74,7 +75,7 @@ def _method(name: str) -> str:
 
 
 def _models(config: MergekitConfig) -> Group:
-    """The models; mergekit adds the base to them when it is not among them."""
+    """Returns the models as one group; as in mergekit, the base is added when it is not among them."""
     base = config.base_model
     entries = [
         Entry(model.model, ("models", index), model.parameters or {}) for index, model in enumerate(config.models or ())
@@ -102,32 +103,33 @@ def _refuse_twice(group: Group, document: Document) -> None:
     for index, ref in enumerate(refs):
         if ref in refs[:index]:
             at = (*group.entries[index].at, "model")
-            raise document.error(f"'{ref.path}' is listed twice.", at=at, hint="Remove one of them.")
+            raise document.error(f"'{ref.path}' is listed twice.", at=at, hint="Remove one of the entries.")
 
 
 def _common_base(groups: Sequence[Group], config: MergekitConfig, document: Document) -> MergekitRef | None:
-    """The base that stands apart from the sources: None for methods that treat it as one of them."""
+    """Returns the base; None for methods that treat it as one of the sources."""
     if config.merge_method in {*BASE_IS_SOURCE, FIRST_IS_BASE}:
         return None
     base = groups[0].base
     for group in groups:
         if group.base != base:
             at = (*group.at, "base_model")
-            raise document.error("a base for each slice is not built yet.", at=at, hint="Use one 'base_model'.")
+            message = "a different base for each slice is not built yet."
+            raise document.error(message, at=at, hint="Use one 'base_model'.")
         if base is not None and base not in [entry.ref for entry in group.entries]:
-            hint = f"mergekit demands it: add a source with 'model: {base.path}'."
+            hint = f"mergekit requires it: add a source with 'model: {base.path}'."
             raise document.error("the slice lacks the base model.", at=group.at, hint=hint)
     return base
 
 
 def _slerp_order(group: Group, document: Document) -> Group:
-    """The base first: slerp runs from it (t = 0) to the other (t = 1)."""
+    """Puts the base first: slerp goes from it (t = 0) to the other model (t = 1)."""
     if group.base is None:
-        hint = "It is the endpoint at t = 0."
+        hint = "Add it: the base is the endpoint at t = 0."
         raise document.error("slerp lacks the key 'base_model'.", at=("merge_method",), hint=hint)
     if len(group.entries) != 2 or group.base not in [entry.ref for entry in group.entries]:
         count = len(group.entries)
-        raise document.error(f"slerp takes two models, one of them the base; here are {count}.", at=group.at)
+        raise document.error(f"slerp takes two models, one of them the base, not {count}.", at=group.at)
     return replace(group, entries=tuple(sorted(group.entries, key=lambda entry: entry.ref != group.base)))
 
 
@@ -155,20 +157,21 @@ def _write_sources(out: Draft, groups: Sequence[Group], base: MergekitRef | None
         out.mark(("sources", len(sources)), at=at)
         sources.append(source)
     if not sources:
-        raise out.document.error("there is no model but the base.", at=groups[0].at)
+        raise out.document.error("the recipe has no model besides the base.", at=groups[0].at, hint="Add a model.")
     out.data["sources"] = sources
 
 
 def _spell(path: str, revision: str | None, *, folder: Path, out: Draft, at: KeyPath) -> str:
-    """``local:`` for what is or looks like a folder, else ``hub:``."""
+    """Returns a reference: ``local:`` for what is or looks like a folder, else ``hub:``."""
     is_local = path.startswith((".", "/", "~")) or (folder / path).is_dir()
     if is_local and revision:
-        raise out.document.error(f"'{path}' is a folder, which has no revision '{revision}'.", at=at)
+        hint = f"Remove '@{revision}'."
+        raise out.document.error(f"'{path}' is a folder and cannot have the revision '{revision}'.", at=at, hint=hint)
     return f"local:{path}" if is_local else f"hub:{path}" + (f"@{revision}" if revision else "")
 
 
 def _name(ref: MergekitRef, *, taken: Iterable[str]) -> str:
-    """A name for a model: the last part of its path, or of its adapter's."""
+    """Derives a unique name from a model: the last part of its path, or of its adapter's path."""
     stem = re.split(r"[/\\]", (ref.adapter or ref.path).rstrip("/\\"))[-1]
     name = re.sub(r"__+", "_", re.sub(r"[^A-Za-z0-9_-]+", "-", stem)).strip("-_")
     if not name or name == "base" or not name[0].isalpha():
@@ -203,10 +206,11 @@ def _write_tokenizer(out: Draft, merge: dict[str, Any], config: MergekitConfig, 
         raise out.document.error("a union of tokenizers is not built yet.", at=at, hint=hint)
     ref = config.base_model if source == "base" else source
     if ref is None:
-        raise out.document.error("the tokenizer is the base's, and there is no 'base_model'.", at=at)
+        hint = "Add 'base_model', or name one of the models."
+        raise out.document.error("the tokenizer is the base's, but 'base_model' is missing.", at=at, hint=hint)
     if ref != base and ref not in out.names:
         hint = "Name one of the merged models."
-        raise out.document.error(f"'{ref.path}' gives the tokenizer and is not merged.", at=at, hint=hint)
+        raise out.document.error(f"'{ref.path}' provides the tokenizer but is not merged.", at=at, hint=hint)
     merge["tokenizer"] = "base" if ref == base else out.names[ref]
     out.mark(("merge", "tokenizer"), at=at)
 
@@ -214,7 +218,7 @@ def _write_tokenizer(out: Draft, merge: dict[str, Any], config: MergekitConfig, 
 def _write_settings(
     out: Draft, merge: dict[str, Any], groups: Sequence[Group], base: MergekitRef | None, *, method: str
 ) -> None:
-    """Weights and parameters: the merge's, or each slice's own when there are several."""
+    """Writes weights and parameters, for the merge or for each of several slices."""
     if len(groups) > 1:
         merge["slices"] = [{} for _ in groups]
     for index, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""The shape of a mergekit YAML, closed to unknown keys (mergekit itself ignores them, misspelt ones too)."""
+"""Schema of a mergekit YAML. Unknown keys are refused; mergekit itself ignores them, including misspelt ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["MergekitConfig", "MergekitModel", "MergekitRef", "MergekitSlice", "M
 
 @dataclass(frozen=True)
 class MergekitRef:
-    """mergekit's ``path[@revision][+adapter[@revision]]``.
+    """A model reference of mergekit: ``path[@revision][+adapter[@revision]]``.
 
     Args:
-        path: Folder or repository.
-        revision: Revision of the repository.
-        adapter: Folder or repository of a LoRA.
-        adapter_revision: Its revision.
+        path: Folder or repository of the model.
+        revision: Revision of the model's repository.
+        adapter: Folder or repository of a LoRA adapter.
+        adapter_revision: Revision of the adapter's repository.
     """
 
     path: str
@@ -40,10 +40,10 @@ def _reference(raw: Any) -> MergekitRef:
             raise FieldError(f"'{{path}}' names several adapters: '{raw}'.")
         return MergekitRef(*_place(model), *(_place(adapters[0]) if adapters else ()))
     if not isinstance(raw, Mapping):
-        raise FieldError("'{path}' must be a model: a folder, or org/name.")
+        raise FieldError("'{path}' must be a model: a folder or org/name.")
     for key in raw:
         if key not in {"model", "lora"}:
-            message = "'{path}' is not built yet." if key == "override_architecture" else "'{path}' is unknown."
+            message = "'{path}' is not built yet." if key == "override_architecture" else "'{path}' is not a known key."
             raise FieldError(message, at=(key,), hint=nearest_name(str(key), ["model", "lora"]))
     if "model" not in raw:
         raise FieldError("'{path}' lacks the key 'model'.")
@@ -52,7 +52,7 @@ def _reference(raw: Any) -> MergekitRef:
 
 
 def _place(raw: Any) -> tuple[str, str | None]:
-    """Path and revision."""
+    """Splits a reference into path and revision."""
     if isinstance(raw, Mapping):
         path, revision = raw.get("path"), raw.get("revision")
     else:
@@ -62,7 +62,7 @@ def _place(raw: Any) -> tuple[str, str | None]:
                 f"'{{path}}' has a revision that cannot be read: '{raw}'.", hint="Write org/name@revision."
             )
     if not isinstance(path, str) or not path:
-        raise FieldError("'{path}' names no model.")
+        raise FieldError("'{path}' does not name a model.", hint="Write a folder or org/name.")
     return path, revision or None
 
 
@@ -148,12 +148,13 @@ class MergekitConfig(Spec):
             raise FieldError(
                 "'{path}' is not built yet.",
                 at=("modules",),
-                hint="mcompose tells the parts of a model itself: list the models under 'models'.",
+                hint="List the models under 'models'; mcompose finds the parts of a model itself.",
             )
         if bool(self.models) == bool(self.slices):
-            raise FieldError("a mergekit recipe has either 'models' or 'slices', and something in it.")
+            raise FieldError("a mergekit recipe must have either 'models' or 'slices', with at least one entry.")
         if self.tokenizer_source is not None and self.tokenizer is not None:
-            raise FieldError("'tokenizer_source' and 'tokenizer' are both given.", at=("tokenizer_source",))
+            message = "'tokenizer_source' and 'tokenizer' cannot both be set."
+            raise FieldError(message, at=("tokenizer_source",), hint="Keep one of them.")
         if self.chat_template is not None:
             hint = "Leave it out: the template of the tokenizer's source is kept."
             raise FieldError("'{path}' is not built yet.", at=("chat_template",), hint=hint)

@@ -1,7 +1,7 @@
-"""The settings of a mergekit YAML: four levels of precedence, each by filters that may not match, become one list.
+"""Weights and parameters of a mergekit YAML, as those of a recipe.
 
-mergekit asks the model, then the slice, then the whole file, then the method's default, and takes the first that says
-something for a tensor. Here that is one list of choices for each source, so that nothing is left to guess.
+For each tensor mergekit looks at the model, the slice, the file and the method's default, in this order, and uses the
+first value whose filter matches. Here these four levels become one list of choices for each source.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ NATIVE = (
     "karcher",
     "passthrough",
 )
-"""mergekit's methods that mcompose has itself, under the same names."""
+"""Methods of mergekit that mcompose implements itself, under the same names."""
 WEIGHTED = ("linear", "nuslerp", "multislerp", "task_arithmetic", "ties", "dare", "breadcrumbs", "della")
 PER_SOURCE = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
-"""mergekit's parameters that a model may set, with their defaults; all others are common to the models."""
+"""Parameters that mergekit reads for each model, with their defaults; all others are common to the models."""
 COMMON_EPSILON = ("ram", "ramplus_tl")
 SWITCHES = ("normalize", "rescale", "filter_wise", "nuslerp_row_wise", "nuslerp_flatten", "normalize_weights")
 IDLE = ("int8_mask",)
-"""Changes mergekit's memory, not the result."""
+"""Parameters that change mergekit's memory, not the result."""
 IDLE_FOR = {"task_arithmetic": ("density", "rescale")}
-"""What mergekit takes and does not use."""
-SILENT = {name: {"rescale": "mergekit"} for name in ("dare_linear", "dare_ties", "della", "della_linear")}
-"""What mergekit means by silence, where mcompose's default is another."""
+"""Method to parameters that mergekit accepts for it and does not use."""
+DEFAULTS = {name: {"rescale": "mergekit"} for name in ("dare_linear", "dare_ties", "della", "della_linear")}
+"""Method to mergekit's defaults that differ from mcompose's."""
 RESCALE = {True: "mergekit", False: "none"}
 
 
@@ -69,7 +69,7 @@ class Group:
 
 @dataclass
 class Draft:
-    """The recipe that is being written, and the lines of the mergekit file that its keys come from."""
+    """The recipe that is being written, with the lines of the mergekit file that its keys come from."""
 
     document: Document
     data: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -82,7 +82,7 @@ class Draft:
         self.lines[key] = self.document.line(at)
 
     def note(self, sentence: str, *, at: KeyPath) -> None:
-        """Keeps a remark for the user, with its line."""
+        """Adds a remark for the user, with file and line."""
         place = f"{self.document.file}:{self.document.line(at)}: {sentence}"
         if place not in self.notes:
             self.notes.append(place)
@@ -90,7 +90,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """The settings of one group of models, gathered over the levels that mergekit knows."""
+    """The settings of one group of models, from all levels of a mergekit file."""
 
     out: Draft
     method: str
@@ -107,13 +107,13 @@ class GroupSettings:
         for key in self._keys():
             if key == "weight":
                 if not is_weighted:
-                    self._note_idle(key, reason=f"{self.method} takes no weights")
+                    self._note_idle(key, reason=f"{self.method} does not take weights")
                 continue
             if self.method in NATIVE and key in (*IDLE, *IDLE_FOR.get(self.method, ())):
                 self._note_idle(key, reason=f"mergekit's {self.method} does not use it for the result")
                 continue
             self._write_parameter(parameters, key, at=(*at, "parameters", key))
-        parameters = {**SILENT.get(self.method, {}), **parameters}
+        parameters = {**DEFAULTS.get(self.method, {}), **parameters}
         if parameters:
             target["parameters"] = parameters
 
@@ -132,22 +132,22 @@ class GroupSettings:
 
     def _weight(self, entry: Entry, *, at: KeyPath) -> Value:
         name = self.out.names[entry.ref]
-        own = [(entry.parameters, (*entry.at, "parameters")), *self.group.levels]
-        chosen = _chain(mapping["weight"] for mapping, _ in own if "weight" in mapping)
+        levels = [(entry.parameters, (*entry.at, "parameters")), *self.group.levels]
+        chosen = _chain(mapping["weight"] for mapping, _ in levels if "weight" in mapping)
         if chosen is None:
-            hint = "mergekit demands one too: parameters.weight."
+            hint = "Set 'parameters.weight', which mergekit requires too."
             if entry.at == ("base_model",):
-                hint = f"{self.method} merges the base like any model; without one, remove 'base_model'."
+                hint = f"{self.method} merges the base like any other model; give it a weight or remove 'base_model'."
             raise self.out.document.error(f"'{entry.ref.path}' has no 'weight'.", at=entry.at, hint=hint)
-        place = next((*where, "weight") for mapping, where in own if "weight" in mapping)
+        place = next((*where, "weight") for mapping, where in levels if "weight" in mapping)
         self.out.mark((*at, "weights", name), at=place)
         return chosen
 
     def _write_parameter(self, parameters: dict[str, Any], key: str, *, at: KeyPath) -> None:
         self.out.mark(at, at=self._where(key))
-        common = [self._tidied(key, mapping[key]) for mapping, _ in self.group.levels if key in mapping]
+        common = [self._translate(key, mapping[key]) for mapping, _ in self.group.levels if key in mapping]
         is_own = any(key in entry.parameters for entry in self.group.entries)
-        # A model's filters are matched against its own tensor names, which slices set apart from the output's.
+        # A model's filters are matched against its own tensor names, which with slices differ from the output's.
         is_own = is_own or (key in PER_SOURCE and any(_is_choices(value) for value in common))
         if not is_own or not self._is_per_source(key):
             for entry in self.group.entries:
@@ -159,17 +159,20 @@ class GroupSettings:
             return
         values: dict[str, Value] = {}
         for entry in self.group.entries:
-            own = [self._tidied(key, entry.parameters[key])] if key in entry.parameters else []
+            own = [self._translate(key, entry.parameters[key])] if key in entry.parameters else []
             default = [PER_SOURCE[key]] if key in PER_SOURCE else []
             chosen = _chain([*own, *common, *default])
             if chosen is None:
                 raise self.out.document.error(f"'{entry.ref.path}' has no '{key}'.", at=entry.at)
             values[self.out.names[entry.ref]] = chosen
-        # passthrough has one source, and its scale is one value.
+        # passthrough has one source, so its scale is one value.
         parameters[key] = values if self.method != "passthrough" else next(iter(values.values()))
 
-    def _tidied(self, key: str, value: Value) -> Value:
-        return _tidy(key, value, is_native=self.method in NATIVE)
+    def _translate(self, key: str, value: Value) -> Value:
+        """Returns a switch as mcompose writes it: mergekit accepts 1 for true, and its rescale is a name here."""
+        if key not in SWITCHES or isinstance(value, tuple) or value not in (0, 1):
+            return value
+        return RESCALE[bool(value)] if key == "rescale" and self.method in NATIVE else bool(value)
 
     def _is_per_source(self, key: str) -> bool:
         if self.method not in NATIVE and key not in PER_SOURCE:
@@ -177,19 +180,12 @@ class GroupSettings:
         return key in PER_SOURCE and not (key == "epsilon" and self.method in COMMON_EPSILON)
 
 
-def _tidy(key: str, value: Value, *, is_native: bool) -> Value:
-    """Switches as mcompose writes them: mergekit takes 1 for true, and its rescale has a name here."""
-    if key not in SWITCHES or isinstance(value, tuple) or value not in (0, 1):
-        return value
-    return RESCALE[bool(value)] if key == "rescale" and is_native else bool(value)
-
-
 def _is_choices(value: Value) -> bool:
     return isinstance(value, tuple) and isinstance(value[0], Choice)
 
 
 def _chain(values: Iterable[Value]) -> Value | None:
-    """One value that tries several in turn: filters that do not match fall through to the next."""
+    """Joins values into one that tries them in turn, until a filter matches."""
     choices: list[Choice] = []
     for value in values:
         for choice in _as_choices(value):

@@ -37,7 +37,7 @@ from mcompose.pipeline.lab.composition.answers import mixed_results
 from mcompose.pipeline.lab.composition.decoupled_donors import DecoupledDonors, decoupled_donors
 from mcompose.pipeline.lab.composition.variants import BASE, VARIANTS, Variant, searched_form, write_recipe
 from mcompose.pipeline.measure import EvaluateOptions, evaluate, quieten_loading
-from mcompose.pipeline.search.objective import Questions
+from mcompose.pipeline.search.objective import ObjectiveSpec
 from mcompose.pipeline.search.run import SearchOptions, search
 from mcompose.pipeline.write import MergeOptions, merge
 from mcompose.progress import remark
@@ -63,7 +63,7 @@ class Plan:
         variants: What is compared.
         trials: Of each search; 0 for no searches.
         grown: Of what compositions of two and three donors are measured, too.
-        batch: Questions asked at once.
+        batch: ObjectiveSpec asked at once.
         mixed: Whether questions are answered with matrix products in bfloat16, as donors were trained.
         keep: Whether compositions stay on disk after they were measured.
     """
@@ -163,7 +163,7 @@ def _merged(bench: _Bench, variant: Variant) -> tuple[Path, dict[str, float]]:
 def _searched(bench: _Bench, form: Variant, questions: Sequence[Path]) -> tuple[Path, dict[str, float]]:
     _say(bench.family, f"searching {form.name}")
     path = write_recipe(bench.family, form, bench.folder / "searches" / f"{form.name}.yaml", donors=bench.donors(form))
-    asked = Questions("validation", tuple(questions), batch_size=bench.plan.batch)
+    asked = ObjectiveSpec("validation", tuple(questions), batch_size=bench.plan.batch)
     options = SearchOptions(
         space=form.space(), trials=bench.plan.trials, seed=int(bench.family.figures["seed"]), quiet=True
     )
