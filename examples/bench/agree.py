@@ -1,12 +1,12 @@
-"""Whether the outputs of mcompose and mergekit are the same merge, element by element.
+"""Compares the outputs of mcompose and mergekit element by element.
 
     python -m examples.bench.agree FOLDER METHOD     # prints JSON
 
-What cannot agree is told apart. Ties: in bfloat16 many deltas share the magnitude on which the cut falls, and which of
-them are kept is each tool's choice; elements with such a delta in any source are counted and left out. DARE: the masks
-are drawn differently by design, so the share of elements that left the base, and the moments of the change, are set
-side by side instead. mergekit computes deltas in its ``dtype``, usually bfloat16, where last digits and close elections
-differ from mcompose's float32; with ``--peer-dtype float32`` only the order of additions is left to differ.
+What cannot agree is counted separately. Ties: in bfloat16 many deltas share the magnitude on which the cut falls, and
+which of them are kept is each tool's choice; elements with such a delta in any source are counted and left out. DARE:
+the masks are drawn differently by design, so the share of elements that left the base, and the moments of the change,
+are set side by side instead. mergekit computes deltas in its ``dtype``, usually bfloat16, where last digits and close
+elections differ from mcompose's float32; with ``--peer-dtype float32`` only the order of additions is left to differ.
 """
 
 import json
@@ -23,27 +23,27 @@ from examples.bench.recipes import METHODS, SOURCES
 
 
 def tensors(*folders: Path) -> Iterator[list[torch.Tensor]]:
-    """The tensors of the same name in several checkpoints, one name at a time."""
+    """Yields the tensors of the same name in several checkpoints, one name at a time."""
     with ExitStack() as stack:
         places = []
         for folder in folders:
             files = [stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.glob("*.safetensors"))]
             places.append({name: file for file in files for name in file.keys()})  # noqa: SIM118 - no mapping
         if len({frozenset(place) for place in places}) > 1:
-            raise ValueError(f"{' and '.join(map(str, folders))} hold tensors of different names")
+            raise ValueError(f"{' and '.join(map(str, folders))} contain tensors of different names.")
         for name in places[0]:
             yield [place[name].get_tensor(name) for place in places]
 
 
 def steps(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
-    """How many bfloat16 values lie between two tensors, element by element."""
+    """Counts the bfloat16 steps between two tensors, element by element."""
     bits = [x.view(torch.int16).numpy().astype(np.int32) for x in (a, b)]
     ours, theirs = (np.where(x < 0, -(x & 0x7FFF), x) for x in bits)
     return np.abs(ours - theirs)
 
 
 def on_the_cut(base: torch.Tensor, sources: list[torch.Tensor], density: float) -> np.ndarray:
-    """Elements at which some source's delta, in bfloat16, has exactly the smallest magnitude that is kept."""
+    """Finds elements where a source's delta, in bfloat16, has exactly the smallest magnitude that is kept."""
     found = np.zeros(tuple(base.shape), bool)
     for source in sources:
         magnitude = (source - base).abs().float().numpy()
@@ -53,7 +53,7 @@ def on_the_cut(base: torch.Tensor, sources: list[torch.Tensor], density: float) 
 
 
 def elements(folder: Path, method: str) -> dict[str, float]:
-    """Shares of elements that are equal, or one bfloat16 value apart, and the largest difference."""
+    """Measures the shares of equal elements and of those one bfloat16 step apart, and the largest difference."""
     density = METHODS[method].get("density") if method == "ties" else None
     folders = [folder / f"{tool}-{method}" for tool in ("mcompose", "mergekit")]
     if density:
@@ -78,7 +78,7 @@ def elements(folder: Path, method: str) -> dict[str, float]:
 
 
 def moments(folder: Path, method: str) -> dict[str, dict[str, float]]:
-    """Of each tool's change to the base: share of elements that changed, mean, mean magnitude, deviation."""
+    """Measures each tool's change to the base: share of changed elements, mean, mean magnitude, deviation."""
     figures = {}
     for tool in ("mcompose", "mergekit"):
         total = changed = 0
@@ -95,7 +95,7 @@ def moments(folder: Path, method: str) -> dict[str, dict[str, float]]:
 
 
 def agree(folder: Path, method: str) -> dict[str, object]:
-    """What the two outputs of one method have in common."""
+    """Compares the two outputs of one method."""
     if method == "dare_ties":
         return {"kind": "moments", **moments(folder, method)}
     return {"kind": "elements", **elements(folder, method)}

@@ -5,7 +5,7 @@
 
 Builds a small vision-language model and data once (``build/bench/align``), then runs both in turn, interleaved, so that
 a noisy moment of the machine hits both. One unmeasured run of each comes first; of every run the first step is left
-out. The losses of both are compared: a fast loop that learns something else would be no peer.
+out. The losses of both are compared: a fast loop that trains something else would not be comparable.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def build(folder: Path) -> None:
 
 @dataclass
 class Clock:
-    """Marks when each batch was made; as a mask it changes nothing.
+    """Records when each batch was made; used as a mask that changes nothing.
 
     Both loops make one batch a step, so the time between two marks is that of one step, whatever stands in it. All
     samples of the data have one length.
@@ -90,20 +90,20 @@ class Clock:
     tokens: int = 0
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Marks the time."""
+        """Records the time."""
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         self.tokens = int(batch["attention_mask"].sum())
         return batch
 
     def rates(self) -> tuple[float, float]:
-        """Tokens per second of a middling step, by wall and by CPU; the first two steps are left out."""
+        """Returns the median tokens per second by wall time and by CPU time; the first two steps are left out."""
         steps = [[b - a for a, b in itertools.pairwise(marks[2:])] for marks in (self.wall, self.cpu)]
         return self.tokens / statistics.median(steps[0]), self.tokens / statistics.median(steps[1])
 
 
 def engine(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
-    """Runs mcompose; its clock and losses."""
+    """Runs mcompose; returns its clock and losses."""
     from mcompose.align.run import StageRequest, run_stage
 
     target, clock = folder / "stage", Clock()
@@ -114,7 +114,7 @@ def engine(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
 
 
 def bare(folder: Path, stage: Any) -> tuple[Clock, list[float]]:
-    """Runs a plain loop; its clock and losses."""
+    """Runs a plain loop; returns its clock and losses."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -182,7 +182,7 @@ def main() -> None:
         found = {name: runs[name](FOLDER, stage) for name in order}
         apart = max(abs(a - b) / abs(b) for a, b in zip(found["mcompose"][1], found["bare"][1], strict=True))
         if apart > 1e-3:
-            raise SystemExit(f"The losses differ by {100 * apart:.3f} %: this is no comparison.")
+            raise SystemExit(f"The losses differ by {100 * apart:.3f} %, so the times cannot be compared.")
         said = []
         for name, (clock, _) in found.items():
             said.append(f"{name} {clock.rates()[0]:,.0f}")

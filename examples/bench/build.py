@@ -17,7 +17,7 @@ LABELS = ("base", "a", "b", "c")
 
 
 def weights(shape: tuple[int, ...], *, index: int) -> list[np.ndarray]:
-    """One tensor of each checkpoint: N(0, 0.02), ones for norms, and fine-tunes N(0, 0.002) away from it."""
+    """Draws one tensor of each checkpoint: N(0, 0.02), ones for norms, and fine-tunes N(0, 0.002) away from it."""
     origin = np.random.default_rng([0, index]).standard_normal(shape, dtype=np.float32) * 0.02
     origin = np.ones(shape, np.float32) if len(shape) == 1 else origin
     tunes = [np.random.default_rng([k, index]).standard_normal(shape, dtype=np.float32) for k in (1, 2, 3)]
@@ -25,13 +25,13 @@ def weights(shape: tuple[int, ...], *, index: int) -> list[np.ndarray]:
 
 
 def bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves of finite float32 numbers, rounded to nearest, ties to even."""
+    """Rounds finite float32 numbers to bfloat16, to nearest with ties to even; returns their bits."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def build(folder: Path, model: Llama) -> None:
-    """Writes the four checkpoints, tensor by tensor; does nothing where they stand already."""
+    """Writes the four checkpoints, tensor by tensor; does nothing where they exist."""
     if all((folder / label / "config.json").is_file() for label in LABELS):
         return
     shapes = model.shapes()

@@ -1,4 +1,4 @@
-"""The page cache before a run: what of the input files is in it, and putting them out of it.
+"""Measures how much of the input files is in the page cache before a run, and drops them from it.
 
 Warm means that the inputs were read shortly before and still are in memory. Cold means that the kernel was asked to
 forget them (``posix_fadvise(DONTNEED)``, after a ``sync``, since it keeps what is not yet on disk). Cold is not: a disk
@@ -25,7 +25,7 @@ def drop(files: Sequence[Path]) -> None:
 
 
 def cached(files: Sequence[Path]) -> float | None:
-    """Share of the files that is in memory, from evenly spread probes; None where the file system does not tell.
+    """Estimates the share of the files in memory by evenly spread probes; None where the file system does not tell.
 
     A probe that misses may make the kernel read a little ahead: call ``drop`` again after it.
     """
@@ -43,7 +43,7 @@ def cached(files: Sequence[Path]) -> float | None:
 
 
 def _answers(descriptor: int, offset: int) -> bool:
-    """Whether one byte can be read without waiting for a disk."""
+    """Returns whether one byte can be read without waiting for a disk."""
     try:
         return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except BlockingIOError:
@@ -51,7 +51,7 @@ def _answers(descriptor: int, offset: int) -> bool:
 
 
 def can_be_cold(files: Sequence[Path]) -> bool:
-    """Whether dropping has an effect here (it has none on tmpfs and on some overlay and network file systems)."""
+    """Returns whether dropping has an effect (it has none on tmpfs and some overlay and network file systems)."""
     drop(files)
     share = cached(files)
     return share is not None and share < 0.1

@@ -7,7 +7,7 @@ A row is text, an image of 576 general vectors, an expert's block of 256, a ques
 forward and backward of the whole language model; encoders run before, since nothing of theirs changes. Three kinds of
 step run in turn, in changing order, after two unmeasured rounds: nothing hidden, hidden by ``mask``, hidden by
 ``drop``. Ratios are taken round by round. Both ways of hiding must give one loss and one gradient: a faster step that
-learns something else would be no peer.
+trains something else would not be comparable.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TEXT, QUESTION, ANSWER = 24, 40, 60
 
 
 def batch_of(rows: int, *, general: int, expert: int, hidden: int) -> dict[str, Any]:
-    """Ids, labels and features of rows of one length.
+    """Makes ids, labels and features of rows of one length.
 
     The expert's vectors are an item of another modality beside the image: to the language model both are the same.
     """
@@ -66,7 +66,7 @@ def hiding(batch: dict[str, Any], *, share: float) -> dict[str, dict[str, Any]]:
 
 
 def stepping(model: ComposedForConditionalGeneration, batch: dict[str, Any]) -> Callable[[], float]:
-    """Forward and backward of one batch; what it returns is the loss."""
+    """Makes a function that runs forward and backward of one batch and returns the loss."""
 
     def step() -> float:
         model.zero_grad()
@@ -78,10 +78,10 @@ def stepping(model: ComposedForConditionalGeneration, batch: dict[str, Any]) -> 
 
 
 def agree(model: ComposedForConditionalGeneration, steps: dict[str, Callable[[], float]]) -> dict[str, Any]:
-    """Losses of all, and how far gradients of the two ways of hiding are apart.
+    """Compares the losses of all steps, and the gradients of the two ways of hiding.
 
     Raises:
-        SystemExit: The two ways learn something else, or hiding changes nothing.
+        SystemExit: The two ways give different losses or gradients, or hiding changes nothing.
     """
     losses, gradients = {}, {}
     for name, step in steps.items():
@@ -90,14 +90,14 @@ def agree(model: ComposedForConditionalGeneration, steps: dict[str, Callable[[],
     apart = abs(losses["mask"] - losses["drop"]) / losses["mask"]
     turned = ((gradients["mask"] - gradients["drop"]).norm() / gradients["mask"].norm()).item()
     if apart > 1e-5 or turned > 1e-3:
-        raise SystemExit(f"Losses differ by {apart:.2g} and gradients by {turned:.2g}: this is no comparison.")
+        raise SystemExit(f"Losses differ by {apart:.2g} and gradients by {turned:.2g}: the times cannot be compared.")
     if losses["full"] == losses["mask"]:
         raise SystemExit("Nothing was hidden.")
     return {"losses": losses, "losses_apart": apart, "gradients_apart": turned}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+    """Measures all figures."""
     with torch.random.fork_rng():
         model = ComposedForConditionalGeneration(config_of(args.hidden, args.layers)).train()
     model.model.towers.requires_grad_(requires_grad=False)
@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What is printed: every kind of step, and the ratios."""
+    """Formats the result: every kind of step, and the ratios."""
     said = []
     for name, times in found["times"].items():
         low, high = min(times), max(times)

@@ -43,7 +43,7 @@ def checkpoints(folder: Path, model: Llama, *, shards: int) -> None:
 
 
 def plan_turns(folder: Path, method: str, rounds: int) -> list[Turn]:
-    """What it costs to plan whole models, all sizes in turn."""
+    """Measures the planning of whole models, all sizes in turn."""
     jobs = []
     for size, model in MODELS.items():
         checkpoints(folder / size, model, shards=SHARDS[size])
@@ -54,7 +54,7 @@ def plan_turns(folder: Path, method: str, rounds: int) -> list[Turn]:
 
 
 def merge_turns(folder: Path, method: str, samples: list[int], rounds: int) -> list[Turn]:
-    """What it costs to merge samples of the 30B model, in turn."""
+    """Measures merges of samples of the 30B model, in turn."""
     turns, jobs = [], []
     places = [folder / f"30B-{layers}-layers" for layers in samples]
     try:
@@ -74,18 +74,18 @@ def merge_turns(folder: Path, method: str, samples: list[int], rounds: int) -> l
 
 
 def median(turns: list[Turn], label: str, figure: str) -> float:
-    """The middle of one figure over the measured rounds."""
+    """Returns the median of one figure over the measured rounds."""
     return statistics.median(getattr(turn.cost, figure) for turn in turns if turn.label == label and turn.number)
 
 
 def line_through(sizes: Sequence[float], figures: Sequence[float], at: float) -> float:
-    """The value at a size, on the least-squares line through the samples."""
+    """Returns the value at a size on the least-squares line through the samples."""
     slope, start = statistics.linear_regression(sizes, figures)
     return start + slope * at
 
 
 def extrapolation(turns: list[Turn], method: str, samples: list[int]) -> dict[str, Any]:
-    """What the samples say of the whole 30B model."""
+    """Extrapolates from the samples to the whole 30B model."""
     whole = MODELS["30B"]
     measured = []
     for layers in samples:
@@ -99,7 +99,7 @@ def extrapolation(turns: list[Turn], method: str, samples: list[int]) -> dict[st
 
 
 def report(turns: list[Turn], found: dict[str, dict[str, Any]]) -> str:
-    """All figures, and which of them were not measured."""
+    """Formats all figures, and names those that were not measured."""
     lines = ["| plan of | GB | CPU s | wall s | peak MB |", "| --- | --- | --- | --- | --- |"]
     for size, model in MODELS.items():
         cpu, wall, peak = (median(turns, f"plan {size}", name) for name in ("cpu", "wall", "peak"))

@@ -18,7 +18,7 @@ class Llama:
 
     @property
     def name(self) -> str:
-        """A folder name that no other dimensions share."""
+        """Folder name that is unique to these dimensions."""
         wide = "" if self.hidden == Llama(0).hidden else f"-of-{self.hidden}"
         return f"{self.layers}-layers{wide}"
 
@@ -28,7 +28,7 @@ class Llama:
         return 2 * sum(math.prod(shape) for shape in self.shapes().values())
 
     def config(self) -> str:
-        """The text of config.json."""
+        """Returns the text of ``config.json``."""
         return json.dumps({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -46,7 +46,7 @@ class Llama:
         })  # fmt: skip
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape."""
+        """Returns name -> shape of all tensors."""
         wide, narrow = (self.hidden, self.hidden), (self.key_value, self.hidden)
         up, down = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
         layer = {
@@ -62,7 +62,7 @@ class Llama:
 
 
 def of_size(gb: float) -> Llama:
-    """A model of about so many GB in bfloat16: 2048 wide, 0.12 GB a layer; narrower below 0.1 GB."""
+    """Returns a model of about the given size in bfloat16: 2048 wide, 0.12 GB a layer; narrower below 0.1 GB."""
     narrow = {"hidden": 512, "intermediate": 2048, "key_value": 128} if gb < 0.1 else {}
     none, one = (Llama(layers, **narrow).nbytes for layers in (0, 1))
     return Llama(max(1, round((gb * 1e9 - none) / (one - none))), **narrow)

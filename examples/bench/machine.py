@@ -1,4 +1,4 @@
-"""What the figures were measured on, and the file that keeps them."""
+"""The description of the machine, and the results file."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from examples.bench.turn import Turn
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, memory, load and versions, as they are now: call it before the first run."""
+    """Returns processor, cores, memory, load and versions; call it before the first run."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -28,7 +28,7 @@ def machine() -> dict[str, object]:
 
 
 def save(path: Path, turns: Sequence[Turn], **facts: object) -> None:
-    """Writes every run, with what else is known of them, as JSON."""
+    """Writes all runs and further facts about them as JSON."""
     results = {**facts, "runs": [turn.to_dict() for turn in turns]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

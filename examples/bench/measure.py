@@ -1,8 +1,8 @@
-"""Runs a command and tells what it cost: time, memory, bytes. Linux only, for ``/proc``.
+"""Runs a command and measures its cost: time, memory, bytes. Linux only, because it reads ``/proc``.
 
-A child's ``ru_maxrss`` starts from the peak of the process that started it. So whoever measures must stay small (this
-module and its callers import neither numpy nor torch), and a figure below the caller's own peak is not believed: the
-highest ``VmHWM`` seen while the command ran is told instead.
+A child's ``ru_maxrss`` starts from the peak of the process that started it. So the measuring process must stay small
+(this module and its callers import neither numpy nor torch), and a figure below the caller's own peak is replaced by
+the highest ``VmHWM`` seen while the command ran.
 """
 
 import os
@@ -19,16 +19,16 @@ INTERVAL_MS = 10
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a command cost.
+    """Cost of one run of a command.
 
     Attributes:
         wall: Seconds on the clock.
         user: CPU seconds in the program, over all threads.
         system: CPU seconds in the kernel: page faults, copies between page cache and process.
-        peak: Bytes of resident memory at the highest, pages of mapped files included.
-        anonymous: Bytes of resident memory that the process made itself, at the highest of samples 10 ms apart.
-        read: Bytes asked of ``read`` calls, from page cache or disk; what a process maps is not in it.
-        written: Bytes given to ``write`` calls.
+        peak: Peak of the resident memory in bytes, pages of mapped files included.
+        anonymous: Peak of the anonymous resident memory in bytes, from samples 10 ms apart.
+        read: Bytes of ``read`` calls, from page cache or disk; mapped files are not included.
+        written: Bytes of ``write`` calls.
     """
 
     wall: float
@@ -46,7 +46,7 @@ class Cost:
 
 
 NOT_HANDED_DOWN = ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
-"""Every tool chooses its own number of threads, and an installed package has its bytecode."""
+"""Variables that are removed, so that every tool chooses its number of threads and uses its compiled bytecode."""
 
 
 def run(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
@@ -73,7 +73,7 @@ def run(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
 
 
 def watch(pid: int) -> tuple[int, int]:
-    """Samples a process until it ends: highest VmHWM and highest RssAnon, in bytes."""
+    """Samples a process until it ends; returns the highest VmHWM and the highest RssAnon, in bytes."""
     peak = anonymous = 0
     descriptor = os.pidfd_open(pid)
     try:
@@ -89,20 +89,20 @@ def watch(pid: int) -> tuple[int, int]:
 
 
 def memory(pid: str) -> dict[str, int]:
-    """The memory lines of ``/proc/<pid>/status``, in bytes; empty for a process that has just ended."""
+    """Reads the memory lines of ``/proc/<pid>/status``, in bytes; empty for a process that has just ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = (line.split() for line in lines if line.endswith(" kB"))
     return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
 
 
 def transferred(pid: int) -> tuple[int, int]:
-    """Bytes that a process read and wrote by system calls."""
+    """Returns the bytes that a process read and wrote by system calls."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     counts = {name: int(count) for name, count in (line.split(": ") for line in lines)}
     return counts["rchar"], counts["wchar"]
 
 
 def tail(log: BinaryIO) -> str:
-    """The last lines that the command printed."""
+    """Returns the last lines that the command printed."""
     log.seek(0)
     return log.read().decode(errors="replace")[-2000:]

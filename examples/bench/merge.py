@@ -41,7 +41,7 @@ class Bench:
     agreement: dict[str, object] = field(default_factory=dict)
 
     def jobs(self, method: str) -> dict[str, Job]:
-        """The four turns of one method."""
+        """Makes the four jobs of one method."""
         inputs = [self.folder / name / "model.safetensors" for name in merged(method)]
         copy, both = copy_jobs(method, inputs, output=self.folder / "cp")
         ours = mcompose_command(self.folder, method)
@@ -58,7 +58,7 @@ class Bench:
         self.turns.append(take(job, number=number, cold=self.options.cold, settle=self.options.settle))
 
     def warm_up(self) -> None:
-        """What the first run of a command pays once: compiled kernels, imports, inputs read from disk."""
+        """Runs each command once, for what only a first run costs: compiled kernels, imports, reading inputs."""
         for method in self.options.methods:
             jobs = self.jobs(method)
             peers = ["mergekit"] if self.options.peer_rounds and method == self.options.methods[0] else []
@@ -67,7 +67,7 @@ class Bench:
                 clear(jobs[tool])
 
     def round(self, number: int) -> None:
-        """One run of everything."""
+        """Runs everything once."""
         for method in self.options.methods:
             jobs = self.jobs(method)
             if number > self.options.peer_rounds:
@@ -83,13 +83,13 @@ class Bench:
                 clear(jobs["mergekit"])
 
     def compare(self, method: str) -> object:
-        """What the two outputs have in common; computed in a process of its own, to keep this one small."""
+        """Compares the two outputs in a process of its own, to keep this one small."""
         command = [sys.executable, "-m", "examples.bench.agree", str(self.folder), method]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="mcompose beside mergekit and cp.")
     parser.add_argument("--gb", type=float, default=1.0, help="size of one checkpoint in GB")
     parser.add_argument("--rounds", type=int, default=3)
@@ -116,7 +116,7 @@ def main() -> None:
     bench = Bench(folder, options)
     inputs = [folder / name / "model.safetensors" for name in ("base", "a", "b", "c")]
     if options.cold and not can_be_cold(inputs):
-        print("The page cache cannot be dropped here: nothing cold to measure.", file=sys.stderr)
+        print("The page cache cannot be dropped on this file system, so no cold run is possible.", file=sys.stderr)
         return
     cache = "cold" if options.cold else "warm"
     settings = {name: value for name, value in vars(options).items() if name != "folder"}

@@ -20,11 +20,11 @@ GOAL_MB = 400
 
 
 def curves(results: dict[str, Any], unit: str, figure: str) -> dict[str, dict[float, list[float]]]:
-    """Tool to abscissa to the figure of every measured round.
+    """Returns tool -> abscissa -> figure of every measured round.
 
     Args:
-        results: The results file.
-        unit: ``GB`` or ``sources``: which of the two curves.
+        results: Contents of the results file.
+        unit: ``GB`` or ``sources``, the unit of the curve's abscissa.
         figure: ``wall``, ``peak`` or ``anonymous``.
     """
     found: dict[str, dict[float, list[float]]] = {}
@@ -36,12 +36,12 @@ def curves(results: dict[str, Any], unit: str, figure: str) -> dict[str, dict[fl
 
 
 def straightness(at: list[float], figures: list[float]) -> float:
-    """R2 of the straight line through the points: 1 for a perfect line."""
+    """Returns R2 of the straight line through the points: 1 for a perfect line."""
     return statistics.correlation(at, figures) ** 2 if len(at) > 2 else 1.0
 
 
 def draw_time(axes: Axes, curve: dict[str, dict[float, list[float]]], each: str) -> None:
-    """Medians with their range, and the line through them."""
+    """Draws medians with their range, and the line through them."""
     for tool, points in curve.items():
         at, middle = list(points), [statistics.median(walls) for walls in points.values()]
         below = [m - min(walls) for m, walls in zip(middle, points.values(), strict=True)]
@@ -57,7 +57,7 @@ def draw_time(axes: Axes, curve: dict[str, dict[float, list[float]]], each: str)
 
 
 def draw_memory(axes: Axes, results: dict[str, Any], unit: str) -> None:
-    """Highest peak of all rounds: total and anonymous, beside the goal."""
+    """Draws the highest peak of all rounds, total and anonymous, beside the goal."""
     for figure, style, name in (("peak", "-o", "total"), ("anonymous", ":s", "anonymous")):
         for tool, points in curves(results, unit, figure).items():
             if tool != "cp":
@@ -71,7 +71,7 @@ def draw_memory(axes: Axes, results: dict[str, Any], unit: str) -> None:
 
 
 def draw(path: Path) -> None:
-    """Writes the picture beside the results file."""
+    """Writes the plot beside the results file."""
     results = json.loads(path.read_text())
     figure, grid = plt.subplots(2, 2, figsize=(12, 8), sharex="col", layout="constrained")
     for column, unit in enumerate(("GB", "sources")):

@@ -16,7 +16,7 @@ class Ratio:
     n: int
 
     def __str__(self) -> str:
-        """Such as ``8.1 (7.9 to 8.6)``."""
+        """Returns a text such as ``8.1 (7.9 to 8.6)``."""
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
@@ -25,8 +25,8 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
 
     Args:
         over: One figure per round.
-        under: The other tool's figures of the same rounds. Where one tool ran in fewer rounds, its last run stands for
-            the rounds that it sat out.
+        under: The other tool's figures of the same rounds. If one tool ran in fewer rounds, its last run is used for
+            the missing ones.
 
     Returns:
         The spread of the quotients. ``best`` divides the smallest figures: the least disturbed run of each.

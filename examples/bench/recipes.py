@@ -22,13 +22,13 @@ DELTA_METHODS = ("task_arithmetic", "ties", "dare_ties")
 
 
 def merged(method: str, sources: Sequence[str] = SOURCES) -> list[str]:
-    """The checkpoints whose weights a method reads."""
+    """Returns the checkpoints whose weights a method reads."""
     named = list(sources[:2]) if method == "slerp" else list(sources)
     return ["base", *named] if method in DELTA_METHODS else named
 
 
 def mcompose_command(folder: Path, method: str, sources: Sequence[str] = SOURCES) -> list[str]:
-    """Writes the recipe of one method, and tells the command; the output is ``folder/mcompose-<method>``."""
+    """Writes the recipe of one method and returns the command; the output is ``folder/mcompose-<method>``."""
     setting = dict(METHODS[method])
     names = [name for name in merged(method, sources) if name != "base"]
     merge: dict[str, object] = {"method": method, "dtype": "bfloat16"}
@@ -51,12 +51,12 @@ def mcompose_command(folder: Path, method: str, sources: Sequence[str] = SOURCES
 
 
 def mergekit_command(folder: Path, method: str, *, dtype: str = "bfloat16") -> list[str]:
-    """Writes mergekit's file of the same merge, and tells the command; the output is ``folder/mergekit-<method>``.
+    """Writes mergekit's file of the same merge and returns the command; the output is ``folder/mergekit-<method>``.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: Folder of the checkpoints.
         method: One of METHODS.
-        dtype: What mergekit computes deltas in; the output is bfloat16 either way.
+        dtype: Dtype in which mergekit computes deltas; the output is always bfloat16.
     """
     names = [name for name in merged(method) if name != "base"]
     models = [{"model": str(folder / name), "parameters": dict(METHODS[method])} for name in names]

@@ -7,8 +7,8 @@ The long prompt: text, an image of 576 vectors, text, a point cloud of 512 vecto
 an image of 49 and a cloud of 32. Features are made beforehand, so that what is timed is the language model: the whole
 prompt once (prefill), and single tokens after it (decode). All models run in turn, in changing order, after unmeasured
 rounds; ratios are taken round by round, so that a noisy moment of the machine hits all. Text weights are the same
-tensors in all. The floor is the same matrix products on tokens that lie ready in the order of their groups: what a
-model with several sets of weights cannot do without.
+tensors in all. The floor is the same matrix products on tokens that are already in the order of their groups, the
+minimal cost of a model with several sets of weights.
 """
 
 import argparse
@@ -49,7 +49,7 @@ VARIANTS = ("dense", "low-rank", "low-rank text", "separate")
 
 
 def config_of(hidden: int, layers: int) -> ComposedConfig:
-    """A Llama with an image and a points source, whose towers are tiny."""
+    """Returns the configuration of a Llama with an image and a points source, with tiny encoders."""
     text = LlamaConfig(
         vocab_size=1000, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 256,
@@ -67,7 +67,7 @@ def config_of(hidden: int, layers: int) -> ComposedConfig:
 def routed_like(
     dense: ComposedForConditionalGeneration, variant: str, *, rank: int
 ) -> ComposedForConditionalGeneration:
-    """A routed model over the dense one's own tensors."""
+    """Builds a routed model over the dense one's own tensors."""
     model = ComposedForConditionalGeneration(copy.deepcopy(dense.config)).to(dense.dtype).eval()
     model.load_state_dict(dense.state_dict(), assign=True)
     if variant == "dense":
@@ -81,7 +81,7 @@ def routed_like(
 
 
 def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Ids and features of one prompt."""
+    """Makes ids and features of one prompt."""
     rows, counts = PROMPTS[name]
     generator = torch.Generator().manual_seed(0)
     ids = [1, *range(10, 50)]
@@ -94,12 +94,12 @@ def prompt(name: str, *, hidden: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def ready(route: Route | None) -> Route | None:
-    """A route of the same products, over tokens that lie in the order of their groups."""
+    """Returns a route with the same products, over tokens in the order of their groups."""
     return route and Route(tokens=route.tokens, shares=in_a_row(route.shares), parts=in_a_row(route.parts))
 
 
 def in_a_row(shares: list[Share]) -> list[Share]:
-    """The same weights on as many tokens each, one after the other."""
+    """Returns shares of the same weights and sizes, over consecutive tokens."""
     counts = [len(s.index) if s.index is not None else s.stop - s.start for s in shares]
     stops = list(itertools.accumulate(counts))
     return [Share(s.weights, stop - count, stop) for s, count, stop in zip(shares, counts, stops, strict=True)]
@@ -107,13 +107,13 @@ def in_a_row(shares: list[Share]) -> list[Share]:
 
 @contextmanager
 def moving_nothing() -> Iterator[None]:
-    """Lets models compute the floor; what they answer is of no use."""
+    """Makes models compute the floor; their answers are meaningless."""
     with patch.object(routed, "make_route", lambda *args, **kwargs: ready(make_route(*args, **kwargs))):
         yield
 
 
 def seconds(run: Callable[[], object], clock: str) -> float:
-    """Time of one call: on the wall, or on the processor where others keep the machine busy."""
+    """Measures the time of one call: wall time, or CPU time where other processes use the machine."""
     now = CLOCKS[clock]
     started = now()
     run()
@@ -133,7 +133,7 @@ def interleaved(runs: dict[str, Callable[[], object]], *, rounds: int, clock: st
 
 
 def decoding(model: ComposedForConditionalGeneration, inputs: dict[str, Any], tokens: int) -> Callable[[], object]:
-    """Some decoding steps after the prompt, always from the same place."""
+    """Makes a function that runs some decoding steps after the prompt, always from the same position."""
     cache = DynamicCache(config=model.config.text_config)
     model(**inputs, past_key_values=cache, logits_to_keep=1)
     step = torch.full((len(inputs["input_ids"]), 1), 7)
@@ -147,12 +147,12 @@ def decoding(model: ComposedForConditionalGeneration, inputs: dict[str, Any], to
 
 
 def quiet(times: list[float]) -> float:
-    """Mean of the fastest quarter: what a machine that others use does in its quiet moments."""
+    """Returns the mean of the fastest quarter, the time in the quiet moments of a shared machine."""
     return statistics.mean(sorted(times)[: max(len(times) // 4, 1)])
 
 
 def compared(times: dict[str, list[float]], name: str = "routed") -> dict[str, float]:
-    """Ratio round by round: median and the middle half; ratio of quiet moments; the medians in milliseconds."""
+    """Compares round by round: median and the middle half; ratio of quiet moments; the medians in milliseconds."""
     ratios = [mine / plain for mine, plain in zip(times[name], times["plain"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
@@ -164,7 +164,7 @@ def compared(times: dict[str, list[float]], name: str = "routed") -> dict[str, f
 
 @torch.no_grad()
 def measure(dense: ComposedForConditionalGeneration, variant: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one variant."""
+    """Measures all figures of one variant."""
     model = routed_like(dense, variant, rank=args.rank)
     inputs = prompt(args.prompt, hidden=args.hidden, dtype=dense.dtype)
 

@@ -1,4 +1,4 @@
-"""Cost against the size of the checkpoints and against their number: time should grow on a line, memory not at all.
+"""Cost by the size of the checkpoints and by their number: time should grow linearly, memory not at all.
 
     python -m examples.bench.scaling
     python -m examples.bench.scaling --sizes 0.25 0.5 --sources 2 4 --rounds 1
@@ -28,7 +28,7 @@ NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 
 def linked(folder: Path, count: int) -> list[str]:
-    """Names of so many sources; those beyond the third are hard links."""
+    """Returns the names of the given number of sources; those beyond the third are hard links."""
     for k, name in enumerate(NAMES[len(SOURCES) : count]):
         (folder / name).mkdir(exist_ok=True)
         for file in (folder / NAMES[k % len(SOURCES)]).iterdir():
@@ -38,7 +38,7 @@ def linked(folder: Path, count: int) -> list[str]:
 
 
 def jobs(folder: Path, methods: list[str], count: int, label: str) -> list[Job]:
-    """One point of the curves: ``cp``, and every method."""
+    """Makes the jobs of one point of the curves: ``cp``, and every method."""
     sources = linked(folder, count)
     wanted = [copy_jobs(label, [folder / "a" / "model.safetensors"], output=folder / "cp")[0]]
     for method in methods:
@@ -49,7 +49,7 @@ def jobs(folder: Path, methods: list[str], count: int, label: str) -> list[Job]:
 
 
 def measure(wanted: list[Job], number: int, *, settle: float) -> list[Turn]:
-    """One round of one point."""
+    """Runs one round of one point."""
     turns = []
     for job in wanted:
         turns.append(take(job, number=number, settle=settle))
@@ -59,7 +59,7 @@ def measure(wanted: list[Job], number: int, *, settle: float) -> list[Turn]:
 
 @contextmanager
 def checkpoints(folder: Path, gb: float) -> Iterator[Path]:
-    """Checkpoints of a size, deleted afterwards unless they were there before."""
+    """Builds checkpoints of a size, and deletes them afterwards unless they existed before."""
     place = (folder / of_size(gb).name).resolve()
     kept = place.exists()
     try:
@@ -71,7 +71,7 @@ def checkpoints(folder: Path, gb: float) -> Iterator[Path]:
 
 
 def by_size(options: argparse.Namespace) -> list[Turn]:
-    """The curve over sizes, three sources each; size after size, for they would not fit the disk together."""
+    """Measures the curve over sizes, with three sources; one size after the other, since all may not fit the disk."""
     turns = []
     for gb in options.sizes:
         with checkpoints(options.folder, gb) as folder:
@@ -82,7 +82,7 @@ def by_size(options: argparse.Namespace) -> list[Turn]:
 
 
 def by_sources(options: argparse.Namespace) -> list[Turn]:
-    """The curve over numbers of sources, at one size; all points in every round."""
+    """Measures the curve over numbers of sources, at one size; all points in every round."""
     turns = []
     with checkpoints(options.folder, options.gb) as folder:
         for number in range(options.rounds + 1):

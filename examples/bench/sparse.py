@@ -8,7 +8,7 @@ from examples.bench.llama import Llama
 
 
 def header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """The opening of a safetensors file that holds these tensors in bfloat16, one after the other."""
+    """Makes the header of a safetensors file with these tensors in bfloat16, one after the other."""
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -23,9 +23,9 @@ def build_sparse(folder: Path, model: Llama, *, shards: int) -> None:
     """Writes a sharded checkpoint of holes.
 
     Args:
-        folder: Where; a checkpoint that stands there already is left as it is.
-        model: Its dimensions.
-        shards: How many files, of about equal size.
+        folder: Folder to write; an existing checkpoint is left as it is.
+        model: Dimensions of the model.
+        shards: Number of files, of about equal size.
     """
     if (folder / "config.json").is_file():
         return

@@ -24,12 +24,12 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def runs_of(results: dict[str, Any], method: str, tool: str) -> Runs:
-    """The measured rounds of one tool, in order."""
+    """Returns the measured rounds of one tool, in order."""
     return [run for run in results["runs"] if run["label"] == method and run["tool"] == tool and run["number"]]
 
 
 def cost_row(method: str, tool: str, runs: Runs) -> str:
-    """What one tool cost: medians, ranges, the best run."""
+    """Formats the cost of one tool: medians, ranges, the best run."""
     walls = [run["wall"] for run in runs]
     cpu, system = map(FIGURES["CPU"], runs), (run["system"] for run in runs)
     gb = {name: max(run[name] for run in runs) / 1e9 for name in ("peak", "anonymous", "read", "written")}
@@ -41,7 +41,7 @@ def cost_row(method: str, tool: str, runs: Runs) -> str:
 
 
 def ratio_row(results: dict[str, Any], method: str) -> str:
-    """One method's ratios, round by round; of wall times also that of the best runs."""
+    """Formats one method's ratios, round by round; for wall times also that of the best runs."""
     sets = {tool: runs_of(results, method, tool) for tool in TOOLS}
 
     def of(over: str, under: str, figure: str) -> str:
@@ -56,7 +56,7 @@ def ratio_row(results: dict[str, Any], method: str) -> str:
 
 
 def agreement(method: str, found: dict[str, Any]) -> str:
-    """One sentence on the two outputs of a method."""
+    """Describes the two outputs of a method in one sentence."""
     if found["kind"] == "elements":
         left_out = f" outside the {found['left_out']:.2%} of threshold ties" if found["left_out"] else ""
         return (
@@ -73,12 +73,12 @@ def agreement(method: str, found: dict[str, Any]) -> str:
 
 
 def heading(*names: str) -> list[str]:
-    """The two lines that open a table."""
+    """Returns the two heading lines of a table."""
     return [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
 
 
 def render(results: dict[str, Any]) -> str:
-    """The whole table: machine, costs, ratios, agreement."""
+    """Formats the whole table: machine, costs, ratios, agreement."""
     machine, settings = results["machine"], results["settings"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "

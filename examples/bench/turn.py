@@ -1,4 +1,4 @@
-"""One measured turn: the machine is settled, the page cache made as named, the command run.
+"""One measured turn: a pause, the page cache made cold or warm, the command.
 
 Freshly allocated pages are slow on a virtual machine (the first touch of each asks the hypervisor), while pages that
 were freed a moment ago are fast. So every turn ends by deleting what it wrote, and the next one starts after a pause:
@@ -22,10 +22,10 @@ class Turn:
     """One run of one tool.
 
     Attributes:
-        label: What is measured: a method, or a point of a curve.
+        label: Name of the measurement: a method, or a point of a curve.
         tool: ``mcompose``, ``mergekit``, ``cp``, ...
-        number: The round, from 1; 0 is the warm-up.
-        cost: What it cost.
+        number: Number of the round, from 1; 0 is the warm-up.
+        cost: Cost of the run.
         cached: Share of the inputs that was in the page cache just before.
         load: The machine's 1-minute load just before.
     """
@@ -38,14 +38,14 @@ class Turn:
     load: float
 
     def to_dict(self) -> dict[str, object]:
-        """One row of the results file."""
+        """Returns one row of the results file."""
         row = {name: value for name, value in asdict(self).items() if name != "cost"}
         return row | asdict(self.cost)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command with what it reads and where it writes."""
+    """A command with its input files and its output folder."""
 
     label: str
     tool: str
@@ -58,8 +58,8 @@ def take(job: Job, *, number: int, cold: bool = False, settle: float = 3.0) -> T
     """Runs one job; its output stays, for ``clear`` to delete.
 
     Args:
-        job: What to run.
-        number: The round.
+        job: Job to run.
+        number: Number of the round.
         cold: Whether to drop the inputs from the page cache first.
         settle: Seconds of pause before the run.
     """
@@ -88,9 +88,9 @@ def clear(job: Job) -> None:
 
 
 def copy_jobs(label: str, inputs: Sequence[Path], *, output: Path) -> tuple[Job, Job]:
-    """The two floors: ``cp`` of the output's bytes, and reading all inputs before that copy.
+    """Makes the two lower bounds: ``cp`` of the output's bytes, and reading all inputs before that copy.
 
-    The first input file stands for the output, which has its size.
+    The first input file replaces the output, which has the same size.
     """
     one = str(inputs[0])
     script = 'target=$1; shift; cat "$@" > /dev/null; cp "$1" "$target"'

@@ -118,7 +118,7 @@ GRADIENTS_LEFT_OUT: tuple[str, ...] = (
     "test_nuslerp_mixed_collinear_rows_have_finite_gradients*",
     "test_task_arithmetic_values_and_gradients*",
 )
-"""Tests of values and gradients: they run up to the first ``backward``; ``autograd.grad`` returns an empty tuple."""
+"""Tests of values and gradients: run up to the first ``backward``; ``autograd.grad`` returns an empty tuple."""
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

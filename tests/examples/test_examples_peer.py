@@ -191,7 +191,7 @@ def test_the_plugin_hides_nothing(tmp_path):
         "test_digits": "passed",
         "test_digits_on_request": "failed",
     }
-    assert "reached none of mcompose's functions" in rows["test_idle"]["message"]
+    assert "must reach mcompose's functions" in rows["test_idle"]["message"]
     assert "on a whim" in rows["test_skips_itself"]["message"]
     assert rows["test_left_out"]["reason"] == "because"
     assert rows["test_gradients"]["gradients left out"]
@@ -245,7 +245,7 @@ def test_only_the_wanted_files_are_unpacked(tmp_path):
 
 def test_another_archive_is_refused(tmp_path):
     make_archive(tmp_path, "more.py")
-    with pytest.raises(SystemExit, match="delete it and fetch again"):
+    with pytest.raises(SystemExit, match="Delete it and run the command again"):
         fetch.fetch(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_lab_settings_keep_numbers_balanced() -> None:
 def test_lab_leaves_a_strangers_partial_folder_alone(tmp_path) -> None:
     (tmp_path / "numbers.partial").mkdir()
     (tmp_path / "numbers.partial" / "thesis.txt").write_text("treasure")
-    with pytest.raises(OutputError, match="holds something that is mcompose did not write"):
+    with pytest.raises(OutputError, match="contains files that mcompose did not write"):
         make_numbers(tmp_path / "numbers", settings=TINY, workers=0)
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["treasure"]
 

@@ -18,7 +18,7 @@ from mcompose.lab.randomness import generator_for
 from mcompose.lab.smol import media as smol_media
 from mcompose.lab.smol.media import cloud_copy, items_of, split_things
 from mcompose.lab.smol.objects import SURFACE_POINTS, kind_of, read_mesh, read_things, sample_surface
-from mcompose.lab.smol.parts import load_things, save_things
+from mcompose.lab.smol.parts import load_objects, save_objects
 from mcompose.lab.smol.questions import KINDS, MODALITIES
 from mcompose.lab.smol.speech import SPOKEN_SAMPLES, Utterance, _trimmed, place_sound, speak
 from mcompose.lab.smol.tasks import SMOL_TASK_NAMES, write_smol_data
@@ -88,8 +88,8 @@ def test_smol_surface_is_sampled_by_area() -> None:
 
 def test_smol_things_are_kept_and_split_by_object(tmp_path) -> None:
     things = stand_ins.some_things()
-    save_things(things, tmp_path / "things.npz")
-    again = load_things(tmp_path / "things.npz")
+    save_objects(things, tmp_path / "things.npz")
+    again = load_objects(tmp_path / "things.npz")
     assert [(t.name, t.kind) for t in again] == [(t.name, t.kind) for t in things]
     assert all(
         np.array_equal(a.cloud, b.cloud) and np.array_equal(a.icon, b.icon) for a, b in zip(again, things, strict=True)

@@ -22,7 +22,7 @@ from mcompose.lab.smol.towers import Shapes
 from mcompose.on_disk import cache_folder
 from mcompose.progress import OnShare
 
-__all__ = ["export_language", "load_things", "real_parts", "save_things"]
+__all__ = ["export_language", "load_objects", "real_parts", "save_objects"]
 
 _THINGS_VERSION: Final = 1
 _FIRST_POSITIONS: Final = "embed_positions.weight"
@@ -76,11 +76,11 @@ def _things(cache: Path) -> list[Thing]:
     kept = cache / f"things-{_THINGS_VERSION}.npz"
     if not kept.is_file():
         things = read_things(fetch("furniture", cache), generator=generator_for(0, "smol surfaces"))
-        save_things(things, kept)
-    return load_things(kept)
+        save_objects(things, kept)
+    return load_objects(kept)
 
 
-def save_things(things: list[Thing], path: Path) -> None:
+def save_objects(things: list[Thing], path: Path) -> None:
     """Writes objects to one file of arrays, since reading the meshes again takes half a minute."""
     arrays: dict[str, Any] = {
         "names": np.array([thing.name for thing in things]),
@@ -93,8 +93,8 @@ def save_things(things: list[Thing], path: Path) -> None:
     work.replace(path)
 
 
-def load_things(path: Path) -> list[Thing]:
-    """Reads objects that ``save_things`` wrote."""
+def load_objects(path: Path) -> list[Thing]:
+    """Reads objects that ``save_objects`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         columns = [arrays[name] for name in ("names", "kinds", "icons", "clouds")]
     return [Thing(str(name), str(kind), icon, cloud) for name, kind, icon, cloud in zip(*columns, strict=True)]
