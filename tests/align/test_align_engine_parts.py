@@ -61,8 +61,8 @@ def test_names_stand_for_tensors(parts, name, count):
     [
         ("projector:see", "Did you mean 'projector:sees'?"),
         ("encoder:hears", "encoder:sees"),
-        ("expert", "This checkpoint has no 'expert'"),
-        ("router", "This checkpoint has no 'router'"),
+        ("expert", "This checkpoint has no part 'expert'"),
+        ("router", "This checkpoint has no part 'router'"),
         ("key:nothing*", "Tensors are named like"),
     ],
 )
@@ -78,7 +78,7 @@ def test_the_base_of_decoupled_groups_is_never_trained(parts):
 
 def test_a_tied_head_points_to_the_embedding(parts):
     del parts["head"]
-    with pytest.raises(UnknownNameError, match="Train 'embedding' instead"):
+    with pytest.raises(UnknownNameError, match="shares the embedding's tensor. Train 'embedding'"):
         select("head", parts, tied=True)
 
 
@@ -99,7 +99,7 @@ def test_lora_takes_linear_layers_by_their_names(parts):
     assert plan(parts, lora={"language": {"targets": ["up_proj"]}}).lora[0].keys == (UP,)
     with pytest.raises(UnknownNameError, match="Did you mean 'q_proj'"):
         plan(parts, lora={"language": {"targets": ["q_prj"]}})
-    with pytest.raises(UnknownNameError, match="Keep one"):
+    with pytest.raises(UnknownNameError, match="Remove one of them"):
         plan(parts, train=["language"], lora={"language": {}})
 
 
@@ -114,12 +114,12 @@ def recipe(stage):
     [
         ("{train: [projectrs]}", "r.yaml:7: 'align.stages[1].train[0]' is not a known part: 'projectrs'. Did you mean"),
         ("{data: [a.jsonl]}", "trains nothing"),
-        ("{train: [head], steps: 3, epochs: 1}", "both say how long"),
+        ("{train: [head], steps: 3, epochs: 1}", "cannot both be set"),
         ("{train: [head], batch_size: 6, accumulation: 4}", "cannot cut 6 samples into 4"),
         ("{train: [head], lr: {haed: 1}}", "Did you mean 'head'?"),
         ("{train: [head], lr: fast}", "must be a number"),
         ("{train: [head], strategy: modal}", "Did you mean 'modality'?"),
-        ("{train: [head], groups: {rank: 4}}", "no strategy that adds groups"),
+        ("{train: [head], groups: {rank: 4}}", "needs a strategy that adds groups"),
         ("{train: [head], schedule: cos}", "'align.stages[1].schedule' is not a known schedule"),
         ("{train: [head], lora: {langage: {}}}", "Did you mean 'language'?"),
         ("{train: [head], data: [{path: a.jsonl, split: test}]}", "data[0].split' is only for data sets on the Hub"),

@@ -96,7 +96,7 @@ def test_external_data_is_found_wherever_a_tensor_can_stand():
 @pytest.mark.parametrize("cut", [0, 1, 7, 40, 500])
 def test_what_is_no_graph_is_refused(cut, tmp_path):
     whole = write_graph(tmp_path / "model.onnx", "patches").read_bytes()
-    with pytest.raises(ValueError, match="not an ONNX file"):
+    with pytest.raises(ValueError, match="not an ONNX file" if cut else "holds no ONNX graph"):
         read_graph(whole[:cut])
     with pytest.raises(ValueError, match="not an ONNX file"):
         read_graph(b"version https://git-lfs.github.com/spec/v1\n"[: cut + 5])
