@@ -78,7 +78,7 @@ def test_the_base_of_decoupled_groups_is_never_trained(parts):
 
 def test_a_tied_head_points_to_the_embedding(parts):
     del parts["head"]
-    with pytest.raises(UnknownNameError, match="shares the embedding's tensor. Train 'embedding'"):
+    with pytest.raises(UnknownNameError, match=r"shares the embedding's tensor. Train 'embedding'"):
         select("head", parts, tied=True)
 
 
