@@ -61,7 +61,8 @@ def test_one_ordinary_source_converted_is_that_source(natives, tmp_path, name):
     assert [spec.low_rank for spec in model.model.specs.values()] == [False]
     other, _ = shown(plain, modality)
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, other(**inputs).logits)
+        # Not the same operations: a group multiplies its own tokens only, and a product of fewer rows may round apart.
+        torch.testing.assert_close(model(**inputs).logits, other(**inputs).logits, rtol=1e-5, atol=1e-5)
         scrambled = [p for n, p in model.named_parameters() if f".groups.{modality}." in n]
         assert len(scrambled) == len(LINEARS) + 6  # weights, and the biases of q, k and v
         for parameter in scrambled:
