@@ -84,7 +84,7 @@ def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
         One object per line that is not blank.
 
     Raises:
-        RequestError: A line is not JSON object, or there is none.
+        RequestError: A line is not a JSON object, or there is none.
     """
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -95,7 +95,7 @@ def read_lines(file: Path, *, empty: str) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise RequestError(f"{file}:{number}: this line is not JSON: {error.msg}.") from error
         if not isinstance(row, dict):
-            raise RequestError(f"{file}:{number}: this line is not JSON object.")
+            raise RequestError(f"{file}:{number}: this line is not a JSON object.")
         rows.append(row)
     if not rows:
         raise RequestError(f"{file} is empty.", hint=empty)

@@ -328,7 +328,9 @@ def _tell_of_domains(task: Task, evaluated: EvaluatedModel, options: EvaluateOpt
     if not evaluated.served:
         return
     for domain, near in slips(evaluated.expert_entries, (item.domain for item in task.items if item.domain)):
-        options.say(f"{task.name}: the domain '{domain}' is no expert's, and looks like '{near}'; it counts as none.")
+        options.say(
+            f"{task.name}: the domain '{domain}' is not an expert's, and looks like '{near}'; it counts as none."
+        )
     without = sum(not item.domain for item in task.items)
     if without and options.experts in (TOLD, WRONG):
         options.say(f"{task.name}: {without} of {len(task.items)} questions name no domain; they count as none.")

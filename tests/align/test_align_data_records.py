@@ -176,7 +176,7 @@ def test_a_dataset_of_which_nothing_is_left_is_an_error(tmp_path):
 
 
 def test_datasets_that_are_not_there_are_named(tmp_path):
-    for path, sentence in (("a.jsonl", "The dataset .* does not exist"), (".", "holds no dataset")):
+    for path, sentence in (("a.jsonl", "The dataset .* does not exist"), (".", "has no dataset")):
         with pytest.raises(RequestError, match=sentence):
             open_records(spec(path), folder=tmp_path)
     (tmp_path / "a.txt").write_text("a")

@@ -175,7 +175,7 @@ def test_domains_in_records_are_not_read_in_silence(home, stage_request, tmp_pat
     mixed = Path(home[2][0]["path"]).with_name("mixed.jsonl")
     mixed.write_text("".join(json.dumps({**json.loads(line), "domain": "maths"}) + "\n" for line in lines))
     [notice] = run_stage(stage_request(data=[*home[2], {"path": str(mixed)}], steps=1)).notices
-    assert "such as 'maths'; only that of the dataset counts" in notice
+    assert "such as 'maths', which is not used. Only the 'domain' of a dataset counts" in notice
     told = [*home[2], {"path": str(mixed), "domain": "maths"}]
     assert run_stage(stage_request("told", data=told, steps=1)).notices == ()
 

@@ -154,7 +154,7 @@ def test_an_interrupted_stage_ends_as_one_that_is_not(stage_request, tmp_path):
 def test_a_record_with_one_answer_is_refused_before_the_model_is_loaded(home, stage_request, tmp_path):
     turns = [{"from": "human", "value": "what is it ?"}, {"from": "gpt", "value": "a"}]
     data = [{"path": str(write_lines(tmp_path / "one.jsonl", [{"conversations": turns}]))}]
-    with pytest.raises(RequestError, match=r"one.jsonl:1: the record has no 'chosen' and 'rejected'"):
+    with pytest.raises(RequestError, match=r"one.jsonl:1: the record does not have 'chosen' and 'rejected'"):
         run_stage(stage_request(data=data))
 
 
@@ -162,7 +162,7 @@ def test_a_record_with_one_answer_is_refused_before_the_model_is_loaded(home, st
     ("more", "sentence"),
     [
         ({"packing": True}, "packing"),
-        ({"gscm": 0.3}, "nothing is hidden"),
+        ({"gscm": 0.3}, "no token hidden"),
         ({"router": {"routing": "predicted"}}, "domains choose"),
         ({"feature_cache": True}, "two answers"),
         ({"train": ["projectors", "router"]}, "is the router"),
@@ -210,10 +210,10 @@ def test_ways_to_write_a_pair(record, tmp_path):
     ("record", "sentence"),
     [
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "the same answer"),
-        ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "ends with an answer"),
-        ({"chosen": "a", "rejected": "b"}, "one prompt"),
-        ({"chosen": [USER, GOOD], "rejected": [BAD]}, "one prompt"),
-        ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "more than an answer"),
+        ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "must end before the answer"),
+        ({"chosen": "a", "rejected": "b"}, "must start with the same prompt"),
+        ({"chosen": [USER, GOOD], "rejected": [BAD]}, "must start with the same prompt"),
+        ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "must be one answer each"),
         ({"prompt": "q", "messages": [USER], "chosen": "a", "rejected": "b"}, "both 'messages' and 'prompt'"),
         ({"prompt": "q", "chosen": [USER], "rejected": "b"}, "'chosen' is not an answer"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "an answer is empty"),

@@ -53,7 +53,7 @@ def test_factors_over_different_tensors_are_refused_and_dense_groups_are_the_way
     save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
     sources = {"sees": donors["sees-low-rank"], "hears": moved}
     with pytest.raises(
-        CompositionError, match="low-rank groups of 'sees' and 'hears' add to different tensors"
+        CompositionError, match="low-rank groups of 'sees' and 'hears' are added to different tensors"
     ) as told:
         composed(tmp_path, natives, sources, DAMC, compose=DONOR)
     assert "groups: dense" in told.value.hint
@@ -82,7 +82,7 @@ def test_a_source_without_a_group_is_told_how_to_get_one(natives, donors, tmp_pa
         ({"merge": {**DAMC, "weights": {"sees": 1.0}}}, "leaves out the source 'hears'"),
         ({"merge": {**DAMC, "parameters": {"modality_weights": {"sees": 1.0}}}}, "leaves out the source 'hears'"),
         ({"base": None}, "'damc' needs a base"),
-        ({"output": {"dir": "x", "format": "native"}}, "no room for decoupled groups"),
+        ({"output": {"dir": "x", "format": "native"}}, "cannot hold decoupled groups"),
     ],
 )
 def test_recipes_that_cannot_be_meant(natives, donors, tmp_path, changes, words):

@@ -225,6 +225,6 @@ def test_a_base_of_other_bits_is_told_when_a_rest_of_it_is_left(natives, donors,
     sources = {name: donors[name] for name in SHARES}
     half = {"method": "damc", "weights": {"sees": 0.5, "hears": 0.5}}
     composed(tmp_path, other, sources, half, compose=DONOR)
-    with pytest.raises(CompositionError, match="'sees' and 'base' add to different tensors") as told:
+    with pytest.raises(CompositionError, match="'sees' and 'base' are added to different tensors") as told:
         composed(tmp_path, other, sources, {"method": "damc", "weights": SHARES}, compose=DONOR, output="more")
     assert "groups: dense" in told.value.hint

@@ -56,7 +56,7 @@ def test_a_file_that_is_not_there(tmp_path, place):
     message, hint = refusal(tmp_path, place, error=CheckpointError, onnx="modell.onnx")
     assert message.startswith("Expert 'ocr': 'local:")
     assert message.endswith("does not contain the file 'modell.onnx'.")
-    assert hint == "It holds 'model.onnx'."
+    assert hint == "It contains 'model.onnx'."
 
 
 def test_a_file_that_is_no_graph(tmp_path, place):

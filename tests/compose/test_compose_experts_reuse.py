@@ -213,7 +213,7 @@ def test_files_that_lack_a_tensor_or_hold_a_strange_one(place, tmp_path):
 
 
 def test_a_missing_checkpoint_and_an_output_over_an_encoder(place, tmp_path):
-    with pytest.raises(RequestError, match=r"Expert 'vit': .*is not there"):
+    with pytest.raises(RequestError, match=r"Expert 'vit': .*does not exist"):
         composed(tmp_path, place, {"vit": {"encoder": "local:nowhere"}})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("local:nowhere", f"local:{place / 'experts' / 'vit'}"))

@@ -121,7 +121,10 @@ def test_evaluate_endpoint_tries_again_while_the_server_is_busy() -> None:
 
 @pytest.mark.parametrize("body", ["no json", "{}", '{"choices": []}', "[1]"])
 def test_evaluate_endpoint_refuses_what_is_no_completion(body) -> None:
-    with chat_server(lambda _: (200, {}, body)) as (url, _), pytest.raises(EndpointError, match="no chat completion"):
+    with (
+        chat_server(lambda _: (200, {}, body)) as (url, _),
+        pytest.raises(EndpointError, match="not a chat completion"),
+    ):
         Endpoint(url, "m")("hello")
 
 

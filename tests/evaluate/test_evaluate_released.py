@@ -144,7 +144,7 @@ def test_evaluate_bad_answers_are_named(tmp_path) -> None:
     write_json(tmp_path / "MCUB-answer-2.json", [])
     with pytest.raises(RequestError, match=r"several answer files: MCUB-answer-2.json, MCUB-answer.json"):
         load_task(path)
-    with pytest.raises(RequestError, match=r"night_stand.*no class of ModelNet40"):
+    with pytest.raises(RequestError, match=r"night_stand.*is not a class of ModelNet40"):
         load_task(points_task(tmp_path / "p", "modelnet40", [{"id": "0", "label": 3, "label_name": "night_stand"}]))
 
 

@@ -55,7 +55,7 @@ def test_evaluate_task_is_read_with_paths_beside_it(folder) -> None:
         (item(inputs=[{"modality": "smell", "text": "x"}]), "'smell' is not a modality"),
         (item(inputs=["x"]), "an input is an object"),
         ("{oops", r"demo.jsonl:2: this line is not JSON"),
-        ("[1]", "no JSON object"),
+        ("[1]", "not a JSON object"),
     ],
 )
 def test_evaluate_bad_lines_are_named(folder, row, message) -> None:

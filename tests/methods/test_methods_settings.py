@@ -57,19 +57,19 @@ def test_decorator_takes_its_facts_from_the_function(monkeypatch):
     ("name", "parameters", "sentence"),
     [
         ("ties", {"densitty": 0.5}, "no parameter 'densitty'. Did you mean 'density'?"),
-        ("ties", {"density": 1.5}, "is 1.5, outside [0, 1]."),
+        ("ties", {"density": 1.5}, "is 1.5; it must be in [0, 1]."),
         ("ties", {"density": [0.5]}, "has 1 value(s) for 2 source(s)."),
         ("ties", {"density": {"sees": 0.5}}, "has no value for source 'hears'."),
         ("ties", {"density": {"sees": 0.5, "haers": 1}}, "names 'haers', which is not a source. Did you mean 'hears'?"),
         ("ties", {"density": "half"}, "must be a float, not 'half'."),
         ("ties", {"density": True}, "must be a float, not True."),
         ("ties", {"normalize": 1}, "must be a bool, not 1."),
-        ("ties", {"lambda": float("nan")}, "is nan, outside the finite numbers."),
-        ("dare_ties", {"rescale": "papr"}, "is 'papr'. Did you mean 'paper'?"),
-        ("ties", {"rescale": "paper"}, "is 'paper'."),
+        ("ties", {"lambda": float("nan")}, "is nan; it must be in the finite numbers."),
+        ("dare_ties", {"rescale": "papr"}, "cannot be 'papr'. Did you mean 'paper'?"),
+        ("ties", {"rescale": "paper"}, "cannot be 'paper'."),
         ("slerp", {}, "needs the parameter 't'."),
         ("karcher", {"max_iter": 2.5}, "must be a int, not 2.5."),
-        ("karcher", {"max_iter": -1}, "is -1, outside the numbers from 0 on."),
+        ("karcher", {"max_iter": -1}, "is -1; it must be in the numbers from 0."),
         ("della", {"density": 0.1}, "gives probabilities outside (0, 1)."),
     ],
 )
@@ -85,8 +85,8 @@ def test_wrong_parameters_are_refused_before_any_weight_is_read(name, parameters
         ("slerp", {"sources": ("a",), "weights": (1.0,), "parameters": {"t": 0.5}}, "takes exactly 2 source(s), not 1"),
         ("passthrough", {}, "takes exactly 1 source(s), not 2"),
         ("model_stock", {"sources": ("a",), "weights": (1.0,)}, "takes at least 2 source(s), not 1"),
-        ("linear", {"weights": (1.0,)}, "1 weight(s) for 2 source(s)"),
-        ("linear", {"weights": (1.0, float("inf"))}, "not finite"),
+        ("linear", {"weights": (1.0,)}, "needs one weight for each of 2 source(s), not 1"),
+        ("linear", {"weights": (1.0, float("inf"))}, "must be finite"),
     ],
 )
 def test_wrong_counts_are_refused(name, changes, sentence):
@@ -99,7 +99,7 @@ def test_one_call_form_refuses_what_does_not_fit():
         merge_tensors("tis", [ONE])
     with pytest.raises(RequestError, match="does not take weights"):
         merge_tensors("slerp", [ONE, ONE], t=0.5, weights=[1, 1])
-    with pytest.raises(RequestError, match="no tensor"):
+    with pytest.raises(RequestError, match="at least one tensor"):
         merge_tensors("linear", [])
 
 

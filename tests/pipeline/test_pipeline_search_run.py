@@ -95,7 +95,7 @@ def test_an_interrupted_search_goes_on_to_the_same_result(folder, monkeypatch):
     from mcompose.pipeline.search.objective import Objective
 
     straight = search(folder / "recipe.yaml", ask(folder), options=options(output=folder / "straight"))
-    calls, real = [], Objective.ask
+    calls, real = [], Objective.evaluate
 
     def interrupted(self, subject, **more):
         calls.append(1)
@@ -103,7 +103,7 @@ def test_an_interrupted_search_goes_on_to_the_same_result(folder, monkeypatch):
             raise KeyboardInterrupt
         return real(self, subject, **more)
 
-    monkeypatch.setattr(Objective, "ask", interrupted)
+    monkeypatch.setattr(Objective, "evaluate", interrupted)
     with pytest.raises(InterruptedRunError, match="Interrupted: 5 of 12 trials are done and kept"):
         search(folder / "recipe.yaml", ask(folder), options=options())
     resumed = search(folder / "recipe.yaml", ask(folder), options=options())
@@ -248,7 +248,7 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
 @pytest.mark.parametrize(
     ("changes", "asked", "wanted", "message"),
     [
-        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' does not take weights"),
+        ({"merge": {"method": "slerp", "parameters": {"t": 0.5}}}, {}, {}, "'slerp' takes no weights"),
         ({"sources": SOURCES[:1]}, {}, {}, "has one source"),
         ({}, {"tasks": ("none.jsonl",)}, {}, "There is no task at"),
         ({}, {"tasks": ("words.jsonl", "words.jsonl")}, {}, "Two tasks are called 'words'"),
@@ -264,7 +264,7 @@ def test_a_folder_or_a_recipe_of_someone_else_is_left_alone(folder):
             {}, {}, "Nothing that .* merges depends on what is searched",
         ),
         (
-            {"merge": {"method": "weight-mix", "parameters": {"beta": 0.5}}}, {}, {}, "both say the shares",
+            {"merge": {"method": "weight-mix", "parameters": {"beta": 0.5}}}, {}, {}, "cannot both be set",
         ),
     ],
 )  # fmt: skip

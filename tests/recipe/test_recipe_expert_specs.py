@@ -14,7 +14,7 @@ def compose_of(tmp_path, text):
 def test_an_expert_is_the_papers_unless_said_otherwise(tmp_path):
     expert = compose_of(tmp_path, "  experts: {charts: {encoder: 'hub:o/pix'}}").experts["charts"]
     assert (expert.modality, expert.layer, expert.class_token, expert.padding) == ("image", -1, "drop", "keep")
-    assert (expert.store, expert.domain, expert.processor) == ("63 letters", None, None)
+    assert (expert.store, expert.domain, expert.processor) == ("inside", None, None)
     assert expert.projector.settings == {"kind": "mlp", "depth": 2}
 
 
