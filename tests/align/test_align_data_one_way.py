@@ -75,5 +75,5 @@ def test_the_rate_of_a_bare_extractor_is_known_as_that_of_a_processor_with_one(t
         heard = read_media(eight, "audio", sampling_rate=sampling_rate(served))
         assert abs(len(heard) - 16000) <= 16
     else:  # nothing here resamples: it is refused, never heard an octave too high
-        with pytest.raises(RequestError, match="has 8000 Hz, and this checkpoint hears 16000 Hz"):
+        with pytest.raises(RequestError, match="has 8000 Hz, but this checkpoint needs 16000 Hz"):
             read_media(eight, "audio", sampling_rate=sampling_rate(served))

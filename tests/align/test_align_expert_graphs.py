@@ -71,7 +71,7 @@ def test_a_stage_trains_the_projector_alone_and_the_export_keeps_the_graph(home,
 
 
 def test_a_graph_cannot_be_trained(home):
-    with pytest.raises(UnknownNameError, match="has no 'expert'"):
+    with pytest.raises(UnknownNameError, match="has no part 'expert'"):
         align(home, stage=2, options=AlignOptions(quiet=True, checkpoint=home.parent / "out"))
 
 

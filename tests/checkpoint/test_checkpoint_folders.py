@@ -65,7 +65,7 @@ def test_a_strangers_partial_folder_is_not_touched(tmp_path):
         assert caught.value.hint == "Move them away."
     assert content(tmp_path) == {"out.partial/thesis.txt": "treasure"}
     partial_folder(tmp_path / "other").write_text("a file")
-    with pytest.raises(OutputError, match=r"other\.partial' cannot be made"):
+    with pytest.raises(OutputError, match=r"other\.partial' cannot be created"):
         make(tmp_path / "other")
     assert partial_folder(tmp_path / "other").read_text() == "a file"
 

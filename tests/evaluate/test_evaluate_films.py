@@ -38,7 +38,7 @@ def test_evaluate_films_need_pyav_and_say_so(tmp_path, monkeypatch) -> None:
     (tmp_path / "a.mp3").write_bytes(b"x")
     write_tone(tmp_path / "a.wav", 8000)
     for name, modality, message in (
-        ("a.mp4", "video", r"a.mp4 is a film.*pip install av"),
+        ("a.mp4", "video", r"a.mp4 is a video.*pip install av"),
         ("a.mp3", "audio", r"a.mp3 is not a WAV file.*pip install av"),
         ("a.wav", "audio", r"a.wav has 8000 Hz, but this checkpoint needs 16000 Hz.*pip install av"),
     ):

@@ -30,5 +30,5 @@ def test_recorded_scores_replace_earlier_ones_and_the_output_still_verifies(sour
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no mcompose/ledger"):
+    with pytest.raises(CheckpointError, match="does not contain mcompose/ledger"):
         record_scores(tmp_path, [])
