@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
     from .configuration.native import native_config
     from .experts.configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
-    from .experts.expert import Expert, encoder_class, encoder_width, hidden_states, initial_values, missing_layer
+    from .experts.encoder import encoder_class, encoder_width, hidden_states, missing_layer
+    from .experts.expert import Expert, initial_values
     from .experts.hidden_tokens import add_mask_token
     from .experts.onnx_encoder import MAIN_INPUTS, OnnxEncoder
     from .experts.onnx_graph import Graph, Value, cut_graph, read_graph
@@ -168,15 +169,15 @@ _HOME = {
     "build_tower": "towers.native_classes",
     "call_processor": "processing.native_calls",
     "cut_graph": "experts.onnx_graph",
-    "encoder_class": "experts.expert",
-    "encoder_width": "experts.expert",
+    "encoder_class": "experts.encoder",
+    "encoder_width": "experts.encoder",
     "expert_summary": "experts.processing",
     "family_of": "families",
-    "hidden_states": "experts.expert",
+    "hidden_states": "experts.encoder",
     "load_item_processor": "experts.processing",
     "load_source_processor": "processing.sources",
     "make_route": "groups.weight_routing",
-    "missing_layer": "experts.expert",
+    "missing_layer": "experts.encoder",
     "native_config": "configuration.native",
     "native_inputs": "experts.processing",
     "processor_modalities": "processing.native_calls",

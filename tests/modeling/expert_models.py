@@ -7,7 +7,7 @@ from tiny_models import fill, tiny_model
 
 from mcompose.modeling import ComposedForConditionalGeneration
 from mcompose.modeling.configuration.native import native_config
-from mcompose.modeling.experts.expert import encoder_class
+from mcompose.modeling.experts.encoder import encoder_class
 
 BEGIN, END, SLOT, MATHS, CHARTS, SPEECH = 1010, 1011, 1012, 1013, 1014, 1015
 IMAGE, AUDIO, VIDEO = TOKENS["image"], TOKENS["audio"], TOKENS["video"]
