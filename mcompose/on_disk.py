@@ -19,6 +19,7 @@ __all__ = [
     "PROCESSORS",
     "RECIPE",
     "RESOLVED",
+    "VISION_MIX_TYPE",
     "cache_folder",
 ]
 
@@ -26,6 +27,8 @@ COMPOSED_TYPE: Final = "mcompose"
 """``model_type`` of a composed checkpoint."""
 POINTS_TYPE: Final = "mcompose_points"
 """``model_type`` of a points source."""
+VISION_MIX_TYPE: Final = "mcompose_vision_mix"
+"""``model_type`` of mixed image encoders, inside a composed checkpoint."""
 
 PROCESSORS: Final = "processors"
 """Folder of a composed checkpoint with one folder for each source's and each expert's processor."""

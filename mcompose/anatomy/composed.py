@@ -33,7 +33,7 @@ from mcompose.anatomy.settings import Settings, inner_config, read_settings, sig
 from mcompose.anatomy.tables import family_of_text, known_family
 from mcompose.errors import AnatomyError
 from mcompose.modalities import MODALITIES
-from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE, VISION_MIX_TYPE
 from mcompose.part_names import qualified
 
 __all__ = ["OWN_TYPES", "describe_own", "group_part", "mark_groups"]
@@ -148,6 +148,8 @@ def _language(text: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]
 
 def _tower(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Returns encoder and projector paths and layer lists of a source, relative to its base model."""
+    if config["model_type"] == VISION_MIX_TYPE:
+        return _vision_mix(config)
     inner, _, _ = inner_config(config)
     is_own = inner["model_type"] in OWN_TYPES
     family = describe_own(inner)[0] if is_own else known_family(signature(inner))
@@ -160,3 +162,18 @@ def _tower(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     towers = {path: part for path, part in family.parts.items() if part in (ENCODER, PROJECTOR)}
     layers = tuple(path.removeprefix(head) for path in family.layers if family.owner(path) in towers)
     return {path.removeprefix(head): part for path, part in towers.items()}, layers
+
+
+def _vision_mix(config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Returns the paths of mixed image encoders, and the layer lists of the towers of sources among them."""
+    parts = {"projectors": PROJECTOR, "start": PROJECTOR, "end": PROJECTOR, "empty": PROJECTOR}
+    layers: tuple[str, ...] = ()
+    for name, entry in config["encoders"].items():
+        head = f"encoders.{name}."
+        if "source" not in entry:
+            parts[f"{head}encoder"] = ENCODER
+            continue
+        inside, inner_layers = _tower(entry["source"]["config"])
+        parts.update({f"{head}tower.{path}": part for path, part in inside.items()})
+        layers += tuple(f"{head}tower.{path}" for path in inner_layers)
+    return parts, layers

@@ -92,6 +92,7 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
         CompositionError: The sources cannot be written in the requested format.
     """
     towers = 1 if share_towers and sources.towers else len(sources.towers)
+    mixed = [name for name in sources.modalities.values() if name not in sources.towers]
     if requested == "auto" and extended:
         requested = COMPOSED
     if requested == "auto":
@@ -102,7 +103,7 @@ def choose_format(requested: str, sources: SourceSet, *, share_towers: bool = Fa
             f"A native output holds the encoders of exactly one source; this recipe brings {listed}.",
             hint="Set `output.format: auto`, or give all but one source `modalities: []`.",
         )
-    if requested == COMPOSED and not towers:
+    if requested == COMPOSED and not towers and not mixed:
         raise CompositionError(
             "A composed output needs a source that brings a modality; all sources are text only.",
             hint="Set `output.format: text`.",
@@ -149,9 +150,11 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         weights,
     )
     draft, additions = _extend(draft)
+    jobs = [*draft.language, *towers, *(job for addition in additions for job in addition.jobs)]
+    left_out = [*dropped, *towers_dropped, *(row for addition in additions for row in addition.dropped)]
     plan = build_plan(
-        [*draft.language, *towers, *(job for addition in additions for job in addition.jobs)],
-        [*dropped, *towers_dropped, *(row for addition in additions for row in addition.dropped)],
+        jobs,
+        _still_dropped(left_out, additions),
         max_shard_size=recipe.output.max_shard_size,
         metadata={"format": "pt"},
     )
@@ -164,7 +167,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         vocabulary,
         plan,
         output_layers(recipe.merge, owner.anatomy.num_layers),
-        places,
+        draft.towers,
         additions,
         (*anatomy_warnings, *warnings, *noticed, *plan.warnings),
     )
@@ -178,7 +181,15 @@ def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:
         additions.append(addition)
         if addition.language is not None:
             draft = replace(draft, language=addition.language)
+        draft = replace(draft, towers=(*addition.towers, *draft.towers))
     return draft, tuple(additions)
+
+
+def _still_dropped(rows: Sequence[Dropped], additions: Sequence[Addition]) -> list[Dropped]:
+    """Leaves out what an extension reads after all: the tower of a source as part of a mix."""
+    jobs = [job for addition in additions if addition.towers for job in addition.jobs]
+    read = {(c.source, c.entry.key) for job in jobs for segment in job.segments for c in segment.contributions}
+    return [row for row in rows if (row.source, row.key) not in read]
 
 
 def _table(source: SourceParts) -> Contribution:

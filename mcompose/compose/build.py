@@ -113,6 +113,9 @@ def check_output(loaded: LoadedRecipe, folder: Path) -> None:
     named += [(f"the adapter of '{s.name}'", s.adapter) for s in loaded.recipe.sources if s.adapter is not None]
     named += [("the base", loaded.recipe.base)] if loaded.recipe.base else []
     named += [(f"expert '{name}'", expert.encoder) for name, expert in loaded.recipe.compose.experts.items()]
+    mix = loaded.recipe.compose.vision_mix
+    mixed = mix.encoders.items() if mix is not None else ()
+    named += [(f"encoder '{name}'", encoder.encoder) for name, encoder in mixed if encoder.encoder is not None]
     for what, ref in named:
         if ref.kind != "local":
             continue

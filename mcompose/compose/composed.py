@@ -67,12 +67,14 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     except ValueError as error:
         raise CompositionError(str(error)) from error
     config.save_pretrained(staged.partial)
-    folders = {tower.name: tower.processor_folder for tower in blueprint.towers}
+    folders = {tower.name: tower.processor_folder for tower in blueprint.towers if tower.processor_folder}
     made_with: dict[str, Any] = {}
     for addition in blueprint.additions:
         folders |= addition.processor_folders()
         made_with |= addition.processor_fields()
     write_processor(staged.partial, tokenizer, stored, folders=folders, **made_with)
+    for addition in blueprint.additions:
+        addition.write_processors(staged.partial)
     _check_processors(staged.partial, blueprint)
     _write_generation_config(staged, blueprint.owner)
     for name, text in generate_files("composed").items():
@@ -127,8 +129,8 @@ def _stored_source(tower: OutputTower, *, tokenizer: Any = None) -> dict[str, An
 
     ids = None
     if tokenizer is not None:
-        ids = structure_ids(tokenizer, tower.config, source_tokenizer=_tokenizer(tower.source))
-    with naming_source(tower.source.name, "config"):
+        ids = structure_ids(tokenizer, tower.config, source_tokenizer=_tokenizer(tower.owner))
+    with naming_source(tower.source_name, "config"):
         entry = stored_source(tower.config, modalities=tower.modalities, structure_ids=ids)
         native_config(entry["model_type"], entry["config"])  # for its complaints
         return entry
@@ -165,7 +167,7 @@ def _check_processors(folder: Path, blueprint: Blueprint) -> None:
     from mcompose.modeling import load_source_processor  # noqa: PLC0415
 
     for tower in blueprint.towers:
-        with naming_source(tower.source.name, "processor"):
+        with naming_source(tower.source_name, "processor"):
             load_source_processor(folder, tower.name, model_type=tower.model_type)
     for addition in blueprint.additions:
         addition.check_processors(folder)

@@ -60,11 +60,13 @@ class Addition:
         jobs: Its tensors, behind those of the language model and the towers.
         dropped: Tensors of its sources that no output holds.
         language: Jobs of the language model as they become; None where they stay.
+        towers: Towers that it puts together, before those of the sources.
     """
 
     jobs: tuple[TensorJob, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     language: tuple[TensorJob, ...] | None = None
+    towers: tuple[OutputTower, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -110,6 +112,13 @@ class Addition:
     def processor_folders(self) -> dict[str, Path]:
         """Returns the name of each processor that it brings, and the folder of its files."""
         return {}
+
+    def write_processors(self, folder: Path) -> None:
+        """Writes the processors of towers that come from no source.
+
+        Args:
+            folder: The unfinished output.
+        """
 
     def check_processors(self, folder: Path) -> None:
         """Loads the processors out of the written output, so that one that cannot be loaded is reported now."""

@@ -6,7 +6,13 @@ from mcompose.compose.decoupled import DecouplingExtension
 from mcompose.compose.experts.plan import ExpertExtension
 from mcompose.compose.extension import Extension
 from mcompose.compose.prefixes import PrefixExtension
+from mcompose.compose.vision_mix.extension import VisionMixExtension
 
 __all__ = ["EXTENSIONS"]
 
-EXTENSIONS: tuple[Extension, ...] = (DecouplingExtension(), ExpertExtension(), PrefixExtension())
+EXTENSIONS: tuple[Extension, ...] = (
+    VisionMixExtension(),
+    DecouplingExtension(),
+    ExpertExtension(),
+    PrefixExtension(),
+)

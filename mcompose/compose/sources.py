@@ -15,7 +15,7 @@ from mcompose.merge import SourceParts
 from mcompose.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from mcompose.recipe import LoadedRecipe, Source
+    from mcompose.recipe import LoadedRecipe, Source, VisionMix
     from mcompose.refs import ModelRef
 
 __all__ = ["SourceSet", "claim_modalities", "open_parts", "open_sources"]
@@ -72,9 +72,13 @@ def open_sources(loaded: LoadedRecipe, *, weights: bool) -> SourceSet:
     )
     reference = loaded.recipe.base
     base = open_parts(reference, name=BASE, relative_to=folder, weights=weights) if reference else None
-    claims = claim_modalities(sources, specs, share_towers=loaded.recipe.compose.towers == "merge")
+    mix = loaded.recipe.compose.vision_mix
+    claims = claim_modalities(sources, specs, share_towers=loaded.recipe.compose.towers == "merge", mix=mix)
     brought = list(claims.values())
-    return SourceSet(sources, base, claims, tuple(s.name for s in sources if s.name in brought))
+    towers = tuple(s.name for s in sources if s.name in brought)
+    if not sources and base is not None:  # the base is all that there is of a language model
+        sources, base = (base,), None
+    return SourceSet(sources, base, claims, towers)
 
 
 def open_parts(
@@ -116,7 +120,11 @@ def _placed(message: str, *, name: str, ref: ModelRef) -> str:
 
 
 def claim_modalities(
-    sources: Sequence[SourceParts], specs: Sequence[Source], *, share_towers: bool = False
+    sources: Sequence[SourceParts],
+    specs: Sequence[Source],
+    *,
+    share_towers: bool = False,
+    mix: VisionMix | None = None,
 ) -> dict[str, str]:
     """Decides which source brings which modality.
 
@@ -124,14 +132,18 @@ def claim_modalities(
         sources: The opened sources.
         specs: What the recipe says of them, in the same order.
         share_towers: True when sources of one modality merge their towers; the first then stands for all.
+        mix: Mixed image encoders, which take the place of the towers of sources that are among them.
 
     Returns:
-        Modality to source, in the order of ``MODALITIES``.
+        Modality to source, or to the mix, in the order of ``MODALITIES``.
 
     Raises:
         CompositionError: A source is asked for what it does not have, or two bring the same.
     """
     claims: dict[str, list[str]] = {}
+    mixed = list(mix.sources.values()) if mix is not None else []
+    for modality in mix.modalities if mix is not None else ():
+        claims[modality] = [mix.name]  # pyright: ignore[reportOptionalMemberAccess]
     for source, spec in zip(sources, specs, strict=True):
         for modality in spec.modalities if spec.modalities is not None else source.anatomy.modalities:
             if modality not in source.anatomy.modalities:
@@ -140,12 +152,15 @@ def claim_modalities(
                     f"Source '{source.name}' does not take '{modality}'; it takes {offered}.",
                     hint=nearest_name(modality, source.anatomy.modalities),
                 )
-            claims.setdefault(modality, []).append(source.name)
+            if modality != "image" or source.name not in mixed:
+                claims.setdefault(modality, []).append(source.name)
     for modality, names in claims.items():
         if len(names) > 1 and not share_towers:
             listed = " and ".join(f"'{name}'" for name in names)
             raise CompositionError(
-                f"Sources {listed} both bring '{modality}'.",
+                f"{listed} both bring '{modality}'."
+                if mix is not None and mix.name in names
+                else f"Sources {listed} both bring '{modality}'.",
                 hint=f"Say which one the output takes: give the other `modalities:` without '{modality}' "
                 "(an empty list merges its language model only).",
             )

@@ -27,8 +27,10 @@ __all__ = [
     "OutputTower",
     "composed_towers",
     "merged_towers",
+    "name_inside",
     "native_towers",
     "output_towers",
+    "tower_job",
     "vectors_around",
 ]
 _WORDS = """
@@ -53,44 +55,63 @@ class OutputTower:
 
     Args:
         name: Its name in the output.
-        source: The source that it comes from.
+        source: The source that it comes from; None for one that the recipe puts together.
         inner: Its name in a source that is a composition; empty for a native source.
         modalities: What it serves in the output.
+        built: Config of a tower that comes from no source, with ``model_type``.
     """
 
     name: str
-    source: SourceParts
+    source: SourceParts | None
     inner: str
     modalities: tuple[str, ...]
+    built: Mapping[str, Any] | None = None
+
+    @property
+    def owner(self) -> SourceParts:
+        """The source of a tower that comes from one."""
+        assert self.source is not None, "towers that the recipe puts together have no source"
+        return self.source
+
+    @property
+    def source_name(self) -> str:
+        """Name of the source, or of the tower itself where it has none."""
+        return self.name if self.source is None else self.source.name
 
     @property
     def model_type(self) -> str:
         """Of the model that it came with."""
-        return self.source.anatomy.model_type if not self.inner else self._entry["model_type"]
+        if self.built is not None:
+            return self.built["model_type"]
+        return self.owner.anatomy.model_type if not self.inner else self._entry["model_type"]
 
     @property
     def config(self) -> dict[str, Any]:
         """The config of the class that it was built for; wrappers (Omni) hold it one level deeper."""
+        if self.built is not None:
+            return dict(self.built)
         if self.inner:
             return self._entry["config"]
-        config = self.source.checkpoint.config
+        config = self.owner.checkpoint.config
         if config.get("model_type") != self.model_type and "thinker_config" in config:
             return {**config["thinker_config"], "model_type": self.model_type}
         return config
 
     @property
-    def processor_folder(self) -> Path:
-        """Where the files of its processor are."""
+    def processor_folder(self) -> Path | None:
+        """Where the files of its processor are; None where they are written."""
+        if self.source is None:
+            return None
         folder = self.source.checkpoint.folder
         return folder / PROCESSORS / self.inner if self.inner else folder
 
     @property
     def _entry(self) -> dict[str, Any]:
-        return self.source.checkpoint.config["sources"][self.inner]
+        return self.owner.checkpoint.config["sources"][self.inner]
 
     def around(self, side: str) -> dict[str, int]:
         """Modality to the number of learned vectors before ("prefix_tokens") or after its items."""
-        counts = self.source.checkpoint.config.get(side) or {} if self.inner else {}
+        counts = self.owner.checkpoint.config.get(side) or {} if self.inner else {}
         return {modality: counts[modality] for modality in self.modalities if modality in counts}
 
 
@@ -128,10 +149,10 @@ def _serving(source: SourceParts, brought: Sequence[str]) -> dict[str, tuple[str
 
 def _with_own_name(tower: OutputTower, names: Sequence[str], sources: SourceSet) -> OutputTower:
     """Returns a tower of a composition under another name, where its own is taken."""
-    taken = names.count(tower.name) > 1 or tower.name in {s.name for s in sources.sources} - {tower.source.name}
-    if not taken or tower.name == tower.source.name:
+    taken = names.count(tower.name) > 1 or tower.name in {s.name for s in sources.sources} - {tower.source_name}
+    if not taken or tower.name == tower.source_name:
         return tower
-    return replace(tower, name=f"{tower.source.name}-{tower.name}")
+    return replace(tower, name=f"{tower.source_name}-{tower.name}")
 
 
 def _check(tower: OutputTower) -> None:
@@ -140,9 +161,9 @@ def _check(tower: OutputTower) -> None:
             f"A source of a composed output cannot be called '{tower.name}': torch uses the word itself.",
             hint="Give it another name in the recipe.",
         )
-    if not tower.source.anatomy.known:
+    if not tower.owner.anatomy.known:
         raise CompositionError(
-            f"Source '{tower.source.name}' ({tower.source.anatomy.model_type}) is of a type that transformers does not "
+            f"Source '{tower.owner.name}' ({tower.owner.anatomy.model_type}) is of a type that transformers does not "
             "know, so that its encoders cannot be built.",
             hint="Compose from checkpoints of transformers' own classes, or keep this one as the only source of "
             "modalities (native output).",
@@ -168,7 +189,7 @@ def composed_towers(sources: SourceSet, towers: Sequence[OutputTower]) -> tuple[
                 continue  # see `experts.plan`
             place = _place(slot, own)
             if place is not None:
-                jobs.append(_tower_job(source, slot, *place))
+                jobs.append(tower_job(source, slot, *place))
                 continue
             reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
             dropped.append(Dropped(source.name, slot.key, slot.part, reason))
@@ -180,14 +201,26 @@ def _place(slot: Slot, towers: Sequence[OutputTower]) -> tuple[str, str] | None:
     if slot.part not in TOWER_PARTS:
         return None
     for tower in towers:
-        if not tower.inner:
-            return f"model.towers.{tower.name}.{slot.name}", tower.name
-        if slot.name.startswith(f"towers.{tower.inner}."):
-            return f"model.towers.{tower.name}.{slot.name.removeprefix(f'towers.{tower.inner}.')}", tower.name
+        inside = name_inside(slot, tower)
+        if inside is not None:
+            return f"model.towers.{tower.name}.{inside}", tower.name
         side, _, modality = slot.name.partition(".")
         if side in PREFIXES and modality in tower.modalities:
             return f"model.{slot.name}", tower.name
     return None
+
+
+def name_inside(slot: Slot, tower: OutputTower) -> str | None:
+    """Returns the name of a tower's tensor inside the tower, None for a tensor of another.
+
+    Args:
+        slot: A tensor of an encoder or a projector, of the tower's source.
+        tower: The tower.
+    """
+    if not tower.inner:
+        return slot.name
+    head = f"towers.{tower.inner}."
+    return slot.name.removeprefix(head) if slot.name.startswith(head) else None
 
 
 def native_towers(sources: SourceSet, owner: SourceParts | None) -> tuple[list[TensorJob], list[Dropped]]:
@@ -205,7 +238,7 @@ def native_towers(sources: SourceSet, owner: SourceParts | None) -> tuple[list[T
     for source in sources.sources:
         for slot in _outside(source):
             if owner is not None and source.name == owner.name:
-                jobs.append(_tower_job(source, slot, slot.key))
+                jobs.append(tower_job(source, slot, slot.key))
             else:
                 reason = "not part of the model" if slot.part not in TOWER_PARTS else "brings no modality here"
                 dropped.append(Dropped(source.name, slot.key, slot.part, reason))
@@ -244,7 +277,7 @@ def merged_towers(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> tup
             if slot.part in TOWER_PARTS:
                 continue
             if source is owner:
-                jobs.append(_tower_job(source, slot, slot.key))
+                jobs.append(tower_job(source, slot, slot.key))
             else:
                 dropped.append(Dropped(source.name, slot.key, slot.part, "not part of the model"))
     return jobs, dropped
@@ -257,7 +290,7 @@ def _outside(source: SourceParts) -> list[Slot]:
     return [slot for slot in slots if slot.part not in inside and not slot.part.startswith(f"{GROUP}:")]
 
 
-def _tower_job(source: SourceParts, slot: Slot, name: str, tower: str = "") -> TensorJob:
+def tower_job(source: SourceParts, slot: Slot, name: str, tower: str = "") -> TensorJob:
     """Returns a copy, or where the source's adapter reaches into its tower, the folded tensor.
 
     Args:

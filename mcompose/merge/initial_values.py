@@ -4,6 +4,7 @@ A value depends only on the seed, the name of the tensor and the index of the el
 by chunk like a merged one, by any thread, with the same result. The parameters of a ``created`` segment are one of:
 
 - ``{"bound": b}``: uniform in [-b, b]; torch's linear layers use b = 1/sqrt(inputs);
+- ``{"between": (low, high)}``: uniform in [low, high];
 - ``{"fill": x}``: one number for all elements (norms 1, biases 0);
 - ``{"rows": n}``: every row is the mean of the first n rows of the contribution, as for new tokens.
 """
@@ -95,8 +96,12 @@ def initial_values(
         values = np.full(count, how["fill"], np.float32)
     else:
         key = address(segment.seed, _PURPOSE, job.address or job.name, str(segment.start))
-        bound = np.float32(how["bound"])
-        values = (2 * uniforms_from(key, start, count) - 1) * bound
+        drawn = uniforms_from(key, start, count)
+        if "between" in how:
+            low, high = (np.float32(end) for end in how["between"])
+            values = low + drawn * (high - low)
+        else:
+            values = (2 * drawn - 1) * np.float32(how["bound"])
     return encode(values.astype(np.float32, copy=False), job.dtype)
 
 

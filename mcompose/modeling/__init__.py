@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from .experts.projectors import build_projector
     from .experts.router import ItemCounts
-    from .families import EXPERT_TYPE, TYPE_IDS, family_of, text_family_of
+    from .families import EXPERT_TYPE, TYPE_IDS, Family, family_of, text_family_of
     from .groups.editing import add_groups, fold_text, group_parameters
     from .groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
     from .groups.specs import TEXT, GroupSpec, base_key, group_keys, group_specs
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         write_processor,
     )
     from .processing.frames import FramesProcessor
+    from .processing.load import load_source_processor
     from .processing.native_calls import (
         call_processor,
         processor_modalities,
@@ -63,8 +64,15 @@ if TYPE_CHECKING:
         takes_flat_options,
         without_second_bos,
     )
-    from .processing.sources import load_source_processor
-    from .towers.native_classes import build_encoder, build_tower
+    from .processing.sources import copy_source_processor, load_own_processor
+    from .towers.build import build_tower
+    from .towers.native_classes import build_encoder
+    from .vision_mix.configuration import VisionMixConfig, view_tokens
+    from .vision_mix.encoders import MixedEncoder
+    from .vision_mix.network import VisionMixModel
+    from .vision_mix.processing import VisionMixProcessor
+    from .vision_mix.source_views import SourceViews
+    from .vision_mix.views import largest_grid
 
 __all__ = [
     "AUTO",
@@ -85,16 +93,22 @@ __all__ = [
     "ComposedProcessor",
     "Expert",
     "ExpertMedia",
+    "Family",
     "FramesProcessor",
     "Graph",
     "GroupSpec",
     "ItemCounts",
+    "MixedEncoder",
     "OnnxEncoder",
     "PointsConfig",
     "PointsForConditionalGeneration",
     "PointsProcessor",
     "RoutedLinear",
+    "SourceViews",
     "Value",
+    "VisionMixConfig",
+    "VisionMixModel",
+    "VisionMixProcessor",
     "add_expert_tokens",
     "add_groups",
     "add_mask_token",
@@ -107,6 +121,7 @@ __all__ = [
     "build_tower",
     "call_processor",
     "composed_config",
+    "copy_source_processor",
     "cut_graph",
     "encoder_class",
     "encoder_width",
@@ -120,7 +135,9 @@ __all__ = [
     "group_specs",
     "hidden_states",
     "initial_values",
+    "largest_grid",
     "load_item_processor",
+    "load_own_processor",
     "load_source_processor",
     "make_route",
     "missing_layer",
@@ -138,6 +155,7 @@ __all__ = [
     "structure_ids",
     "takes_flat_options",
     "text_family_of",
+    "view_tokens",
     "without_second_bos",
     "write_processor",
 ]
@@ -166,16 +184,26 @@ _HOME = {
     "add_expert_tokens": "experts.processing",
     "build_encoder": "towers.native_classes",
     "build_projector": "experts.projectors",
-    "build_tower": "towers.native_classes",
+    "build_tower": "towers.build",
     "call_processor": "processing.native_calls",
     "cut_graph": "experts.onnx_graph",
+    "MixedEncoder": "vision_mix.encoders",
+    "SourceViews": "vision_mix.source_views",
+    "VisionMixConfig": "vision_mix.configuration",
+    "view_tokens": "vision_mix.configuration",
+    "VisionMixModel": "vision_mix.network",
+    "VisionMixProcessor": "vision_mix.processing",
+    "largest_grid": "vision_mix.views",
+    "copy_source_processor": "processing.sources",
+    "load_own_processor": "processing.sources",
+    "Family": "families",
     "encoder_class": "experts.encoder",
     "encoder_width": "experts.encoder",
     "expert_summary": "experts.processing",
     "family_of": "families",
     "hidden_states": "experts.encoder",
     "load_item_processor": "experts.processing",
-    "load_source_processor": "processing.sources",
+    "load_source_processor": "processing.load",
     "make_route": "groups.weight_routing",
     "missing_layer": "experts.encoder",
     "native_config": "configuration.native",

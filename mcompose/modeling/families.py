@@ -24,6 +24,7 @@ __all__ = [
     "PROCESSOR_ARGUMENTS",
     "PROCESSOR_PARTS",
     "TYPE_IDS",
+    "VISION_MIX_TYPE",
     "Chunks",
     "Family",
     "Mrope",
@@ -40,6 +41,8 @@ EXPERT_TYPE = TYPE_IDS["expert"]
 MODALITIES = tuple(name for name in TYPE_IDS if name != "expert")
 # Modalities beside whose items domain experts can stand.
 EXPERT_MODALITIES = ("image", "audio")
+VISION_MIX_TYPE = "mcompose_vision_mix"
+"""Model type of a mix of image encoders."""
 # What stands for one item in the text that the composed processor takes.
 PLACEHOLDERS = {modality: f"<{modality}>" for modality in MODALITIES}
 # What processors call a modality among their arguments, and their own part that serves it.
@@ -193,6 +196,7 @@ _FAMILIES: dict[str, Family] = {
     "llava_next": Family(whole_tile="first"),
     "llava_next_video": Family(whole_tile="first"),
     "llava_onevision": Family(whole_tile="first"),
+    VISION_MIX_TYPE: Family(image_path=("video",)),
     "internvl": Family(image_path=("video",)),
     "smolvlm": Family(image_path=("video",)),
     "ovis2": Family(

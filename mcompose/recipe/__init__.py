@@ -43,6 +43,7 @@ from mcompose.recipe.values import Choice
 
 if TYPE_CHECKING:
     from mcompose.recipe.align.datasets import INSTRUCTION, DatasetSpec
+from mcompose.recipe.vision_mix import MixedEncoder, Stream, VisionMix
 
 __all__ = [
     "INSTRUCTION",
@@ -58,6 +59,7 @@ __all__ = [
     "Match",
     "MergeSpec",
     "MethodLike",
+    "MixedEncoder",
     "Onnx",
     "OutputSpec",
     "Override",
@@ -74,7 +76,9 @@ __all__ = [
     "SliceSource",
     "Source",
     "Stage",
+    "Stream",
     "Tiling",
+    "VisionMix",
     "check_method",
     "count_layers",
     "drop_whole_slice",

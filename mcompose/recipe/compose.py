@@ -1,19 +1,20 @@
 """The ``compose`` section of a recipe: the network around the language model.
 
 ``decouple`` is from DAMC (arXiv:2402.12750), ``experts`` and ``router`` from Chimera (arXiv:2412.05983; see
-``experts.py``), ``vision_mix`` from SPHINX (arXiv:2311.07575), ``adapters`` from Omni-SMoLA (arXiv:2312.00968). The
-short fine-tunes that they need are in ``align/stages.py``.
+``experts.py``), ``vision_mix`` from SPHINX (arXiv:2311.07575; see ``vision_mix.py``), ``adapters`` from Omni-SMoLA
+(arXiv:2312.00968). The short fine-tunes that they need are in ``align/stages.py``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.field_errors import FieldError
-from mcompose.recipe.fields import Count, Modality, Reference, Spec, one_of
+from mcompose.recipe.fields import Count, Modality, Spec, one_of
+from mcompose.recipe.vision_mix import VisionMix, check_vision_mix, read_vision_mix
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import Recipe
@@ -21,38 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterMix",
     "ComposeSpec",
-    "Tiles",
-    "VisionMix",
     "check_compose",
 ]
-
-
-class Tiles(Spec):
-    """How an image is cut into sub-images.
-
-    Attributes:
-        count: Most tiles of an image.
-        size: Side of a tile in pixels.
-        thumbnail: Whether to add the whole image, scaled down, as one more tile.
-    """
-
-    count: Annotated[Count, Field(ge=1)]
-    size: Annotated[Count, Field(ge=1)] | None = None
-    thumbnail: bool = True
-
-
-class VisionMix(Spec):
-    """Several image encoders whose embeddings are mixed.
-
-    Attributes:
-        encoders: Checkpoints of the encoders, in order.
-        concat: Axis along which the embeddings are joined: ``channel`` or ``sequence``.
-        tiles: How images are cut into sub-images; default: the whole image only.
-    """
-
-    encoders: tuple[Reference, ...] = ()
-    concat: Annotated[Literal["channel", "sequence"], one_of("concatenation", ("channel", "sequence"))] = "channel"
-    tiles: Tiles | None = None
 
 
 class AdapterMix(Spec):
@@ -83,7 +54,7 @@ class ComposeSpec(Spec):
         groups: ``keep``: low-rank groups stay low-rank. ``dense``: each group becomes a full copy of its tensors.
         experts: Name to expert.
         router: Router among the experts; default: a new one for every modality that has experts.
-        vision_mix: Mixed image encoders.
+        vision_mix: Mixed image encoders; None for none.
         adapters: Name to adapter mixture.
     """
 
@@ -94,7 +65,7 @@ class ComposeSpec(Spec):
     groups: Annotated[Literal["keep", "dense"], one_of("form of groups", ("keep", "dense"))] = "keep"
     experts: dict[ExpertName, Expert] = Field(default_factory=dict)
     router: Router | None = None
-    vision_mix: VisionMix = Field(default_factory=VisionMix.model_construct)
+    vision_mix: Annotated[VisionMix | None, BeforeValidator(read_vision_mix)] = None
     adapters: dict[str, AdapterMix] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -121,6 +92,7 @@ def check_compose(recipe: Recipe) -> None:
     """
     _check_decouple(recipe)
     _check_experts(recipe)
+    check_vision_mix(recipe)
 
 
 def _check_decouple(recipe: Recipe) -> None:

@@ -59,7 +59,7 @@ def resolve(
     Args:
         recipe: The authored recipe.
         commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter,
-            ``expert:<name>`` for an expert. Local references do not have one.
+            ``expert:<name>`` for an expert or a mixed encoder. Local references do not have one.
         digests: Source name (or ``base``) to file to ``sha256:...``.
         catalogue: Method name to method; without it, the merge method's defaults are not filled in.
 
@@ -93,6 +93,12 @@ def resolve(
             for name, expert in compose.experts.items()
         }
         compose = compose.model_copy(update={"experts": pinned})
+    if compose.vision_mix is not None:
+        mixed = {
+            name: encoder.model_copy(update={"encoder": _pin(encoder.encoder, commits.get(f"expert:{name}"))})
+            for name, encoder in compose.vision_mix.encoders.items()
+        }
+        compose = compose.model_copy(update={"vision_mix": compose.vision_mix.model_copy(update={"encoders": mixed})})
     update = {"base": base, "sources": sources, "merge": merge, "compose": compose}
     update["resolved"] = Resolved(digests=plain)
     return recipe.model_copy(update=update)

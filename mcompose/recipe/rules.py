@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcompose.errors import RecipeError, nearest_name
-from mcompose.recipe.compose import VisionMix, check_compose
+from mcompose.recipe.compose import check_compose
 from mcompose.recipe.document import Document, KeyPath, spell
 from mcompose.recipe.field_errors import FieldError
 
@@ -154,8 +154,6 @@ def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
     """Returns key path and hint of every section that is not built yet."""
     compose, unbuilt = recipe.compose, []
     leave_out = "Leave it out for now."
-    if compose.vision_mix != VisionMix.model_construct():
-        unbuilt.append((("compose", "vision_mix"), leave_out))
     if compose.adapters:
         unbuilt.append((("compose", "adapters"), leave_out))
     return unbuilt

@@ -236,7 +236,7 @@ class Recipe(Spec):
     schema_: Annotated[Literal[1], BeforeValidator(_schema_version)] = Field(alias="schema")
     name: Title
     base: Reference | None = None
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...]
     merge: MergeSpec
     compose: ComposeSpec = Field(default_factory=ComposeSpec.model_construct)
     align: AlignSpec | None = None

@@ -196,7 +196,7 @@ def test_an_encoder_whose_tensors_are_split_on_loading_is_refused(tmp_path, monk
     monkeypatch.setitem(EXPERTS, "swiglu", swiglu)
     checkpoint = open_checkpoint(write_expert("swiglu", tmp_path / "swiglu"))
     with pytest.raises(CompositionError, match=r"lack 'encoder.layer.0.mlp.gate_proj.weight'") as caught:
-        find_encoder(checkpoint, modality="image", name="swiglu")
+        find_encoder(checkpoint, modality="image", who="expert 'swiglu'")
     assert "merges or splits" in caught.value.hint
 
 

@@ -63,7 +63,7 @@ def probed(name: str, place: Path, **changes):
     """What is measured of a tiny expert, with these changes of its entry."""
     folder = place / "experts" / name
     modality = EXPERTS[name].modality if name in EXPERTS else "image"
-    found = find_encoder(open_checkpoint(folder), modality=modality, name=name)
+    found = find_encoder(open_checkpoint(folder), modality=modality, who=f"expert '{name}'")
     entry = {
         "model_type": found.model_type, "class_name": found.class_name, "config": found.config, "modality": modality,
         "domain": "x", "layer": -1, "skip": found.leading, "padding": "keep", "projector": {"kind": "mlp"},

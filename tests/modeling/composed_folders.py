@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from mcompose.modeling import composed_config, stored_source
 from mcompose.modeling.bundle import write_files
 from mcompose.modeling.processing.composed import add_placeholders, build_processor
-from mcompose.modeling.towers.native_classes import build_tower
+from mcompose.modeling.towers.build import build_tower
 
 WORDS = [
     "USER",

@@ -1,4 +1,4 @@
-"""Finds the encoder inside an expert's checkpoint: its class, its config, and which of the files' keys are its.
+"""Finds the encoder inside a checkpoint: its class, its config, and which of the files' keys are its.
 
 The idea: a model built without memory from the checkpoint's own config says which of its parts take images or sounds
 and no text. The outermost such part is the encoder (of Whisper, Pix2Struct and Donut the encoder, of CLIP, SigLIP and
@@ -55,13 +55,13 @@ class FoundEncoder:
     leading: int = 0
 
 
-def find_encoder(checkpoint: Checkpoint, *, modality: str, name: str) -> FoundEncoder:
+def find_encoder(checkpoint: Checkpoint, *, modality: str, who: str) -> FoundEncoder:
     """Finds the encoder of one modality.
 
     Args:
         checkpoint: The expert's checkpoint; headers are enough.
         modality: ``image`` or ``audio``.
-        name: The expert's name, for messages.
+        who: What it is for, for messages: "expert 'charts'".
 
     Returns:
         The encoder, whose every parameter is in the files.
@@ -69,17 +69,17 @@ def find_encoder(checkpoint: Checkpoint, *, modality: str, name: str) -> FoundEn
     Raises:
         CompositionError: There is no such encoder, or the files do not hold exactly its tensors.
     """
-    whole = _whole_model(checkpoint, name)
-    path, inside = _the_encoder(whole, modality, name=name, checkpoint=checkpoint)
+    whole = _whole_model(checkpoint, who)
+    path, inside = _the_encoder(whole, modality, who=who, checkpoint=checkpoint)
     entry = {"model_type": inside.config.model_type, "class_name": type(inside).__name__}
     try:
         config = native_config(entry["model_type"], inside.config.to_dict())
         with torch.device("meta"):
             encoder = build_encoder(encoder_class(entry, config), config, attn_implementation=None)
     except (ValueError, AnatomyError) as error:
-        raise CompositionError(f"The encoder of expert '{name}' cannot be built by itself: {error}") from error
+        raise CompositionError(f"The encoder of {who} cannot be built by itself: {error}") from error
     wanted = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
-    keys, unused = _matched(checkpoint, whole, path, wanted, name=name)
+    keys, unused = _matched(checkpoint, whole, path, wanted, who=who)
     plain = {key: value for key, value in inside.config.to_dict().items() if key not in _NOISE}
     return FoundEncoder(entry["model_type"], entry["class_name"], plain, keys, unused, leading_tokens(encoder))
 
@@ -94,12 +94,12 @@ def leading_tokens(encoder: PreTrainedModel) -> int:
     return sum(math.prod(p.shape[:-1]) for word, p in named if word in _LEADING)
 
 
-def _whole_model(checkpoint: Checkpoint, name: str) -> PreTrainedModel:
+def _whole_model(checkpoint: Checkpoint, who: str) -> PreTrainedModel:
     """Returns the checkpoint's own class, on the meta device."""
     kind = checkpoint.model_type
     if not kind or not is_known(kind):
         raise CompositionError(
-            f"The checkpoint of expert '{name}' is of type '{kind}', which transformers {transformers.__version__} "
+            f"The checkpoint of {who} is of type '{kind}', which transformers {transformers.__version__} "
             "does not know.",
             hint="An expert is an encoder of one of transformers' own classes.",
         )
@@ -109,11 +109,9 @@ def _whole_model(checkpoint: Checkpoint, name: str) -> PreTrainedModel:
         with torch.device("meta"):
             return cls._from_config(config)
     except AnatomyError as error:
-        raise CompositionError(f"The checkpoint of expert '{name}': {error.message}", hint=error.hint) from error
+        raise CompositionError(f"The checkpoint of {who}: {error.message}", hint=error.hint) from error
     except Exception as error:  # a config can break any line of any model's code
-        raise CompositionError(
-            f"transformers cannot build '{kind}' of expert '{name}': {first_line(error)}."
-        ) from error
+        raise CompositionError(f"transformers cannot build '{kind}' of {who}: {first_line(error)}.") from error
 
 
 def _class_of(raw: Mapping[str, Any], config: PreTrainedConfig) -> Any:
@@ -128,7 +126,7 @@ def _class_of(raw: Mapping[str, Any], config: PreTrainedConfig) -> Any:
 
 
 def _the_encoder(
-    whole: PreTrainedModel, modality: str, *, name: str, checkpoint: Checkpoint
+    whole: PreTrainedModel, modality: str, *, who: str, checkpoint: Checkpoint
 ) -> tuple[str, PreTrainedModel]:
     found = list(_encoders(whole, "", modality))
     if len(found) == 1:
@@ -140,13 +138,13 @@ def _the_encoder(
     others = [other for other in EXPERT_MODALITIES if other != modality and any(_encoders(whole, "", other))]
     if not found and others:
         raise CompositionError(
-            f"The checkpoint of expert '{name}' ({checkpoint.model_type}) has an encoder for {others[0]}, and none for "
+            f"The checkpoint of {who} ({checkpoint.model_type}) has an encoder for {others[0]}, and none for "
             f"{modality}.",
             hint=f"Write 'modality: {others[0]}'.",
         )
     listed = ", ".join(f"'{path}' ({type(encoder).__name__})" for path, encoder in found)
     raise CompositionError(
-        f"The checkpoint of expert '{name}' ({checkpoint.model_type}) has "
+        f"The checkpoint of {who} ({checkpoint.model_type}) has "
         + (f"several encoders for {modality}: {listed}." if found else f"no encoder that takes {modality}."),
         hint="Name the checkpoint of the encoder alone." if found else "Is it a vision or audio model's?",
     )
@@ -165,7 +163,7 @@ def _encoders(module: torch.nn.Module, path: str, modality: str) -> Iterator[tup
 
 
 def _matched(
-    checkpoint: Checkpoint, whole: PreTrainedModel, path: str, wanted: Mapping[str, tuple[int, ...]], *, name: str
+    checkpoint: Checkpoint, whole: PreTrainedModel, path: str, wanted: Mapping[str, tuple[int, ...]], *, who: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Parameter to key, and the keys that are left out."""
     head = f"{path}." if path else ""
@@ -184,7 +182,7 @@ def _matched(
         inner = place.removeprefix(head)
         if place.startswith(head) and inner in wanted:
             if inner in found:
-                raise CompositionError(f"'{key}' and '{found[inner]}' of expert '{name}' are one tensor, '{inner}'.")
+                raise CompositionError(f"'{key}' and '{found[inner]}' of {who} are one tensor, '{inner}'.")
             found[inner] = key
         elif not place.startswith(head):
             unused[key] = "not part of the encoder"
@@ -192,7 +190,7 @@ def _matched(
             unused[key] = "not read by the encoder's features"
         else:
             strange.append(key)
-    _check_cover(checkpoint, wanted, found, strange, name=name)
+    _check_cover(checkpoint, wanted, found, strange, who=who)
     return {key: found[key] for key in wanted}, unused
 
 
@@ -207,14 +205,14 @@ def _check_cover(
     found: Mapping[str, str],
     strange: list[str],
     *,
-    name: str,
+    who: str,
 ) -> None:
     missing = [key for key in wanted if key not in found]
     if missing or strange:
         parts = [_some("lack", missing)] if missing else []
         parts += [_some("hold, beside it,", strange)] if strange else []
         raise CompositionError(
-            f"The files of expert '{name}' ('{checkpoint.ref}') do not fit its encoder: they {' and '.join(parts)}.",
+            f"The files of {who} ('{checkpoint.ref}') do not fit its encoder: they {' and '.join(parts)}.",
             hint="Does its config.json belong to these weights? Is the checkpoint complete?"
             + (
                 " Tensors that transformers merges or splits on loading cannot be taken." if missing and strange else ""
@@ -224,7 +222,7 @@ def _check_cover(
         held = checkpoint.tensors[found[key]].shape
         if held != shape:
             raise CompositionError(
-                f"'{found[key]}' of expert '{name}' is of shape {list(held)}, and its config says {list(shape)}.",
+                f"'{found[key]}' of {who} is of shape {list(held)}, and its config says {list(shape)}.",
                 hint="Does its config.json belong to these weights?",
             )
 

@@ -95,7 +95,7 @@ def _check_name(name: str, names: Sequence[str], others: Sequence[str]) -> None:
 
 def _carried(tower: OutputTower, towers: Sequence[OutputTower]) -> list[OutputExpert]:
     """Experts of a composed source whose modality it brings."""
-    source = tower.source
+    source = tower.owner
     brought = [m for other in towers if other.source is source for m in other.modalities]
     summaries = _processor_entries(source)
     experts = []
@@ -148,7 +148,7 @@ def open_expert(name: str, spec: Expert, loaded: LoadedRecipe, *, text_width: in
             f"The encoder of expert '{name}' is quantised ({checkpoint.quantised}) and cannot be copied.",
             hint="Use the checkpoint that it was quantised from.",
         )
-    encoder = find_encoder(checkpoint, modality=spec.modality, name=name)
+    encoder = find_encoder(checkpoint, modality=spec.modality, who=f"expert '{name}'")
     folder = checkpoint.folder
     if spec.processor is not None:
         folder = opened(f"processor of '{name}'", spec.processor, loaded, weights=False).folder

@@ -282,9 +282,9 @@ def _known(loaded: LoadedRecipe, spec: Router | None, modality: str, tower: Outp
         return _Known("router", entry["classes"], checkpoint.tensors[key], entry)
     if not tower.inner:
         return None
-    entry = (tower.source.checkpoint.config.get("routers") or {}).get(modality)
-    slot = next((s for s in tower.source.anatomy.slots.values() if s.name == f"routers.{modality}.weight"), None)
-    return _Known(tower.source.name, entry["classes"], tower.source.entry(slot.key), entry) if entry and slot else None
+    entry = (tower.owner.checkpoint.config.get("routers") or {}).get(modality)
+    slot = next((s for s in tower.owner.anatomy.slots.values() if s.name == f"routers.{modality}.weight"), None)
+    return _Known(tower.owner.name, entry["classes"], tower.owner.entry(slot.key), entry) if entry and slot else None
 
 
 def _entry(spec: Router | None, known: _Known | None, modality: str, tower: OutputTower) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A source's own configuration object, by model type: from transformers, or from the island for the points source."""
+"""A source's own configuration object, by model type: from transformers, or from the island for its own types."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..points.configuration import PointsConfig
+from ..vision_mix.configuration import VisionMixConfig
 
 __all__ = ["native_config", "text_config_of"]
 
-_OWN_CONFIGS = {PointsConfig.model_type: PointsConfig}
+_OWN_CONFIGS: dict[str, Any] = {PointsConfig.model_type: PointsConfig, VisionMixConfig.model_type: VisionMixConfig}
 
 
 def native_config(model_type: str, settings: Mapping[str, Any]) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ Letters: I items, T vectors of one item, E width of the encoder, D width of the 
 
 - ``mlp`` (the paper's): LayerNorm, Linear to D, then ``depth - 1`` times GELU and Linear; no vector is lost.
 - ``linear``: one Linear.
+- ``linear_norm`` (of mixed image encoders): one Linear, then LayerNorm.
 - ``pixel_shuffle``: ``factor`` x ``factor`` neighbours of the ``grid`` (rows, columns; without it, as older checkpoints
   are, a square) become one vector, then as ``mlp``.
 - ``resampler``: ``queries`` learned vectors read the features in one attention with ``heads`` heads.
@@ -54,6 +55,27 @@ class Linear(nn.Linear):
         """Maps (I, T, E) to (I, T, D); the mask is not needed."""
         del mask_IT
         return super().forward(x_ITE)
+
+
+class LinearNorm(nn.Module):
+    """One linear map, then LayerNorm.
+
+    Args:
+        width: E.
+        text_width: D.
+
+    Paper: Lin et al. 2023, arXiv 2311.07575, as its code has it.
+    """
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, text_width)
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, x_ITE: torch.Tensor, mask_IT: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps (I, T, E) to (I, T, D); the mask is not needed."""
+        del mask_IT
+        return self.norm(self.linear(x_ITE))
 
 
 class PixelShuffle(Mlp):
@@ -145,6 +167,8 @@ def build_projector(settings: Mapping[str, Any], *, width: int, text_width: int)
     depth = settings.get("depth", 2)
     if kind == "linear":
         return Linear(width, text_width)
+    if kind == "linear_norm":
+        return LinearNorm(width, text_width)
     if kind == "pixel_shuffle":
         grid = settings.get("grid")
         grid = None if grid is None else (int(grid[0]), int(grid[1]))

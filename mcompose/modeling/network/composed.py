@@ -30,9 +30,10 @@ from ..families import family_of, text_family_of
 from ..names import SEPARATOR
 from ..own_code import copy_own_code
 from ..positions.composed import ComposedPositions
+from ..towers.build import build_tower
 from ..towers.features import Features
 from ..towers.media_features import MediaFeatures
-from ..towers.native_classes import build_language_model, build_tower
+from ..towers.native_classes import build_language_model
 from .extensions import EXTENSIONS
 from .forward_pass import ForwardPass, Reading
 from .generation import ComposedGeneration

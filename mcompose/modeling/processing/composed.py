@@ -35,13 +35,13 @@ from ..prefixes.tokens import prefix_counts, prefix_token_types, wrapped
 from .chat import DEFAULT_TEMPLATE, flattened, media_of
 from .expansion import expand_media
 from .items import media_items
+from .load import load_source_processor
 from .native_calls import set_pad_token, without_second_bos
 from .sources import (
     PROCESSOR_FOLDER,
     Unavailable,
     check_part,
     copy_source_processor,
-    load_source_processor,
     write_stubs,
 )
 from .tokens import add_placeholders, structure_ids
@@ -345,7 +345,7 @@ def write_processor(
         folder: The composed checkpoint.
         tokenizer: The composition's tokenizer, after :func:`add_placeholders`.
         sources: Source name -> entry with ``model_type`` and ``modalities`` (those of ``ComposedConfig.sources`` do).
-        folders: Source or expert name -> its own checkpoint folder.
+        folders: Source or expert name -> its own checkpoint folder; one that is left out is written by others.
         chat_template: Template over string contents; None takes the tokenizer's own.
         prefix_tokens: Modality -> learned vectors before each of its items; needs :func:`prefix_fields` first.
         suffix_tokens: Modality -> learned vectors after each of its items.
@@ -368,7 +368,8 @@ def write_processor(
     before = _stamps(folder)
     made.save_pretrained(folder)
     for name in (*sources, *made.expert_media.entries):
-        copy_source_processor(Path(folders[name]), folder, name)
+        if name in folders:
+            copy_source_processor(Path(folders[name]), folder, name)
     return sorted(path for path, stamp in _stamps(folder).items() if before.get(path) != stamp)
 
 

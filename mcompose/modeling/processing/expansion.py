@@ -85,6 +85,10 @@ def expand_media(
         Texts per item in order over all rows, and the tensors.
     """
     family = family_of(model_type)
+    if hasattr(processor, "expand"):  # this package's own, which knows no text
+        texts, tensors = processor.expand(modality, [item for row in rows for item in row])
+        prefix = f"{modality}_" if modality in family.image_path else ""
+        return Expansion(texts, {prefix + name: value for name, value in tensors.items()})
     if family.chunks is not None:
         return _chunked(processor, [item for row in rows for item in row], family.chunks, options)
     if takes_flat_images(processor):

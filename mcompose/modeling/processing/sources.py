@@ -29,7 +29,9 @@ __all__ = [
     "check_part",
     "copy_source_processor",
     "first_sentence",
-    "load_source_processor",
+    "load_native_processor",
+    "load_own_processor",
+    "processor_settings",
     "write_stubs",
 ]
 
@@ -68,8 +70,8 @@ class Unavailable:
         self.reason = reason
 
 
-def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) -> Any:
-    """Loads the processor of one source.
+def load_native_processor(path: Any, name: str, *, model_type: str, **hub: Any) -> Any:
+    """Loads the processor of one native source.
 
     Args:
         path: The composed checkpoint: a folder or a repository id.
@@ -80,8 +82,21 @@ def load_source_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
     Returns:
         The processor, with None for parts that need a missing library; ``Unavailable`` when nothing loads.
     """
-    where = {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}
-    own = _OWN_PROCESSORS.get(str(_settings(path, where).get("processor_class")))
+    return _loaded(path, {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}, model_type)
+
+
+def load_own_processor(folder: Path, *, model_type: str) -> Any:
+    """Loads the processor out of a source's own folder, as :func:`load_native_processor` does.
+
+    Args:
+        folder: The folder.
+        model_type: The source's model type.
+    """
+    return _loaded(folder, {}, model_type)
+
+
+def _loaded(path: Any, where: dict[str, Any], model_type: str) -> Any:
+    own = _OWN_PROCESSORS.get(str(processor_settings(path, where).get("processor_class")))
     if own is not None:
         return own.from_pretrained(path, **where)
     if family_of(model_type).chunks is not None:
@@ -124,6 +139,9 @@ def copy_source_processor(source: Path, folder: Path, name: str) -> list[Path]:
     target = Path(folder) / PROCESSOR_FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     found = sorted({path for pattern in _SIDECARS for path in Path(source).glob(pattern) if path.is_file()})
+    nested = sorted(path.parent.name for path in Path(source).glob("*/*") if path.name in _SIDECARS[1:3])
+    for inner in dict.fromkeys(nested if Path(source).parent.name == PROCESSOR_FOLDER else ()):
+        copy_source_processor(Path(source) / inner, folder, f"{name}/{inner}")
     # A config that names code of its own is of no use to anybody without that code.
     found = [path for path in found if path.name != "config.json" or b'"auto_map"' not in path.read_bytes()]
     return [_copied(path, target / path.name) for path in found]
@@ -157,7 +175,7 @@ def write_stubs(folder: Path, model_types: Mapping[str, str]) -> None:
 
 
 def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
-    settings = _settings(path, where)
+    settings = processor_settings(path, where)
     whole = getattr(transformers, str(settings.get("processor_class")), None)
     if whole is None:
         return Unavailable(first_sentence(error))
@@ -181,7 +199,8 @@ def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
     return made
 
 
-def _settings(path: Any, where: dict[str, Any]) -> dict[str, Any]:
+def processor_settings(path: Any, where: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the processor in a folder or repository, with its class where they name one."""
     settings, _ = ProcessorMixin.get_processor_dict(path, **where)
     if "processor_class" in settings:
         return settings

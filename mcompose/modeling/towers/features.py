@@ -60,7 +60,8 @@ def tower_features(tower: Tower, modality: str, inputs: Mapping[str, Any]) -> Fe
     family = family_of(tower.config.model_type)
     if special := family.features.get(modality):
         return _SPECIAL[special](tower, inputs)
-    output = _call(_native_function(tower, modality), inputs)
+    function = _native_function(tower, modality)
+    output = function(**inputs) if _own_names(tower) else _call(function, inputs)
     x_ND = _flat(getattr(output, family.output.get(modality, "pooler_output")))
     deepstack = [_flat(layer) for layer in output.deepstack_features] if family.deepstack else []
     return Features(x_ND, deepstack)
@@ -70,7 +71,7 @@ def main_input(tower: Tower, modality: str) -> str:
     """Returns the native name of the tensor that says a modality is present (``pixel_values``)."""
     if modality == "audio" and "audio" in family_of(tower.config.model_type).features:
         return "input_features"
-    return next(iter(_parameters(_native_function(tower, modality))))
+    return next(iter(_own_names(tower) or _parameters(_native_function(tower, modality))))
 
 
 def accepted_names(tower: Tower, modality: str) -> list[str]:
@@ -79,7 +80,7 @@ def accepted_names(tower: Tower, modality: str) -> list[str]:
     For a modality of the native image path each name carries the modality first: ``video_pixel_values``.
     """
     family = family_of(tower.config.model_type)
-    names = [*_parameters(_native_function(tower, modality)), *family.inputs.get(modality, ())]
+    names = [*(_own_names(tower) or _parameters(_native_function(tower, modality))), *family.inputs.get(modality, ())]
     if modality == "video" and family.mrope is not None and family.mrope.seconds is not None:
         names.append(family.mrope.seconds)
     if main_input(tower, modality) not in names:
@@ -110,6 +111,12 @@ def own_inputs(tower: Tower, modality: str, named: Mapping[str, Any]) -> dict[st
     if main not in found and old in found:
         found[main] = found.pop(old)
     return found if main in found else {}
+
+
+def _own_names(tower: Tower) -> list[str]:
+    """Names that a tower of this package states itself, since they are not those of a signature."""
+    stated = getattr(tower, "media_names", None)
+    return [] if stated is None else stated()
 
 
 def _prefix(tower: Tower, modality: str) -> str:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ..points.configuration import PointsConfig
 from ..points.network import PointsModel
 
-__all__ = ["build_encoder", "build_language_model", "build_tower"]
+__all__ = ["build_encoder", "build_language_model", "build_native_tower", "set_attention"]
 
 # By name: code that travels with a checkpoint may be loaded twice, and its classes are then not the same objects.
 _OWN_MODELS = {PointsConfig.model_type: PointsModel}
@@ -38,7 +38,7 @@ _EMPTY_TEXT = {
 }
 
 
-def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) -> PreTrainedModel:
+def build_native_tower(config: PreTrainedConfig, *, attn_implementation: str | None) -> PreTrainedModel:
     """Builds a source's base model without its language model.
 
     Args:
@@ -63,7 +63,7 @@ def build_tower(config: PreTrainedConfig, *, attn_implementation: str | None) ->
             setattr(text, key, value)
     _keep_in_float32(tower)
     tower.__dict__["language_class"] = _take_out_language_model(tower)
-    _set_attention(tower, attn_implementation)
+    set_attention(tower, attn_implementation)
     return tower
 
 
@@ -82,7 +82,7 @@ def build_encoder(
     # Nothing reads a pooled output, and classification checkpoints do not even hold its weights.
     pooling = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
     encoder = cls._from_config(config, dtype=dtype, **({"add_pooling_layer": False} if pooling else {}))
-    _set_attention(encoder, attn_implementation)
+    set_attention(encoder, attn_implementation)
     return encoder
 
 
@@ -147,7 +147,8 @@ def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
             _set_dtype(sub, dtype)
 
 
-def _set_attention(tower: PreTrainedModel, attn_implementation: str | None) -> None:
+def set_attention(tower: PreTrainedModel, attn_implementation: str | None) -> None:
+    """Sets the attention implementation of a model and of all models inside; one that lacks it keeps what it has."""
     if attn_implementation is None:
         return
     for module in [m for m in tower.modules() if isinstance(m, PreTrainedModel)]:

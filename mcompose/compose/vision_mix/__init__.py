@@ -1,0 +1,1 @@
+"""Mixed image encoders of a composed output: opened, measured and put together from recipe and headers."""

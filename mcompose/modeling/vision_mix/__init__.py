@@ -1,0 +1,1 @@
+"""Several image encoders on several views of a picture, as one tower."""
