@@ -139,7 +139,7 @@ def is_required(parameter: ParameterLike) -> bool:
 
 
 def _uses(recipe: Recipe) -> Iterator[_Use]:
-    merge, count = recipe.merge, len(recipe.sources)
+    merge, count = recipe.merge, len(recipe.sources) or 1  # without sources, the base is all that there is
     if merge.slices is None:
         yield _Use(("merge",), merge.method, merge.parameters, {}, count, merge.weights is not None)
     for index, piece in enumerate(merge.slices or ()):

@@ -32,6 +32,8 @@ __all__ = ["MixedEncoder", "Stream", "StreamProjector", "Views", "VisionMix", "c
 
 _KINDS = ("linear_norm", "linear", "mlp")
 _MOST_TILES = 64
+_COPIES = ("linear", "naivemc")
+"""Methods under which one language model alone stays as it is."""
 _Word = Literal["center", "corner"]
 
 
@@ -260,6 +262,12 @@ def check_vision_mix(recipe: Recipe) -> None:
     if not recipe.sources and recipe.base is None:
         hint = "Write 'base: hub:...': the language model that reads what the encoders see."
         raise FieldError("'{path}' is missing, and there is no source either.", at=("base",), hint=hint)
+    at_method = ("merge", "method")
+    if not recipe.sources and recipe.merge.method not in _COPIES:
+        hint = f"Write 'method: {_COPIES[0]}': the language model of the base stays as it is."
+        raise FieldError(
+            "'{path}' has nothing to merge, since there are no sources.", at=("merge", "method"), hint=hint
+        )
     if mix.name in (*recipe.source_names, *recipe.compose.experts):
         hint = "Give the mix another name."
         raise FieldError("'{path}' is also the name of a source or an expert.", at=(*at, "name"), hint=hint)

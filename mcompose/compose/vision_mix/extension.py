@@ -227,8 +227,8 @@ def _stream(index: int, stream: Stream, encoders: Mapping[str, OutputEncoder]) -
         for member in members:
             if member.entry["grid"] is None:
                 raise CompositionError(
-                    f"Encoder '{member.name}' ({member.class_name}) makes {member.entry['tokens']} vectors without rows "
-                    f"and columns, and stream {index + 1} of 'compose.vision_mix' puts it on a grid.",
+                    f"Encoder '{member.name}' ({member.class_name}) makes {member.entry['tokens']} vectors without rows"
+                    f" and columns, and stream {index + 1} of 'compose.vision_mix' puts it on a grid.",
                     hint=f"Give it a stream of its own: '{{of: [{member.name}]}}'.",
                 )
         grid = grid or max(side for member in members for side in member.entry["grid"])

@@ -23,6 +23,7 @@ from mcompose.modeling import (
     SourceViews,
     load_item_processor,
     load_own_processor,
+    missing_layer,
     native_config,
     native_inputs,
 )
@@ -87,8 +88,8 @@ def measure_encoder(
             )
         views = {key: value[:1] for key, value in sample.items()}
         prepared: dict[str, Any] = {"inputs": list(views)}
-        made = _made(who, name, entry, views, spec)
-        return Measured({**made, "inputs": list(views)}, prepared, own_processor=True)
+        made = _made(who, name, {**entry, **prepared}, views, spec)
+        return Measured(made, prepared, own_processor=True)
     size = spec.size or side or int(sample[known[0]].shape[-1])
     own = int(sample[known[0]].shape[-1])
     wide = {known[0]: torch.empty(1, 3, size, size, device="meta")}
@@ -194,29 +195,75 @@ def _made(
 ) -> dict[str, Any]:
     """Returns an encoder's entry with width, grid, tokens and closing norm, from one run on shapes."""
     final = spec.final_norm if spec.final_norm is not None else spec.layer == -1
+    hint = "" if spec.size is None else "Leave 'size' out: the encoder may see its own size only."
     with meta_device():
         encoder = _built(who, name, {**entry, "tokens": 0, "width": 1})
         entry = {**entry, "interpolate": bool(entry.get("interpolate")) and _takes_interpolation(encoder)}
-        norms = _Watched(encoder.encoder)
         try:
-            given = encoder.given({key: _without_numbers(key, value) for key, value in views.items()})
-            if entry["interpolate"]:
-                given["interpolate_pos_encoding"] = True
-            state = norms.run(lambda: encoder.read(given))
+            run = _run(encoder, entry, {key: _without_numbers(key, value) for key, value in views.items()})
         except _FAULTS as error:
-            raise CompositionError(
-                f"The {who} ({type(encoder.encoder).__name__}) cannot read a view: {first_line(error)}.",
-                hint="" if spec.size is None else "Leave 'size' out: the encoder may see its own size only.",
-            ) from error
-    rows, columns, vectors, width = _shape_of(state)
+            if "meta" not in str(error):
+                raise _unread(who, encoder, error, hint) from error
+            run = _run_shallow(who, name, entry, views, hint)
+    rows, columns, vectors, width = _shape_of(run.state)
     leading = int(entry["leading"])
     count = vectors - leading
     side = math.isqrt(max(count, 0))
-    grid = (rows, columns) if rows else (side, side) if leading <= vectors and side * side == count else None
+    grid = (rows, columns) if rows else (side, side) if side * side == count and "inputs" not in entry else None
     if count < 1:
         raise CompositionError(f"The {who} makes {vectors} vectors of a view, and {leading} stand before its patches.")
-    made = {**entry, "width": width, "grid": list(grid) if grid else None, "norm": norms.unused() if final else None}
+    made = {**entry, "width": width, "grid": list(grid) if grid else None, "norm": run.norm if final else None}
     return {**made, "tokens": count + (bool(entry["class_token"]) and leading > 0)}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run of an encoder showed: its hidden state, and the closing norm that only a pooled vector passed."""
+
+    state: torch.Tensor
+    norm: str | None
+
+
+def _run(encoder: MixedEncoder, entry: Mapping[str, Any], views: Mapping[str, torch.Tensor]) -> _Run:
+    encoder.entry = dict(entry)
+    given = encoder.given(views)
+    if entry["interpolate"]:
+        given["interpolate_pos_encoding"] = True
+    pooled: list[str] = []
+    names = [n for n, _ in encoder.encoder.named_modules() if n.rpartition(".")[2] in _NORMS and n.count(".") < 2]
+    handles = [
+        encoder.encoder.get_submodule(n).register_forward_hook(
+            lambda _, args, __, n=n: pooled.append(n) if args[0].dim() == 2 else None
+        )
+        for n in names
+    ]
+    try:
+        state = encoder.read(given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Run(state, pooled[-1] if pooled else None)
+
+
+def _run_shallow(who: str, name: str, entry: Mapping[str, Any], views: Mapping[str, torch.Tensor], hint: str) -> _Run:
+    """Runs an encoder of one layer with numbers, for encoders that look into their masks."""
+    small = {**entry, "config": {**entry["config"], "num_hidden_layers": 1}, "tokens": 0, "width": 1}
+    layer = entry["layer"]
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        encoder = _built(who, name, small)
+        depth = int(entry["config"].get("num_hidden_layers", 1))
+        if wrong := missing_layer(layer, depth + 1):
+            raise CompositionError(f"The {who}: {wrong}")
+        try:
+            return _run(encoder, {**small, "layer": max(-2, min(layer, 1))}, views)
+        except _FAULTS as error:
+            raise _unread(who, encoder, error, hint) from error
+
+
+def _unread(who: str, encoder: MixedEncoder, error: Exception, hint: str) -> CompositionError:
+    return CompositionError(
+        f"The {who} ({type(encoder.encoder).__name__}) cannot read a view: {first_line(error)}.", hint=hint
+    )
 
 
 def _takes_interpolation(encoder: MixedEncoder) -> bool:
@@ -236,36 +283,3 @@ def _shape_of(state: torch.Tensor) -> tuple[int, int, int, int]:
         rows, width = (two, one) if two == three else (one, three)
         return rows, rows, rows * rows, width
     return 0, 0, int(state.shape[1]), int(state.shape[-1])
-
-
-class _Watched:
-    """Watches the closing norms of an encoder: applied to all vectors already, or to a pooled one only.
-
-    Args:
-        encoder: The encoder.
-    """
-
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        self.encoder = encoder
-        self.pooled: list[str] = []
-
-    def run(self, call: Any) -> torch.Tensor:
-        """Runs the encoder, and notes the norms that saw one vector an item."""
-        names = [n for n, m in self.encoder.named_modules() if n.rpartition(".")[2] in _NORMS and n.count(".") < 2]
-        handles = [
-            self.encoder.get_submodule(n).register_forward_hook(lambda _, args, __, n=n: self._note(n, args[0]))
-            for n in names
-        ]
-        try:
-            return call()
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _note(self, name: str, seen: torch.Tensor) -> None:
-        if seen.dim() == 2:
-            self.pooled.append(name)
-
-    def unused(self) -> str | None:
-        """Returns the closing norm that only a pooled vector went through, None where there is none."""
-        return self.pooled[-1] if self.pooled else None
