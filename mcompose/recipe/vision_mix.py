@@ -265,9 +265,7 @@ def check_vision_mix(recipe: Recipe) -> None:
     at_method = ("merge", "method")
     if not recipe.sources and recipe.merge.method not in _COPIES:
         hint = f"Write 'method: {_COPIES[0]}': the language model of the base stays as it is."
-        raise FieldError(
-            "'{path}' has nothing to merge, since there are no sources.", at=("merge", "method"), hint=hint
-        )
+        raise FieldError("'{path}' has nothing to merge, since there are no sources.", at=at_method, hint=hint)
     if mix.name in (*recipe.source_names, *recipe.compose.experts):
         hint = "Give the mix another name."
         raise FieldError("'{path}' is also the name of a source or an expert.", at=(*at, "name"), hint=hint)
