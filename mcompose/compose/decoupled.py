@@ -114,7 +114,8 @@ class DecouplingExtension(Extension):
         language = draft.language
         linears = _linears(language)
         _Jobs.check_layers(language)
-        groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in sources.modalities.items()}
+        readers = sources.readers
+        groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in readers.items()}
         jobs = _Jobs(recipe, sources, linears)
         text = stacked_text(sources.sources, list(groups.values()), language, linears)
         if text is not None:
@@ -128,12 +129,17 @@ class DecouplingExtension(Extension):
             language=(*language, *jobs.made),
             groups=jobs.fields,
             base=base,
+            notes=tuple(_ungrouped(modality) for modality in sources.modalities if modality not in readers),
         )
 
 
 def carries_groups(source: SourceParts) -> bool:
     """Returns whether a source is a composed checkpoint with decoupled parameters."""
     return any(slot.part.startswith(f"{GROUP}:") for slot in source.anatomy.slots.values())
+
+
+def _ungrouped(modality: str) -> str:
+    return f"No language model was trained on the {modality} tokens of the mixed encoders: they use the merged one."
 
 
 def _left_out(recipe: Recipe, sources: SourceSet) -> tuple[str, ...]:

@@ -32,12 +32,33 @@ class SourceSet:
         base: The base language model, if the recipe names one.
         modalities: Modality to the name of the source that brings it, in the order of ``MODALITIES``.
         towers: Names of the sources whose encoders and projectors the output holds, in the recipe's order.
+        mixed: Names of the sources whose image towers are part of a mix of encoders, in the mix's order.
     """
 
     sources: tuple[SourceParts, ...]
     base: SourceParts | None
     modalities: dict[str, str]
     towers: tuple[str, ...]
+    mixed: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> dict[str, str]:
+        """Modality to the source whose language model was trained on it; a new mix of encoders has none.
+
+        Raises:
+            CompositionError: Several sources of a mix could be meant.
+        """
+        names = {source.name for source in self.sources}
+        found = {modality: name for modality, name in self.modalities.items() if name in names}
+        for modality in [m for m, name in self.modalities.items() if name not in names] if self.mixed else []:
+            if len(self.mixed) > 1:
+                raise CompositionError(
+                    f"The towers of {' and '.join(repr(name) for name in self.mixed)} are mixed, so that their "
+                    f"{modality} tokens have no one language model of their own.",
+                    hint="Leave 'compose.decouple' out, or mix the tower of one source only.",
+                )
+            found[modality] = next(iter(self.mixed))
+        return {modality: found[modality] for modality in self.modalities if modality in found}
 
     def get(self, name: str) -> SourceParts:
         """Returns the source of this name."""
@@ -78,7 +99,8 @@ def open_sources(loaded: LoadedRecipe, *, weights: bool) -> SourceSet:
     towers = tuple(s.name for s in sources if s.name in brought)
     if not sources and base is not None:  # the base is all that there is of a language model
         sources, base = (base,), None
-    return SourceSet(sources, base, claims, towers)
+    mixed = tuple(dict.fromkeys(mix.sources.values())) if mix is not None else ()
+    return SourceSet(sources, base, claims, towers, mixed)
 
 
 def open_parts(

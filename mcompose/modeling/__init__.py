@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         native_inputs,
     )
     from .experts.projectors import build_projector
-    from .experts.router import ItemCounts
+    from .experts.router import ItemCounts, encoders_of
     from .families import EXPERT_TYPE, TYPE_IDS, Family, family_of, text_family_of
     from .groups.editing import add_groups, fold_text, group_parameters
     from .groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
@@ -125,6 +125,7 @@ __all__ = [
     "cut_graph",
     "encoder_class",
     "encoder_width",
+    "encoders_of",
     "expert_summary",
     "expert_token",
     "family_of",
@@ -169,6 +170,7 @@ _HOME = {
     "FramesProcessor": "processing.frames",
     "Graph": "experts.onnx_graph",
     "ItemCounts": "experts.router",
+    "encoders_of": "experts.router",
     "MAIN_INPUTS": "experts.onnx_encoder",
     "NONE": "experts.configuration",
     "OnnxEncoder": "experts.onnx_encoder",

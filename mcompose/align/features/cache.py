@@ -1,9 +1,9 @@
 """Runs frozen encoders once per item instead of once per epoch: their outputs are cached on disk and replayed.
 
 The network is not changed. Around each frozen module that stands directly in a tower (an encoder; a projector too when
-it is frozen) its ``forward`` is replaced while the cache is open. For a batch whose items are all on disk it returns
-what the module gave for each of them alone, joined along the first dimension; for any other batch it runs. The trained
-part of the tower sees the same values and gets the same gradients.
+it is frozen; every encoder of a mix) its ``forward`` is replaced while the cache is open. For a batch whose items are
+all on disk it returns what the module gave for each of them alone, joined along the first dimension; for any other
+batch it runs. The trained part of the tower sees the same values and gets the same gradients.
 
 Of a module's outputs only those are kept that the tower's features depend on, which one backward pass tells: of 25
 hidden states usually one. Whether a module treats its items apart from each other is tried on the first two.
@@ -318,7 +318,8 @@ class _NotCachedError(RequestError):
 
 def _frozen_children(tower: nn.Module) -> dict[str, _Point]:
     found = {}
-    for name, child in tower.named_children():
+    stated = getattr(tower, "frozen_parts", None)
+    for name, child in tower.named_children() if stated is None else stated().items():
         parameters = list(child.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             found[name] = _Point(child, child.forward, child.__dict__.get("forward"))
@@ -352,7 +353,10 @@ def _joined(point: _Point, child: str, stored: list[dict[str, torch.Tensor]]) ->
     for index, leaf in enumerate(point.leaves):
         name = f"{child}/{index}"
         if name in stored[0]:
-            leaves.append(torch.cat([item[name] for item in stored]).to(leaf.device, leaf.dtype))
+            values = [item[name] for item in stored]
+            # A frozen encoder runs without gradients, through which no dependence could be learnt.
+            with torch.set_grad_enabled(torch.is_grad_enabled() or any(value.requires_grad for value in values)):
+                leaves.append(torch.cat(values).to(leaf.device, leaf.dtype))
         elif torch.is_tensor(leaf) and leaf.ndim:
             leaves.append(leaf.new_zeros(()).expand(leaf.shape[0] * len(stored), *leaf.shape[1:]))
         else:

@@ -36,7 +36,8 @@ def encoder_identity(settings: object, processor: Any, weights: Iterable[tuple[s
     """
     digest = xxhash.xxh3_128()
     digest.update(_text(settings))
-    for part in [processor, *(getattr(processor, name, None) for name in _PARTS)]:
+    inner = getattr(processor, "natives", {}).values()  # of a mix of encoders
+    for part in [processor, *(getattr(processor, name, None) for name in _PARTS), *inner]:
         digest.update(_text(part.to_dict() if hasattr(part, "to_dict") else {}))
     for name, tensor in weights:
         digest.update(f"{name} {tensor.dtype}".encode())

@@ -25,6 +25,7 @@ from mcompose.modeling import (
     build_projector,
     build_tower,
     encoder_width,
+    encoders_of,
     family_of,
     hidden_states,
     load_item_processor,
@@ -32,6 +33,7 @@ from mcompose.modeling import (
     native_config,
     native_inputs,
 )
+from mcompose.on_disk import VISION_MIX_TYPE
 
 __all__ = [
     "GeneralEncoder",
@@ -341,7 +343,7 @@ def probe_general_encoder(config: Mapping[str, Any], model_type: str, modality: 
     """
     with meta_device():
         tower = build_tower(native_config(model_type, config), attn_implementation=None)
-    found = _encoders(tower)
+    found = encoders_of(tower)
     encoder = next((one for one in found if modality in _takes(one)), found[0] if found else None)
     family = family_of(model_type)
     if encoder is None or not family.hidden_states:
@@ -349,15 +351,15 @@ def probe_general_encoder(config: Mapping[str, Any], model_type: str, modality: 
             f"What a router could read of the encoder of '{model_type}' cannot be told.",
             hint="Write 'router: none', and name the expert of each item.",
         )
-    return GeneralEncoder(_general_width(encoder.config), leading_tokens(encoder) > 0, family.whole_tile)
+    tile = family.whole_tile if model_type != VISION_MIX_TYPE else _overview(config["views"])
+    return GeneralEncoder(_general_width(encoder.config), leading_tokens(encoder) > 0, tile)
 
 
-def _encoders(module: torch.nn.Module) -> list[PreTrainedModel]:
-    """Returns the outermost models of their own in a tower, as the network watches them."""
-    found: list[PreTrainedModel] = []
-    for child in module.children():
-        found += [child] if isinstance(child, PreTrainedModel) else _encoders(child)
-    return found
+def _overview(views: Mapping[str, Any]) -> str:
+    """The view of a mix that shows a whole picture; the mean of its tiles where none does."""
+    if views["tiles"] == "none":
+        return "first"
+    return "mean" if views["overview"] == "none" else str(views["overview"])
 
 
 def _takes(encoder: PreTrainedModel) -> tuple[str, ...]:

@@ -26,7 +26,22 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-__all__ = ["ItemCounts", "chosen_experts", "item_runs", "pooled_items", "router_loss", "watched_encoder"]
+__all__ = ["ItemCounts", "chosen_experts", "encoders_of", "item_runs", "pooled_items", "router_loss", "watched_encoder"]
+
+
+def encoders_of(tower: nn.Module) -> list[PreTrainedModel]:
+    """Returns the outermost models of their own inside a tower; of a tower within a mix, its own encoders.
+
+    Args:
+        tower: A source's base model without its language model, or a mix of encoders.
+    """
+    found: list[PreTrainedModel] = []
+    for child in tower.children():
+        if isinstance(child, PreTrainedModel) and "language_class" not in child.__dict__:
+            found.append(child)
+        else:
+            found += encoders_of(child)
+    return found
 
 
 @contextmanager
@@ -47,7 +62,7 @@ def watched_encoder(tower: nn.Module) -> Iterator[list[torch.Tensor]]:
         if not seen:
             seen.append(output[0] if isinstance(output, tuple) else output.last_hidden_state)
 
-    handles = [module.register_forward_hook(keep) for module in _encoders(tower)]
+    handles = [module.register_forward_hook(keep) for module in encoders_of(tower)]
     try:
         yield seen
     finally:
@@ -172,13 +187,6 @@ def router_loss(
     return nn.functional.cross_entropy(logits_IC.float(), labels_I, ignore_index=-100, reduction="sum") / count
 
 
-def _encoders(tower: nn.Module) -> list[nn.Module]:
-    found = []
-    for child in tower.children():
-        found += [child] if isinstance(child, PreTrainedModel) else _encoders(child)
-    return found
-
-
 def _token_rows(hidden: torch.Tensor, width: int) -> torch.Tensor:
     if hidden.dim() == 4:
         hidden = hidden.flatten(2).transpose(1, 2) if hidden.shape[1] == width else hidden.flatten(1, 2)
@@ -199,6 +207,9 @@ def _flat_shares(rows: int, weights: Sequence[int] | None) -> list[int]:
 
 
 def _native_tiles(config: Any, inputs: Mapping[str, Any]) -> list[int] | None:
+    if "view_counts" in inputs:  # of a mix of encoders, which run on the tiles that are shown
+        shares = inputs["view_kinds"].split(inputs["view_counts"].tolist())
+        return [int(share.sum()) for share in shares]
     # Families with a list of resolutions leave out padding, so tokens do not tell the number of tiles.
     pinpoints, sizes = getattr(config, "image_grid_pinpoints", None), inputs.get("image_sizes")
     if pinpoints is None or sizes is None:

@@ -78,6 +78,16 @@ class VisionMixModel(PreTrainedModel):
             names += [f"{name}{SEPARATOR}{native}" for native in encoder.input_names]  # pyright: ignore
         return names
 
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Returns the modules whose outputs can be kept and played back in training, by name."""
+        parts: dict[str, nn.Module] = {}
+        for name, encoder in self.encoders.items():
+            if isinstance(encoder, SourceTower):
+                parts |= {f"{name}.{inner}": module for inner, module in encoder.tower.named_children()}
+            else:
+                parts[name] = encoder.encoder  # pyright: ignore[reportArgumentType]
+        return parts
+
     def get_image_features(self, **inputs: Any) -> BaseModelOutputWithPooling:
         """Views as the language model reads them.
 

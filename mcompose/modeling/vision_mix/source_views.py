@@ -27,6 +27,11 @@ class SourceViews:
         """Returns the tensors of the source's tower for some views, by native name."""
         return self._expanded(views).tensors
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings of the part that prepares images."""
+        part = getattr(self.processor, "image_processor", self.processor)
+        return part.to_dict() if hasattr(part, "to_dict") else {}
+
     def tokens(self, view: Any) -> int:
         """Returns the placeholders of one view.
 
