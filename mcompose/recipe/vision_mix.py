@@ -78,6 +78,10 @@ class MixedEncoder(Spec):
                 "'{path}' must name either an encoder or a source.",
                 hint="Write 'encoder: hub:...' for a checkpoint, or 'source: <name>' for the image tower of a source.",
             )
+        if self.part is not None and (self.layer != -1 or self.final_norm or self.class_token != "drop"):  # noqa: S105
+            key = "layer" if self.layer != -1 else "final_norm" if self.final_norm else "class_token"
+            hint = "Leave it out: the hidden states of its queries are read as they are."
+            raise FieldError("'{path}' cannot be set for a Q-Former.", at=(key,), hint=hint)
         if self.source is not None:
             for key in ("processor", "part", "size", "layer", "class_token", "final_norm"):
                 if key in self.model_fields_set:

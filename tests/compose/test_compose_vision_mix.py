@@ -11,12 +11,15 @@ import torch
 from damc_sources import write_natives
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_experts import EXPERTS, native_encoder, write_expert
+from tiny_experts import EXPERTS, VISION, native_encoder, write_expert
 from tiny_models import fill
 from tiny_sources import write_recipe
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipImageProcessor,
     ConvNextConfig,
     ConvNextImageProcessor,
     ConvNextModel,
@@ -55,7 +58,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ConvNextImageProcessor(size={"shortest_edge": 32}, image_mean=IMAGENET[0], image_std=IMAGENET[1]).save_pretrained(
         folder / "convnext"
     )
+    blip = Blip2ForConditionalGeneration(blip_config())
+    fill(blip, 6)
+    blip.save_pretrained(folder / "blip")
+    BlipImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder / "blip")
     return folder
+
+
+def blip_config() -> Blip2Config:
+    queries = {"hidden_size": 24, "encoder_hidden_size": 32, "cross_attention_frequency": 1, "vocab_size": 50}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    return Blip2Config(
+        vision_config=VISION,
+        qformer_config={**queries, **sizes},
+        text_config={**text, "num_hidden_layers": 1, "num_attention_heads": 2},
+        num_query_tokens=4,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +218,24 @@ def test_every_kind_of_encoder_can_be_mixed(name, tmp_path, general, checkpoints
         torch.testing.assert_close(
             model(**processor(text=["<image> x", "<image>"], images=[WIDE, SQUARE])).logits, logits
         )
+
+
+def test_a_qformer_is_read_before_its_language_projection(tmp_path, general, checkpoints):
+    mix = {"encoders": {"queries": {"encoder": "blip", "part": "qformer"}}, "marks": False}
+    mix["streams"] = [{"of": ["queries"], "projector": "linear"}]
+    folder = composed(tmp_path, general, checkpoints, mix, sources=("hears",))
+    state = load_file(folder / "model.safetensors")
+    model, processor = loaded(folder)
+    inputs = processor(text="<image>", images=[SQUARE])
+    own = {key.removeprefix("eyes__"): value for key, value in inputs.items() if key.startswith("eyes__")}
+    blip = Blip2ForConditionalGeneration.from_pretrained(checkpoints / "blip").eval()
+    with torch.no_grad():
+        found = model.model.towers["eyes"].get_image_features(**own).pooler_output
+        native = blip.get_image_features(own["queries__pixel_values"]).qformer_outputs.last_hidden_state[0]
+    head = "model.towers.eyes.projectors.0."
+    expected = native @ state[head + "weight"].T + state[head + "bias"]
+    assert found.shape == (4, 32)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_language_model_and_encoders_become_a_model(tmp_path, general, checkpoints):

@@ -25,12 +25,13 @@ from mcompose.errors import AnatomyError, CompositionError, first_line
 from mcompose.modalities import EXPERT_MODALITIES
 from mcompose.modeling import build_encoder, encoder_class, native_config
 
-__all__ = ["FoundEncoder", "find_encoder", "leading_tokens"]
+__all__ = ["FoundEncoder", "find_encoder", "find_qformer", "leading_tokens"]
 
 _LEADING = ("class_embedding", "cls_token", "class_token", "distillation_token", "dist_token", "register_tokens")
 """Parameters that encoders put before their patches, by the last word of their names."""
 _UNREAD = frozenset({"pooler", "mask_token", "head"})
 """Words in the names of tensors of an encoder's files that its features do not depend on."""
+_QFORMER = {"class_name": "QFormerEncoder"}
 _NOISE = ("auto_map", "_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype")
 
 
@@ -82,6 +83,39 @@ def find_encoder(checkpoint: Checkpoint, *, modality: str, who: str) -> FoundEnc
     keys, unused = _matched(checkpoint, whole, path, wanted, who=who)
     plain = {key: value for key, value in inside.config.to_dict().items() if key not in _NOISE}
     return FoundEncoder(entry["model_type"], entry["class_name"], plain, keys, unused, leading_tokens(encoder))
+
+
+def find_qformer(checkpoint: Checkpoint, *, who: str) -> FoundEncoder:
+    """Finds the Q-Former of a BLIP-2 checkpoint, with the image encoder that it reads.
+
+    Args:
+        checkpoint: The checkpoint; headers are enough.
+        who: What it is for, for messages.
+
+    Raises:
+        CompositionError: It has none, or the files do not hold exactly its tensors.
+    """
+    whole = _whole_model(checkpoint, who)
+    if whole.config.model_type != "blip-2":
+        raise CompositionError(
+            f"The checkpoint of {who} is of type '{whole.config.model_type}', and 'part: qformer' is of BLIP-2 only.",
+            hint="Leave 'part' out to use its image encoder.",
+        )
+    with torch.device("meta"):
+        encoder = build_encoder(encoder_class(_QFORMER, whole.config), whole.config, attn_implementation=None)
+    wanted = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    family = Family("blip-2", type(whole).__name__, base="", renamings=tuple(renamings_of(whole)), parts={})
+    found: dict[str, str] = {}
+    unused: dict[str, str] = {}
+    for key in checkpoint.tensors:
+        place = family.path_of(key)
+        if place in wanted:
+            found[place] = key
+        else:
+            unused[key] = "not part of the Q-Former"
+    _check_cover(checkpoint, wanted, found, [], who=who)
+    plain = {key: value for key, value in whole.config.to_dict().items() if key not in _NOISE}
+    return FoundEncoder("blip-2", _QFORMER["class_name"], plain, {key: found[key] for key in wanted}, unused)
 
 
 def leading_tokens(encoder: PreTrainedModel) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.anatomy import ENCODER
-from mcompose.compose.experts.encoder import find_encoder
+from mcompose.compose.experts.encoder import find_encoder, find_qformer
 from mcompose.compose.experts.projector import opened
 from mcompose.compose.towers import OutputTower, name_inside, tower_job
 from mcompose.compose.vision_mix.measure import measure_encoder, measure_source
@@ -84,7 +84,10 @@ def open_encoder(
             f"The {who} is quantised ({checkpoint.quantised}) and cannot be copied.",
             hint="Use the checkpoint that it was quantised from.",
         )
-    found = find_encoder(checkpoint, modality="image", who=who)
+    if spec.part == "qformer":
+        found = find_qformer(checkpoint, who=who)
+    else:
+        found = find_encoder(checkpoint, modality="image", who=who)
     folder = checkpoint.folder
     if spec.processor is not None:
         folder = opened(f"processor of {who}", spec.processor, loaded, weights=False).folder

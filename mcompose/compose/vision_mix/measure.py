@@ -92,7 +92,7 @@ def measure_encoder(
         return Measured(made, prepared, own_processor=True)
     size = spec.size or side or int(sample[known[0]].shape[-1])
     own = int(sample[known[0]].shape[-1])
-    wide = {known[0]: torch.empty(1, 3, size, size, device="meta")}
+    wide = {known[0]: torch.zeros(1, 3, size, size)}
     made = _made(who, name, {**entry, "interpolate": size != own}, wide, spec)
     colour = tuple(round(255 * value) for value in pixels["mean"])
     prepared = {"size": size, **_in_pixels(pixels), "input": known[0]}
@@ -194,7 +194,7 @@ def _made(
     who: str, name: str, entry: Mapping[str, Any], views: Mapping[str, torch.Tensor], spec: MixedEncoderSpec
 ) -> dict[str, Any]:
     """Returns an encoder's entry with width, grid, tokens and closing norm, from one run on shapes."""
-    final = spec.final_norm if spec.final_norm is not None else spec.layer == -1
+    final = spec.final_norm if spec.final_norm is not None else spec.layer == -1 and spec.part is None
     hint = "" if spec.size is None else "Leave 'size' out: the encoder may see its own size only."
     with meta_device():
         encoder = _built(who, name, {**entry, "tokens": 0, "width": 1})
@@ -209,7 +209,8 @@ def _made(
     leading = int(entry["leading"])
     count = vectors - leading
     side = math.isqrt(max(count, 0))
-    grid = (rows, columns) if rows else (side, side) if side * side == count and "inputs" not in entry else None
+    has_grid = side * side == count and "inputs" not in entry and entry["class_name"] != "QFormerEncoder"
+    grid = (rows, columns) if rows else (side, side) if has_grid else None
     if count < 1:
         raise CompositionError(f"The {who} makes {vectors} vectors of a view, and {leading} stand before its patches.")
     made = {**entry, "width": width, "grid": list(grid) if grid else None, "norm": run.norm if final else None}

@@ -20,6 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration.native import native_config
 from ..towers.native_classes import build_encoder
+from ..vision_mix.qformer import QFormerEncoder
 from .onnx_encoder import OnnxEncoder
 
 __all__ = [
@@ -125,12 +126,14 @@ class FrozenEncoder(nn.Module):
 
 
 def encoder_class(entry: Mapping[str, Any], config: PreTrainedConfig) -> Any:
-    """Returns the class that ``class_name`` names: of transformers itself, or beside the configuration's class.
+    """Returns the class that ``class_name`` names: of transformers itself, beside the configuration's class, or ours.
 
     Raises:
         ValueError: The installed transformers has no such class.
     """
     name = entry["class_name"]
+    if name == QFormerEncoder.__name__:
+        return QFormerEncoder
     found = getattr(transformers, name, None)
     if found is None:
         home = type(config).__module__.replace(".configuration_", ".modeling_")

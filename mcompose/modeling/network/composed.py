@@ -32,6 +32,7 @@ from ..own_code import copy_own_code
 from ..positions.composed import ComposedPositions
 from ..towers.build import build_tower
 from ..towers.features import Features
+from ..towers.inner_rules import gather_rules
 from ..towers.media_features import MediaFeatures
 from ..towers.native_classes import build_language_model
 from .extensions import EXTENSIONS
@@ -44,12 +45,6 @@ from .text_head import scale_logits
 __all__ = ["ComposedForConditionalGeneration", "ComposedModel", "ComposedPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
-_GATHERED = (
-    "_keep_in_fp32_modules",
-    "_keep_in_fp32_modules_strict",
-    "_no_split_modules",
-    "_skip_keys_device_placement",
-)
 
 
 class ComposedPreTrainedModel(PreTrainedModel):
@@ -112,7 +107,8 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
             extension.build(self, config)
         absent = [pattern for extension in EXTENSIONS for pattern in extension.absent_keys(config)]
         self._keys_to_ignore_on_load_missing = absent or None
-        self._gather_from_inner_models()
+        inner = (model for each in EXTENSIONS for model in each.inner_models(self))
+        gather_rules(self, [*self.towers.values(), *inner])
         self.ids: dict[str, Any] = {modality: config.placeholder_id(modality) for modality in config.modalities}
         families = [family_of(source["model_type"]) for source in config.sources.values()]
         self.attention = next((f.attention for f in families if f.attention != "causal"), "causal")
@@ -124,15 +120,6 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
                 "and videos of M-RoPE sources are read as a line of tokens and not on their grid."
             )
         self.post_init()
-
-    def _gather_from_inner_models(self) -> None:
-        # post_init looks at direct children only, and a ModuleDict hides the towers from it.
-        models = [*self.towers.values(), *(model for each in EXTENSIONS for model in each.inner_models(self))]
-        for attribute in _GATHERED:
-            found = list(getattr(self, attribute) or [])
-            for model in models:
-                found += sorted(getattr(model, attribute, None) or [])
-            setattr(self, attribute, list(dict.fromkeys(found)))
 
     def get_input_embeddings(self) -> Any:
         """Returns the language model's embedding."""

@@ -23,6 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..experts.projectors import build_projector
 from ..names import SEPARATOR
+from ..towers.inner_rules import gather_rules
 from .configuration import VisionMixConfig
 from .encoders import MixedEncoder, SourceTower, ViewVectors, on_grid
 
@@ -66,6 +67,8 @@ class VisionMixModel(PreTrainedModel):
             self.end = nn.Parameter(torch.zeros(config.text_width))
         if config.skips:
             self.empty = nn.Parameter(torch.zeros(config.text_width))
+        encoders = [getattr(one, "encoder", None) or getattr(one, "tower", None) for one in self.encoders.values()]
+        gather_rules(self, encoders)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
