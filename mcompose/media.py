@@ -22,7 +22,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mcompose.errors import RequestError, first_line
 
-__all__ = ["FRAMES", "MediaError", "read_media"]
+__all__ = ["FRAMES", "MediaError", "picture_size", "read_media"]
 
 FRAMES: Final = 8
 """Number of frames read from a video file, evenly spread, as for the video encoders of arXiv 2402.12750. Animated
@@ -98,6 +98,23 @@ def read_media(source: Path | bytes, modality: str, *, sampling_rate: int | None
             return _read(_MediaStream(stream, f"{modality} {source}", source.suffix.lower(), sampling_rate), modality)
     except OSError as error:
         raise MediaError(f"The {modality} {source} cannot be read: {_reason(error)}.") from error
+
+
+def picture_size(source: Path | bytes) -> tuple[int, int]:
+    """Returns width and height of a picture, from its header.
+
+    Args:
+        source: File, or its bytes.
+
+    Raises:
+        MediaError: It is no picture.
+    """
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            return picture.size
+    except _BROKEN as error:
+        name = str(source) if isinstance(source, Path) else "a picture given as bytes"
+        raise MediaError(f"The image {name} cannot be read: {_reason(error)}.") from error
 
 
 def _read(media: _MediaStream, modality: str) -> Any:

@@ -17,6 +17,7 @@ from mcompose.align.data.masks import Mask, Masked
 from mcompose.align.data.mixture import open_mixture
 from mcompose.align.data.order import Ordered, OrderedStream
 from mcompose.align.data.tiles import set_tiles
+from mcompose.align.data.views import check_views
 from mcompose.align.experts.stage import ExpertStage, open_experts
 from mcompose.align.preference import PairCollator, check_pair
 from mcompose.align.stage import StepPlan
@@ -126,6 +127,7 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
     mixture: Any = open_mixture(stage.data, folder=folder, seed=stage.seed, temperature=stage.temperature)
     experts = open_experts(stage, config or {}, processor=processor, mixture=mixture)
     collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains, routing=experts.routing)
+    check_views(mixture, processor, max_length=stage.max_length)
     mixture = mixture.without_long(collator)
     if not hasattr(mixture, "__len__") and stage.steps is None:
         raise RequestError("A stream does not end, so its epochs cannot be counted.", hint="Set 'steps' in the stage.")

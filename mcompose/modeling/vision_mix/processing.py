@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 from ..experts.processing import native_inputs
 from ..families import PLACEHOLDERS
 from ..names import SEPARATOR
-from .views import PictureViews, fitted_canvas, view_layout
+from .views import PictureViews, fitted_canvas, largest_grid, view_layout
 
 __all__ = ["VisionMixProcessor"]
 
@@ -60,6 +60,12 @@ class VisionMixProcessor(ImageProcessingMixin):
     def native_names(self) -> list[str]:
         """Encoders that bring a processor of their own."""
         return [name for name, entry in self.encoders.items() if "size" not in entry]
+
+    @property
+    def most_tokens(self) -> int:
+        """The most placeholders of a picture."""
+        tiles = largest_grid(self.views)
+        return self.view_tokens * (tiles + (self.views["overview"] != "none") if tiles > 1 else 1)
 
     def count(self, width: int, height: int) -> int:
         """Returns the placeholders of a picture.
