@@ -22,7 +22,7 @@ def check_views(mixture: Any, processor: Any, *, max_length: int | None) -> None
         RequestError: Naming the longest picture.
     """
     served = getattr(processor, "served_by", None)
-    images = processor.processors.get(served("image")) if served is not None else None
+    images: Any = processor.processors.get(served("image")) if served is not None else None
     if max_length is None or not hasattr(images, "count") or not hasattr(mixture, "__len__"):
         return
     if images.most_tokens < max_length:
