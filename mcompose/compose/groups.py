@@ -61,6 +61,22 @@ class RoutedLinear:
         return f"{self.name}.weight"
 
 
+def layer_linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:
+    """Returns all matrices of all layers, with their biases.
+
+    Args:
+        language: Jobs of the language model.
+    """
+    names = {job.address: job for job in language if job.part == LANGUAGE and job.layer is not None}
+    found = []
+    for name, job in names.items():
+        stem = name.removesuffix(".weight")
+        if stem != name and len(job.shape) == 2 and job.layer is not None:
+            bias = f"{stem}.bias"
+            found.append(RoutedLinear(stem, job.layer, (name, bias) if bias in names else (name,)))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class LowRankGroup:
     """``W0 + scale * B * A`` on every linear.
