@@ -72,8 +72,8 @@ class Slot:
     Args:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
-        part: One of ``PARTS``, ``group:<modality>``, ``origin``, ``adapter:<set>``, or one of ``EXPERT_PARTS``. Everything
-            that is neither language model nor encoder is ``projector``: the connector, a learned newline, query tokens.
+        part: One of ``PARTS``, ``group:<modality>``, ``origin``, ``adapter:<set>``, or one of ``EXPERT_PARTS``. What
+            is neither language model nor encoder is ``projector``: the connector, a learned newline, query tokens.
             ``unused`` tensors are not needed to generate text and are left out of outputs: buffers in old files, a
             speech generator; their name is their key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.

@@ -95,13 +95,14 @@ class AdapterAddition(Addition):
                     "rank": entry["rank"],
                     "mode": entry["mode"],
                     "linears": self.linears[name],
-                    "parameters": sum(
-                        math.prod(job.shape) for job in self.jobs if job.part == qualified(ADAPTER, name)
-                    ),
+                    "parameters": self._count(qualified(ADAPTER, name)),
                 }
                 for name, entry in self.entries.items()
             }
         }
+
+    def _count(self, part: str) -> int:
+        return sum(math.prod(job.shape) for job in self.jobs if job.part == part)
 
     def report_lines(self) -> tuple[tuple[str, str], ...]:
         """Returns one line, naming all sets."""
@@ -182,9 +183,7 @@ class _Set:
             head = f"{_DECODER}{one.name}.adapters.{name}."
             if loras:
                 jobs += _expert_jobs(name, head, folds[one.name], rank=rank, inputs=inputs, outputs=outputs)
-            jobs += _fresh_jobs(
-                name, head, entry, inputs=inputs, outputs=outputs, seed=draft.recipe.merge.seed, factors=not loras
-            )
+            jobs += _fresh_jobs(name, head, entry, (outputs, inputs), seed=draft.recipe.merge.seed, factors=not loras)
         return cls(name, entry, len(linears), tuple(jobs), tuple(loras))
 
 
@@ -226,10 +225,11 @@ def _targets(name: str, spec: AdapterSpec, linears: Sequence[RoutedLinear]) -> l
 
 
 def _fresh_jobs(
-    name: str, head: str, entry: Mapping[str, Any], *, inputs: int, outputs: int, seed: int, factors: bool
+    name: str, head: str, entry: Mapping[str, Any], sizes: tuple[int, int], *, seed: int, factors: bool = True
 ) -> list[TensorJob]:
     """Returns the tensors of a set beside one linear that no checkpoint has."""
     part, rows = qualified(ADAPTER, name), entry["experts"] * entry["rank"]
+    outputs, inputs = sizes
     jobs = []
     if factors:
         jobs.append(new_job(f"{head}down", (rows, inputs), part, seed=seed))
@@ -324,10 +324,8 @@ def _beside_encoder(name: str, spec: AdapterSpec, draft: Draft) -> _Set:
         found = list(adapter_sets(built))
     jobs: list[TensorJob] = []
     for path, one in found:
-        inputs, outputs = one.down.shape[1], one.up.shape[1]
-        head = f"model.towers.{tower_name}.{path}."
-        seed = draft.recipe.merge.seed
-        jobs += _fresh_jobs(name, head, entry, inputs=inputs, outputs=outputs, seed=seed, factors=True)
+        head, sizes = f"model.towers.{tower_name}.{path}.", (one.up.shape[1], one.down.shape[1])
+        jobs += _fresh_jobs(name, head, entry, sizes, seed=draft.recipe.merge.seed)
     return _Set(name, entry, len(found), tuple(jobs))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mcompose.anatomy import Anatomy
     from mcompose.checkpoint import Checkpoint, TensorEntry
-    from mcompose.merge import SourceParts
+    from mcompose.merge import SourceParts, TensorJob
 
 __all__ = [
     "DenseGroup",
@@ -36,6 +36,7 @@ __all__ = [
     "carried_group",
     "converted_group",
     "dense",
+    "layer_linears",
     "text_factors",
     "text_terms",
 ]

@@ -1,7 +1,7 @@
 """Soft mixtures of low-rank experts in a recipe (SMoLA).
 
-Paper: Wu et al. 2023, arXiv:2312.00968 (Omni-SMoLA), whose body was not available: what it leaves open is a setting here
-(see ``modeling/adapters/mixing.py``)::
+Paper: Wu et al. 2023, arXiv:2312.00968 (Omni-SMoLA), whose body was not available: what its abstract leaves open is a
+setting here (see ``modeling/adapters/mixing.py``)::
 
     compose:
       adapters:

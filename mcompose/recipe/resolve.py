@@ -60,7 +60,8 @@ def resolve(
     Args:
         recipe: The authored recipe.
         commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter,
-            ``expert:<name>`` for an expert or a mixed encoder, ``adapter:<set>:<number>`` for a LoRA. Local references do not have one.
+            ``expert:<name>`` for an expert or a mixed encoder, ``adapter:<set>:<number>`` for a LoRA. Local references
+            do not have one.
         digests: Source name (or ``base``) to file to ``sha256:...``.
         catalogue: Method name to method; without it, the merge method's defaults are not filled in.
 

@@ -264,7 +264,7 @@ def check_taken(inputs: Mapping[str, Route], language: nn.Module) -> None:
     Raises:
         ValueError: Naming the class.
     """
-    if inputs and not inputs[ROUTE].met and not inputs[ROUTE].masks:
+    if ROUTE in inputs and not inputs[ROUTE].met and not inputs[ROUTE].masks:
         raise ValueError(
             f"The linears of {type(language).__name__} got no route: it does not hand further arguments to its "
             "attention, or its linears were replaced (quantised weights have no groups)."
