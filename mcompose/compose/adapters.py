@@ -170,9 +170,12 @@ class _Set:
         linears = _targets(name, spec, layer_linears(draft.language))
         loras = _open_loras(name, spec, draft)
         if loras:
-            linears = [one for one in linears if any(_fold(lora, draft, one.weight) for lora in loras)]
-            if not linears:
+            changed = [one for one in linears if any(_fold(lora, draft, one.weight) for lora in loras)]
+            if not changed:
                 raise CompositionError(f"No linear that the adapters '{name}' name is changed by the LoRAs of 'init'.")
+            words = list(dict.fromkeys(one.name.rpartition(".")[2] for one in changed))
+            linears = [one for one in linears if one.name.rpartition(".")[2] in words]
+            spec = spec.model_copy(update={"targets": tuple(words)})
         folds = {one.name: [_fold(lora, draft, one.weight) for lora in loras] for one in linears}
         ranks = [fold.rank for row in folds.values() for fold in row if fold is not None]
         rank = max(ranks, default=spec.rank)

@@ -63,13 +63,13 @@ def router_logits(x: torch.Tensor, router_EI: torch.Tensor, scale: torch.Tensor 
         scale: Learned scale of normalised logits; None for 1.
         normalise: "l2": token and router rows have length 1; "rms": their root mean square is 1; "none".
     """
-    x, router_EI = x.float(), router_EI.float()
+    x, router_EI = _wide(x), _wide(router_EI)
     if normalise == "l2":
         x, router_EI = functional.normalize(x, dim=-1, eps=_EPS), functional.normalize(router_EI, dim=-1, eps=_EPS)
     elif normalise == "rms":
         x = x * (x.square().mean(-1, keepdim=True) + _EPS).rsqrt()
     logits = functional.linear(x, router_EI)
-    return logits if scale is None else logits * scale.float()
+    return logits if scale is None else logits * _wide(scale)
 
 
 def combine_weights(logits: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def slots_of(h_RLEK: torch.Tensor, logits_RLE: torch.Tensor, seen_RL: torch.Tens
     """
     weights_RLE = logits_RLE.masked_fill(~seen_RL[..., None], -torch.inf)
     weights_RLE = torch.nan_to_num(weights_RLE.softmax(1)) * seen_RL[..., None]
-    return SlotState(torch.einsum("rle,rlek->rek", weights_RLE, h_RLEK.float()))
+    return SlotState(torch.einsum("rle,rlek->rek", weights_RLE, _wide(h_RLEK)))
 
 
 def running_slots(
@@ -116,7 +116,7 @@ def running_slots(
         mass_RLE = mass_RLE + (state.mass_RE * shrink_RE)[:, None]
         sums_RLEK = sums_RLEK + (state.slots_REK * shrink_RE[..., None])[:, None]
     slots_RLEK = sums_RLEK / mass_RLE[..., None].clamp(min=torch.finfo(torch.float64).tiny)
-    return slots_RLEK.float(), SlotState(sums_RLEK[:, -1], mass_RLE[:, -1], top_RE)
+    return slots_RLEK.to(_wide(h_RLEK).dtype), SlotState(sums_RLEK[:, -1], mass_RLE[:, -1], top_RE)
 
 
 def merged_gates(
@@ -132,7 +132,8 @@ def merged_gates(
         normalise: The same.
     """
     count_R1 = seen_RL.sum(1, keepdim=True)
-    mean_RI = torch.einsum("rl,rli->ri", seen_RL.float(), x_RLI.float()) / count_R1.clamp(min=1)
+    x_RLI = _wide(x_RLI)
+    mean_RI = torch.einsum("rl,rli->ri", seen_RL.to(x_RLI.dtype), x_RLI) / count_R1.clamp(min=1)
     gates_RE = combine_weights(router_logits(mean_RI, router_EI, scale, normalise))
     return gates_RE * (count_R1 > 0)
 
@@ -141,3 +142,8 @@ def gate_figures(gates_NE: torch.Tensor) -> dict[str, Any]:
     """Returns the mean entropy of gates in nats, and the mean share (E,) of each expert."""
     entropy = -(gates_NE * gates_NE.clamp(min=1e-12).log()).sum(-1)
     return {"entropy": entropy.mean(), "share": gates_NE.mean(0)}
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Returns values in float32, or wider where they are: gates and slots are sums that half precision would spoil."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
