@@ -23,6 +23,7 @@ from mcompose.align.experts.gscm import hidden_tokens, unmask
 from mcompose.align.experts.router_loss import RouterLoss
 from mcompose.align.experts.training import longest_sample, routed
 from mcompose.align.frozen import FrozenModules
+from mcompose.align.gates import GateFigures
 from mcompose.align.preference import PreferenceLoss, pair_key, reference_log_probs
 from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
@@ -142,6 +143,7 @@ class AlignTrainer(Trainer):
         self.tokens = 0
         self.longest = 0
         self._hidden = 0
+        self._gates = GateFigures()
         super().__init__(**kwargs)
         # A hook of the model, so that DDP sees its result as part of the forward pass.
         self.model.register_forward_hook(self._connect_parameters)  # pyright: ignore[reportOptionalMemberAccess]
@@ -208,6 +210,7 @@ class AlignTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}
         loss_and_outputs: Any = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
         loss, outputs = loss_and_outputs
+        self._gates.add(outputs.get("adapter_figures"))
         if self.parts.router is not None and labels is not None:
             # DDP averages gradients over processes; this loss is to be summed over them.
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
@@ -242,6 +245,7 @@ class AlignTrainer(Trainer):
 
         With masking: the number of hidden tokens. With routers: their loss, and their accuracy on labelled items.
         With pairs: the mean margin of chosen over rejected answers, and the share of pairs whose margin is positive.
+        With adapters: entropy and least share of their gates, by set and modality.
         """
         gscm = self.parts.stage.gscm
         if gscm is not None and gscm.ratio > 0 and "loss" in logs:
@@ -256,6 +260,8 @@ class AlignTrainer(Trainer):
             totals = torch.tensor(self.parts.router.take_totals(), device=self.args.device)
             loss, right, known = self._summed(totals).tolist()
             logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
+        if "loss" in logs:
+            logs = {**logs, **self._gates.take()}
         super().log(logs, start_time)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
