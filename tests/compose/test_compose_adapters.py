@@ -23,6 +23,7 @@ from mcompose.pipeline.write import merge
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (28, 84, 3), np.uint8))
 SOUND = np.random.default_rng(1).normal(0, 0.1, 4000).astype(np.float32)
 MODES = ("token", "prefix", "causal", "merged")
+CHARTS = {"encoder": "local:pix2struct"}
 SETS = {
     "mm": {"experts": 4, "rank": 2},
     "mv": {"modalities": ["image"], "experts": 3, "rank": 2, "targets": ["q_proj", "down_proj"]},
@@ -127,6 +128,9 @@ def test_cache_and_static_cache_and_padding_give_the_same_answer(mode, folder, t
     assert torch.equal(dynamic.sequences, static.sequences)
     for one, other in zip(dynamic.logits, static.logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    uncached = model.generate(**inputs, **steps, do_sample=False, use_cache=False)
+    for one, other in zip(dynamic.logits, uncached.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     # The same, read at once: what was generated stands behind the prompt.
     length = inputs["input_ids"].shape[1]
     tokens = dynamic.sequences[:, :-1]
@@ -147,6 +151,25 @@ def test_cache_and_static_cache_and_padding_give_the_same_answer(mode, folder, t
         for text in ("a <image> b c", "<image> d")
     ]  # fmt: skip
     assert torch.equal(beams[:, -3:], torch.stack(again))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_hidden_tokens_leave_the_prompt_too(mode, folder):
+    """Chimera's masking drops tokens of a picture: what is left is read as if they had never been there."""
+    path = recipe(folder, f"hidden-{mode}", {"mm": {"mode": mode, "experts": 3}}, experts={"charts": CHARTS})
+    model, processor = loaded(merge(path).result.folder)
+    wake(model)
+    inputs = processor(text="a <image> b c d", images=[PICTURE], experts="charts")
+    places = (inputs["mm_token_type_ids"][0] == 1).nonzero()[:, 0]
+    mask = inputs["attention_mask"].clone()
+    mask[0, places[1:3]] = 0
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    given = {**inputs, "attention_mask": mask, "labels": labels, "padding_mask": inputs["attention_mask"]}
+    with torch.no_grad():
+        masked = model(**given, hidden="mask").logits[:, -3:]
+        dropped = model(**given, hidden="drop").logits[:, -3:]
+    torch.testing.assert_close(dropped, masked, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["prefix", "merged"])

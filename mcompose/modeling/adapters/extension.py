@@ -41,21 +41,28 @@ class AdapterExtension(Extension):
         """Takes ``prompt_mask`` (B, L): the tokens of the prompt, where not all that are given are."""
         run.own[PROMPT_MASK] = run.kwargs.pop(PROMPT_MASK, None)
 
+    def origin(self, model: Any, run: ForwardPass, origin: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Lets the prompt travel with the modalities, so that a token that is dropped leaves both."""
+        prompt_BL = run.own[PROMPT_MASK]
+        if prompt_BL is None or run.cached or not _mixes(model.config):
+            return origin
+        length = run.input_ids.shape[1] if run.input_ids is not None else prompt_BL.shape[1]
+        missing = length - prompt_BL.shape[1]  # without a cache, a step of `generate` reads what was generated again
+        return {**origin, PROMPT_MASK: torch.nn.functional.pad(prompt_BL.bool(), (0, max(missing, 0)))[:, :length]}
+
     def language_inputs(self, model: Any, run: ForwardPass, reading: Reading) -> dict[str, Any]:
         """Returns what the adapters need to know of the tokens.
 
         Raises:
             ValueError: Padding or the prompt cannot be told.
         """
-        entries = _beside(model.config, _LANGUAGE)
-        if not entries:
+        if not _beside(model.config, _LANGUAGE):
             return {}
-        mixes = any(entry["mode"] != "token" for entry in entries.values())
+        mixes = _mixes(model.config)
         real_BL = _real(reading, cached=run.cached, needed=mixes)
-        prompt_BL = run.own.get(PROMPT_MASK)
-        if prompt_BL is not None and prompt_BL.shape != real_BL.shape:
-            raise ValueError(f"{PROMPT_MASK} is of shape {tuple(prompt_BL.shape)} for {tuple(real_BL.shape)} tokens.")
-        made = AdapterRun(reading.origin, real_BL, prompt_BL, continued=run.cached)
+        origin = dict(reading.origin)
+        prompt_BL = origin.pop(PROMPT_MASK, None)
+        made = AdapterRun(origin, real_BL, prompt_BL, continued=run.cached)
         if model.training:
             made.figures = run.own.setdefault(_FIGURES, {})
         if mixes:
@@ -89,6 +96,12 @@ class AdapterExtension(Extension):
             return {}
         return {PROMPT_MASK: (labels != -100).long().cumsum(-1) == 0}
 
+    def begin_generation(self, model: Any, kwargs: Mapping[str, Any], prompt: torch.Tensor) -> dict[str, Any]:
+        """Says that all that ``generate`` is given is the prompt, and nothing that it adds."""
+        if not _mixes(model.config) or kwargs.get(PROMPT_MASK) is not None:
+            return {}
+        return {PROMPT_MASK: torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device)}
+
     def outputs(self, model: Any, run: ForwardPass) -> dict[str, Any]:
         """Returns figures of the gates in training."""
         figures = run.own.get(_FIGURES)
@@ -101,6 +114,11 @@ class AdapterExtension(Extension):
 
 def _beside(config: Any, place: str) -> dict[str, Mapping[str, Any]]:
     return {name: entry for name, entry in config.adapters.items() if entry.get("on", _LANGUAGE) == place}
+
+
+def _mixes(config: Any) -> bool:
+    """Returns whether a set beside the language model mixes tokens."""
+    return any(entry["mode"] != "token" for entry in _beside(config, _LANGUAGE).values())
 
 
 def _real(reading: Reading, *, cached: bool, needed: bool) -> torch.Tensor:

@@ -110,6 +110,16 @@ class Extension:
         """Returns a term that is added to the loss, or None."""
         return None
 
+    def begin_generation(self, model: Any, kwargs: Mapping[str, Any], prompt: torch.Tensor) -> dict[str, Any]:
+        """Returns further arguments of ``generate``, which travel with every step.
+
+        Args:
+            model: The ``ComposedModel``.
+            kwargs: What ``generate`` was given.
+            prompt: Token ids (B, L), or embeddings (B, L, D).
+        """
+        return {}
+
     def input_names(self, model: Any) -> Iterable[str]:
         """Returns the names of all arguments that ``begin`` takes."""
         return ()
