@@ -204,3 +204,24 @@ def native_encoder(name: str, folder: Path) -> Any:
     kind = EXPERTS[name]
     model = getattr(t, kind.cls).from_pretrained(folder).eval()
     return attrgetter(kind.path)(model) if kind.path else model
+
+
+def blip_config() -> t.Blip2Config:
+    """A tiny BLIP-2 with four queries."""
+    queries = {"hidden_size": 24, "encoder_hidden_size": 32, "cross_attention_frequency": 1, "vocab_size": 50}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    return t.Blip2Config(
+        vision_config=VISION,
+        qformer_config={**queries, **sizes},
+        text_config={**text, "num_hidden_layers": 1, "num_attention_heads": 2},
+        num_query_tokens=4,
+    )
+
+
+def write_blip(folder: Path) -> None:
+    """A BLIP-2 checkpoint."""
+    blip = t.Blip2ForConditionalGeneration(blip_config())
+    fill(blip, 6)
+    blip.save_pretrained(folder)
+    t.BlipImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)

@@ -178,7 +178,7 @@ class _Set:
             spec = spec.model_copy(update={"targets": tuple(words)})
         folds = {one.name: [_fold(lora, draft, one.weight) for lora in loras] for one in linears}
         ranks = [fold.rank for row in folds.values() for fold in row if fold is not None]
-        rank = max(ranks, default=spec.rank)
+        rank = max(ranks, default=spec.width)
         entry = _entry(spec, rank)
         jobs: list[TensorJob] = []
         for one in linears:
@@ -317,7 +317,7 @@ def _beside_encoder(name: str, spec: AdapterSpec, draft: Draft) -> _Set:
             f"{listed}.",
             hint=nearest_name(tower_name, [one.name for one in draft.towers]),
         )
-    entry = _entry(spec, spec.rank)
+    entry = _entry(spec, spec.width)
     with torch.device("meta"):
         built = build_tower(native_config(tower.model_type, tower.config), attn_implementation=None)
         try:

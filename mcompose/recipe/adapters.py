@@ -30,6 +30,7 @@ _MODES = ("token", "prefix", "causal", "slot", "merged")
 _NORMS = ("l2", "rms", "none")
 _TOKENS = ("text", *MODALITIES)
 _ENCODER = "encoder:"
+_EXPERTS, _RANK = 16, 4
 
 
 def _place(raw: Any) -> Any:
@@ -46,8 +47,8 @@ class AdapterSpec(Spec):
 
     Attributes:
         modalities: Modalities whose tokens it sees, ``text`` among them; default: all tokens.
-        experts: Number of experts.
-        rank: Rank of each expert.
+        experts: Number of experts; default: 16.
+        rank: Rank of each expert; default: 4.
         alpha: Scale of what it adds, divided by the rank; default: the rank, so that the scale is 1.
         mode: ``token``: each token mixes the experts by its own gates. ``prefix``: slots are made of the prompt, and
             every token combines them. ``causal``: slots run along with the tokens (experimental). ``merged``: one
@@ -61,8 +62,8 @@ class AdapterSpec(Spec):
     """
 
     modalities: tuple[Annotated[str, one_of("modality", _TOKENS)], ...] | None = None
-    experts: Annotated[Count, Field(ge=1, le=1024)] = 16
-    rank: Annotated[Count, Field(ge=1, le=4096)] = 4
+    experts: Annotated[Count, Field(ge=1, le=1024)] | None = None
+    rank: Annotated[Count, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[Number, Field(gt=0)] | None = None
     mode: Annotated[Literal["token", "prefix", "causal", "slot", "merged"], one_of("mode", _MODES)] = "token"
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -94,10 +95,10 @@ class AdapterSpec(Spec):
                     hint="Write 'token' or 'slot'.",
                 )
         if self.init is not None:
-            if "rank" in self.model_fields_set or self.alpha is not None:
+            if self.rank is not None or self.alpha is not None:
                 key = "alpha" if self.alpha is not None else "rank"
                 raise FieldError("'{path}' is that of the checkpoints in 'init'.", at=(key,), hint="Leave it out.")
-            if "experts" in self.model_fields_set and self.experts != len(self.init):
+            if self.experts is not None and self.experts != len(self.init):
                 raise FieldError(
                     f"'{{path}}' is {self.experts}, and 'init' names {len(self.init)} checkpoints.",
                     at=("experts",),
@@ -108,7 +109,12 @@ class AdapterSpec(Spec):
     @property
     def count(self) -> int:
         """Number of experts."""
-        return len(self.init) if self.init is not None else self.experts
+        return len(self.init) if self.init is not None else self.experts or _EXPERTS
+
+    @property
+    def width(self) -> int:
+        """Rank of each new expert."""
+        return self.rank or _RANK
 
 
 def check_adapters(recipe: Recipe) -> None:

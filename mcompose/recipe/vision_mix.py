@@ -84,7 +84,7 @@ class MixedEncoder(Spec):
             raise FieldError("'{path}' cannot be set for a Q-Former.", at=(key,), hint=hint)
         if self.source is not None:
             for key in ("processor", "part", "size", "layer", "class_token", "final_norm"):
-                if key in self.model_fields_set:
+                if getattr(self, key) != type(self).model_fields[key].default:
                     hint = "Leave it out: the tower of a source is used as it is."
                     raise FieldError("'{path}' cannot be set for the tower of a source.", at=(key,), hint=hint)
         return self
@@ -169,7 +169,7 @@ class Views(Spec):
         if self.overview == "none" and self.tiles == "none":
             hint = "Write 'overview: first', or a grid of tiles."
             raise FieldError("'{path}: none' leaves no view, since there are no tiles.", at=("overview",), hint=hint)
-        if self.padding == "none" and "align" in self.model_fields_set:
+        if self.padding == "none" and self.align != "center":
             raise FieldError("'{path}' has no effect without padding.", at=("align",), hint="Leave it out.")
         return self
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from damc_sources import write_natives
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_experts import write_expert
+from tiny_experts import write_blip, write_expert
 from tiny_sources import write_recipe
 from transformers import AutoModelForMultimodalLM, AutoProcessor, Qwen2ForCausalLM
 
@@ -36,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_natives(tmp_path_factory.mktemp("adapters"))
     for name in ("clip", "pix2struct"):
         write_expert(name, folder / name)
+    write_blip(folder / "blip")
     for number, rank in enumerate((2, 4)):
         write_lora(folder / f"lora-{number}", folder / "base", rank=rank, seed=number)
     return folder
@@ -364,3 +366,33 @@ def test_plan_counts_them(folder):
     sizes = {"q_proj": (32, 32), "down_proj": (32, 64)}
     state = {name: 6 * sum(size) + 3 * size[1] + 1 for name, size in sizes.items()}
     assert found["mv"]["parameters"] == 2 * sum(state.values())
+
+
+@pytest.mark.parametrize("name", ["sphinx", "smola", "all-four"])
+def test_the_recipes_run_in_small_form(name, folder):
+    """Each shipped recipe with tiny models in the place of those it names: planned, merged, and asked."""
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "recipes" / f"{name}.yaml").read_text())
+    tiny = {"qformer": "blip", "convnext": "clip", "dinov2": "clip", "clip": "clip", "pix2struct": "pix2struct"}
+
+    def small(encoder):
+        if "encoder" not in encoder:
+            return encoder
+        found = next(path for word, path in tiny.items() if word in encoder["encoder"] or word == encoder.get("part"))
+        return {**encoder, "encoder": f"local:{found}"} | ({"size": 28} if "size" in encoder else {})
+
+    compose = shipped["compose"]
+    if "vision_mix" in compose:
+        mix = compose["vision_mix"]
+        mix["encoders"] = {key: small(entry) for key, entry in mix["encoders"].items()}
+        mix["views"]["size"] = 28
+    compose["experts"] = {key: small(entry) for key, entry in compose.get("experts", {}).items()}
+    for source in shipped["sources"]:
+        source["model"] = f"local:{source['name']}"
+    base = {"base": "local:base"} if "base" in shipped else {}
+    changed = {**shipped, **base, "output": {**shipped["output"], "dir": f"small-{name}"}}
+    path = folder / f"small-{name}.yaml"
+    path.write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert plan(path).to_dict()["format"] == "composed"
+    model, processor = loaded(merge(path).result.folder)
+    inputs = processor(text="<image> what", images=[PICTURE], **({"experts": "charts"} if "all" in name else {}))
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2

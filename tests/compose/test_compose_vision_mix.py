@@ -11,15 +11,13 @@ import torch
 from damc_sources import write_natives
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_experts import EXPERTS, VISION, native_encoder, write_expert
+from tiny_experts import EXPERTS, native_encoder, write_blip, write_expert
 from tiny_models import fill
 from tiny_sources import write_recipe
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
-    Blip2Config,
     Blip2ForConditionalGeneration,
-    BlipImageProcessor,
     ConvNextConfig,
     ConvNextImageProcessor,
     ConvNextModel,
@@ -58,23 +56,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ConvNextImageProcessor(size={"shortest_edge": 32}, image_mean=IMAGENET[0], image_std=IMAGENET[1]).save_pretrained(
         folder / "convnext"
     )
-    blip = Blip2ForConditionalGeneration(blip_config())
-    fill(blip, 6)
-    blip.save_pretrained(folder / "blip")
-    BlipImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder / "blip")
+    write_blip(folder / "blip")
     return folder
-
-
-def blip_config() -> Blip2Config:
-    queries = {"hidden_size": 24, "encoder_hidden_size": 32, "cross_attention_frequency": 1, "vocab_size": 50}
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    text = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16}
-    return Blip2Config(
-        vision_config=VISION,
-        qformer_config={**queries, **sizes},
-        text_config={**text, "num_hidden_layers": 1, "num_attention_heads": 2},
-        num_query_tokens=4,
-    )
 
 
 @pytest.fixture(scope="session")
