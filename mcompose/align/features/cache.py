@@ -80,7 +80,7 @@ class _Tower:
     points: dict[str, _Point]
     identity: str
     modality: str = ""
-    calls: list[tuple[str, Any]] = field(default_factory=list)
+    calls: list[tuple[str, tuple[list[Any], TreeSpec]]] = field(default_factory=list)
     mode: str = "run"
     stored: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
@@ -209,7 +209,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         names = [child for child, _ in tower.calls]
         if sorted(names) != sorted(set(names)):
             raise _NotCachedError("a frozen module is run more than once for an item")
-        return {child: tree_flatten(output) for child, output in tower.calls}
+        return dict(tower.calls)
 
     def _features(self, modality: str, items: list[Any]) -> torch.Tensor:
         inputs = self.collator.media_inputs(modality, items)
@@ -287,7 +287,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                     return joined
             output = point.run(*args, **kwargs)
             if tower.mode == "record":
-                tower.calls.append((child, output))
+                tower.calls.append((child, tree_flatten(output)))  # now: some towers put their features into it
             return output
 
         return forward

@@ -90,8 +90,8 @@ def measure_encoder(
         prepared: dict[str, Any] = {"inputs": list(views)}
         made = _made(who, name, {**entry, **prepared}, views, spec)
         return Measured(made, prepared, own_processor=True)
-    size = spec.size or side or int(sample[known[0]].shape[-1])
     own = int(sample[known[0]].shape[-1])
+    size = spec.size or own
     wide = {known[0]: torch.zeros(1, 3, size, size)}
     made = _made(who, name, {**entry, "interpolate": size != own}, wide, spec)
     colour = tuple(round(255 * value) for value in pixels["mean"])

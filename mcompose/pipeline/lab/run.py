@@ -50,6 +50,8 @@ REPORTS = {
     "numbers": ("numbers",),
     "composition": ("numbers-apart", "smol"),
     "chimera": ("pictures", "pictures-reading"),
+    "sphinx": ("pictures", "pictures-reading"),
+    "smola": ("pictures", "pictures-reading"),
 }
 """Report to the families that it can be measured on; the first is the default."""
 METHODS: dict[str, dict[str, Any]] = {"naivemc": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5}}
@@ -119,7 +121,8 @@ def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabRepor
     Args:
         name: ``numbers``: plain methods on the family of that name. ``composition``: decoupled and converted donors,
             more methods, and searched coefficients, on families whose language models moved apart. ``chimera``: domain
-            experts, with and without masking of the generalist.
+            experts, with and without masking of the generalist. ``sphinx``: encoders and views. ``smola``: low-rank
+            experts, and other ways to train a language model.
         folder: Where families, compositions and the plot go; what is finished is used again.
         seeds: How many seeds, from 0 on.
         family: What it is measured on; empty for the report's own.
@@ -144,6 +147,10 @@ def report(name: str, folder: Path, *, seeds: int, family: str = "") -> LabRepor
         from mcompose.pipeline.lab.chimera.report import chimera_report  # noqa: PLC0415 - stands above this file
 
         return chimera_report(_families(family, folder, seeds=seeds), folder)
+    if name in ("sphinx", "smola"):
+        from mcompose.pipeline.lab.mixes.run import mix_report  # noqa: PLC0415 - torch
+
+        return mix_report(name, _families(family, folder, seeds=seeds), folder)
     runs = [family_table(one) for one in _families(family, folder, seeds=seeds)]
     rows = tuple(table(runs))
     plot = folder / f"{name}.png"
