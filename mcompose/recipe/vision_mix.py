@@ -142,7 +142,7 @@ class Views(Spec):
 
     Attributes:
         size: Side of a view in pixels, as ``auto`` counts tiles and as the towers of sources and encoders with a
-            processor of their own see it; default: the first encoder's own. Encoders of plain pixels see their own size.
+            processor of their own see it; default: the first encoder's own. Other encoders see their own size.
         tiles: ``none``, rows x columns (``2x2``), or ``auto``: by aspect ratio, at most ``max_tiles``.
         max_tiles: Most tiles of ``auto``; default: 6.
         padding: ``square``: filled up to the proportions of the grid with the mean colour of the first encoder.

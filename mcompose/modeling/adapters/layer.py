@@ -55,21 +55,32 @@ class AdapterSet(nn.Module):
         self.router = nn.Parameter(torch.zeros(self.experts, linear.in_features, **like))
         self.scale = nn.Parameter(torch.ones((), **like)) if self.normalise == "l2" else None
 
-    def forward(self, x_NI: torch.Tensor, run: AdapterRun | None, shape: tuple[int, ...]) -> torch.Tensor | None:
+    def forward(
+        self,
+        x_NI: torch.Tensor,
+        run: AdapterRun | None,
+        shape: tuple[int, ...],
+        into_NO: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
         """Returns what the set adds (N, O), or None for nothing.
 
         Args:
             x_NI: Tokens, in order.
             run: What is known of them; None in an encoder.
             shape: The sizes before I of the linear's input.
+            into_NO: The linear's output, where it may be changed in place; then None is returned.
         """
         x_NI = x_NI.to(self.down.dtype)
         if run is None:
             return self._whole(x_NI, shape)
         mask_N = run.mask_of(self.modalities).reshape(-1).to(x_NI.device)
         if self.mode == "token":
-            return self._by_token(x_NI, mask_N, run)
-        return self._by_sample(x_NI, mask_N, run)
+            return self._by_token(x_NI, mask_N, run, into_NO)
+        made = self._by_sample(x_NI, mask_N, run)
+        if into_NO is None:
+            return made
+        into_NO += made
+        return None
 
     def _whole(self, x_NI: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """All tokens of an encoder, which sees every token of an item: (items, tokens) are the first sizes."""
@@ -86,11 +97,17 @@ class AdapterSet(nn.Module):
         slots = slots_of(self._lowered(x_STI), logits_STE, real_ST).slots_REK
         return self._raised(self._combined(logits_STE, slots[:, None]).flatten(0, 1))
 
-    def _by_token(self, x_NI: torch.Tensor, mask_N: torch.Tensor, run: AdapterRun) -> torch.Tensor | None:
+    def _by_token(
+        self, x_NI: torch.Tensor, mask_N: torch.Tensor, run: AdapterRun, into_NO: torch.Tensor | None
+    ) -> torch.Tensor | None:
         if self.modalities is None or torch.compiler.is_compiling():
             logits_NE = self._logits(x_NI)
             self._note(logits_NE, run, torch.ones_like(mask_N))
-            made = self._raised(self._gated(x_NI, logits_NE))
+            gated = self._gated(x_NI, logits_NE)
+            if into_NO is not None and self.modalities is None:
+                into_NO.addmm_(gated, self.up, alpha=self.factor)
+                return None
+            made = self._raised(gated)
             return made if self.modalities is None else made * mask_N[:, None]
         chosen = mask_N.nonzero()[:, 0]
         if not len(chosen):
@@ -99,6 +116,9 @@ class AdapterSet(nn.Module):
         logits_CE = self._logits(x_CI)
         self._note(logits_CE, run, mask_N)
         made = self._raised(self._gated(x_CI, logits_CE))
+        if into_NO is not None:
+            into_NO.index_add_(0, chosen, made)
+            return None
         if len(chosen) == len(x_NI):
             return made
         return made.new_zeros(len(x_NI), made.shape[-1]).index_copy(0, chosen, made)
@@ -296,8 +316,9 @@ class _Added:
         x_NI = x.reshape(-1, x.shape[-1])
         x_NI = x_NI if moved is None else moved.put_back(x_NI)
         added = None
+        into_NO = output.view(-1, output.shape[-1]) if moved is None and _in_place(output, linear) else None
         for each in linear.adapters.values():
-            made = each(x_NI, run, tuple(x.shape[:-1]))
+            made = each(x_NI, run, tuple(x.shape[:-1]), into_NO)
             if made is not None:
                 added = made if added is None else added + made
         if run is not None:
@@ -306,6 +327,13 @@ class _Added:
             return output
         added = added if moved is None else moved.laid_out(added)
         return output + added.view(output.shape).to(output.dtype)
+
+
+def _in_place(output: torch.Tensor, linear: Any) -> bool:
+    """Returns whether a linear's output may be added to where it is: nobody follows it, and dtypes agree."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not output.is_contiguous():
+        return False
+    return all(each.up.dtype == output.dtype for each in linear.adapters.values())
 
 
 def _moved(linear: Any) -> Any:

@@ -65,10 +65,13 @@ def router_logits(x: torch.Tensor, router_EI: torch.Tensor, scale: torch.Tensor 
     """
     x, router_EI = _wide(x), _wide(router_EI)
     if normalise == "l2":
-        x, router_EI = functional.normalize(x, dim=-1, eps=_EPS), functional.normalize(router_EI, dim=-1, eps=_EPS)
-    elif normalise == "rms":
-        x = x * (x.square().mean(-1, keepdim=True) + _EPS).rsqrt()
+        router_EI = functional.normalize(router_EI, dim=-1, eps=_EPS)
     logits = functional.linear(x, router_EI)
+    # Divided afterwards: E numbers of a token instead of I.
+    if normalise == "l2":
+        logits = logits / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_EPS)
+    elif normalise == "rms":
+        logits = logits * (x.square().mean(-1, keepdim=True) + _EPS).rsqrt()
     return logits if scale is None else logits * _wide(scale)
 
 

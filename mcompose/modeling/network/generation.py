@@ -65,8 +65,9 @@ class ComposedGeneration(GenerationMixin):
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         given = kwargs.get("inputs_embeds") if prompt is None else prompt
-        for extension in EXTENSIONS if isinstance(given, torch.Tensor) else ():
-            kwargs |= extension.begin_generation(self.model, kwargs, given)
+        if isinstance(given, torch.Tensor):
+            for extension in EXTENSIONS:
+                kwargs |= extension.begin_generation(self.model, kwargs, given)
         if not self.config.experts or prompt is None:
             return super().generate(inputs, *args, **kwargs)
         slots = has_slots(self.config, prompt)
