@@ -12,12 +12,13 @@ from typing import Any
 
 from mcompose.align.data.batching import grouped_places, token_rates
 from mcompose.align.data.collator import Collator, can_pack, takes_positions
+from mcompose.align.data.instructions import wording_of
 from mcompose.align.data.labels import check_labels
 from mcompose.align.data.masks import Mask, Masked
 from mcompose.align.data.mixture import open_mixture
 from mcompose.align.data.order import Ordered, OrderedStream
 from mcompose.align.data.tiles import set_tiles
-from mcompose.align.data.views import check_views
+from mcompose.align.data.views import check_views, picture_alignment
 from mcompose.align.experts.stage import ExpertStage, open_experts
 from mcompose.align.preference import PairCollator, check_pair
 from mcompose.align.stage import StepPlan
@@ -124,7 +125,13 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
     """
     if stage.tiles is not None:
         set_tiles(processor, stage.tiles)
-    mixture: Any = open_mixture(stage.data, folder=folder, seed=stage.seed, temperature=stage.temperature)
+    mixture: Any = open_mixture(
+        stage.data,
+        folder=folder,
+        seed=stage.seed,
+        temperature=stage.temperature,
+        align=picture_alignment(config or {}),
+    )
     experts = open_experts(stage, config or {}, processor=processor, mixture=mixture)
     collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains, routing=experts.routing)
     check_views(mixture, processor, max_length=stage.max_length)
@@ -143,10 +150,12 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
 
 
 def _digest(stage: Stage, folder: Path) -> str:
-    """Digests the local files that list samples; media count by their paths in these files."""
-    rows = []
+    """Digests the local files that list samples, and tasks' words; media count by their paths in these files."""
+    rows: list[list[Any]] = []
     for spec in stage.data:
         path = folder / Path(spec.path).expanduser()
         files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
         rows.append([spec.path, [digest_file(file).sha256 for file in files if file.is_file()]])
+        if (wording := wording_of(spec, folder=folder)) is not None:
+            rows[-1].append(wording.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
