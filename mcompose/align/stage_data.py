@@ -16,6 +16,7 @@ from mcompose.align.data.instructions import wording_of
 from mcompose.align.data.labels import check_labels
 from mcompose.align.data.masks import Mask, Masked
 from mcompose.align.data.mixture import open_mixture
+from mcompose.align.data.one_task import one_task_places
 from mcompose.align.data.order import Ordered, OrderedStream
 from mcompose.align.data.tiles import set_tiles
 from mcompose.align.data.views import check_views, picture_alignment
@@ -68,13 +69,19 @@ class StageData:
         return sentences
 
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
-        """Returns the samples in the order of the stage, as a dataset."""
+        """Returns the samples in the order of the stage, as a dataset.
+
+        Raises:
+            RequestError: A task fills no whole step, and every step is to have one task.
+        """
         if self.samples is None:
             return OrderedStream(self.mixture, plan.micro)
-        places = None
+        places, rates = None, None
         if stage.group_by_length:
-            collator = Collator(self.processor, max_length=None, routing=self.experts.routing)
-            rates = token_rates(self.mixture, collator)
+            rates = token_rates(self.mixture, Collator(self.processor, max_length=None, routing=self.experts.routing))
+        if stage.batches == "one_task":
+            places = one_task_places(self.mixture, steps=plan.steps, batch_size=plan.batch, rates=rates)
+        elif stage.group_by_length:
             places = grouped_places(self.mixture, total=plan.samples, batch_size=plan.batch, rates=rates)
         return Ordered(self.mixture, plan.samples, places=places)
 
@@ -140,6 +147,8 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
         raise RequestError("A stream does not end, so its epochs cannot be counted.", hint="Set 'steps' in the stage.")
     if not hasattr(mixture, "__len__") and stage.group_by_length:
         raise RequestError("A stream cannot be grouped by length.", hint="Remove 'group_by_length', or 'streaming'.")
+    if not hasattr(mixture, "__len__") and stage.batches == "one_task":
+        raise RequestError("A stream cannot give batches of one task.", hint="Remove 'batches', or 'streaming'.")
     if not hasattr(mixture, "__len__") and stage.feature_cache:
         raise RequestError("The features of a stream cannot be cached.", hint="Remove 'feature_cache', or 'streaming'.")
     if stage.dpo is not None:

@@ -37,7 +37,7 @@ class StreamMixture(IterableDataset[Sample]):
         align: Where the checkpoint puts a picture in its padded square; None where it does not say.
 
     Raises:
-        RequestError: Several datasets are mixed without weights; the size of a stream is not known.
+        RequestError: Several datasets are mixed without weights, or one has a quota; the size of a stream is not known.
     """
 
     def __init__(
@@ -55,6 +55,12 @@ class StreamMixture(IterableDataset[Sample]):
                 "Streamed datasets must have weights, and one does not have a weight.",
                 hint="Give every dataset a 'weight', or remove 'streaming'.",
             )
+        for spec in specs:
+            if spec.quota is not None:
+                raise RequestError(
+                    f"The 'quota' of {spec.name} has no effect beside a streamed dataset, which has no epochs.",
+                    hint="Set its 'weight' instead.",
+                )
         self.specs, self.folder, self.seed, self.temperature = tuple(specs), folder, seed, temperature
         self.batch_size, self._align = batch_size, align
         self._writers = [
