@@ -70,8 +70,8 @@ class StageData:
 
     def tasks(self, stage: Stage) -> tuple[str, ...]:
         """Returns the tasks whose losses are told apart; none where there is one, or the stage learns from pairs."""
-        groups = tuple(self.mixture.groups)
-        return groups if len(groups) > 1 and stage.dpo is None else ()
+        tasks = tuple(self.mixture.tasks)
+        return tasks if len(tasks) > 1 and stage.dpo is None else ()
 
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
         """Returns the samples in the order of the stage, as a dataset.
@@ -115,7 +115,7 @@ class StageData:
             packing=stage.packing,
             media_keys=stage.feature_cache,
             routing=self.experts.routing,
-            groups=self.tasks(stage),
+            tasks=self.tasks(stage),
         )
         stage_mask = None if plan is None else self.experts.mask(plan)
         accepted = inspect.signature(model.forward).parameters

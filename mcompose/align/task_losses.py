@@ -29,7 +29,7 @@ class TaskLosses:
     """Sums of a step's losses by task.
 
     Args:
-        tasks: Names of the tasks; ``groups`` in a batch counts them.
+        tasks: Names of the tasks; ``tasks`` in a batch counts them.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -37,28 +37,28 @@ class TaskLosses:
         self._sums: torch.Tensor | None = None
 
     @torch.no_grad()
-    def add(self, outputs: Any, batch: Mapping[str, Any], groups: torch.Tensor) -> None:
+    def add(self, outputs: Any, batch: Mapping[str, Any], tasks: torch.Tensor) -> None:
         """Adds a batch.
 
         Args:
             outputs: The network's, with logits (B, L, V), or (B, K, V) and ``kept_places``.
             batch: Its inputs.
-            groups: Number of the task of every sample.
+            tasks: Number of the task of every sample.
         """
         labels_BL = batch["labels"]
-        groups_BL = _by_token(groups.to(labels_BL.device), batch)
+        tasks_BL = _by_token(tasks.to(labels_BL.device), batch)
         kept_BK = getattr(outputs, "kept_places", None)
         if kept_BK is not None:
             places_BK = kept_BK.clamp(min=0)
             labels_BL = labels_BL.gather(1, places_BK).masked_fill(kept_BK < 0, IGNORED)
-            groups_BL = groups_BL.gather(1, places_BK)
+            tasks_BL = tasks_BL.gather(1, places_BK)
         logits_BLV = outputs["logits"]
         learnt_BL = labels_BL[:, 1:] != IGNORED
         losses_N = F.cross_entropy(logits_BLV[:, :-1][learnt_BL].float(), labels_BL[:, 1:][learnt_BL], reduction="none")
         sums = losses_N.new_zeros(2, len(self.tasks))
-        groups_N = groups_BL[:, 1:][learnt_BL]
-        sums[0].index_add_(0, groups_N, losses_N)
-        sums[1].index_add_(0, groups_N, torch.ones_like(losses_N))
+        tasks_N = tasks_BL[:, 1:][learnt_BL]
+        sums[0].index_add_(0, tasks_N, losses_N)
+        sums[1].index_add_(0, tasks_N, torch.ones_like(losses_N))
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, device: torch.device) -> torch.Tensor:
@@ -75,10 +75,10 @@ class TaskLosses:
         return made
 
 
-def _by_token(groups: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Returns the group of every token (B, L)."""
+def _by_token(tasks: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Returns the task of every token (B, L)."""
     shape = batch["labels"].shape
-    if len(groups) == shape[0]:
-        return groups[:, None].expand(shape)
+    if len(tasks) == shape[0]:
+        return tasks[:, None].expand(shape)
     # A packed row: positions begin again at 0 with every sample.
-    return groups[(batch["position_ids"] == 0).cumsum(-1) - 1]
+    return tasks[(batch["position_ids"] == 0).cumsum(-1) - 1]

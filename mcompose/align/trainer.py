@@ -51,7 +51,7 @@ class TrainerParts:
         frozen: Modules that stay in evaluation mode.
         router: Loss of the routers; None if they are not trained.
         predicts: Whether the router itself chooses experts in training.
-        tasks: Tasks whose losses are told apart; ``groups`` in a batch counts them.
+        tasks: Tasks whose losses are told apart; ``tasks`` in a batch counts them.
         preference: Loss of preference pairs, which replaces the model's own; None without pairs.
     """
 
@@ -197,7 +197,7 @@ class AlignTrainer(Trainer):
         """Computes the model's loss plus the routers', or the loss of pairs, with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
-        groups = inputs.pop("groups", None)
+        tasks = inputs.pop("tasks", None)
         if self.parts.preference is not None:
             self._hidden += hidden_tokens(inputs)
             return self._preference_loss(model, inputs, with_outputs=bool(kwargs.get("return_outputs")))
@@ -213,8 +213,8 @@ class AlignTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}
         loss_and_outputs: Any = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
         loss, outputs = loss_and_outputs
-        if groups is not None and model.training:
-            self._task_losses.add(outputs, inputs, groups)
+        if tasks is not None and model.training:
+            self._task_losses.add(outputs, inputs, tasks)
         if self.parts.router is not None and labels is not None:
             # DDP averages gradients over processes; this loss is to be summed over them.
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes

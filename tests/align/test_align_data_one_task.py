@@ -79,35 +79,35 @@ def mixture(tmp_path):
         plain(tmp_path, "a.jsonl", 21),
         plain(tmp_path, "b.jsonl", 10, task="vqa"),
         plain(tmp_path, "c.jsonl", 9),  # a second data set of the first task
-        dataset(tmp_path, "d.jsonl", 5),  # without a task: a group of its own
+        dataset(tmp_path, "d.jsonl", 5),  # without a task: a task of its own
     ]
     return open_mixture(specs, folder=tmp_path, seed=4)
 
 
-def test_groups_are_the_tasks_or_the_datasets_themselves(mixture):
-    assert mixture.groups == ("qa", "vqa", "d.jsonl")
+def test_a_dataset_without_a_task_is_its_own(mixture):
+    assert mixture.tasks == ("qa", "vqa", "d.jsonl")
     for epoch in (0, 3):
-        named = [mixture.groups[number] for number in mixture.groups_of(epoch)]
-        assert named == [mixture.sample_at(epoch, index).group for index in range(len(mixture))]
+        named = [mixture.tasks[number] for number in mixture.tasks_of(epoch)]
+        assert named == [mixture.sample_at(epoch, index).task for index in range(len(mixture))]
 
 
 def test_every_step_has_one_task_and_nothing_is_lost_between_epochs(mixture):
     places = one_task_places(mixture, steps=44, batch_size=4)
     samples = [Ordered(mixture, 176, places=places)[position][1] for position in range(176)]
     steps = [samples[start : start + 4] for start in range(0, 176, 4)]
-    assert all(len({sample.group for sample in step}) == 1 for step in steps)
+    assert all(len({sample.task for sample in step}) == 1 for step in steps)
     assert len(set(places)) == 176
     # 44 steps are nearly four epochs of 45 samples: 30, 10 and 5 of them an epoch.
     assert max(places) < 4 * 45
     missing = sorted(set(range(4 * 45)) - set(places))
     assert len(missing) == 4  # at most three wait in each of the three bins
-    by_task = Counter(step[0].group for step in steps)
+    by_task = Counter(step[0].task for step in steps)
     assert abs(by_task["qa"] - 30) <= 1
     assert abs(by_task["vqa"] - 10) <= 1
     assert abs(by_task["d.jsonl"] - 5) <= 1
     # Within a task, the order is the mixture's.
-    for group in mixture.groups:
-        own = [place for place, sample in zip(places, samples, strict=True) if sample.group == group]
+    for group in mixture.tasks:
+        own = [place for place, sample in zip(places, samples, strict=True) if sample.task == group]
         assert own == sorted(own)
 
 
@@ -133,7 +133,7 @@ def test_steps_of_one_task_and_of_similar_length(mixture):
     assert sorted(tight) == sorted(loose)
     assert spread(tight) < spread(loose)
     for start in range(0, 160, 4):
-        groups = [mixture.sample_at(*divmod(place, len(mixture))).group for place in tight[start : start + 4]]
+        groups = [mixture.sample_at(*divmod(place, len(mixture))).task for place in tight[start : start + 4]]
         assert len(set(groups)) == 1
 
 

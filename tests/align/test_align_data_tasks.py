@@ -167,7 +167,7 @@ def test_instructions_are_chosen_by_seed_and_record_alone(folder):
         for place in range(0, 200, 17):
             sample = mixture.sample_at(epoch, place)
             assert sample.messages[0]["content"][1]["text"] == f"\n{firsts(3)[sample.index]} q{sample.index}"
-            assert sample.group == "vqa"
+            assert sample.task == "vqa"
 
 
 def test_streams_word_records_as_lists_do(folder):

@@ -87,7 +87,7 @@ def test_losses_of_tasks_by_hand(home, tmp_path):
     sums = {}
     for position in range(4):
         batch = batches([ordered[position]])
-        group = data.mixture.groups[int(batch.pop("groups"))]
+        group = data.mixture.tasks[int(batch.pop("tasks"))]
         batch.pop("tokens")
         labels = batch.pop("labels")
         with torch.no_grad():

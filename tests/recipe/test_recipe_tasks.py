@@ -19,7 +19,7 @@ def test_tasks_are_read(tmp_path):
     (spec,) = stage.data
     assert (spec.task, spec.templates.instructions, spec.quota) == ("refer", ("Where is {expression}?",), 50)
     assert (spec.boxes.unit, spec.boxes.form, spec.boxes.align) == ("pixels", "xywh", None)
-    assert (spec.group, stage.batches) == ("refer", "one_task")
+    assert (spec.task_name, stage.batches) == ("refer", "one_task")
 
 
 def test_names_of_templates():

@@ -81,14 +81,14 @@ class Mixture(Dataset[Sample]):
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
     @property
-    def groups(self) -> tuple[str, ...]:
+    def tasks(self) -> tuple[str, ...]:
         """The tasks of the datasets, or their names, each once, in order."""
-        return tuple(dict.fromkeys(spec.group for spec in self.specs))
+        return tuple(dict.fromkeys(spec.task_name for spec in self.specs))
 
-    def groups_of(self, epoch: int) -> np.ndarray:
-        """Returns the group of every place of an epoch, as its number in ``groups``."""
+    def tasks_of(self, epoch: int) -> np.ndarray:
+        """Returns the task of every place of an epoch, as its number in ``tasks``."""
         slots = epoch_order(len(self), seed=self.seed, epoch=epoch)
-        numbers = np.array([self.groups.index(spec.group) for spec in self.specs])
+        numbers = np.array([self.tasks.index(spec.task_name) for spec in self.specs])
         return numbers[np.searchsorted(self._ends, slots, side="right")]
 
     def other_domains(self) -> dict[str, str]:

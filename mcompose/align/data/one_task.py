@@ -39,29 +39,29 @@ def one_task_places(mixture: Mixture, *, steps: int, batch_size: int, rates: Tok
     Raises:
         RequestError: A task fills no whole step of the stage.
     """
-    groups = mixture.groups
-    bins: list[list[int]] = [[] for _ in groups]
+    tasks = mixture.tasks
+    bins: list[list[int]] = [[] for _ in tasks]
     made: list[tuple[int, list[int]]] = []
     epoch = 0
     while len(made) < steps:
-        for index, group in enumerate(mixture.groups_of(epoch).tolist()):
-            bins[group].append(epoch * len(mixture) + index)
-            if len(bins[group]) == batch_size:
-                made.append((group, bins[group]))
-                bins[group] = []
+        for index, task in enumerate(mixture.tasks_of(epoch).tolist()):
+            bins[task].append(epoch * len(mixture) + index)
+            if len(bins[task]) == batch_size:
+                made.append((task, bins[task]))
+                bins[task] = []
         epoch += 1
     made = made[:steps]
-    _check_tasks(groups, [group for group, _ in made], batch_size=batch_size)
+    _check_tasks(tasks, [task for task, _ in made], batch_size=batch_size)
     if rates is not None:
         made = _by_length(made, _lengths(mixture, epoch, rates), seed=mixture.seed)
     return [place for _, places in made for place in places]
 
 
-def _check_tasks(groups: Sequence[str], drawn: Sequence[int], *, batch_size: int) -> None:
-    for number, group in enumerate(groups):
+def _check_tasks(tasks: Sequence[str], drawn: Sequence[int], *, batch_size: int) -> None:
+    for number, task in enumerate(tasks):
         if number not in drawn:
             raise RequestError(
-                f"The samples of '{group}' fill no step of {batch_size} in the {len(drawn)} steps of this stage.",
+                f"The samples of '{task}' fill no step of {batch_size} in the {len(drawn)} steps of this stage.",
                 hint="Train for more steps, lower 'batch_size', or raise its 'weight'.",
             )
 
@@ -78,13 +78,13 @@ def _lengths(mixture: Mixture, epochs: int, rates: TokenRates) -> np.ndarray:
 def _by_length(made: list[tuple[int, list[int]]], lengths: np.ndarray, *, seed: int) -> list[tuple[int, list[int]]]:
     """Exchanges the samples of neighbouring steps of a task, so that those of one step have similar lengths."""
     sorted_steps = list(made)
-    for group in sorted({group for group, _ in made}):
-        numbers = [number for number, (other, _) in enumerate(made) if other == group]
+    for task in dict.fromkeys(task for task, _ in made):
+        numbers = [number for number, (other, _) in enumerate(made) if other == task]
         for start in range(0, len(numbers), _WINDOW):
             window = numbers[start : start + _WINDOW]
             places = sorted((place for number in window for place in made[number][1]), key=lambda p: int(lengths[p]))
             size = len(made[window[0]][1])
-            order = np.random.default_rng([seed, group, start]).permutation(len(window))
+            order = np.random.default_rng([seed, task, start]).permutation(len(window))
             for number, row in zip(window, order.tolist(), strict=True):
-                sorted_steps[number] = (group, places[row * size : (row + 1) * size])
+                sorted_steps[number] = (task, places[row * size : (row + 1) * size])
     return sorted_steps

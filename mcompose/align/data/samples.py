@@ -61,7 +61,7 @@ class Sample:
         on_long: Action if the sample is too long: "error", "skip" or "cut".
         rejected: Messages of the same conversation with the rejected answer, for a preference pair; None without a
             pair. In a pair, only the last answer is trained.
-        group: What its loss and batches of one task go by: the task of its dataset, or the dataset's name.
+        task: What its loss and batches of one task go by: the task of its dataset, or the dataset's name.
     """
 
     messages: tuple[Message, ...]
@@ -71,7 +71,7 @@ class Sample:
     place: str = ""
     on_long: str = "error"
     rejected: tuple[Message, ...] | None = None
-    group: str = ""
+    task: str = ""
 
     @property
     def other(self) -> Sample | None:

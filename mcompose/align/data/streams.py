@@ -78,9 +78,9 @@ class StreamMixture(IterableDataset[Sample]):
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
 
     @property
-    def groups(self) -> tuple[str, ...]:
+    def tasks(self) -> tuple[str, ...]:
         """The tasks of the datasets, or their names, each once, in order."""
-        return tuple(dict.fromkeys(spec.group for spec in self.specs))
+        return tuple(dict.fromkeys(spec.task_name for spec in self.specs))
 
     def set_epoch(self, epoch: int) -> None:
         """Switches to another epoch: another order of the streams, each from its start."""

@@ -174,7 +174,7 @@ def make_sample(record: Any, *, spec: DatasetSpec, index: int, place: str, folde
         place=place,
         on_long=spec.on_long,
         rejected=rejected,
-        group=spec.group,
+        task=spec.task_name,
     )
 
 

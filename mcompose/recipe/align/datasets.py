@@ -126,7 +126,7 @@ class DatasetSpec(Spec):
         return self
 
     @property
-    def group(self) -> str:
+    def task_name(self) -> str:
         """What its losses and batches of one task go by: its task, or its name without one."""
         return self.task or self.name
 
