@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ADAPTER",
     "EMBEDDING",
     "ENCODER",
     "EXPERT",
@@ -39,6 +40,8 @@ TOWER_PARTS: Final = (ENCODER, PROJECTOR)
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
 """Parts of composed checkpoints with domain experts: the experts' encoders, the routers, the two vectors around an
 expert's tokens, and the vector of a hidden token. An expert's projector is a ``projector``."""
+ADAPTER: Final = "adapter"
+"""Soft mixtures of low-rank experts: ``adapter:mm`` is one set, beside all of its linears."""
 GROUP: Final = "group"
 """Parameters of composed checkpoints that are decoupled by modality: ``group:image`` is used for image tokens instead
 of the language model's linear layers, ``group:text`` is the low-rank part for text. Recipes may also write

@@ -23,6 +23,7 @@ from mcompose.align.experts.gscm import hidden_tokens, unmask
 from mcompose.align.experts.router_loss import RouterLoss
 from mcompose.align.experts.training import longest_sample, routed
 from mcompose.align.frozen import FrozenModules
+from mcompose.align.gates import GateFigures
 from mcompose.align.preference import PreferenceLoss, pair_key, reference_log_probs
 from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
@@ -146,6 +147,7 @@ class AlignTrainer(Trainer):
         self.longest = 0
         self._hidden = 0
         self._task_losses = TaskLosses(parts.tasks)
+        self._gates = GateFigures()
         super().__init__(**kwargs)
         # A hook of the model, so that DDP sees its result as part of the forward pass.
         self.model.register_forward_hook(self._connect_parameters)  # pyright: ignore[reportOptionalMemberAccess]
@@ -215,6 +217,7 @@ class AlignTrainer(Trainer):
         loss, outputs = loss_and_outputs
         if tasks is not None and model.training:
             self._task_losses.add(outputs, inputs, tasks)
+        self._gates.add(outputs.get("adapter_figures"))
         if self.parts.router is not None and labels is not None:
             # DDP averages gradients over processes; this loss is to be summed over them.
             loss = loss + self.parts.router(outputs["router_logits"], labels) * self.accelerator.num_processes
@@ -250,6 +253,7 @@ class AlignTrainer(Trainer):
         With masking: the number of hidden tokens. With routers: their loss, and their accuracy on labelled items.
         With several tasks: the loss and the number of learned tokens of each that the step had.
         With pairs: the mean margin of chosen over rejected answers, and the share of pairs whose margin is positive.
+        With adapters: entropy and least share of their gates, by set and modality.
         """
         gscm = self.parts.stage.gscm
         if gscm is not None and gscm.ratio > 0 and "loss" in logs:
@@ -266,6 +270,8 @@ class AlignTrainer(Trainer):
             logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
         if self.parts.tasks and "loss" in logs:
             logs = {**logs, **self._task_losses.row(self._summed(self._task_losses.take(self.args.device)))}
+        if "loss" in logs:
+            logs = {**logs, **self._gates.take()}
         super().log(logs, start_time)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:

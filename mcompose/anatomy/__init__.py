@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mcompose.anatomy.compare import can_compose
 from mcompose.anatomy.composed import group_part
 from mcompose.anatomy.part import (
+    ADAPTER,
     EMBEDDING,
     ENCODER,
     EXPERT,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mcompose.anatomy.part import expert_of, is_expert_slot
 
 __all__ = [
+    "ADAPTER",
     "BUFFERS",
     "EMBEDDING",
     "ENCODER",

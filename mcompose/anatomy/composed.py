@@ -16,6 +16,7 @@ from typing import Any
 from mcompose.anatomy.cache import ask_transformers
 from mcompose.anatomy.family import Family
 from mcompose.anatomy.part import (
+    ADAPTER,
     EMBEDDING,
     ENCODER,
     EXPERT,
@@ -42,6 +43,7 @@ OWN_TYPES = (COMPOSED_TYPE, POINTS_TYPE)
 
 _DECODER = "model.language_model"
 _GROUP = re.compile(r"\.groups\.([a-z]+)\.(?:weight|bias|lora_[AB]\.weight)$")
+_ADAPTER = re.compile(r"\.adapters\.([^.]+)\.(?:down|up|router|scale)$")
 _ORIGIN = re.compile(r"\.base\.(?:weight|bias)$")
 
 
@@ -92,15 +94,19 @@ def _experts(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def mark_groups(slots: Mapping[str, Slot]) -> dict[str, Slot]:
-    """Assigns decoupled groups, and the weights that low-rank groups are added to, to separate parts.
+    """Assigns decoupled groups, the weights that low-rank groups are added to, and adapters to separate parts.
 
     Args:
-        slots: Key to slot of a composed checkpoint, where groups still belong to the language model.
+        slots: Key to slot of a composed checkpoint, where all these still belong to what they stand beside.
     """
-    return {
-        key: replace(slot, part=group_part(slot.name) or LANGUAGE) if slot.part == LANGUAGE else slot
-        for key, slot in slots.items()
-    }
+    return {key: _marked(slot) for key, slot in slots.items()}
+
+
+def _marked(slot: Slot) -> Slot:
+    adapter = _ADAPTER.search(slot.name) if slot.part in (LANGUAGE, ENCODER) else None
+    if adapter:
+        return replace(slot, part=qualified(ADAPTER, adapter[1]))
+    return replace(slot, part=group_part(slot.name) or LANGUAGE) if slot.part == LANGUAGE else slot
 
 
 def group_part(name: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mcompose.part_names import (
+    ADAPTER,
     EMBEDDING,
     ENCODER,
     EXPERT,
@@ -35,6 +36,7 @@ from mcompose.part_names import (
 )
 
 __all__ = [
+    "ADAPTER",
     "EMBEDDING",
     "ENCODER",
     "EXPERT",
@@ -70,10 +72,10 @@ class Slot:
     Args:
         key: Spelling in the checkpoint's files.
         name: Spelling that all sources share; see the module's docstring.
-        part: One of ``PARTS``, ``group:<modality>``, ``origin``, or one of ``EXPERT_PARTS``. Everything that is neither
-            language model nor encoder is ``projector``: the connector, a learned newline, query tokens. ``unused``
-            tensors are not needed to generate text and are left out of outputs: buffers in old files, a speech
-            generator; their name is their key.
+        part: One of ``PARTS``, ``group:<modality>``, ``origin``, ``adapter:<set>``, or one of ``EXPERT_PARTS``. What
+            is neither language model nor encoder is ``projector``: the connector, a learned newline, query tokens.
+            ``unused`` tensors are not needed to generate text and are left out of outputs: buffers in old files, a
+            speech generator; their name is their key.
         layer: Index of the decoder layer, or of the encoder layer; None outside the layers.
         reason: Why the tensor is ``unused``; empty for the other parts.
     """
@@ -139,5 +141,5 @@ def part_label(name: str, part: str) -> str:
         name: Name of one of the part's tensors; see the module's docstring.
         part: Part of the tensor in the anatomy.
     """
-    owner = _OWNED.match(name)
+    owner = None if part.startswith(f"{ADAPTER}:") else _OWNED.match(name)
     return qualified(part, owner[1]) if owner else part

@@ -187,7 +187,7 @@ def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:
 
 def _still_dropped(rows: Sequence[Dropped], additions: Sequence[Addition]) -> list[Dropped]:
     """Leaves out what an extension reads after all: the tower of a source as part of a mix."""
-    jobs = [job for addition in additions if addition.towers for job in addition.jobs]
+    jobs = [job for addition in additions for job in addition.jobs]
     read = {(c.source, c.entry.key) for job in jobs for segment in job.segments for c in segment.contributions}
     return [row for row in rows if (row.source, row.key) not in read]
 

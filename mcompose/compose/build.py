@@ -230,7 +230,7 @@ def _resolved(loaded: LoadedRecipe, blueprint: Blueprint, digests: Mapping[str, 
         if source.adapter is not None and source.adapter.commit:
             commits[f"{source.name}:adapter"] = source.adapter.commit
     for addition in blueprint.additions:
-        commits |= {f"expert:{name}": checkpoint.commit or "" for name, checkpoint in addition.checkpoints().items()}
+        commits |= addition.commits()
     hashes = {
         name: {file: f"sha256:{facts['sha256']}" for file, facts in entry["files"].items() if "sha256" in facts}
         for name, entry in digests.items()

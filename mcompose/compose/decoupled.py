@@ -23,6 +23,7 @@ from mcompose.compose.groups import (
     carried_group,
     converted_group,
     dense,
+    layer_linears,
 )
 from mcompose.compose.stacked import StackedText, stacked_text
 from mcompose.errors import CompositionError
@@ -112,7 +113,7 @@ class DecouplingExtension(Extension):
             dropped = _dropped(sources, {}, used=set())
             return Decoupling(dropped=tuple(dropped), notes=_left_out(recipe, sources))
         language = draft.language
-        linears = _linears(language)
+        linears = layer_linears(language)
         _Jobs.check_layers(language)
         readers = sources.readers
         groups = {m: _group(recipe, sources.get(name), m, linears) for m, name in readers.items()}
@@ -150,18 +151,6 @@ def _left_out(recipe: Recipe, sources: SourceSet) -> tuple[str, ...]:
     if recipe.merge.method == "damc" and sources.towers:
         return ("Nothing is decoupled: all tokens use the merged language model. `compose.decouple` says otherwise.",)
     return ()
-
-
-def _linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:
-    """Returns all matrices of all layers, with their biases."""
-    names = {job.address: job for job in language if job.part == LANGUAGE and job.layer is not None}
-    found = []
-    for name, job in names.items():
-        stem = name.removesuffix(".weight")
-        if stem != name and len(job.shape) == 2 and job.layer is not None:
-            bias = f"{stem}.bias"
-            found.append(RoutedLinear(stem, job.layer, (name, bias) if bias in names else (name,)))
-    return tuple(found)
 
 
 def _group(recipe: Recipe, source: SourceParts, modality: str, linears: Sequence[RoutedLinear]) -> Group:

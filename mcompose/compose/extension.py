@@ -132,6 +132,10 @@ class Addition:
         """Returns the name of each checkpoint that it reads beside the sources."""
         return {}
 
+    def commits(self) -> dict[str, str]:
+        """Returns the commit of each of them, as ``resolve`` names it."""
+        return {f"expert:{name}": checkpoint.commit or "" for name, checkpoint in self.checkpoints().items()}
+
     def source_rows(self) -> tuple[SourceRow, ...]:
         """Rows of the ledger about these checkpoints."""
         return ()

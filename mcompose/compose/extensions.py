@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcompose.compose.adapters import AdapterExtension
 from mcompose.compose.decoupled import DecouplingExtension
 from mcompose.compose.experts.plan import ExpertExtension
 from mcompose.compose.extension import Extension
@@ -15,4 +16,5 @@ EXTENSIONS: tuple[Extension, ...] = (
     DecouplingExtension(),
     ExpertExtension(),
     PrefixExtension(),
+    AdapterExtension(),
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mcompose.anatomy import Anatomy
     from mcompose.checkpoint import Checkpoint, TensorEntry
-    from mcompose.merge import SourceParts
+    from mcompose.merge import SourceParts, TensorJob
 
 __all__ = [
     "DenseGroup",
@@ -36,6 +36,7 @@ __all__ = [
     "carried_group",
     "converted_group",
     "dense",
+    "layer_linears",
     "text_factors",
     "text_terms",
 ]
@@ -59,6 +60,22 @@ class RoutedLinear:
     def weight(self) -> str:
         """Name of its matrix."""
         return f"{self.name}.weight"
+
+
+def layer_linears(language: Sequence[TensorJob]) -> tuple[RoutedLinear, ...]:
+    """Returns all matrices of all layers, with their biases.
+
+    Args:
+        language: Jobs of the language model.
+    """
+    names = {job.address: job for job in language if job.part == LANGUAGE and job.layer is not None}
+    found = []
+    for name, job in names.items():
+        stem = name.removesuffix(".weight")
+        if stem != name and len(job.shape) == 2 and job.layer is not None:
+            bias = f"{stem}.bias"
+            found.append(RoutedLinear(stem, job.layer, (name, bias) if bias in names else (name,)))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ by chunk like a merged one, by any thread, with the same result. The parameters 
 - ``{"bound": b}``: uniform in [-b, b]; torch's linear layers use b = 1/sqrt(inputs);
 - ``{"between": (low, high)}``: uniform in [low, high];
 - ``{"fill": x}``: one number for all elements (norms 1, biases 0);
+- ``{"transposed": s}``: the contribution, a matrix, turned over and times s;
 - ``{"rows": n}``: every row is the mean of the first n rows of the contribution, as for new tokens.
 """
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mcompose.anatomy import ORIGIN
-from mcompose.checkpoint import DTYPE_BITS, MERGEABLE_DTYPES, TensorDigest, TensorFiles, decode, raw_dtype
+from mcompose.checkpoint import DTYPE_BITS, MERGEABLE_DTYPES, TensorDigest, TensorFiles, decode, encode, raw_dtype
 from mcompose.errors import CompositionError, NumericsError
 from mcompose.merge.clock import Clock
 from mcompose.merge.initial_values import RowMean, initial_values
@@ -155,6 +155,9 @@ class JobStream:
             self.files.read_into(contribution.entry, target.view(np.uint8).data, start=start)
 
     def _create(self, job: TensorJob, segment: Segment, emit: Callable[[memoryview], None]) -> None:
+        if "transposed" in segment.parameters:
+            emit(self._turned(job, segment).view(np.uint8).data)
+            return
         if segment.parameters:
             total = (segment.stop - segment.start) * job.row_elements
             row = self._mean_row(segment) if segment.contributions else None
@@ -166,6 +169,21 @@ class JobStream:
         zeros = np.zeros(COPY_BLOCK, np.uint8)
         for _, count in self._blocks(_byte_span(job, segment)[1], COPY_BLOCK):
             emit(zeros[:count].data)
+
+    def _turned(self, job: TensorJob, segment: Segment) -> np.ndarray:
+        """Returns a small matrix turned over and scaled, in one piece; its bytes are hashed as an input."""
+        matrix, digest = segment.contributions[0], TensorDigest()
+        self._inputs.append(digest)
+        raw = np.empty(math.prod(matrix.entry.shape), raw_dtype(matrix.entry.dtype))
+        self._read(matrix, raw, 0)
+        with self.clock.hash:
+            digest.update(raw.view(np.uint8).data)
+        with self.clock.compute:
+            values = decode(raw, matrix.entry.dtype).astype(np.float32).reshape(matrix.entry.shape)
+            if self.check_finite and not np.isfinite(values).all():
+                raise _not_finite(matrix, int(np.flatnonzero(~np.isfinite(values))[0]))
+            turned = values.T * np.float32(segment.parameters["transposed"])
+            return encode(np.ascontiguousarray(turned).reshape(-1), job.dtype)
 
     def _mean_row(self, segment: Segment) -> np.ndarray:
         """Returns the mean of a table's first rows, added in order; the table's bytes are hashed as an input."""

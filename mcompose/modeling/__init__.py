@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.layer import adapt_encoder, adapter_sets
     from .bundle import generate_files
     from .configuration.composed import AUTO_MAP, ComposedConfig, composed_config, stored_source
     from .configuration.native import native_config
@@ -110,6 +111,8 @@ __all__ = [
     "VisionMixConfig",
     "VisionMixModel",
     "VisionMixProcessor",
+    "adapt_encoder",
+    "adapter_sets",
     "add_expert_tokens",
     "add_groups",
     "add_mask_token",
@@ -163,6 +166,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "adapt_encoder": "adapters.layer",
+    "adapter_sets": "adapters.layer",
     "AUTO": "experts.processing",
     "DEFAULT_TEMPLATE": "processing.chat",
     "EXPERT_TYPE": "families",

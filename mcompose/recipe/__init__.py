@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcompose.doors import lazy_names
+from mcompose.recipe.adapters import AdapterSpec
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference
 from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage, part_role
@@ -25,7 +26,6 @@ from mcompose.recipe.compose import ComposeSpec
 from mcompose.recipe.experts import Expert, Onnx, Projector, Router
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
-from mcompose.recipe.rules import refuse_unbuilt
 from mcompose.recipe.schema import (
     Match,
     MergeSpec,
@@ -48,6 +48,7 @@ from mcompose.recipe.vision_mix import MixedEncoder, Stream, VisionMix
 
 __all__ = [
     "INSTRUCTION",
+    "AdapterSpec",
     "AlignSpec",
     "BoxForm",
     "Choice",
@@ -92,7 +93,6 @@ __all__ = [
     "part_role",
     "read_templates",
     "recipe_text",
-    "refuse_unbuilt",
     "resolve",
     "resolve_text",
     "settings_for",

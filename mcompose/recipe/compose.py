@@ -2,7 +2,7 @@
 
 ``decouple`` is from DAMC (arXiv:2402.12750), ``experts`` and ``router`` from Chimera (arXiv:2412.05983; see
 ``experts.py``), ``vision_mix`` from SPHINX (arXiv:2311.07575; see ``vision_mix.py``), ``adapters`` from Omni-SMoLA
-(arXiv:2312.00968). The short fine-tunes that they need are in ``align/stages.py``.
+(arXiv:2312.00968; see ``adapters.py``). The short fine-tunes that they need are in ``align/stages.py``.
 """
 
 from __future__ import annotations
@@ -11,35 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mcompose.recipe.adapters import AdapterSetName, AdapterSpec, check_adapters
 from mcompose.recipe.experts import Expert, ExpertName, Router
 from mcompose.recipe.field_errors import FieldError
-from mcompose.recipe.fields import Count, Modality, Spec, one_of
+from mcompose.recipe.fields import Spec, one_of
 from mcompose.recipe.vision_mix import VisionMix, check_vision_mix, read_vision_mix
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import Recipe
 
 __all__ = [
-    "AdapterMix",
     "ComposeSpec",
     "check_compose",
 ]
-
-
-class AdapterMix(Spec):
-    """A soft mixture of low-rank experts for one group of tokens.
-
-    Attributes:
-        modalities: Modalities whose tokens it sees; default: all.
-        experts: Number of experts.
-        rank: Rank of each expert.
-        targets: Names of the linear layers that it is added to; default: all.
-    """
-
-    modalities: tuple[Modality, ...] | None = None
-    experts: Annotated[Count, Field(ge=1)] = 16
-    rank: Annotated[Count, Field(ge=1)] = 4
-    targets: tuple[str, ...] | None = None
 
 
 class ComposeSpec(Spec):
@@ -55,7 +39,7 @@ class ComposeSpec(Spec):
         experts: Name to expert.
         router: Router among the experts; default: a new one for every modality that has experts.
         vision_mix: Mixed image encoders; None for none.
-        adapters: Name to adapter mixture.
+        adapters: Name to a soft mixture of low-rank experts.
     """
 
     towers: Annotated[Literal["separate", "merge"], one_of("way with towers", ("separate", "merge"))] = "separate"
@@ -66,7 +50,7 @@ class ComposeSpec(Spec):
     experts: dict[ExpertName, Expert] = Field(default_factory=dict)
     router: Router | None = None
     vision_mix: Annotated[VisionMix | None, BeforeValidator(read_vision_mix)] = None
-    adapters: dict[str, AdapterMix] = Field(default_factory=dict)
+    adapters: dict[AdapterSetName, AdapterSpec] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_domains(self) -> ComposeSpec:
@@ -93,6 +77,7 @@ def check_compose(recipe: Recipe) -> None:
     _check_decouple(recipe)
     _check_experts(recipe)
     check_vision_mix(recipe)
+    check_adapters(recipe)
 
 
 def _check_decouple(recipe: Recipe) -> None:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from mcompose.errors import RecipeError
 from mcompose.recipe.document import Document, KeyPath, parse_document, read_text
 from mcompose.recipe.field_errors import as_recipe_error
-from mcompose.recipe.rules import refuse_unbuilt
 from mcompose.recipe.schema import Recipe
 
 __all__ = ["LoadedRecipe", "load_recipe", "parse_recipe"]
@@ -89,7 +88,6 @@ def parse_recipe(text: str, *, path: Path, raw: bytes | None = None) -> LoadedRe
     if origin == "mergekit":
         document, notes = _from_mergekit(document, path)
     recipe = _validate(Recipe, document)
-    refuse_unbuilt(recipe, document=document)
     raw = text.encode() if raw is None else raw
     return LoadedRecipe(path, text, recipe, origin, raw, notes=notes, document=document)
 

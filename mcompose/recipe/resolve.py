@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from mcompose.recipe.adapters import AdapterSpec
 from mcompose.recipe.check import MethodLike, is_required
 from mcompose.recipe.document import FLOAT_PATTERN
 from mcompose.recipe.schema import Recipe, Resolved
@@ -59,7 +60,8 @@ def resolve(
     Args:
         recipe: The authored recipe.
         commits: Source name to commit; ``base`` for the base, ``<source>:adapter`` for a source's adapter,
-            ``expert:<name>`` for an expert or a mixed encoder. Local references do not have one.
+            ``expert:<name>`` for an expert or a mixed encoder, ``adapter:<set>:<number>`` for a LoRA. Local references
+            do not have one.
         digests: Source name (or ``base``) to file to ``sha256:...``.
         catalogue: Method name to method; without it, the merge method's defaults are not filled in.
 
@@ -99,6 +101,9 @@ def resolve(
             for name, encoder in compose.vision_mix.encoders.items()
         }
         compose = compose.model_copy(update={"vision_mix": compose.vision_mix.model_copy(update={"encoders": mixed})})
+    if compose.adapters:
+        sets = {name: _pin_loras(name, spec, commits) for name, spec in compose.adapters.items()}
+        compose = compose.model_copy(update={"adapters": sets})
     update = {"base": base, "sources": sources, "merge": merge, "compose": compose}
     update["resolved"] = Resolved(digests=plain)
     return recipe.model_copy(update=update)
@@ -122,6 +127,13 @@ def resolve_text(
         Text that ``load_recipe`` reads as ``resolve(...)`` of the same arguments.
     """
     return _HEADER + recipe_text(resolve(recipe, commits=commits, digests=digests, catalogue=catalogue))
+
+
+def _pin_loras(name: str, spec: AdapterSpec, commits: Mapping[str, str]) -> AdapterSpec:
+    if spec.init is None:
+        return spec
+    pinned = [_pin(ref, commits.get(f"adapter:{name}:{number}")) for number, ref in enumerate(spec.init)]
+    return spec.model_copy(update={"init": tuple(pinned)})
 
 
 def _pin(ref: ModelRef | None, commit: str | None) -> ModelRef | None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mcompose.errors import RecipeError, nearest_name
+from mcompose.errors import nearest_name
 from mcompose.recipe.compose import check_compose
-from mcompose.recipe.document import Document, KeyPath, spell
+from mcompose.recipe.document import KeyPath
 from mcompose.recipe.field_errors import FieldError
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import MergeSpec, Recipe
 
-__all__ = ["check_rules", "refuse_unbuilt"]
+__all__ = ["check_rules"]
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -133,27 +133,3 @@ def _check_tokenizer(recipe: Recipe) -> None:
         return
     hint = "Give the recipe a 'base'." if name == "base" else nearest_name(name, ("base", *recipe.source_names))
     raise FieldError(f"'{{path}}' is not the name of a source: '{name}'.", at=("merge", "tokenizer"), hint=hint)
-
-
-def refuse_unbuilt(recipe: Recipe, *, document: Document | None = None) -> None:
-    """Refuses sections that this version reads but does not support yet.
-
-    Args:
-        recipe: The recipe.
-        document: Document of the recipe, for the line in the error.
-
-    Raises:
-        RecipeError: The recipe has such a section.
-    """
-    for at, hint in _unbuilt(recipe):
-        message = f"'{spell(at)}' is not built yet."
-        raise document.error(message, at=at, hint=hint) if document else RecipeError(message, hint=hint)
-
-
-def _unbuilt(recipe: Recipe) -> list[tuple[KeyPath, str]]:
-    """Returns key path and hint of every section that is not built yet."""
-    compose, unbuilt = recipe.compose, []
-    leave_out = "Leave it out for now."
-    if compose.adapters:
-        unbuilt.append((("compose", "adapters"), leave_out))
-    return unbuilt

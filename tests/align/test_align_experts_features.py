@@ -22,13 +22,13 @@ def home(tmp_path_factory):
 @pytest.fixture
 def encoded(monkeypatch):
     """The experts whose encoder ran, once for each time."""
-    calls, plain = [], Expert._encoded
+    calls, plain = [], Expert.read
 
-    def watched(self, inputs):
+    def watched(self, given):
         calls.append(self.name)
-        return plain(self, inputs)
+        return plain(self, given)
 
-    monkeypatch.setattr(Expert, "_encoded", watched)
+    monkeypatch.setattr(Expert, "read", watched)
     return calls
 
 
@@ -91,8 +91,8 @@ def test_an_expert_that_mixes_items_is_found_out(home, tmp_path):
     masked.collate.media_keys = True
     model.requires_grad_(False)
     expert = model.model.experts["maths"]
-    own = expert._encoded
-    expert._encoded = lambda inputs: own({n: x - x.mean(dim=0) for n, x in inputs.items()})
+    own = expert.read
+    expert.read = lambda given: own({n: x - x.mean(dim=0) for n, x in given.items()})
     samples = [ordered[position][1] for position in range(18)]
     with FeatureCache(model, masked.collate, store=FeatureStore(tmp_path / "s", max_bytes=10**9)) as cache:
         report = cache.fill(samples)

@@ -10,8 +10,9 @@ from mcompose.modeling import families
 
 TABLES = {"families.py", "features.py"}
 """The table, and the functions that it names."""
-NOT_FACTS = {"llama", "mcompose", "mcompose_points"}
-"""What a config without a type is, and the package's own types, which other tests may have registered."""
+NOT_FACTS = {"align", "llama", "mcompose", "mcompose_points"}
+"""A setting of views, what a config without a type is, and the package's own types, which other tests may have
+registered."""
 
 
 def test_both_rooms_name_the_same_modalities():

@@ -198,33 +198,6 @@ def test_one_mistake(tmp_path, case):
     assert found_line == line
 
 
-UNBUILT = {
-    "vision_mix": (
-        "output:",
-        "compose:\n  vision_mix: {encoders: ['hub:o/c'], concat: sequence, tiles: {count: 4}}\noutput:",
-        14,
-        "'compose.vision_mix' is not built yet",
-        "",
-    ),
-    "adapters": (
-        "output:",
-        "compose:\n  adapters:\n    all: {experts: 4, rank: 2}\noutput:",
-        14,
-        "'compose.adapters' is not built yet",
-        "",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", UNBUILT, ids=str)
-def test_later_systems_are_refused_by_name_and_line(tmp_path, case):
-    old, new, line, message, hint = UNBUILT[case]
-    found_line, found_message, found_hint = failure(tmp_path, GOOD.replace(old, new, 1))
-    assert message in found_message
-    assert hint in found_hint
-    assert found_line == line
-
-
 LATER_MISTAKES = {
     "compose:\n  decoupel: none": (14, "'compose.decoupel'", "'decouple'"),
     "compose:\n  decouple: convrt": (14, "'compose.decouple'", "'convert'"),
@@ -240,7 +213,12 @@ LATER_MISTAKES = {
         "'compose.experts.c.encoder'",
         "'hub:o/c'",
     ),
-    "compose:\n  vision_mix: {concat: chanel}": (14, "'compose.vision_mix.concat'", "'channel'"),
+    "compose:\n  vision_mix: {encoders: {c: {encoder: 'hub:o/c'}}, views: {overview: frist}}": (
+        14,
+        "'compose.vision_mix.views.overview'",
+        "'first'",
+    ),
+    "compose:\n  adapters: {mm: {mode: tokens}}": (14, "'compose.adapters.mm.mode'", "'token'"),
     "align:\n  stages:\n    1:\n      train: [head]\n      stps: 3": (17, "'align.stages[1].stps'", "'steps'"),
     "align:\n  stages:\n    first: {train: [head]}": (15, "'align.stages.first", ""),
     "align:\n  stages: {1: {train: [head], gscm: {ratio: 2}}}": (14, "ratio'", ""),
@@ -258,7 +236,8 @@ def test_later_sections_are_parsed_not_skipped(tmp_path, text):
 
 def test_a_recipe_without_sources(tmp_path):
     text = "schema: 1\nname: x\nsources: []\nmerge: {method: linear}\n"
-    assert failure(tmp_path, text) == (3, "'sources' is empty.", "")
+    hint = "Name at least one source, or mixed image encoders in 'compose.vision_mix' beside a base."
+    assert failure(tmp_path, text) == (3, "'sources' is empty.", hint)
 
 
 def test_deep_inside_lists_the_line_is_of_the_item(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..adapters.configuration import AdapterFields
 from ..experts.configuration import ExpertFields
 from ..groups.specs import GroupFields
 from ..prefixes.configuration import PrefixFields
@@ -9,4 +10,4 @@ from .extension import ConfigExtension
 
 __all__ = ["CONFIG_EXTENSIONS"]
 
-CONFIG_EXTENSIONS: tuple[ConfigExtension, ...] = (GroupFields(), PrefixFields(), ExpertFields())
+CONFIG_EXTENSIONS: tuple[ConfigExtension, ...] = (GroupFields(), PrefixFields(), ExpertFields(), AdapterFields())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..network.extension import Extension
-from ..network.forward_pass import Reading
+from ..network.forward_pass import ForwardPass, Reading
 from .linear import check_taken, route_inputs, route_language
 from .specs import group_specs
 
@@ -21,10 +21,10 @@ class GroupExtension(Extension):
         model.specs = group_specs(config.routed_groups, base=config.routed_base)
         route_language(model.language_model, model.specs, base=config.routed_base)
 
-    def language_inputs(self, model: Any, reading: Reading) -> dict[str, Any]:
+    def language_inputs(self, model: Any, run: ForwardPass, reading: Reading) -> dict[str, Any]:
         """Returns the route, when a token is to use other weights than text does."""
         return route_inputs(model, reading.origin)
 
-    def check_read(self, model: Any, inputs: Mapping[str, Any]) -> None:
+    def check_read(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> None:
         """Refuses a language model whose linears did not get the route."""
         check_taken(inputs, model.language_model)

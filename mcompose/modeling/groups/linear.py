@@ -44,8 +44,10 @@ __all__ = [
     "ROUTE",
     "LowRank",
     "RoutedLinear",
+    "attention_of",
     "check_taken",
     "decoder_layers",
+    "linears_of",
     "route_inputs",
     "route_language",
     "routed_linears",
@@ -221,7 +223,7 @@ def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base:
     owner = type(language).__name__
     layers = decoder_layers(language)
     # All is looked at before anything is changed, so that a refusal leaves the model as it was.
-    found = [(layer, dict(_linears_of(layer, owner)), _attention_of(layer, owner)) for layer in layers]
+    found = [(layer, dict(linears_of(layer, owner)), attention_of(layer, owner)) for layer in layers]
     for layer, linears, attention in found:
         if not hasattr(attention, "route_slot"):
             attention.route_slot = Slot()
@@ -232,6 +234,9 @@ def route_language(language: nn.Module, specs: Mapping[str, GroupSpec], *, base:
                 module.register_forward_hook(_put_back)
         for name, linear in linears.items():
             routed = linear if isinstance(linear, RoutedLinear) else RoutedLinear(linear, attention.route_slot)
+            if routed is not linear and hasattr(linear, "adapters"):  # what hangs on it goes along
+                routed.adapters = linear.adapters
+                routed._forward_hooks.update(linear._forward_hooks)
             layer.set_submodule(name, routed)
             for group, spec in specs.items():
                 if group not in routed.groups:
@@ -259,7 +264,7 @@ def check_taken(inputs: Mapping[str, Route], language: nn.Module) -> None:
     Raises:
         ValueError: Naming the class.
     """
-    if inputs and not inputs[ROUTE].met and not inputs[ROUTE].masks:
+    if ROUTE in inputs and not inputs[ROUTE].met and not inputs[ROUTE].masks:
         raise ValueError(
             f"The linears of {type(language).__name__} got no route: it does not hand further arguments to its "
             "attention, or its linears were replaced (quantised weights have no groups)."
@@ -319,14 +324,22 @@ def _token_wise(layer: nn.Module, attention: nn.Module) -> list[Any]:
     ]
 
 
-def _linears_of(layer: nn.Module, owner: str) -> Iterator[tuple[str, nn.Linear]]:
+def linears_of(layer: nn.Module, owner: str) -> Iterator[tuple[str, nn.Linear]]:
+    """Yields path and module of every linear of a decoder layer.
+
+    Args:
+        layer: The layer.
+        owner: Name of the decoder's class, for messages.
+
+    Raises:
+        ValueError: The layer holds a matrix that is no linear's.
+    """
     within: tuple[str, ...] = ()
     for name, module in layer.named_modules():
         if name.startswith(within):
             continue
-        if isinstance(module, RoutedLinear):
-            within += (f"{name}.",)
         if isinstance(module, RoutedLinear) or type(module) is nn.Linear:
+            within += (f"{name}.",)  # groups and adapters belong to it
             yield name, module
             continue
         for key, parameter in module.named_parameters(recurse=False):
@@ -337,7 +350,16 @@ def _linears_of(layer: nn.Module, owner: str) -> Iterator[tuple[str, nn.Linear]]
                 )
 
 
-def _attention_of(layer: nn.Module, owner: str) -> Any:
+def attention_of(layer: nn.Module, owner: str) -> Any:
+    """Returns the module of a decoder layer that further arguments of a pass reach: its attention.
+
+    Args:
+        layer: The layer.
+        owner: Name of the decoder's class, for messages.
+
+    Raises:
+        ValueError: None or several take further arguments.
+    """
     open_ended = []
     for child in layer.children():
         kinds = [parameter.kind for parameter in inspect.signature(child.forward).parameters.values()]

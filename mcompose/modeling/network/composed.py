@@ -222,7 +222,7 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
         )
         further: dict[str, Any] = {}
         for extension in EXTENSIONS:
-            further |= extension.language_inputs(self, reading)
+            further |= extension.language_inputs(self, run, reading)
         outputs = self.language_model(
             inputs_embeds=reading.x_BLD,
             attention_mask=attention_mask,
@@ -234,7 +234,7 @@ class ComposedModel(MediaFeatures, ExpertMethods, ComposedPositions, ComposedPre
             **run.kwargs,
         )
         for extension in EXTENSIONS:
-            extension.check_read(self, further)
+            extension.check_read(self, further, outputs)
         return outputs
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -321,6 +321,9 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         """
         if labels is not None and token_type_ids is None and self.model.attention == "prefix":
             token_type_ids = (labels != -100).long()
+        if labels is not None:
+            for extension in EXTENSIONS:
+                kwargs |= extension.told_by_labels(self.model, labels, kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

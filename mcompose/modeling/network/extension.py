@@ -73,18 +73,28 @@ class Extension:
         """Returns what is read instead of what was about to be read."""
         return reading
 
-    def language_inputs(self, model: Any, reading: Reading) -> dict[str, Any]:
+    def language_inputs(self, model: Any, run: ForwardPass, reading: Reading) -> dict[str, Any]:
         """Returns further arguments of the language model."""
         return {}
 
-    def check_read(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        """Refuses a language model that did not use what ``language_inputs`` gave it."""
+    def check_read(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> None:
+        """Refuses a language model that did not use what ``language_inputs`` gave it.
+
+        Args:
+            model: The model.
+            inputs: What all extensions gave it.
+            outputs: What it answered; its cache may be given what later steps need.
+        """
 
     def outputs(self, model: Any, run: ForwardPass) -> dict[str, Any]:
         """Returns fields of ``ComposedOutput``."""
         return {}
 
     # Training and generation
+
+    def told_by_labels(self, model: Any, labels: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns further arguments of the forward pass that only labels (B, L) tell."""
+        return {}
 
     def edit_labels(self, labels: torch.Tensor, outputs: Any, kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Returns the labels (B, L) that the loss looks at.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..adapters.extension import AdapterExtension
 from ..experts.extension import ExpertExtension
 from ..groups.extension import GroupExtension
 from ..prefixes.extension import PrefixExtension
@@ -9,4 +10,9 @@ from .extension import Extension
 
 __all__ = ["EXTENSIONS"]
 
-EXTENSIONS: tuple[Extension, ...] = (ExpertExtension(), PrefixExtension(), GroupExtension())
+EXTENSIONS: tuple[Extension, ...] = (
+    ExpertExtension(),
+    PrefixExtension(),
+    GroupExtension(),
+    AdapterExtension(),
+)

@@ -18,7 +18,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from mcompose.errors import nearest_name
-from mcompose.part_names import EMBEDDING, ENCODER, EXPERT, GROUP, HEAD, LANGUAGE, MASK, PROJECTOR, ROUTER, SEPARATORS
+from mcompose.part_names import (
+    ADAPTER,
+    EMBEDDING,
+    ENCODER,
+    EXPERT,
+    GROUP,
+    HEAD,
+    LANGUAGE,
+    MASK,
+    PROJECTOR,
+    ROUTER,
+    SEPARATORS,
+)
 from mcompose.recipe.align.datasets import DatasetSpec, Temperature
 from mcompose.recipe.align.experts import Masking, RouterTraining, Tiling
 from mcompose.recipe.align.preference import Preference, check_preference
@@ -40,18 +52,19 @@ __all__ = [
 
 ROLES = (
     *(PROJECTOR, ENCODER, LANGUAGE, EMBEDDING, HEAD, "llm", GROUP, "all", "key"),
-    *(ROUTER, EXPERT, SEPARATORS, MASK),
+    *(ROUTER, EXPERT, SEPARATORS, MASK, ADAPTER),
 )
 """What a part's name may begin with; ``key:<glob>`` takes tensors by name, ``llm`` is language, embedding and head.
 
 The second row belongs to domain experts: ``router``, ``expert:<name>`` (its encoder), ``separators`` (the two vectors
-around an expert's tokens), ``mask`` (the vector of learned masking). An expert's projector is ``projector:<name>``."""
+around an expert's tokens), ``mask`` (the vector of learned masking). An expert's projector is ``projector:<name>``.
+``adapter:<set>`` is a soft mixture of low-rank experts."""
 PRECISIONS = ("float32", "mixed", "bfloat16")
 STRATEGIES = ("projector", "shared", "modality", "modality+text")
 SCHEDULES = ("cosine", "linear", "constant")
 
 _NICKNAMES = {
-    **{f"{role}s": role for role in (PROJECTOR, ENCODER, EMBEDDING, HEAD, ROUTER, EXPERT, GROUP)},
+    **{f"{role}s": role for role in (PROJECTOR, ENCODER, EMBEDDING, HEAD, ROUTER, EXPERT, GROUP, ADAPTER)},
     "separator": SEPARATORS,
 }
 

@@ -1,0 +1,1 @@
+"""Soft mixtures of low-rank experts beside the linears of a composition."""
