@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,7 +43,7 @@ from mcompose.align.load import load_model, load_processor, memory_names, set_va
 from mcompose.align.lora import add_factors
 from mcompose.align.memory import explain_out_of_memory
 from mcompose.align.parts import Training, plan_training, read_parts
-from mcompose.align.plot import plot_losses, read_losses
+from mcompose.align.plot import plot_losses, read_losses, read_task_losses, summary
 from mcompose.align.preference import PreferenceLoss
 from mcompose.align.results.delta import Trained, full_values, write_result
 from mcompose.align.results.folder import CHECKPOINTS, LOG, PLOT, finish, is_done, lock_stage, prepare, stages_folder
@@ -321,6 +321,7 @@ class _Run:
                 frozen,
                 router=routers_loss(model, self.data.experts),
                 predicts=self.data.experts.predicts,
+                tasks=self.data.tasks(stage),
                 preference=None if stage.dpo is None else PreferenceLoss(float(stage.dpo.beta)),
             ),
             model=model,
@@ -358,8 +359,9 @@ class _Run:
     ) -> tuple[str, ...]:
         folder, request = self.request.folder, self.request
         digests = write_result(folder, trained, values, dtypes=self.lineage.dtypes)
-        losses = read_losses(folder / LOG)
-        plotted = plot_losses(losses, folder / PLOT, title=f"{request.name} stage {request.number}".strip())
+        losses, tasks = read_losses(folder / LOG), read_task_losses(folder / LOG)
+        title = f"{request.name} stage {request.number}".strip()
+        plotted = plot_losses(losses, folder / PLOT, title=title, tasks=tasks)
         parent = Path(os.path.relpath(request.parent.resolve(), folder.resolve())).as_posix()
         record = {
             "format": 1,
@@ -373,7 +375,8 @@ class _Run:
             "data": self.data.rows(),
             "trained": part_sizes(trained, values),
             "frozen": dict(frozen),
-            "losses": summary([loss for _, loss in losses]),
+            "losses": summary(losses),
+            **({"task_losses": {task: summary(rows) for task, rows in tasks.items()}} if tasks else {}),
             "config": dict(patch),
             "versions": self.versions,
             **more,
@@ -391,9 +394,3 @@ def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str
         size["tensors"] += 1
         size["parameters"] += values[name].numel()
     return sizes
-
-
-def summary(losses: Sequence[float]) -> dict[str, float]:
-    """Returns the first and the last loss, and the mean of the last tenth."""
-    tail = losses[-max(1, len(losses) // 10) :]
-    return {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": sum(tail) / len(tail)}

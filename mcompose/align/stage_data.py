@@ -12,12 +12,14 @@ from typing import Any
 
 from mcompose.align.data.batching import grouped_places, token_rates
 from mcompose.align.data.collator import Collator, can_pack, takes_positions
+from mcompose.align.data.instructions import wording_of
 from mcompose.align.data.labels import check_labels
 from mcompose.align.data.masks import Mask, Masked
 from mcompose.align.data.mixture import open_mixture
+from mcompose.align.data.one_task import one_task_places
 from mcompose.align.data.order import Ordered, OrderedStream
 from mcompose.align.data.tiles import set_tiles
-from mcompose.align.data.views import check_views
+from mcompose.align.data.views import check_views, picture_alignment
 from mcompose.align.experts.stage import ExpertStage, open_experts
 from mcompose.align.preference import PairCollator, check_pair
 from mcompose.align.stage import StepPlan
@@ -66,14 +68,25 @@ class StageData:
                 )
         return sentences
 
+    def tasks(self, stage: Stage) -> tuple[str, ...]:
+        """Returns the tasks whose losses are told apart; none where there is one, or the stage learns from pairs."""
+        tasks = tuple(self.mixture.tasks)
+        return tasks if len(tasks) > 1 and stage.dpo is None else ()
+
     def ordered(self, stage: Stage, plan: StepPlan) -> Any:
-        """Returns the samples in the order of the stage, as a dataset."""
+        """Returns the samples in the order of the stage, as a dataset.
+
+        Raises:
+            RequestError: A task fills no whole step, and every step is to have one task.
+        """
         if self.samples is None:
             return OrderedStream(self.mixture, plan.micro)
-        places = None
+        places, rates = None, None
         if stage.group_by_length:
-            collator = Collator(self.processor, max_length=None, routing=self.experts.routing)
-            rates = token_rates(self.mixture, collator)
+            rates = token_rates(self.mixture, Collator(self.processor, max_length=None, routing=self.experts.routing))
+        if stage.batches == "one_task":
+            places = one_task_places(self.mixture, steps=plan.steps, batch_size=plan.batch, rates=rates)
+        elif stage.group_by_length:
             places = grouped_places(self.mixture, total=plan.samples, batch_size=plan.batch, rates=rates)
         return Ordered(self.mixture, plan.samples, places=places)
 
@@ -102,6 +115,7 @@ class StageData:
             packing=stage.packing,
             media_keys=stage.feature_cache,
             routing=self.experts.routing,
+            tasks=self.tasks(stage),
         )
         stage_mask = None if plan is None else self.experts.mask(plan)
         accepted = inspect.signature(model.forward).parameters
@@ -124,7 +138,13 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
     """
     if stage.tiles is not None:
         set_tiles(processor, stage.tiles)
-    mixture: Any = open_mixture(stage.data, folder=folder, seed=stage.seed, temperature=stage.temperature)
+    mixture: Any = open_mixture(
+        stage.data,
+        folder=folder,
+        seed=stage.seed,
+        temperature=stage.temperature,
+        align=picture_alignment(config or {}),
+    )
     experts = open_experts(stage, config or {}, processor=processor, mixture=mixture)
     collator = Collator(processor, max_length=stage.max_length, domains=mixture.domains, routing=experts.routing)
     check_views(mixture, processor, max_length=stage.max_length)
@@ -133,6 +153,8 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
         raise RequestError("A stream does not end, so its epochs cannot be counted.", hint="Set 'steps' in the stage.")
     if not hasattr(mixture, "__len__") and stage.group_by_length:
         raise RequestError("A stream cannot be grouped by length.", hint="Remove 'group_by_length', or 'streaming'.")
+    if not hasattr(mixture, "__len__") and stage.batches == "one_task":
+        raise RequestError("A stream cannot give batches of one task.", hint="Remove 'batches', or 'streaming'.")
     if not hasattr(mixture, "__len__") and stage.feature_cache:
         raise RequestError("The features of a stream cannot be cached.", hint="Remove 'feature_cache', or 'streaming'.")
     if stage.dpo is not None:
@@ -143,10 +165,12 @@ def open_data(stage: Stage, processor: Any, *, folder: Path, config: Mapping[str
 
 
 def _digest(stage: Stage, folder: Path) -> str:
-    """Digests the local files that list samples; media count by their paths in these files."""
-    rows = []
+    """Digests the local files that list samples, and tasks' words; media count by their paths in these files."""
+    rows: list[list[Any]] = []
     for spec in stage.data:
         path = folder / Path(spec.path).expanduser()
         files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
         rows.append([spec.path, [digest_file(file).sha256 for file in files if file.is_file()]])
+        if (wording := wording_of(spec, folder=folder)) is not None:
+            rows[-1].append(wording.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

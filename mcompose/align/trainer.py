@@ -28,6 +28,7 @@ from mcompose.align.preference import PreferenceLoss, pair_key, reference_log_pr
 from mcompose.align.results.delta import full_values
 from mcompose.align.schedule import rate_factor
 from mcompose.align.stage import StepPlan
+from mcompose.align.task_losses import TaskLosses
 from mcompose.align.tensor_file import read_tensors, write_tensors
 from mcompose.align.watch import COMPLETE
 from mcompose.progress import track
@@ -51,6 +52,7 @@ class TrainerParts:
         frozen: Modules that stay in evaluation mode.
         router: Loss of the routers; None if they are not trained.
         predicts: Whether the router itself chooses experts in training.
+        tasks: Tasks whose losses are told apart; ``tasks`` in a batch counts them.
         preference: Loss of preference pairs, which replaces the model's own; None without pairs.
     """
 
@@ -61,6 +63,7 @@ class TrainerParts:
     frozen: FrozenModules
     router: RouterLoss | None = None
     predicts: bool = False
+    tasks: tuple[str, ...] = ()
     preference: PreferenceLoss | None = None
 
 
@@ -143,6 +146,7 @@ class AlignTrainer(Trainer):
         self.tokens = 0
         self.longest = 0
         self._hidden = 0
+        self._task_losses = TaskLosses(parts.tasks)
         self._gates = GateFigures()
         super().__init__(**kwargs)
         # A hook of the model, so that DDP sees its result as part of the forward pass.
@@ -195,6 +199,7 @@ class AlignTrainer(Trainer):
         """Computes the model's loss plus the routers', or the loss of pairs, with frozen modules in evaluation mode."""
         self.parts.frozen.evaluate()
         self.tokens += inputs.pop("tokens", 0)
+        tasks = inputs.pop("tasks", None)
         if self.parts.preference is not None:
             self._hidden += hidden_tokens(inputs)
             return self._preference_loss(model, inputs, with_outputs=bool(kwargs.get("return_outputs")))
@@ -210,6 +215,8 @@ class AlignTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}
         loss_and_outputs: Any = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
         loss, outputs = loss_and_outputs
+        if tasks is not None and model.training:
+            self._task_losses.add(outputs, inputs, tasks)
         self._gates.add(outputs.get("adapter_figures"))
         if self.parts.router is not None and labels is not None:
             # DDP averages gradients over processes; this loss is to be summed over them.
@@ -244,6 +251,7 @@ class AlignTrainer(Trainer):
         """Adds the stage's own fields to a step's row.
 
         With masking: the number of hidden tokens. With routers: their loss, and their accuracy on labelled items.
+        With several tasks: the loss and the number of learned tokens of each that the step had.
         With pairs: the mean margin of chosen over rejected answers, and the share of pairs whose margin is positive.
         With adapters: entropy and least share of their gates, by set and modality.
         """
@@ -260,6 +268,8 @@ class AlignTrainer(Trainer):
             totals = torch.tensor(self.parts.router.take_totals(), device=self.args.device)
             loss, right, known = self._summed(totals).tolist()
             logs = {**logs, "router_loss": loss, **({"router_accuracy": right / known} if known else {})}
+        if self.parts.tasks and "loss" in logs:
+            logs = {**logs, **self._task_losses.row(self._summed(self._task_losses.take(self.args.device)))}
         if "loss" in logs:
             logs = {**logs, **self._gates.take()}
         super().log(logs, start_time)

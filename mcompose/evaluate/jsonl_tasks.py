@@ -10,11 +10,13 @@ The first line is the header, every other line a question::
 question, joined by spaces.
 
 Several metrics score the same answers: ``"metrics": ["teds", "edit_distance"]`` instead of ``"metric"``, or
-``"also": ["letter_lenient"]`` beside it. ``extraction.graded`` lists those for tables and pages. Of the first, more is
-better: it is what a search improves. A question may have several right answers: ``"answer": ["7", "seven"]``.
+``"also": ["letter_lenient"]`` beside it. ``extraction.graded`` lists those for tables, pages and captions,
+``grounding.graded`` those for boxes and points. Of the first, more is better: it is what a search improves. A question
+may have several right answers: ``"answer": ["7", "seven"]``. An answer in pixels is an object, ``{"box": [12, 30, 80,
+200]}``; see ``grounding.references``.
 ``"domain"`` in a question, or in the header for all, says what its media are about: of a checkpoint with experts,
 ``eval`` then tells how right its router is, and can send media to their own or to wrong experts.
-``"max_new_tokens"`` is 16, and 512 when a metric is about tables or pages.
+``"max_new_tokens"`` is 16, and 512 when a metric is about tables, pages, captions, boxes or points.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Any, Final
 
 from mcompose.errors import RequestError
 from mcompose.evaluate.extraction.reading_errors import BadReferenceError
+from mcompose.evaluate.grounding.references import reference_text
 from mcompose.evaluate.metrics import expanded, graded, rule_for
 from mcompose.evaluate.option_letters import choices_in
 from mcompose.evaluate.task import Item, MediaInput, Task
+from mcompose.media import picture_size
 from mcompose.modalities import MODALITIES
 
 __all__ = ["load_lines", "read_lines"]
@@ -151,10 +155,11 @@ def _item(row: dict[str, Any], domain: str, *, file: Path, line: int, check: boo
     place = f"{file}:{line}"
     listed = _field(row, "inputs", list, place=place)
     question = _field(row, "question", str, place=place)
-    answer, *accepted = _answers(row, place=place)
+    inputs = tuple(_input(entry, file=file, place=place, check=check) for entry in listed)
+    answer, *accepted = _answers(row, inputs, place=place)
     return Item(
         id=str(row.get("id", line - 2)),
-        inputs=tuple(_input(entry, file=file, place=place, check=check) for entry in listed),
+        inputs=inputs,
         question=question,
         answer=answer,
         choices=choices_in(question),
@@ -163,12 +168,22 @@ def _item(row: dict[str, Any], domain: str, *, file: Path, line: int, check: boo
     )
 
 
-def _answers(row: dict[str, Any], *, place: str) -> list[str]:
+def _answers(row: dict[str, Any], inputs: tuple[MediaInput, ...], *, place: str) -> list[str]:
     given = row.get("answer")
     listed: list[Any] = given if isinstance(given, list) else [given]
-    if not listed or not all(isinstance(one, str) for one in listed):
+    if not listed or not all(isinstance(one, str | dict) for one in listed):
         raise RequestError(f"{place}: 'answer' is missing, or neither a text nor a list of texts.")
-    return listed
+
+    def size_of() -> tuple[int, int]:
+        pictures = [one.path for one in inputs if one.modality == "image" and one.path is not None]
+        if not pictures:
+            raise BadReferenceError("An answer with pixels needs the 'size' of its picture, and there is no picture.")
+        return picture_size(pictures[0])
+
+    try:
+        return [one if isinstance(one, str) else reference_text(one, size_of=size_of) for one in listed]
+    except RequestError as error:
+        raise BadReferenceError(f"{place}: {error.message}", hint=error.hint) from error
 
 
 def _input(entry: Any, *, file: Path, place: str, check: bool) -> MediaInput:

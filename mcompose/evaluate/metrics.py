@@ -12,6 +12,7 @@ from typing import Final
 from mcompose.errors import UnknownNameError, nearest_name
 from mcompose.evaluate.extraction.graded import GRADED, GROUPS, Graded
 from mcompose.evaluate.extraction.relaxed import relaxed_match
+from mcompose.evaluate.grounding.graded import GROUNDED
 from mcompose.evaluate.option_letters import parse_letter
 from mcompose.evaluate.vqa_answers import normalise_answer
 
@@ -132,6 +133,7 @@ RULES: Final[dict[str, Callable[..., bool | None]]] = {
     "label_sole": _sole_label,
     "relaxed_accuracy": relaxed_match,
 }
+_SHARES: Final[dict[str, Graded]] = {**GRADED, **GROUNDED}
 _WITH_CHOICES: Final = frozenset({"letter_lenient", "label_sole"})
 
 
@@ -150,9 +152,9 @@ def rule_for(metric: str) -> Callable[..., Verdict]:
     name = metric.removeprefix("joint_")
     if name in RULES:
         return RULES[name]
-    if name in GRADED:
-        return GRADED[name].score
-    raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, [*RULES, *GROUPS, *GRADED]))
+    if name in _SHARES:
+        return _SHARES[name].score
+    raise UnknownNameError(f"No metric is called '{metric}'.", hint=nearest_name(name, [*RULES, *GROUPS, *_SHARES]))
 
 
 def graded(metric: str) -> Graded | None:
@@ -164,7 +166,7 @@ def graded(metric: str) -> Graded | None:
     Returns:
         Its entry; None for a metric of verdicts.
     """
-    return GRADED.get(metric.removeprefix("joint_"))
+    return _SHARES.get(metric.removeprefix("joint_"))
 
 
 def expanded(names: Sequence[str]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from .experts.projectors import build_projector
     from .experts.router import ItemCounts, encoders_of
-    from .families import EXPERT_TYPE, TYPE_IDS, Family, family_of, text_family_of
+    from .families import EXPERT_TYPE, TYPE_IDS, VISION_MIX_TYPE, Family, family_of, text_family_of
     from .groups.editing import add_groups, fold_text, group_parameters
     from .groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
     from .groups.specs import TEXT, GroupSpec, base_key, group_keys, group_specs
@@ -88,6 +88,7 @@ __all__ = [
     "SLOT_TOKEN",
     "TEXT",
     "TYPE_IDS",
+    "VISION_MIX_TYPE",
     "ComposedConfig",
     "ComposedForConditionalGeneration",
     "ComposedModel",
@@ -187,6 +188,7 @@ _HOME = {
     "SEPARATOR": "names",
     "TEXT": "groups.specs",
     "TYPE_IDS": "families",
+    "VISION_MIX_TYPE": "families",
     "Value": "experts.onnx_graph",
     "add_expert_tokens": "experts.processing",
     "build_encoder": "towers.native_classes",

@@ -43,12 +43,14 @@ from mcompose.recipe.values import Choice
 
 if TYPE_CHECKING:
     from mcompose.recipe.align.datasets import INSTRUCTION, DatasetSpec
+    from mcompose.recipe.align.tasks import BoxForm, Wording, builtin_tasks, read_templates
 from mcompose.recipe.vision_mix import MixedEncoder, Stream, VisionMix
 
 __all__ = [
     "INSTRUCTION",
     "AdapterSpec",
     "AlignSpec",
+    "BoxForm",
     "Choice",
     "ComposeSpec",
     "DatasetSpec",
@@ -80,6 +82,8 @@ __all__ = [
     "Stream",
     "Tiling",
     "VisionMix",
+    "Wording",
+    "builtin_tasks",
     "check_method",
     "count_layers",
     "drop_whole_slice",
@@ -87,6 +91,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "part_role",
+    "read_templates",
     "recipe_text",
     "resolve",
     "resolve_text",
@@ -96,6 +101,10 @@ __all__ = [
 _HOME = {
     "DatasetSpec": "align.datasets",
     "INSTRUCTION": "align.datasets",
+    "BoxForm": "align.tasks",
+    "Wording": "align.tasks",
+    "builtin_tasks": "align.tasks",
+    "read_templates": "align.tasks",
 }
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""
 

@@ -115,12 +115,13 @@ def read_text(path: Path) -> tuple[bytes, str]:
         ) from None
 
 
-def parse_document(text: str, *, file: str) -> Document:
+def parse_document(text: str, *, file: str, kind: str = "recipe") -> Document:
     """Parses YAML text into values with lines.
 
     Args:
         text: The text.
         file: Path for messages.
+        kind: What the file is, for messages.
 
     Returns:
         The document; its top level is a mapping.
@@ -142,13 +143,12 @@ def parse_document(text: str, *, file: str) -> Document:
         ) from None
     except RecursionError:
         raise RecipeError("the brackets are nested too deeply.", file=file) from None
+    hint = "Begin with 'schema: 1'." if kind == "recipe" else ""
     if node is None:
-        raise RecipeError("the recipe is empty.", file=file, hint="Begin with 'schema: 1'.")
+        raise RecipeError(f"the {kind} is empty.", file=file, hint=hint)
     if not isinstance(node, MappingNode):
         line = node.start_mark.line + 1
-        raise RecipeError(
-            "a recipe must be a mapping of keys to values.", file=file, line=line, hint="Begin with 'schema: 1'."
-        )
+        raise RecipeError(f"a {kind} must be a mapping of keys to values.", file=file, line=line, hint=hint)
     builder = _Builder(file)
     try:
         data = builder.build(node, at=())

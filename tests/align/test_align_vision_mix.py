@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_experts import write_expert
 
+from mcompose.align.load import load_processor
+from mcompose.align.stage_data import open_data
 from mcompose.errors import RequestError
 from mcompose.pipeline.align import AlignOptions, align
 from mcompose.pipeline.write import MergeOptions, merge
+from mcompose.recipe import Stage
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +89,18 @@ def test_a_picture_that_exceeds_the_limit_is_named_before_training(folder):
         RequestError, match=r"its picture of \d+ x \d+ pixels becomes 35 tokens, and 'max_length' is 30"
     ):
         align(path, stage=1, options=AlignOptions(output=folder / "short"))
+
+
+def test_boxes_of_tasks_follow_the_alignment_of_the_views(folder):
+    Image.new("RGB", (40, 20)).save(folder / "data" / "wide.png")
+    record = '{"image": "wide.png", "expression": "it", "box": [10, 5, 20, 20]}\n'
+    (folder / "data" / "refer.jsonl").write_text(record)
+    processor = load_processor(folder / "out")
+    config = json.loads((folder / "out" / "config.json").read_text())
+    stage = {**STAGE, "max_length": 400, "data": [{"path": "data/refer.jsonl", "task": "refer"}]}
+    data = open_data(Stage(**stage), processor, folder=folder, config=config)
+    (answer,) = data.mixture.sample_at(0, 0).messages[1]["content"]
+    assert answer["text"] == "[0.25, 0.12, 0.50, 0.50]"  # no filling above: the views put pictures into the corner
+    stage["data"][0]["boxes"] = {"align": "center"}
+    with pytest.raises(RequestError, match="mixed encoders place pictures by 'corner'"):
+        open_data(Stage(**stage), processor, folder=folder, config=config)

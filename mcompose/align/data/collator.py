@@ -43,6 +43,7 @@ class Collator:
         packing: Whether a batch is one row without padding; see :func:`can_pack`.
         media_keys: Whether batches hold ``media_keys``, by which a :class:`FeatureCache` knows their items.
         routing: Which experts media go to, for checkpoints with experts; None for none of them.
+        tasks: Names that ``tasks`` in a batch counts, by which losses are told apart; empty: batches have none.
         chat_template: Template to use instead of the checkpoint's own.
     """
 
@@ -57,6 +58,7 @@ class Collator:
         packing: bool = False,
         media_keys: bool = False,
         routing: Routing | None = None,
+        tasks: Sequence[str] = (),
         chat_template: str | None = None,
     ) -> None:
         self.processor = processor
@@ -67,6 +69,7 @@ class Collator:
         self.packing = packing
         self.media_keys = media_keys
         self.routing = routing
+        self.tasks = tuple(tasks)
         self.writer = ChatWriter(processor, chat_template=chat_template)
         self._call, self._marking = marking_processor(processor)
         self._rate = sampling_rate(processor)
@@ -86,6 +89,7 @@ class Collator:
         Returns:
             ``input_ids``, ``attention_mask``, ``position_ids``, ``mm_token_type_ids``, ``labels`` (-100 where nothing
             is learned), all (B, L) and padded on the right; ``domains`` (B,); and the media as the processor made them.
+            Where tasks are told apart: ``tasks``, one number a sample.
             Where a router is trained: ``router_labels``, one class an item (-100 where it learns nothing).
             Packed: one row (1, L), positions that begin again at 0 with each sample, and no ``attention_mask``, which
             is how transformers tells packed rows.
@@ -98,6 +102,8 @@ class Collator:
         if self.media_keys:
             batch["media_keys"] = self._media_keys(samples, positions)
         batch["domains"] = torch.tensor([self._domain(sample) for sample in samples])
+        if self.tasks:
+            batch["tasks"] = torch.tensor([self.tasks.index(sample.task) for sample in samples])
         if self.routing is not None and self.routing.labelled:
             batch |= _router_labels(self.routing.labels(samples))
         if self.packing:

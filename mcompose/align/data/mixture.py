@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import Dataset
 
 from mcompose.align.data.datasets import Records, open_records
+from mcompose.align.data.instructions import TaskRecords, task_writer
 from mcompose.align.data.samples import Sample
-from mcompose.align.data.shares import apportion, draw, epoch_order, proportions
+from mcompose.align.data.shares import draw, epoch_order, proportions, within_quotas
 from mcompose.align.data.streams import StreamMixture
 from mcompose.align.data.survey import DatasetReport, Survey, read_sample, survey
 from mcompose.errors import RequestError
@@ -53,15 +54,16 @@ class Mixture(Dataset[Sample]):
     ) -> None:
         self.specs, self.seed, self.temperature = tuple(specs), seed, temperature
         self._records, self._surveys = tuple(records), tuple(surveys)
-        sizes = [len(one.usable) for one in surveys]
+        quotas = [spec.quota for spec in specs]
+        sizes = [min(len(one.usable), quota or len(one.usable)) for one, quota in zip(surveys, quotas, strict=True)]
         weights = [size if spec.weight is None else spec.weight for spec, size in zip(specs, sizes, strict=True)]
-        self.shares = apportion(proportions(weights, temperature=temperature), total=sum(sizes))
+        self.shares = within_quotas(proportions(weights, temperature=temperature), total=sum(sizes), quotas=quotas)
         self._ends = np.cumsum(self.shares)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        """Samples of an epoch: as many as the datasets can offer together."""
+        """Samples of an epoch: as many as the datasets can offer together, within their quotas."""
         return int(self._ends[-1])
 
     @property
@@ -77,6 +79,17 @@ class Mixture(Dataset[Sample]):
     def domains(self) -> tuple[str, ...]:
         """The domains that the datasets name, each once, in order."""
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the datasets, or their names, each once, in order."""
+        return tuple(dict.fromkeys(spec.task_name for spec in self.specs))
+
+    def tasks_of(self, epoch: int) -> np.ndarray:
+        """Returns the task of every place of an epoch, as its number in ``tasks``."""
+        slots = epoch_order(len(self), seed=self.seed, epoch=epoch)
+        numbers = np.array([self.tasks.index(spec.task_name) for spec in self.specs])
+        return numbers[np.searchsorted(self._ends, slots, side="right")]
 
     def other_domains(self) -> dict[str, str]:
         """Dataset -> a domain that one of its records names and that is not the dataset's; some records are read."""
@@ -216,7 +229,7 @@ def _fitting(records: Records, one: Survey, spec: DatasetSpec, collator: Any) ->
 
 
 def open_mixture(
-    specs: Sequence[DatasetSpec], *, folder: Path, seed: int, temperature: float = 1.0
+    specs: Sequence[DatasetSpec], *, folder: Path, seed: int, temperature: float = 1.0, align: str | None = None
 ) -> Mixture | StreamMixture:
     """Opens the data of a stage.
 
@@ -225,6 +238,7 @@ def open_mixture(
         folder: The recipe's folder, which relative paths start from.
         seed: Seed of the order.
         temperature: Weights count as weight^(1/temperature).
+        align: Where the checkpoint puts a picture in its padded square; None where it does not say.
 
     Returns:
         A map-style dataset; an endless iterable one when any dataset is streamed.
@@ -242,7 +256,13 @@ def open_mixture(
             hint="Set 'weight' in all datasets, or in none.",
         )
     if any(spec.streaming for spec in specs):
-        return StreamMixture(specs, folder=folder, seed=seed, temperature=temperature)
-    records = [open_records(spec, folder=folder) for spec in specs]
+        return StreamMixture(specs, folder=folder, seed=seed, temperature=temperature, align=align)
+    writers = [
+        task_writer(spec, folder=folder, seed=seed, dataset=number, align=align) for number, spec in enumerate(specs)
+    ]
+    opened = [open_records(spec, folder=folder) for spec in specs]
+    records = [
+        plain if writer is None else TaskRecords(plain, writer) for plain, writer in zip(opened, writers, strict=True)
+    ]
     surveys = [survey(one, spec) for one, spec in zip(records, specs, strict=True)]
     return Mixture(specs, records=records, surveys=surveys, seed=seed, temperature=temperature)

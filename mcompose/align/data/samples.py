@@ -25,7 +25,7 @@ from mcompose.errors import RequestError
 from mcompose.modalities import MODALITIES
 from mcompose.recipe import INSTRUCTION
 
-__all__ = ["Sample", "instructed", "parse_record"]
+__all__ = ["COLUMNS", "PLACEHOLDER", "Sample", "instructed", "media_items", "medium_part", "parse_record"]
 
 Message = dict[str, Any]
 _ROLES: Final = {
@@ -35,13 +35,15 @@ _ROLES: Final = {
     "assistant": "assistant",
     "system": "system",
 }
-_PLACEHOLDER: Final = re.compile(r"<(image|audio|video|points?)>")
-_COLUMNS: Final = {
+PLACEHOLDER: Final = re.compile(r"<(image|audio|video|points?)>")
+"""What stands for a medium in a text."""
+COLUMNS: Final = {
     "image": ("image", "images"),
     "audio": ("audio", "audios"),
     "video": ("video", "videos"),
     "points": ("points", "point"),
 }
+"""Modality to the fields of a record that may hold its media."""
 _HOLDERS: Final = ("path", "url", "bytes")
 
 
@@ -59,6 +61,7 @@ class Sample:
         on_long: Action if the sample is too long: "error", "skip" or "cut".
         rejected: Messages of the same conversation with the rejected answer, for a preference pair; None without a
             pair. In a pair, only the last answer is trained.
+        task: What its loss and batches of one task go by: the task of its dataset, or the dataset's name.
     """
 
     messages: tuple[Message, ...]
@@ -68,6 +71,7 @@ class Sample:
     place: str = ""
     on_long: str = "error"
     rejected: tuple[Message, ...] | None = None
+    task: str = ""
 
     @property
     def other(self) -> Sample | None:
@@ -110,7 +114,7 @@ def parse_record(record: Any, *, layout: str, folder: Path) -> tuple[Message, ..
     turns = record[key]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RequestError(f"'{key}' is not a list of turns.")
-    waiting = {modality: iter(_column(record, modality)) for modality in MODALITIES}
+    waiting = {modality: iter(media_items(record, modality)) for modality in MODALITIES}
     messages = tuple(_message(turn, waiting, folder) for turn in turns)
     for modality, rest in waiting.items():
         if unused := len(list(rest)):
@@ -133,8 +137,13 @@ def _layout_key(record: Mapping[str, Any], layout: str) -> str:
     return layout_key
 
 
-def _column(record: Mapping[str, Any], modality: str) -> list[Any]:
-    columns = [key for key in _COLUMNS[modality] if record.get(key) is not None]
+def media_items(record: Mapping[str, Any], modality: str) -> list[Any]:
+    """Returns the media of one modality as a record writes them.
+
+    Raises:
+        RequestError: Two fields of the record hold media of the modality.
+    """
+    columns = [key for key in COLUMNS[modality] if record.get(key) is not None]
     if len(columns) > 1:
         raise RequestError(f"the record has both '{columns[0]}' and '{columns[1]}'. Keep one of them.")
     if not columns:
@@ -162,11 +171,11 @@ def _split_text(text: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -
     """Splits a text at its placeholders; the text between them is not changed."""
     parts: list[dict[str, Any]] = []
     end = 0
-    for match in _PLACEHOLDER.finditer(text):
+    for match in PLACEHOLDER.finditer(text):
         if match.start() > end:
             parts.append({"type": "text", "text": text[end : match.start()]})
         modality = "points" if match[1] == "point" else match[1]
-        parts.append(_next_medium(modality, waiting, folder))
+        parts.append(_nextmedium_part(modality, waiting, folder))
         end = match.end()
     if end < len(text) or not parts:
         parts.append({"type": "text", "text": text[end:]})
@@ -178,14 +187,14 @@ def _parts(content: Sequence[Any], waiting: Mapping[str, Iterator[Any]], folder:
     for entry in content:
         kind = str(entry.get("type")).removesuffix("_url").removeprefix("input_") if isinstance(entry, Mapping) else ""
         if kind == "text" and isinstance(entry.get("text"), str):
-            if found := _PLACEHOLDER.search(entry["text"]):
+            if found := PLACEHOLDER.search(entry["text"]):
                 raise RequestError(
                     f"a text part contains '{found[0]}', which is reserved for media. Use a part of that type instead."
                 )
             parts.append({"type": "text", "text": entry["text"]})
         elif kind in MODALITIES:
             value = next((entry[key] for key in (kind, entry["type"], *_HOLDERS) if entry.get(key) is not None), None)
-            parts.append(_next_medium(kind, waiting, folder) if value is None else _medium(kind, value, folder))
+            parts.append(_nextmedium_part(kind, waiting, folder) if value is None else medium_part(kind, value, folder))
             parts.append({"type": "text", "text": "\n"})
         else:
             raise RequestError(f"a part of a turn is neither text nor a medium: {str(entry)[:60]}")
@@ -201,14 +210,24 @@ def _without_last_breaks(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept or [{"type": "text", "text": ""}]
 
 
-def _next_medium(modality: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -> dict[str, Any]:
+def _nextmedium_part(modality: str, waiting: Mapping[str, Iterator[Any]], folder: Path) -> dict[str, Any]:
     value = next(waiting[modality], None)
     if value is None:
         raise RequestError(f"the text has more <{modality}> than the record has items of '{modality}'.")
-    return _medium(modality, value, folder)
+    return medium_part(modality, value, folder)
 
 
-def _medium(modality: str, value: Any, folder: Path) -> dict[str, Any]:
+def medium_part(modality: str, value: Any, folder: Path) -> dict[str, Any]:
+    """Returns the part of a message that a medium is: its type, and its path or its bytes.
+
+    Args:
+        modality: Its modality.
+        value: As the record writes it.
+        folder: Folder where relative paths start.
+
+    Raises:
+        RequestError: It is not a local file.
+    """
     if isinstance(value, Mapping):  # {"bytes", "path"} of Hugging Face datasets, {"url"} of chat interfaces
         value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), None)
     if isinstance(value, bytes):

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["apportion", "draw", "epoch_order", "proportions", "stream_generator"]
+__all__ = ["apportion", "draw", "epoch_order", "proportions", "stream_generator", "within_quotas"]
 
 _ORDER, _ROUND, _STREAM = 0, 1, 2  # purposes, so that no two shuffles share random numbers
 
@@ -51,6 +51,32 @@ def apportion(probabilities: np.ndarray, *, total: int) -> np.ndarray:
     missing = total - int(counts.sum())
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[:missing]] += 1
+    return counts
+
+
+def within_quotas(probabilities: np.ndarray, *, total: int, quotas: Sequence[int | None]) -> np.ndarray:
+    """Splits a total into whole counts of which some have a limit; what they may not take goes to the others.
+
+    Args:
+        probabilities: Proportions, which sum to 1.
+        total: Sum of the counts, if the limits allow it.
+        quotas: Largest count of each; None for any.
+
+    Returns:
+        int64 counts: those without a limit, and those below theirs, keep their proportions.
+    """
+    counts = np.zeros(len(quotas), dtype=np.int64)
+    free_N = np.ones(len(quotas), dtype=bool)
+    limits = np.array([np.iinfo(np.int64).max if quota is None else quota for quota in quotas], dtype=np.int64)
+    while free_N.any():
+        rest = total - int(counts[~free_N].sum())
+        shares = apportion(probabilities[free_N] / probabilities[free_N].sum(), total=rest)
+        counts[free_N] = shares
+        over_N = free_N & (counts > limits)
+        if not over_N.any():
+            break
+        counts[over_N] = limits[over_N]
+        free_N &= ~over_N
     return counts
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mcompose.align.data.datasets import stream_records
+from mcompose.align.data.instructions import task_writer
 from mcompose.align.data.samples import Sample
 from mcompose.align.data.shares import proportions, stream_generator
 from mcompose.align.data.survey import DatasetReport, Skipped, UnusableError, check_media, make_sample
@@ -33,9 +34,10 @@ class StreamMixture(IterableDataset[Sample]):
         seed: Seed of the order.
         temperature: Temperature of the weights, which count as weight^(1/temperature).
         batch_size: Samples of a loader's batch; it makes batches independent of the number of workers.
+        align: Where the checkpoint puts a picture in its padded square; None where it does not say.
 
     Raises:
-        RequestError: Several datasets are mixed without weights; the size of a stream is not known.
+        RequestError: Several datasets are mixed without weights, or one has a quota; the size of a stream is not known.
     """
 
     def __init__(
@@ -46,14 +48,25 @@ class StreamMixture(IterableDataset[Sample]):
         seed: int,
         temperature: float = 1.0,
         batch_size: int = 1,
+        align: str | None = None,
     ) -> None:
         if len(specs) > 1 and any(spec.weight is None for spec in specs):
             raise RequestError(
                 "Streamed datasets must have weights, and one does not have a weight.",
                 hint="Give every dataset a 'weight', or remove 'streaming'.",
             )
+        for spec in specs:
+            if spec.quota is not None:
+                raise RequestError(
+                    f"The 'quota' of {spec.name} has no effect beside a streamed dataset, which has no epochs.",
+                    hint="Set its 'weight' instead.",
+                )
         self.specs, self.folder, self.seed, self.temperature = tuple(specs), folder, seed, temperature
-        self.batch_size = batch_size
+        self.batch_size, self._align = batch_size, align
+        self._writers = [
+            task_writer(spec, folder=folder, seed=seed, dataset=number, align=align)
+            for number, spec in enumerate(specs)
+        ]
         self._collator: Any = None
         self._skipped = [Skipped() for _ in specs]
         self._read = [0 for _ in specs]
@@ -63,6 +76,11 @@ class StreamMixture(IterableDataset[Sample]):
     def domains(self) -> tuple[str, ...]:
         """Domains of the datasets, each once, in order."""
         return tuple(dict.fromkeys(spec.domain for spec in self.specs if spec.domain is not None))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the datasets, or their names, each once, in order."""
+        return tuple(dict.fromkeys(spec.task_name for spec in self.specs))
 
     def set_epoch(self, epoch: int) -> None:
         """Switches to another epoch: another order of the streams, each from its start."""
@@ -78,7 +96,12 @@ class StreamMixture(IterableDataset[Sample]):
 
     def _changed(self, *, batch_size: int, collator: Any) -> StreamMixture:
         copy = StreamMixture(
-            self.specs, folder=self.folder, seed=self.seed, temperature=self.temperature, batch_size=batch_size
+            self.specs,
+            folder=self.folder,
+            seed=self.seed,
+            temperature=self.temperature,
+            batch_size=batch_size,
+            align=self._align,
         )
         copy._collator = collator
         return copy
@@ -116,6 +139,8 @@ class StreamMixture(IterableDataset[Sample]):
             if spec.limit is not None and index >= spec.limit:
                 return
             self._read[which] += counting
+            if (writer := self._writers[which]) is not None:
+                record = writer.attempt(record, index, folder=folder)
             try:
                 sample = make_sample(record, spec=spec, index=index, place=place, folder=folder)
                 check_media(sample, decode=spec.on_broken == "skip")

@@ -166,7 +166,16 @@ def make_sample(record: Any, *, spec: DatasetSpec, index: int, place: str, folde
         raise UnusableError(f"{place}: {error.message}", reason="malformed") from error
     messages = instructed(messages, spec.template)
     rejected = None if other is None else instructed(other, spec.template)
-    return Sample(messages, spec.domain, spec.name, index, place=place, on_long=spec.on_long, rejected=rejected)
+    return Sample(
+        messages,
+        spec.domain,
+        spec.name,
+        index,
+        place=place,
+        on_long=spec.on_long,
+        rejected=rejected,
+        task=spec.task_name,
+    )
 
 
 def read_sample(records: Records, index: int, spec: DatasetSpec) -> Sample:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mcompose.errors import RequestError
 from mcompose.media import picture_size
+from mcompose.modeling import VISION_MIX_TYPE
 
-__all__ = ["check_views"]
+__all__ = ["check_views", "picture_alignment"]
 
 
 def check_views(mixture: Any, processor: Any, *, max_length: int | None) -> None:
@@ -43,3 +45,23 @@ def check_views(mixture: Any, processor: Any, *, max_length: int | None) -> None
             hint=f"Raise 'max_length' above {longest:,}, allow fewer tiles in 'compose.vision_mix.views', or set "
             "'on_long: skip' for this dataset.",
         )
+
+
+def picture_alignment(config: Mapping[str, Any]) -> str | None:
+    """Returns where a checkpoint's mixed encoders put a picture in its padded square.
+
+    Args:
+        config: The checkpoint's config.
+
+    Returns:
+        ``center`` or ``corner``; None where it has no mixed encoders, or they do not pad pictures.
+    """
+    for value in config.values():
+        if not isinstance(value, Mapping):
+            continue
+        views = value.get("views") if value.get("model_type") == VISION_MIX_TYPE else None
+        if isinstance(views, Mapping):
+            return str(views.get("align", "center")) if views.get("padding", "square") == "square" else None
+        if (found := picture_alignment(value)) is not None:
+            return found
+    return None

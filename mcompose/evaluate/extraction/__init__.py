@@ -4,6 +4,7 @@ Each metric is a pure function of two texts in its own file; ``graded`` has thei
 are an extra, ``mcompose[extraction]``, imported where they are used.
 """
 
+from mcompose.evaluate.extraction.cider import cider_of_one, corpus_cider
 from mcompose.evaluate.extraction.edit_distance import anls, edit_similarity, normalised_edit_distance
 from mcompose.evaluate.extraction.graded import GRADED, GROUPS, Graded
 from mcompose.evaluate.extraction.reading_errors import BadReferenceError
@@ -30,7 +31,9 @@ __all__ = [
     "anls",
     "average_precision",
     "bleu",
+    "cider_of_one",
     "corpus_bleu",
+    "corpus_cider",
     "edit_similarity",
     "meteor",
     "meteor_wordnet",

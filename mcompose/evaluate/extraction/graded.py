@@ -12,10 +12,11 @@ meteor, meteor_wordnet         without and with synonyms
 word_precision, _recall, _f1   over sets of words
 bleu_got, meteor_got,          as the evaluation script of GOT-OCR2.0 prints them (label and answer in each other's
 word_precision_got             place)
+cider                          CIDEr-D over all answers together, 0 to 10 as pycocoevalcap prints it
 anls                           normalised Levenshtein similarity with its cut at one half
 =============================  ======================================================================================
 
-``relaxed_accuracy`` is a verdict and stands with the other rules.
+``relaxed_accuracy`` is a verdict and stands with the other rules; ``grounding.graded`` lists those of boxes and points.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from itertools import product
 from typing import Any, Final
 
 from mcompose.errors import RequestError
-from mcompose.evaluate.extraction import edit_distance, scrm, scrm_published, text_overlap
+from mcompose.evaluate.extraction import cider, edit_distance, scrm, scrm_published, text_overlap
 from mcompose.evaluate.extraction.teds import check_html_table, check_table, has_html_table, has_table, teds
 
 __all__ = ["GRADED", "GROUPS", "Graded", "mean"]
@@ -167,6 +168,7 @@ def _of_words() -> dict[str, Graded]:
         "meteor": worded(text_overlap.meteor, ("nltk",)),
         "meteor_got": worded(partial(text_overlap.meteor, swapped=True), ("nltk",)),
         "meteor_wordnet": worded(text_overlap.meteor_wordnet, ("nltk",), data=text_overlap.find_wordnet),
+        "cider": worded(cider.cider_of_one, (), texts=cider.corpus_cider),
         "word_precision": worded(text_overlap.word_precision, ()),
         "word_precision_got": worded(partial(text_overlap.word_precision, swapped=True), ()),
         "word_recall": worded(text_overlap.word_recall, ()),

@@ -6,6 +6,7 @@ A data set is written as its path, or as a mapping when it needs more settings::
       - data/captions.jsonl
       - {path: data/charts.json, domain: chart, weight: 2, template: "{instruction}\nAnswer with one word."}
       - {path: hub:org/name@rev, split: train, streaming: true, on_broken: skip}
+      - {path: data/vqa.jsonl, task: vqa, quota: 20000}
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from mcompose.errors import RequestError
+from mcompose.recipe.align.tasks import BoxForm, TaskName, Templates, check_task
 from mcompose.recipe.field_errors import FieldError
 from mcompose.recipe.fields import Count, Number, Spec, one_of
 from mcompose.refs import ModelRef
@@ -66,6 +68,11 @@ class DatasetSpec(Spec):
         domain: Domain of the data, for masking, routing and the record of the stage.
         weight: Share of the mixture, relative to the other data sets; default: the number of records.
         limit: Number of records to use, from the first; default: all.
+        quota: Most samples that it gives in an epoch; each epoch takes others until all were used.
+        task: Name of the task, whose templates make conversations of plain records (``question``, ``answer``, ``box``);
+            see ``tasks.py``. Batches of one task and losses by task go by it.
+        templates: Other words for the task: a YAML file, a list of instructions, or ``instructions`` and ``answer``.
+        boxes: How its records write boxes and points.
         template: Text that every instruction is inserted into, in place of ``{instruction}``.
         on_broken: What happens to a record that is malformed or whose media file is missing or broken: ``error``, or
             ``skip`` and count it.
@@ -83,6 +90,10 @@ class DatasetSpec(Spec):
     domain: str | None = None
     weight: Annotated[Number, Field(gt=0)] | None = None
     limit: Annotated[Count, Field(ge=1)] | None = None
+    quota: Annotated[Count, Field(ge=1)] | None = None
+    task: TaskName | None = None
+    templates: Templates | None = None
+    boxes: BoxForm | None = None
     template: Annotated[str | None, BeforeValidator(_template)] = None
     on_broken: Annotated[Literal["error", "skip"], one_of("way with broken records", _ANSWERS)] = "error"
     on_long: Annotated[Literal["error", "skip", "cut"], one_of("way with long samples", _LENGTHS)] = "error"
@@ -101,7 +112,23 @@ class DatasetSpec(Spec):
             if chosen and not self.path.startswith("hub:"):
                 hint = "Name the file of the split as 'path'."
                 raise FieldError("'{path}' is only for data sets on the Hub.", at=(key,), hint=hint)
+        if self.quota is not None and self.streaming:
+            hint = "Remove 'streaming', or set 'weight' instead."
+            raise FieldError(
+                "'{path}' needs a data set that is listed: a stream has no epochs.", at=("quota",), hint=hint
+            )
+        if self.boxes is not None and self.task is None:
+            raise FieldError("'{path}' needs a 'task'.", at=("boxes",), hint="Write 'task: refer', for example.")
+        if self.task is not None and self.format != "auto":
+            hint = "Remove one of them: a task makes conversations of plain records."
+            raise FieldError("'{path}' cannot be set beside 'task'.", at=("format",), hint=hint)
+        check_task(self.task, self.templates)
         return self
+
+    @property
+    def task_name(self) -> str:
+        """What its losses and batches of one task go by: its task, or its name without one."""
+        return self.task or self.name
 
     @property
     def name(self) -> str:

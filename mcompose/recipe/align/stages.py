@@ -177,6 +177,7 @@ class Stage(Spec):
         epochs: Passes over the data, instead of steps; one when neither is given.
         lr: Learning rate, or a mapping of parts to learning rates.
         batch_size: Samples of an optimizer step, over all processes.
+        batches: ``one_task``: every optimizer step has samples of one task; default: tasks are mixed in a step.
         accumulation: Pieces that a step is cut into; more pieces need less memory and give the same step.
         warmup: Length of the warm-up: below 1 a share of all steps, else a number of steps.
         schedule: How the learning rate falls after the warm-up.
@@ -212,6 +213,7 @@ class Stage(Spec):
     epochs: Annotated[Number, Field(gt=0)] | None = None
     lr: Rates = 1e-4
     batch_size: Annotated[Count, Field(ge=1)] = 16
+    batches: Annotated[Literal["mixed", "one_task"], one_of("kind of batches", ("mixed", "one_task"))] | None = None
     accumulation: Annotated[Count, Field(ge=1)] = 1
     warmup: Annotated[Number, Field(ge=0)] = 0.03
     schedule: Annotated[str, one_of("schedule", SCHEDULES)] = "cosine"
