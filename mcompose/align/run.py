@@ -204,6 +204,7 @@ class _Run:
             McomposeError: See ``run_stage``.
         """
         main, notices = processes.is_main(), tuple(self.data.notices())
+        samples = self.data.ordered(self.stage, self.plan)  # before the model is loaded: it may refuse the tasks
         with explain_out_of_memory(self.stage, self.plan, precision=self.precision):
             model = load_model(self.lineage, precision=self.precision)
             labels = self._labels(model)
@@ -212,7 +213,7 @@ class _Run:
             before = frozen_digests(model, labels) if main else {}
             wrapped = model
             if trained.names:
-                wrapped, more = self._run_steps(model, trained)
+                wrapped, more = self._run_steps(model, trained, samples)
                 notices += more
             elif main:
                 fitted.log(self.request.folder / LOG)
@@ -227,9 +228,9 @@ class _Run:
         processes.barrier()
         return notices
 
-    def _run_steps(self, model: Any, trained: Trained) -> tuple[Any, tuple[str, ...]]:
+    def _run_steps(self, model: Any, trained: Trained, samples: Any) -> tuple[Any, tuple[str, ...]]:
         """Trains; returns the model as the trainer wrapped it, and sentences to show to the user."""
-        trainer, watch = self._trainer(model, trained)
+        trainer, watch = self._trainer(model, trained, samples)
         processes.barrier()  # until the main process has prepared the folder
         if self.stage.dpo is not None:
             trainer.compute_reference(label=f"stage {self.request.number}, reference", quiet=self.quiet)
@@ -299,7 +300,7 @@ class _Run:
         slots = {name: anatomy.slots[key] for key, name in names.items()}
         return {name: part_label(slot.name, slot.part) for name, slot in slots.items()}
 
-    def _trainer(self, model: Any, trained: Trained) -> tuple[AlignTrainer, StageWatch]:
+    def _trainer(self, model: Any, trained: Trained, samples: Any) -> tuple[AlignTrainer, StageWatch]:
         stage, plan, request = self.stage, self.plan, self.request
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -326,7 +327,7 @@ class _Run:
             ),
             model=model,
             args=arguments,
-            train_dataset=self.data.ordered(stage, plan),
+            train_dataset=samples,
             data_collator=self.data.batches(stage, model, request.masks, plan=plan),
         )
         watch = StageWatch(

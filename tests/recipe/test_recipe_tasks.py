@@ -79,3 +79,12 @@ def test_batches_of_one_task_are_a_known_word(tmp_path):
     _, message, hint = failure(tmp_path, with_data("a.jsonl", ", batches: one_tsk"))
     assert message == "'align.stages[1].batches' is not a known kind of batches: 'one_tsk'."
     assert hint == "Did you mean 'one_task'?"
+
+
+def test_pairs_are_not_made_by_templates(tmp_path):
+    _, message, hint = failure(tmp_path, with_data("{path: a.jsonl, task: vqa}", ", dpo: 0.1"))
+    assert message == (
+        "'align.stages[1].data[0].task' cannot be combined with 'dpo': "
+        "templates make one answer of a record, not a pair."
+    )
+    assert hint == "Write the pairs as conversations."

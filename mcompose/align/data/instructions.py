@@ -25,6 +25,9 @@ from other fields; every other name is a field with a text or a number:
 Boxes and points are written as fractions of the padded square with two decimals. Which of several instructions a
 record gets depends on the seed, the data set and the number of the record.
 
+The square is that of the longest edge, also where tiles make a grid of other proportions. A record with ``width`` and
+``height`` spares a look at its picture.
+
 Paper: SPHINX, arXiv 2311.07575, and SPHINX-X, arXiv 2402.05935, for tasks as plain text without tokens of their own.
 """
 

@@ -74,3 +74,6 @@ def check_preference(stage: Any) -> None:
         if spec.streaming:
             message = "'{path}' cannot be combined with 'dpo': the pairs of a stream cannot be scored beforehand."
             raise FieldError(message, at=("data", number, "streaming"), hint="Leave 'streaming' out.")
+        if spec.task is not None:
+            message = "'{path}' cannot be combined with 'dpo': templates make one answer of a record, not a pair."
+            raise FieldError(message, at=("data", number, "task"), hint="Write the pairs as conversations.")
