@@ -42,7 +42,7 @@ class AdapterAddition(Addition):
         entries: Set -> its entry in the network's configuration.
         linears: Set -> number of linears that it stands beside.
         opened: Set and number of a LoRA -> the LoRA that an expert begins as.
-        notes: Sentences for the user.
+        notes: Warnings for the user.
     """
 
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])

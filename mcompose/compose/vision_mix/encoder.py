@@ -34,12 +34,12 @@ class OutputEncoder:
     """One encoder of a mix.
 
     Args:
-        name: Its name in the mix.
-        entry: Its entry in the network's configuration.
-        prepared: Its entry in the processor's configuration.
+        name: Name of the encoder in the mix.
+        entry: Entry of the encoder in the network's configuration.
+        prepared: Entry of the encoder in the processor's configuration.
         jobs: Jobs of its tensors.
         dropped: Tensors of its checkpoint that the output does not hold.
-        checkpoint: The checkpoint of an encoder that is no source's.
+        checkpoint: The encoder's checkpoint; None for the tower of a source.
         processor_folder: Folder of the processor that it brings; None where plain pixels are made.
         colour: Mean colour of its pixels, 0 to 255; empty where it states none.
         size: Side of what it sees, where it states one.
@@ -57,7 +57,7 @@ class OutputEncoder:
 
     @property
     def class_name(self) -> str:
-        """What it is, for people."""
+        """Class or model type of the encoder, for reports."""
         return self.entry["class_name"] if "class_name" in self.entry else self.entry["source"]["model_type"]
 
 
@@ -67,8 +67,8 @@ def open_encoder(
     """Opens an encoder of a mix: config and headers, no weights.
 
     Args:
-        name: Its name in the mix.
-        spec: Its entry in the recipe.
+        name: Name of the encoder in the mix.
+        spec: Entry of the encoder in the recipe.
         mix: The mix.
         loaded: The recipe.
         weights: Whether its weights will be read.
@@ -120,7 +120,7 @@ def open_source_tower(name: str, source: SourceParts, mix: VisionMix) -> OutputE
     """Makes an encoder of the image tower of a source, with its trained projector.
 
     Args:
-        name: Its name in the mix.
+        name: Name of the encoder in the mix.
         source: The source.
         mix: The mix.
 

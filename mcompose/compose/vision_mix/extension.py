@@ -45,7 +45,7 @@ class MixAddition(Addition):
 
     Args:
         mix: The recipe's section; None without one.
-        encoders: Its encoders, in order.
+        encoders: The mix's encoders, in order.
         config: Configuration of the tower.
         prepared: Settings of its processor.
     """
@@ -78,7 +78,7 @@ class MixAddition(Addition):
                     copy_source_processor(encoder.processor_folder, folder, f"{self.mix.name}/{encoder.name}")
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """Returns the checkpoints of the encoders that are no source's."""
+        """Returns the checkpoints of the encoders that do not come from a source."""
         return {encoder.name: encoder.checkpoint for encoder in self.encoders if encoder.checkpoint is not None}
 
     def source_rows(self) -> tuple[SourceRow, ...]:

@@ -45,8 +45,8 @@ class Measured:
     """What was measured of an encoder.
 
     Args:
-        entry: Its entry in the network's configuration.
-        prepared: Its entry in the processor's configuration.
+        entry: Entry of the encoder in the network's configuration.
+        prepared: Entry of the encoder in the processor's configuration.
         own_processor: Whether views are prepared by the processor that it brings.
         colour: Mean colour of its pixels, 0 to 255.
         size: Side of what it sees.
@@ -66,9 +66,9 @@ def measure_encoder(
 
     Args:
         who: What it is, for messages.
-        name: Its name in the mix.
-        entry: Its entry in the network's configuration, without what is measured here.
-        spec: Its entry in the recipe.
+        name: Name of the encoder in the mix.
+        entry: Entry of the encoder in the network's configuration, without what is measured here.
+        spec: Entry of the encoder in the recipe.
         folder: Folder of its processor.
         side: Side of a view, where the recipe states it.
 
@@ -103,7 +103,7 @@ def measure_source(name: str, tower: OutputTower, *, side: int | None) -> Measur
     """Measures what the image tower of a source makes of a view.
 
     Args:
-        name: Its name in the mix.
+        name: Name of the encoder in the mix.
         tower: The tower.
         side: Side of a view, where the recipe states it.
 
@@ -268,7 +268,7 @@ def _unread(who: str, encoder: MixedEncoder, error: Exception, hint: str) -> Com
 
 
 def _takes_interpolation(encoder: MixedEncoder) -> bool:
-    """Returns whether an encoder can be told to interpolate its positions."""
+    """Returns whether an encoder takes ``interpolate_pos_encoding``."""
     return "interpolate_pos_encoding" in inspect.signature(type(encoder.encoder).forward).parameters
 
 

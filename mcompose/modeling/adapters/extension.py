@@ -54,7 +54,7 @@ class AdapterExtension(Extension):
         """Returns what the adapters need to know of the tokens.
 
         Raises:
-            ValueError: Padding or the prompt cannot be told.
+            ValueError: Padding or the prompt cannot be determined.
         """
         if not _beside(model.config, _LANGUAGE):
             return {}
@@ -89,7 +89,7 @@ class AdapterExtension(Extension):
         if run.states and outputs.past_key_values is not None:
             keep_states(outputs.past_key_values, run.states)
 
-    def told_by_labels(self, model: Any, labels: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def read_labels(self, model: Any, labels: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the prompt of each row: what stands before its first label."""
         modes = [entry["mode"] for entry in model.config.adapters.values()]
         if kwargs.get(PROMPT_MASK) is not None or not {"prefix", "merged"}.intersection(modes):

@@ -1,4 +1,4 @@
-"""What the adapters of one forward pass know about its tokens.
+"""What the adapters know about the tokens of one forward pass.
 
 Letters: B text rows, L tokens of a row, N tokens of all rows, S samples, T tokens of the longest sample.
 

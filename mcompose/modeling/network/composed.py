@@ -323,7 +323,7 @@ class ComposedForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             token_type_ids = (labels != -100).long()
         if labels is not None:
             for extension in EXTENSIONS:
-                kwargs |= extension.told_by_labels(self.model, labels, kwargs)
+                kwargs |= extension.read_labels(self.model, labels, kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -92,8 +92,8 @@ class Extension:
 
     # Training and generation
 
-    def told_by_labels(self, model: Any, labels: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns further arguments of the forward pass that only labels (B, L) tell."""
+    def read_labels(self, model: Any, labels: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns further arguments of the forward pass that follow from labels (B, L)."""
         return {}
 
     def edit_labels(self, labels: torch.Tensor, outputs: Any, kwargs: Mapping[str, Any]) -> torch.Tensor:

@@ -42,8 +42,8 @@ class MixedEncoder(FrozenEncoder):
     """One encoder of a mix.
 
     Args:
-        name: Its name in the mix.
-        entry: Its entry in ``VisionMixConfig.encoders``.
+        name: Name of the encoder in the mix.
+        entry: Entry of the encoder in ``VisionMixConfig.encoders``.
         attn_implementation: The composition's own.
     """
 
@@ -90,8 +90,8 @@ class SourceTower(nn.Module):
     """The image tower of a source as one encoder of a mix, with the projector that it came with.
 
     Args:
-        name: Its name in the mix.
-        entry: Its entry in ``VisionMixConfig.encoders``.
+        name: Name of the encoder in the mix.
+        entry: Entry of the encoder in ``VisionMixConfig.encoders``.
         attn_implementation: The composition's own.
     """
 

@@ -88,7 +88,7 @@ class VisionMixProcessor(ImageProcessingMixin):
             For each item the text that its placeholder becomes, and the tensors by native name.
 
         Raises:
-            ValueError: Videos are not served, or an item is no picture.
+            ValueError: Videos are not served, or an item is not a picture.
         """
         if modality == "video" and not self.frames:
             raise ValueError("This mix of encoders reads pictures only; write 'video' frames in its recipe for films.")

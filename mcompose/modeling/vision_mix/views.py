@@ -56,7 +56,7 @@ class PictureViews:
 
 
 def read_grid(text: str) -> tuple[int, int] | None:
-    """Returns the rows and columns that a word such as "2x3" names, None when it is no such word."""
+    """Returns the rows and columns that a word such as "2x3" names, None for any other word."""
     found = _GRID.fullmatch(text)
     return (int(found[1]), int(found[2])) if found else None
 
