@@ -21,7 +21,7 @@ from mcompose.align.parts import LoraPart
 from mcompose.checkpoint import PEFT_PREFIX
 from mcompose.errors import CheckpointError
 
-__all__ = ["adapter_config", "adapter_tensors", "add_factors"]
+__all__ = ["adapter_config", "adapter_tensors", "add_factors", "under_factors"]
 
 
 def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str, str], *, seed: int) -> dict[str, str]:
@@ -66,6 +66,17 @@ def add_factors(model: nn.Module, parts: Sequence[LoraPart], names: Mapping[str,
         module: Any = model.get_submodule(layer)
         module.set_adapter(adapter)
     return factors
+
+
+def under_factors(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """Returns where parameters are once factors stand on the layers that hold them, as adapters beside a linear do.
+
+    Args:
+        model: Model with the factors.
+        names: Key of each parameter to its name in memory before.
+    """
+    held = {name.replace(".base_layer.", "."): name for name, _ in model.named_parameters()}
+    return {key: held.get(name, name) for key, name in names.items()}
 
 
 @torch.no_grad()

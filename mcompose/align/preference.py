@@ -147,6 +147,7 @@ class PreferenceLoss:
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
         """Computes the mean loss of a batch; returns the network's output too."""
         inputs = {name: value for name, value in batch.items() if name not in (ANSWER_LABELS, _REFERENCE)}
+        inputs |= _prompt(model, batch)
         outputs = model(**inputs, use_cache=False)
         chosen_P, rejected_P = answer_log_probs(outputs.logits, batch[ANSWER_LABELS]).chunk(2)
         losses_P, margins_P = sigmoid_losses(chosen_P, rejected_P, reference_2P=batch[_REFERENCE], beta=self._beta)
@@ -159,6 +160,12 @@ class PreferenceLoss:
         """Returns and resets the totals: sum of margins, pairs with a positive margin, pairs."""
         totals, self._totals = self._totals, [0.0, 0.0, 0.0]
         return totals
+
+
+def _prompt(model: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Returns where the prompt ends, which adapters that read the prompt would otherwise learn from ``labels``."""
+    adapters = getattr(getattr(model, "module", model).config, "adapters", None)
+    return {"prompt_mask": (batch[ANSWER_LABELS] != IGNORED).cumsum(-1) == 0} if adapters else {}
 
 
 @torch.no_grad()
@@ -183,6 +190,7 @@ def reference_log_probs(
     try:
         for samples, batch in batches:
             inputs = {name: value for name, value in batch.items() if name not in (ANSWER_LABELS, _REFERENCE, "tokens")}
+            inputs |= _prompt(model, batch)
             log_probs = answer_log_probs(model(**inputs, use_cache=False).logits, batch[ANSWER_LABELS])
             for sample, chosen, rejected in zip(samples, *log_probs.view(2, -1).tolist(), strict=True):
                 reference[pair_key(sample)] = (chosen, rejected)

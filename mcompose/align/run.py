@@ -40,7 +40,7 @@ from mcompose.align.experts.training import (
 from mcompose.align.features.playback import FEATURES, check_cacheable, play_features
 from mcompose.align.frozen import FrozenModules, check_unchanged, frozen_digests
 from mcompose.align.load import load_model, load_processor, memory_names, set_values, stage_precision
-from mcompose.align.lora import add_factors
+from mcompose.align.lora import add_factors, under_factors
 from mcompose.align.memory import explain_out_of_memory
 from mcompose.align.parts import Training, plan_training, read_parts
 from mcompose.align.plot import plot_losses, read_losses, read_task_losses, summary
@@ -281,6 +281,7 @@ class _Run:
         direct = {key: names[key] for key in self.training.direct}
         set_values(model, self.lineage, direct, dtype=dtype)
         factors = add_factors(model, self.training.lora, names, seed=self.stage.seed)
+        direct = under_factors(model, direct)
         model.requires_grad_(requires_grad=False)
         parts = {direct[key]: part for key, part in self.training.direct.items()} | added | factors
         for name, parameter in model.named_parameters():

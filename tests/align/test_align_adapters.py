@@ -71,3 +71,18 @@ def test_one_set_alone_and_a_misspelt_one(folder):
     assert all(".adapters.mv." in key for key in changed)
     with pytest.raises(UnknownNameError, match="no part 'adapter:mx'"):
         align(folder / "recipe.yaml", stage=3, options=AlignOptions(checkpoint=folder / "out"))
+
+
+@pytest.mark.parametrize("parts", [["adapters"], []])
+def test_factors_on_the_linears_that_adapters_stand_beside(parts, folder, tmp_path):
+    """With and without training the adapters; what is frozen is proven untouched by the stage itself."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["align"] = {"stages": {1: {**STAGE, "train": parts, "lora": {"language": {"rank": 2}}}}}
+    path = folder / f"lora-{len(parts)}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    align(path, stage=1, options=AlignOptions(checkpoint=folder / "out", output=tmp_path / "whole", export=True))
+    before, after = tensors(folder / "out"), tensors(tmp_path / "whole")
+    assert before.keys() == after.keys()
+    changed = {key for key, value in after.items() if not torch.equal(before[key], value)}
+    assert any(key.endswith("q_proj.weight") for key in changed)
+    assert any(".adapters." in key for key in changed) == bool(parts)
