@@ -15,6 +15,7 @@ __all__ = [
     "EXPERT",
     "GROUP",
     "HEAD",
+    "HEAD_NAME",
     "LANGUAGE",
     "LANGUAGE_PARTS",
     "MASK",
@@ -36,6 +37,8 @@ LANGUAGE, EMBEDDING, HEAD, ENCODER, PROJECTOR = SOURCE_PARTS = (
 )
 """Parts that every multimodal model has."""
 LANGUAGE_PARTS: Final = (LANGUAGE, EMBEDDING, HEAD)
+HEAD_NAME: Final = "lm_head.weight"
+"""Name of the head's table in every source, whatever its files call it."""
 TOWER_PARTS: Final = (ENCODER, PROJECTOR)
 EXPERT, ROUTER, SEPARATORS, MASK = "expert", "router", "separators", "mask"
 """Parts of composed checkpoints with domain experts: the experts' encoders, the routers, the two vectors around an

@@ -108,6 +108,12 @@ class Family:
         """Cache of the slots of keys, because sources of one family share most of their keys."""
         return {}
 
+    @property
+    def head_key(self) -> str:
+        """Key of the head in files."""
+        path = next((path for path, part in self.parts.items() if part == HEAD), "lm_head")
+        return f"{path}.weight"
+
     def with_first(self, first: Renaming, *, unused: Mapping[str, str]) -> Family:
         """Returns the same family with one more renaming before all others."""
         return replace(self, renamings=(first, *self.renamings), unused={**self.unused, **unused})

@@ -102,6 +102,8 @@ class Anatomy:
         modalities: Modalities that the checkpoint accepts besides text, in the order of ``MODALITIES``.
         placeholders: Modality to the id of its placeholder token, where the config has one.
         tied: True when the head is the embedding; such a checkpoint does not have a head slot, or one to ignore.
+        declared_tied: Whether the config says so; the files may say otherwise, and they are believed.
+        head_key: Key of the head in files, also where they do not hold one.
         refusal: Why the checkpoint cannot be a source of a composition; empty when it can.
         warnings: Sentences for the user.
     """
@@ -115,6 +117,8 @@ class Anatomy:
     modalities: tuple[str, ...] = ()
     placeholders: Mapping[str, int] = field(default_factory=dict)
     tied: bool = False
+    declared_tied: bool = False
+    head_key: str = "lm_head.weight"
     refusal: str = ""
     warnings: tuple[str, ...] = ()
 

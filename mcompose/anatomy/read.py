@@ -67,7 +67,7 @@ def _read(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
     if family.model_type in OWN_TYPES:
         slots = mark_groups(slots)
     _check_names(slots)
-    return _assemble(family, settings, slots)
+    return _assemble(family, settings, slots, prefix=prefix)
 
 
 def _describe(config: Mapping[str, Any]) -> tuple[Family, Settings] | None:
@@ -85,7 +85,7 @@ def _with_prefix(family: Family, prefix: str, unused: Mapping[str, str]) -> Fami
     return family.with_first(strip, unused=unused)
 
 
-def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot]) -> Anatomy:
+def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot], *, prefix: str) -> Anatomy:
     parts = {slot.part for slot in slots.values()}
     tied, warnings = settings.tied, []
     if tied and HEAD in parts:
@@ -104,6 +104,8 @@ def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot]) -> 
         modalities=family.modalities,
         placeholders=settings.placeholders,
         tied=tied,
+        declared_tied=settings.tied,
+        head_key=prefix + family.head_key,
         refusal=family.refusal,
         warnings=tuple(warnings),
     )

@@ -145,6 +145,7 @@ def _assemble(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]],
         modalities=_modalities(slots.values()),
         placeholders=_placeholders(config),
         tied=HEAD not in parts and bool(text.get("tie_word_embeddings")),
+        declared_tied=bool(text.get("tie_word_embeddings")),
         warnings=tuple(warnings),
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from mcompose.checkpoint.adapter_keys import ADAPTER_SUFFIXES, KeyFinder, split_key
+from mcompose.checkpoint.adapter_keys import ADAPTER_SUFFIXES, KeyFinder, is_copy, is_frozen, split_key
 from mcompose.checkpoint.fold import LowRank
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.snapshot import HubSnapshot
@@ -53,8 +53,9 @@ class Adapter:
         folder: Folder of the files.
         commit: Commit of a Hub adapter; None for a local one.
         config: Content of ``adapter_config.json``.
-        tensors: Key in the adapter's file to entry.
+        tensors: Key in the adapter's file to entry, without the copies of one tensor that PEFT does not load.
         folds: Key in the base to its change; empty before ``bind``.
+        unties: True when training kept two tables where the base has one for embedding and head.
     """
 
     ref: ModelRef
@@ -63,12 +64,17 @@ class Adapter:
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
     folds: Mapping[str, LowRank] = field(default_factory=dict)
+    unties: bool = False
 
-    def bind(self, base: Mapping[str, TensorEntry]) -> Adapter:
+    def bind(self, base: Mapping[str, TensorEntry], *, tied: tuple[str, str] | None = None) -> Adapter:
         """Matches the adapter to the checkpoint that it is folded into.
+
+        Where the base has one table for embedding and head, PEFT trains each on its own: the other keeps the base's
+        values, unless ``ensure_weight_tying`` held them together. A frozen table that PEFT wrote is that of both.
 
         Args:
             base: Key to entry of the checkpoint: ``Checkpoint.tensors``.
+            tied: Keys of embedding and head where the embedding is the head; the base does not hold the second.
 
         Returns:
             The adapter with one fold for each key that it changes.
@@ -76,6 +82,8 @@ class Adapter:
         Raises:
             CheckpointError: A tensor of the adapter fits none or several of the base's tensors, or its shape differs.
         """
+        if tied is not None:
+            base = {**base, tied[1]: replace(base[tied[0]], key=tied[1])}
         finder = KeyFinder(base, str(self.ref))
         pieces: dict[str, dict[str, TensorEntry]] = {}
         modules: dict[str, str] = {}
@@ -89,9 +97,30 @@ class Adapter:
             pieces[target][role] = entry
             modules[target] = module
         finder.raise_unmatched()
+        unties = tied is not None and self._unties(pieces, modules, tied)
         conv1d = self._is_transposed(pieces, base)
         folds = {key: self._fold(base[key], modules[key], roles, conv1d=conv1d) for key, roles in pieces.items()}
-        return replace(self, folds=folds)
+        return replace(self, folds=folds, unties=unties)
+
+    def _unties(
+        self, pieces: dict[str, dict[str, TensorEntry]], modules: dict[str, str], tied: tuple[str, str]
+    ) -> bool:
+        """Returns whether embedding and head differ after training; completes or removes the pieces of the head."""
+        touched = [key for key in tied if key in pieces]
+        if not touched:
+            return False
+        embedding, head = tied
+        scales = [self._scale(modules[key], None) for key in touched]
+        if self.config.get("ensure_weight_tying") and embedding in pieces and scales[0] == scales[-1]:
+            pieces.pop(head, None)  # the same change again, transposed where it is low-rank
+            return False
+        if len(touched) == 1:
+            (one,) = touched
+            frozen = pieces[one].get("replacement")
+            if frozen is not None and is_frozen(frozen.key):
+                other = head if one == embedding else embedding
+                pieces[other], modules[other] = {"replacement": frozen}, modules[one]
+        return True
 
     def fold_for(self, key: str) -> LowRank | None:
         """Returns the change of a key of the base; None when it does not change. Call ``bind`` first."""
@@ -134,9 +163,14 @@ class Adapter:
             fold.fault(),
         )
         if reason:
+            whole = fold.replacement
+            added = whole is not None and whole.shape[1:] == base.shape[1:] and whole.shape[:1] > base.shape[:1]
             raise CheckpointError(
                 f"The adapter '{self.ref}' cannot be folded into '{base.key}': {reason}.",
-                hint="Check that the adapter was trained on this checkpoint.",
+                hint="Tokens were added before its training: resize the base's tables as then (transformers' "
+                "`resize_token_embeddings`), save it with the adapter's tokenizer, and name that folder."
+                if added
+                else "Check that the adapter was trained on this checkpoint.",
             )
 
     def _scale(self, module: str, a: TensorEntry | None) -> float:
@@ -197,6 +231,7 @@ def open_adapter(
     if not header.entries:
         raise CheckpointError(f"The adapter '{ref}' does not contain tensors.")
     tensors = {entry.key: entry for entry in header.entries}
+    tensors = {key: entry for key, entry in tensors.items() if not is_copy(key, tensors)}
     return Adapter(ref, snapshot.folder, snapshot.commit or None, config, tensors)
 
 

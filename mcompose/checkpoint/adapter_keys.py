@@ -7,11 +7,11 @@ transformers did. The two differ only in wrappers (``language_model.model.layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from mcompose.errors import CheckpointError
 
-__all__ = ["ADAPTER_SUFFIXES", "PEFT_PREFIX", "KeyFinder", "split_key"]
+__all__ = ["ADAPTER_SUFFIXES", "PEFT_PREFIX", "KeyFinder", "is_copy", "is_frozen", "split_key"]
 
 ADAPTER_SUFFIXES = {
     "A": "weight",
@@ -52,6 +52,25 @@ def split_key(key: str) -> tuple[str, str]:
         if path.endswith(ending):
             return path.removesuffix(ending), role
     return path.replace(".base_layer.", ".").replace(".modules_to_save.", "."), "replacement"
+
+
+def is_frozen(key: str) -> bool:
+    """Returns whether a tensor is the base's own, which training did not change and PEFT wrote beside the factors."""
+    return ".base_layer." in key
+
+
+def is_copy(key: str, keys: Container[str]) -> bool:
+    """Returns whether PEFT does not load a tensor: where tokens were added it writes a table up to three times.
+
+    ``X.weight`` is what it loads, ``X.modules_to_save.weight`` the same again, and ``X.original_module.weight`` the
+    table before training.
+
+    Args:
+        key: Key in the adapter's file.
+        keys: All keys of the file.
+    """
+    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    return plain != key and plain in keys
 
 
 class KeyFinder:

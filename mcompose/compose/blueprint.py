@@ -27,7 +27,7 @@ from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, s
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
-from mcompose.part_names import LANGUAGE_PARTS
+from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
@@ -301,14 +301,14 @@ def _language(
     assert embedding is not None, "its rows were counted"
     if output_format == NATIVE or (output_format == TEXT and not owner.anatomy.modalities):
         keys = {slot.name: slot.key for slot in owner.anatomy.slots.values() if slot.part in LANGUAGE_PARTS}
-        prefix = embedding.key.removesuffix(embedding.name)
+        prefix, head = embedding.key.removesuffix(embedding.name), owner.anatomy.head_key
     else:
-        keys = {}
+        keys, head = {}, HEAD_NAME
         prefix = "model.language_model." if output_format == COMPOSED else "model."
 
     def key_of(name: str, part: str) -> str:
         """Returns the owner's spelling; layers that slices add are spelt like its others."""
-        return keys.get(name, name if part == HEAD else prefix + name)
+        return keys.get(name, head if name == HEAD_NAME else name if part == HEAD else prefix + name)
 
     jobs, dropped = language_jobs(recipe.merge, sources.sources, sources.base, key_of=key_of, target=owner)
     tables = {embedding.name: embedding, **owner.anatomy.by_name(HEAD)}

@@ -177,7 +177,8 @@ def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     """Returns the owner's, or that of the first source whose class adds multimodal positions to the same tensors."""
     towers = [blueprint.sources.get(name) for name in blueprint.sources.towers]
     lead = next((s for s in towers if text_family_of(s.anatomy.text_config["model_type"]).mrope), blueprint.owner)
-    config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows}
+    tied = not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs)
+    config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows, "tie_word_embeddings": tied}
     config.update(layer_changes(config, blueprint.layers, depth=blueprint.owner.anatomy.num_layers))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if key in blueprint.owner.anatomy.text_config:

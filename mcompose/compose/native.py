@@ -20,6 +20,9 @@ __all__ = ["layer_changes", "write_native", "write_text_model"]
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """How configs spell the number of decoder layers."""
 
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+"""How configs spell the language model's own table."""
+
 NOT_BY_LAYER = ("architectures", "token_id", "token_ids")
 """Ends of the names of lists that may be as long as the model is deep, and have nothing to do with its layers."""
 
@@ -51,16 +54,51 @@ def _config_changes(blueprint: Blueprint, dtype: str | None) -> dict[str, Any]:
             changes["torch_dtype"] = None
     if config.get("routed_groups"):
         changes.update(routed_groups=None, routed_base=None)  # only the composed format holds groups
-    inner = {}
-    if blueprint.tied != owner.anatomy.tied:
-        inner["tie_word_embeddings"] = changes["tie_word_embeddings"] = blueprint.tied
-    text = config.get("text_config", config)
-    inner.update(layer_changes(text, blueprint.layers, depth=owner.anatomy.num_layers))
-    if "text_config" not in config:
-        changes.update(inner)
-    elif inner:
-        changes["text_config"] = {**text, **inner}
-    return changes
+    place = _text_place(config)
+    text = _at(config, place)
+    inner = layer_changes(text, blueprint.layers, depth=owner.anatomy.num_layers)
+    if _tie_changes(config, place, blueprint):
+        inner["tie_word_embeddings"] = blueprint.tied
+        for level in range(len(place)):  # readers ask the outer or the inner one
+            changes = _merged(changes, config, place[:level], {"tie_word_embeddings": blueprint.tied})
+    return _merged(changes, config, place, inner)
+
+
+def _tie_changes(config: Mapping[str, Any], place: Sequence[str], blueprint: Blueprint) -> bool:
+    """Returns whether the owner's config, or half of it, says what the output's files do not."""
+    if blueprint.tied != blueprint.owner.anatomy.declared_tied:
+        return True
+    stated = [_at(config, place[:level]).get("tie_word_embeddings") for level in range(len(place) + 1)]
+    return not blueprint.tied and True in stated
+
+
+def _text_place(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the fields that lead to the language model's config; none when it is the config itself."""
+    place: tuple[str, ...] = ()
+    for names in (("thinker_config",), TEXT_CONFIGS):
+        table = _at(config, place)
+        place += tuple(name for name in names if isinstance(table.get(name), dict))[:1]
+    return place
+
+
+def _at(config: Mapping[str, Any], place: Sequence[str]) -> Mapping[str, Any]:
+    for name in place:
+        config = config[name]
+    return config
+
+
+def _merged(
+    changes: Mapping[str, Any], config: Mapping[str, Any], place: Sequence[str], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the changes of a config with fields of one of its nested tables added."""
+    if not place:
+        return {**changes, **fields}
+    if not fields:
+        return dict(changes)
+    name, *rest = place
+    inner = config[name]
+    made = _merged(changes.get(name, inner), inner, rest, fields)
+    return {**changes, name: {**inner, **made}}
 
 
 def _other_dtype(blueprint: Blueprint) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mcompose.anatomy import read_anatomy
 from mcompose.checkpoint import open_adapter, open_checkpoint
+from mcompose.compose.adapted import bind_adapter
 from mcompose.compose.groups import text_factors
 from mcompose.errors import AnatomyError, CheckpointError, CompositionError, nearest_name
 from mcompose.merge import SourceParts
@@ -127,7 +128,8 @@ def open_parts(
         anatomy = read_anatomy(checkpoint.config, checkpoint.shapes)
         opened = None
         if adapter is not None:
-            opened = open_adapter(adapter, relative_to=relative_to, weights=weights).bind(checkpoint.tensors)
+            bare = open_adapter(adapter, relative_to=relative_to, weights=weights)
+            checkpoint, anatomy, opened = bind_adapter(bare, checkpoint, anatomy)
     except (CheckpointError, AnatomyError) as error:
         raise type(error)(_placed(error.message, name=name, ref=ref), hint=error.hint) from error
     return SourceParts(name, checkpoint, anatomy, opened, text_factors(checkpoint, anatomy))

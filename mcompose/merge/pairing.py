@@ -16,7 +16,7 @@ from mcompose.checkpoint import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
 from mcompose.merge.settings import bound_segment, output_dtype
-from mcompose.part_names import LANGUAGE_PARTS
+from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS
 from mcompose.recipe import count_layers, find_slice
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["KeyOf", "SourceParts", "TensorPairing"]
 KeyOf = Callable[[str, str], str]
 """(name, part) to the key in the output's files."""
 
-EMBEDDING_NAME, HEAD_NAME = "embed_tokens.weight", "lm_head.weight"
+EMBEDDING_NAME = "embed_tokens.weight"
 COMPUTED_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
 """Suffixes of buffers in old checkpoints that the model computes from its config."""
 
