@@ -16,6 +16,7 @@ from merge_bench import llama, three
 from mcompose.checkpoint import StagedOutput
 from mcompose.errors import InterruptedRunError
 from mcompose.merge import execute
+from mcompose.merge.stream import JobStream
 
 
 def test_ctrl_c_while_the_threads_start_leaves_none_at_work(bench, monkeypatch):
@@ -34,7 +35,14 @@ def test_ctrl_c_while_the_threads_start_leaves_none_at_work(bench, monkeypatch):
         execute(plan, staged, threads=2)
 
 
-def test_ctrl_c_keeps_what_is_finished(bench):
+def test_ctrl_c_keeps_what_is_finished(bench, monkeypatch):
+    events, run = [], JobStream.run
+
+    def noted(self, *args, **kwargs):
+        events.append(self.cancelled)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(JobStream, "run", noted)
     sources = three(bench)
     plan = bench.plan({"method": "linear"}, sources)
 
@@ -57,7 +65,9 @@ def test_ctrl_c_keeps_what_is_finished(bench):
             record(name, **facts)
             if len(staged.finished) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.5)
+                stop = time.monotonic() + 60  # on a busy machine the main thread may be late to cancel
+                while not any(event.is_set() for event in events) and time.monotonic() < stop:
+                    time.sleep(0.01)
 
         staged.record = record_and_interrupt
         with pytest.raises(InterruptedRunError, match=rf"3 of {len(plan.jobs)} tensors are finished"):
@@ -76,6 +86,7 @@ import pickle, sys
 from pathlib import Path
 from mcompose.checkpoint import StagedOutput
 from mcompose.merge import execute
+from mcompose.merge.stream import JobStream
 import mcompose.merge.stream as stream
 stream.CHUNK = 256
 plan, out = pickle.load(open(sys.argv[1], "rb"))
