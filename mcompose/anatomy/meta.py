@@ -36,6 +36,7 @@ __all__ = [
     "NO_ENCODER",
     "build",
     "config_of",
+    "decoder_of",
     "describe",
     "is_known",
     "language_classes",
@@ -115,7 +116,7 @@ def describe(config: PreTrainedConfig) -> Family:
 
 def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
     paths = {id(module): path for path, module in model.named_modules()}
-    decoder = _decoder(model)
+    decoder = decoder_of(model)
     parts = _parts(model, decoder=decoder, paths=paths)
     parts.update(exceptions()["parts"].get(config.model_type, {}))
     return Family(
@@ -151,8 +152,12 @@ def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
         )
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    """Returns the stack of layers, also where the class calls a whole language model with its head the decoder."""
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Returns the stack of layers, also where the class calls a whole language model with its head the decoder.
+
+    Args:
+        model: Model of a family that generates text.
+    """
     decoder = model.get_decoder()
     head = model.get_output_embeddings()
     while head is not None and any(module is head for module in decoder.modules()):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
+from mcompose.compose.moved_layers import MovedLayers, move_layers
 from mcompose.compose.towers import (
     OutputTower,
     composed_towers,
@@ -26,7 +27,7 @@ from mcompose.compose.towers import (
 from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
-from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
+from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, moved_places
 from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Blueprint:
         plan: Jobs that make every output tensor, and tensors that are dropped.
         towers: The towers of a composed output.
         additions: What each extension adds to the output, in the order of ``EXTENSIONS``.
-        layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
+        moved: Settings of the language model that follow layers to other places; slices may move them.
         warnings: Sentences for the user.
     """
 
@@ -60,7 +61,7 @@ class Blueprint:
     owner: SourceParts
     vocabulary: SharedRows
     plan: MergePlan
-    layers: tuple[int, ...]
+    moved: MovedLayers = field(default_factory=lambda: MovedLayers({}))
     towers: tuple[OutputTower, ...] = ()
     additions: tuple[Addition, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -132,6 +133,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     places = output_towers(sources) if output_format == COMPOSED else ()
     owner = _owner(recipe, sources, output_format)
     vocabulary, warnings = _vocabulary(owner, sources)
+    moved = _moved(recipe, sources, owner)
     language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
         towers, towers_dropped = composed_towers(sources, places)
@@ -163,11 +165,17 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         owner,
         vocabulary,
         plan,
-        output_layers(recipe.merge, owner.anatomy.num_layers),
+        moved,
         places,
         additions,
-        (*anatomy_warnings, *warnings, *noticed, *plan.warnings),
+        (*anatomy_warnings, *warnings, *moved.warnings, *noticed, *plan.warnings),
     )
+
+
+def _moved(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> MovedLayers:
+    """Finds the settings of layers that slices give other places."""
+    places = moved_places(recipe.merge, owner.anatomy.num_layers)
+    return move_layers(owner, {source.name: source for source in sources.everything}, places)
 
 
 def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:
