@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
+from mcompose.compose.lost_tokens import lost_tokens
 from mcompose.compose.moved_layers import MovedLayers, move_layers
 from mcompose.compose.towers import (
     OutputTower,
@@ -24,7 +25,7 @@ from mcompose.compose.towers import (
     native_towers,
     output_towers,
 )
-from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
+from mcompose.compose.vocabulary import SharedRows, Vocabulary, fit_rows, read_vocabulary, shared_rows
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, moved_places
@@ -132,7 +133,8 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     _refuse_sources(sources)
     places = output_towers(sources) if output_format == COMPOSED else ()
     owner = _owner(recipe, sources, output_format)
-    vocabulary, warnings = _vocabulary(owner, sources)
+    named = recipe.merge.tokenizer is not None
+    vocabulary, warnings = _vocabulary(owner, sources, named=named, native=output_format == NATIVE)
     moved = _moved(recipe, sources, owner)
     language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
@@ -236,7 +238,7 @@ def _owner(recipe: Recipe, sources: SourceSet, output_format: str) -> SourcePart
     return owner
 
 
-def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, list[str]]:
+def _vocabulary(owner: SourceParts, sources: SourceSet, *, named: bool, native: bool) -> tuple[SharedRows, list[str]]:
     """Compares tokenizers; a source without a ``tokenizer.json`` is taken at its number of rows."""
     rows = {source.name: _embedding_rows(source) for source in sources.everything}
     common = min(rows.values())
@@ -246,7 +248,7 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
     first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
     if not others:
         return SharedRows(((0, common),), rows[owner.name]), []
-    vocabularies = []
+    known: list[tuple[SourceParts, Vocabulary]] = []
     unread = [] if first else [owner.name]
     for source in others:
         vocabulary = read_vocabulary(
@@ -255,15 +257,20 @@ def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, lis
         if vocabulary is None:
             unread.append(source.name)
         else:
-            vocabularies.append(vocabulary)
+            known.append((source, vocabulary))
+    warnings = []
     if first is None:
         shared = SharedRows(((0, common),), rows[owner.name])
     else:
-        shared = shared_rows(first, vocabularies)
+        shared = shared_rows(first, [vocabulary for _, vocabulary in known])
         shared = SharedRows(_clip(shared.ranges, common), shared.rows, shared.differing)
+        tuned = [pair for pair in known if pair[0] is not sources.base]
+        warnings = lost_tokens(first, tuned, named=named, native=native)
     names = ", ".join(f"'{name}'" for name in unread)
-    warning = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
-    return shared, [warning] if unread else []
+    if unread:
+        text = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
+        warnings.append(text)
+    return shared, warnings
 
 
 def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
