@@ -29,7 +29,8 @@ from mcompose.compose.vocabulary import SharedRows, Vocabulary, fit_rows, read_v
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, moved_places
-from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS
+from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS, TOWER_PARTS
+from mcompose.recipe import drop_whole_slice
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
@@ -139,7 +140,7 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
         towers, towers_dropped = composed_towers(sources, places)
-    elif share_towers and output_format == NATIVE and not recipe.merge.slices:
+    elif share_towers and output_format == NATIVE and not _stacks_one(recipe, sources, owner):
         towers, towers_dropped = merged_towers(recipe, sources, owner)
     else:
         towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
@@ -178,6 +179,25 @@ def _moved(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> MovedLayer
     """Finds the settings of layers that slices give other places."""
     places = moved_places(recipe.merge, owner.anatomy.num_layers)
     return move_layers(owner, {source.name: source for source in sources.everything}, places)
+
+
+def _stacks_one(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> bool:
+    """Returns whether slices move layers of sources of which one alone has towers, which are copied.
+
+    Raises:
+        CompositionError: Several have: slices say of which layers the language model is, and nothing of towers.
+    """
+    if not drop_whole_slice(recipe.merge, num_layers=owner.anatomy.num_layers).slices:
+        return False
+    holders = [source.name for source in sources.sources if source.anatomy.by_name(*TOWER_PARTS)]
+    if len(holders) > 1:
+        listed = " and ".join(f"'{name}'" for name in holders)
+        raise CompositionError(
+            f"'slices' say nothing of the encoders, and {listed} have their own; mergekit refuses this, too.",
+            hint=f"Write it as a recipe of mcompose, with `modalities: []` for all but one, such as '{owner.name}', "
+            "whose encoders the output then has.",
+        )
+    return True
 
 
 def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:

@@ -69,7 +69,8 @@ def tower_jobs(
     """Plans the jobs of merged towers: encoders and projectors of sources of one class are paired by name.
 
     Args:
-        merge: The recipe's merge section; settings by layer do not apply to towers.
+        merge: The recipe's merge section. As in mergekit, gradients run over the layers of each encoder on its own, and
+            the projector has their first value; overrides by layer apply where they name the part ``encoder``.
         sources: The sources whose towers are merged.
         base: The base, where it has such towers too.
         key_of: Function from (name, part) to the key in the output.
@@ -82,6 +83,7 @@ def tower_jobs(
         CompositionError: The towers differ in names or shapes.
         RequestError: The method lacks its base, its parameters or enough sources.
     """
+    merge = drop_whole_slice(merge, num_layers=target.anatomy.num_layers)
     pairing = TensorPairing(merge, sources, base, key_of=key_of, target=target, parts=TOWER_PARTS)
     return pairing.jobs(), pairing.dropped
 
