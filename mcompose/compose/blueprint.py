@@ -8,16 +8,14 @@ the source loads the output.
 
 from __future__ import annotations
 
-import filecmp
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
-from mcompose.compose.lost_tokens import lost_tokens
 from mcompose.compose.moved_layers import MovedLayers, move_layers
+from mcompose.compose.tokenizers import choose_owner, compare_vocabularies
 from mcompose.compose.towers import (
     OutputTower,
     composed_towers,
@@ -25,7 +23,7 @@ from mcompose.compose.towers import (
     native_towers,
     output_towers,
 )
-from mcompose.compose.vocabulary import SharedRows, Vocabulary, fit_rows, read_vocabulary, shared_rows
+from mcompose.compose.vocabulary import SharedRows, fit_rows
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
 from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, moved_places
@@ -133,9 +131,8 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, extended=extended)
     _refuse_sources(sources)
     places = output_towers(sources) if output_format == COMPOSED else ()
-    owner = _owner(recipe, sources, output_format)
-    named = recipe.merge.tokenizer is not None
-    vocabulary, warnings = _vocabulary(owner, sources, named=named, native=output_format == NATIVE)
+    owner = choose_owner(recipe, sources, native=output_format == NATIVE)
+    vocabulary, warnings = compare_vocabularies(recipe, owner, sources, native=output_format == NATIVE)
     moved = _moved(recipe, sources, owner)
     language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
@@ -241,76 +238,6 @@ def _refuse_missing_layers(source: SourceParts) -> None:
             f"The config of '{source.name}' says {source.anatomy.num_layers} layers, and its files hold {len(held)}.",
             hint="Is the checkpoint complete?",
         )
-
-
-def _owner(recipe: Recipe, sources: SourceSet, output_format: str) -> SourceParts:
-    """Native keeps the one source that sees; else the recipe says, or the base's tokenizer is the common ground."""
-    named = sources.get(recipe.merge.tokenizer) if recipe.merge.tokenizer else None
-    if output_format != NATIVE:
-        return named or sources.base or sources.sources[0]
-    owner = sources.get(sources.towers[0])
-    if named is not None and named is not owner and not _same_tokenizer(named, owner):
-        raise CompositionError(
-            f"A native output keeps the tokenizer of '{owner.name}', which knows its placeholders; the recipe asks for "
-            f"that of '{named.name}'.",
-            hint="Take 'merge.tokenizer' out of the recipe, or set `output.format: composed`.",
-        )
-    return owner
-
-
-def _vocabulary(owner: SourceParts, sources: SourceSet, *, named: bool, native: bool) -> tuple[SharedRows, list[str]]:
-    """Compares tokenizers; a source without a ``tokenizer.json`` is taken at its number of rows."""
-    rows = {source.name: _embedding_rows(source) for source in sources.everything}
-    common = min(rows.values())
-    others = [s for s in sources.everything if s.name != owner.name and not _same_tokenizer(s, owner)]
-    models: dict[bytes, dict[int, str]] = {}
-    # Read even where all files are equal: that they are whole is not said by that.
-    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
-    if not others:
-        return SharedRows(((0, common),), rows[owner.name]), []
-    known: list[tuple[SourceParts, Vocabulary]] = []
-    unread = [] if first else [owner.name]
-    for source in others:
-        vocabulary = read_vocabulary(
-            source.checkpoint.folder, source=source.name, rows=rows[source.name], models=models
-        )
-        if vocabulary is None:
-            unread.append(source.name)
-        else:
-            known.append((source, vocabulary))
-    warnings = []
-    if first is None:
-        shared = SharedRows(((0, common),), rows[owner.name])
-    else:
-        shared = shared_rows(first, [vocabulary for _, vocabulary in known])
-        shared = SharedRows(_clip(shared.ranges, common), shared.rows, shared.differing)
-        tuned = [pair for pair in known if pair[0] is not sources.base]
-        warnings = lost_tokens(first, tuned, named=named, native=native)
-    names = ", ".join(f"'{name}'" for name in unread)
-    if unread:
-        text = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
-        warnings.append(text)
-    return shared, warnings
-
-
-def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
-    return tuple((a, min(b, stop)) for a, b in ranges if a < stop)
-
-
-def _same_tokenizer(source: SourceParts, owner: SourceParts) -> bool:
-    """Equal bytes need no parsing; rows still may differ, which the caller accounts for."""
-    a, b = (s.checkpoint.folder / "tokenizer.json" for s in (source, owner))
-    return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
-
-
-def _embedding_rows(source: SourceParts) -> int:
-    shape = source.entry(source.embedding.key).shape if source.embedding else ()
-    if len(shape) != 2:
-        raise CompositionError(
-            f"Source '{source.name}' has no table of token embeddings.",
-            hint="`mcompose inspect` shows what its files hold.",
-        )
-    return shape[0]
 
 
 def _language(
