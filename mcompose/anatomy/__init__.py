@@ -35,8 +35,10 @@ from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.anatomy.family import BUFFERS, Family
+    from mcompose.anatomy.layers import DecoderFacts, decoder_facts
     from mcompose.anatomy.meta import config_of, is_known, renamings_of
     from mcompose.anatomy.part import expert_of, is_expert_slot
+    from mcompose.anatomy.settings import config_for_meta
 
 __all__ = [
     "ADAPTER",
@@ -55,10 +57,13 @@ __all__ = [
     "SEPARATORS",
     "UNUSED",
     "Anatomy",
+    "DecoderFacts",
     "Family",
     "Slot",
     "can_compose",
+    "config_for_meta",
     "config_of",
+    "decoder_facts",
     "expert_of",
     "group_part",
     "is_expert_slot",
@@ -71,8 +76,11 @@ __all__ = [
 
 _HOME = {
     "BUFFERS": "family",
+    "DecoderFacts": "layers",
     "Family": "family",
+    "config_for_meta": "settings",
     "config_of": "meta",
+    "decoder_facts": "layers",
     "expert_of": "part",
     "is_expert_slot": "part",
     "is_known": "meta",

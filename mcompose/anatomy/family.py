@@ -16,7 +16,10 @@ from typing import Any
 
 from mcompose.anatomy.part import EMBEDDING, ENCODER, HEAD, LANGUAGE, UNUSED, Slot
 
-__all__ = ["BUFFERS", "Family", "Renaming", "claim"]
+__all__ = ["BUFFERS", "NOT_LOADED", "Family", "Renaming", "claim"]
+
+NOT_LOADED = "transformers does not load it for this class"
+"""Reason of tensors that a release ships for other programs, such as heads that predict several tokens ahead."""
 
 BUFFERS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias)$"
@@ -84,6 +87,7 @@ class Family:
         modalities: Modalities that the class accepts besides text.
         refusal: Why checkpoints of this family cannot be a source; empty when they can.
         unused: Prefix of keys in files to the reason why such tensors are left out.
+        ignored: Regular expressions of keys that the class does not load, and of which it has no parameter.
     """
 
     model_type: str
@@ -97,6 +101,7 @@ class Family:
     modalities: tuple[str, ...] = ()
     refusal: str = ""
     unused: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @cached_property
     def _layer_pattern(self) -> re.Pattern[str]:
@@ -151,6 +156,17 @@ class Family:
             return path.removeprefix(self.decoder + ".")
         return path.removeprefix(self.base + ".") if self.base else path
 
+    def is_ignored(self, key: str, path: str) -> bool:
+        """Returns whether the class leaves a file's key unread on purpose; its layers are never meant.
+
+        Args:
+            key: The key in the file.
+            path: Its path in memory.
+        """
+        if self.layer_of(path) is not None:
+            return False
+        return any(_compiled(pattern).search(name) for pattern in self.ignored for name in (key, path))
+
     def to_json(self, renamings: Sequence[Renaming]) -> dict[str, Any]:
         """Returns the family as plain data; renamings are indices into a table that all families share."""
         out: dict[str, Any] = {
@@ -168,6 +184,8 @@ class Family:
             out["refusal"] = self.refusal
         if self.unused:
             out["unused"] = dict(self.unused)
+        if self.ignored:
+            out["ignored"] = list(self.ignored)
         return out
 
     @classmethod
@@ -177,6 +195,7 @@ class Family:
         fields["renamings"] = tuple(renamings[index] for index in data["renamings"])
         fields["layers"] = tuple(data["layers"])
         fields["modalities"] = tuple(data["modalities"])
+        fields["ignored"] = tuple(data.get("ignored", ()))
         return cls(**fields)
 
 
@@ -210,6 +229,8 @@ def _slot(family: Family, key: str) -> Slot | None:
     path = family.path_of(key)
     if BUFFERS.search(path) and path not in family.parts:
         return Slot(key, key, UNUSED, reason="computed by the model, not learned")
+    if family.is_ignored(key, path):
+        return Slot(key, key, UNUSED, reason=NOT_LOADED)
     owner = family.owner(path)
     if not owner:
         return None

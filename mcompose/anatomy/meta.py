@@ -8,6 +8,7 @@ data. The calls are partly internal to transformers; they work on 5.19 to 5.23.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ __all__ = [
     "NO_ENCODER",
     "build",
     "config_of",
+    "decoder_of",
     "describe",
     "is_known",
     "language_classes",
@@ -115,7 +117,7 @@ def describe(config: PreTrainedConfig) -> Family:
 
 def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
     paths = {id(module): path for path, module in model.named_modules()}
-    decoder = _decoder(model)
+    decoder = decoder_of(model)
     parts = _parts(model, decoder=decoder, paths=paths)
     parts.update(exceptions()["parts"].get(config.model_type, {}))
     return Family(
@@ -128,7 +130,16 @@ def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
         parts=dict(sorted(parts.items())),
         layers=tuple(_layer_lists(model)),
         modalities=_modalities(model, config),
+        ignored=tuple(_ignored(model)),
     )
+
+
+def _ignored(model: PreTrainedModel) -> Iterator[str]:
+    """Yields the patterns of keys that the class leaves unread, without those that name parameters of the model."""
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    for pattern in sorted(model._keys_to_ignore_on_load_unexpected or ()):  # transformers has no public name for it
+        if not any(re.search(pattern, name) for name in names):
+            yield pattern
 
 
 def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
@@ -151,8 +162,12 @@ def renamings_of(model: PreTrainedModel) -> Iterator[Renaming]:
         )
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    """Returns the stack of layers, also where the class calls a whole language model with its head the decoder."""
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Returns the stack of layers, also where the class calls a whole language model with its head the decoder.
+
+    Args:
+        model: Model of a family that generates text.
+    """
     decoder = model.get_decoder()
     head = model.get_output_embeddings()
     while head is not None and any(module is head for module in decoder.modules()):

@@ -12,8 +12,8 @@ from typing import Any
 
 from mcompose.anatomy.cache import ask_transformers
 from mcompose.anatomy.composed import OWN_TYPES, describe_own, mark_groups
-from mcompose.anatomy.family import Family, Renaming, claim
-from mcompose.anatomy.part import EMBEDDING, HEAD, Anatomy, Slot
+from mcompose.anatomy.family import NOT_LOADED, Family, Renaming, claim
+from mcompose.anatomy.part import EMBEDDING, HEAD, LANGUAGE, UNUSED, Anatomy, Slot
 from mcompose.anatomy.refuse import refuse_files, refuse_type
 from mcompose.anatomy.roles import read_by_roles
 from mcompose.anatomy.settings import Settings, inner_config, read_settings, signature
@@ -66,6 +66,7 @@ def _read(config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
         raise _orphan_error(family, orphans, total=len(tensors))
     if family.model_type in OWN_TYPES:
         slots = mark_groups(slots)
+    slots = _without_layers_ahead(slots, _num_layers(settings.text_config))
     _check_names(slots)
     return _assemble(family, settings, slots, prefix=prefix)
 
@@ -94,6 +95,7 @@ def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot], *, 
     elif not tied and HEAD not in parts and EMBEDDING in parts and settings.text_config.get("tie_word_embeddings"):
         tied = True
         warnings.append("The files do not contain a head; the embedding is used as head, as `text_config` says.")
+    warnings += _not_loaded(slots)
     return Anatomy(
         model_type=family.model_type,
         architecture=family.architecture,
@@ -109,6 +111,29 @@ def _assemble(family: Family, settings: Settings, slots: Mapping[str, Slot], *, 
         refusal=family.refusal,
         warnings=tuple(warnings),
     )
+
+
+def _without_layers_ahead(slots: Mapping[str, Slot], num_layers: int) -> dict[str, Slot]:
+    """Marks layers behind the last one as unused: they predict further tokens, and transformers does not load them."""
+    return {
+        key: Slot(key, key, UNUSED, reason=NOT_LOADED)
+        if slot.part == LANGUAGE and slot.layer is not None and num_layers and slot.layer >= num_layers
+        else slot
+        for key, slot in slots.items()
+    }
+
+
+def _not_loaded(slots: Mapping[str, Slot]) -> list[str]:
+    """Returns the warning about tensors that no output will have, though the release means something by them."""
+    left = [key for key, slot in slots.items() if slot.reason == NOT_LOADED]
+    if not left:
+        return []
+    more = f" and {len(left) - 1} more tensors" if len(left) > 1 else ""
+    verb = "are" if more else "is"
+    return [
+        f"'{left[0]}'{more} {verb} left out: transformers does not load such tensors for this class (heads that predict "
+        "several tokens ahead, for instance, serve other programs)."
+    ]
 
 
 def _num_layers(text_config: Mapping[str, Any]) -> int:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcompose.anatomy.tables import exceptions, generated
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE
 
-__all__ = ["Settings", "inner_config", "read_settings", "signature", "without_noise"]
+__all__ = ["Settings", "config_for_meta", "inner_config", "read_settings", "signature", "without_noise"]
 
 _NOISE = frozenset(
     {
@@ -63,6 +64,16 @@ def inner_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
     inner = dict(config.get(wrapper["inner"]) or {})
     inner.setdefault("model_type", f"{config['model_type']}_thinker")
     return inner, dict(wrapper["unused"]), wrapper["prefix"]
+
+
+def config_for_meta(config: Mapping[str, Any], text_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config that transformers can build the language model from.
+
+    Args:
+        config: Parsed ``config.json``.
+        text_config: Config of the language model, from the anatomy; that of a composed model stands for itself.
+    """
+    return dict(text_config) if config.get("model_type") in (COMPOSED_TYPE, POINTS_TYPE) else inner_config(config)[0]
 
 
 def signature(config: Mapping[str, Any]) -> str:

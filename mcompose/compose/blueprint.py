@@ -8,14 +8,15 @@ the source loads the output.
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE
 from mcompose.compose.extension import Addition, Draft
 from mcompose.compose.extensions import EXTENSIONS
+from mcompose.compose.moved_layers import MovedLayers, move_layers
+from mcompose.compose.tokenizers import choose_owner, compare_vocabularies
 from mcompose.compose.towers import (
     OutputTower,
     composed_towers,
@@ -23,11 +24,12 @@ from mcompose.compose.towers import (
     native_towers,
     output_towers,
 )
-from mcompose.compose.vocabulary import SharedRows, fit_rows, read_vocabulary, shared_rows
+from mcompose.compose.vocabulary import SharedRows, fit_rows
 from mcompose.dtypes import FLOAT_NAMES
 from mcompose.errors import CompositionError
-from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, output_layers
-from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS
+from mcompose.merge import Contribution, Dropped, MergePlan, TensorJob, build_plan, language_jobs, moved_places
+from mcompose.part_names import HEAD_NAME, LANGUAGE_PARTS, TOWER_PARTS
+from mcompose.recipe import drop_whole_slice
 
 if TYPE_CHECKING:
     from mcompose.compose.sources import SourceSet
@@ -51,7 +53,7 @@ class Blueprint:
         plan: Jobs that make every output tensor, and tensors that are dropped.
         towers: The towers of a composed output.
         additions: What each extension adds to the output, in the order of ``EXTENSIONS``.
-        layers: For each decoder layer of the output, the source layer whose place it takes; slices may change them.
+        moved: Settings of the language model that follow layers to other places; slices may move them.
         warnings: Sentences for the user.
     """
 
@@ -60,7 +62,7 @@ class Blueprint:
     owner: SourceParts
     vocabulary: SharedRows
     plan: MergePlan
-    layers: tuple[int, ...]
+    moved: MovedLayers = field(default_factory=lambda: MovedLayers({}))
     towers: tuple[OutputTower, ...] = ()
     additions: tuple[Addition, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -131,12 +133,13 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
     output_format = choose_format(recipe.output.format, sources, share_towers=share_towers, extended=extended)
     _refuse_sources(sources)
     places = output_towers(sources) if output_format == COMPOSED else ()
-    owner = _owner(recipe, sources, output_format)
-    vocabulary, warnings = _vocabulary(owner, sources)
+    owner = choose_owner(recipe, sources, native=output_format == NATIVE)
+    vocabulary, warnings = compare_vocabularies(recipe, owner, sources, native=output_format == NATIVE)
+    moved = _moved(recipe, sources, owner)
     language, dropped = _language(recipe, sources, owner, output_format=output_format, vocabulary=vocabulary)
     if output_format == COMPOSED:
         towers, towers_dropped = composed_towers(sources, places)
-    elif share_towers and output_format == NATIVE and not recipe.merge.slices:
+    elif share_towers and output_format == NATIVE and not _stacks_one(recipe, sources, owner):
         towers, towers_dropped = merged_towers(recipe, sources, owner)
     else:
         towers, towers_dropped = native_towers(sources, owner if output_format == NATIVE else None)
@@ -166,11 +169,36 @@ def draw_blueprint(loaded: LoadedRecipe, sources: SourceSet, *, weights: bool = 
         owner,
         vocabulary,
         plan,
-        output_layers(recipe.merge, owner.anatomy.num_layers),
+        moved,
         draft.towers,
         additions,
-        (*anatomy_warnings, *warnings, *noticed, *plan.warnings),
+        (*anatomy_warnings, *warnings, *moved.warnings, *noticed, *plan.warnings),
     )
+
+
+def _moved(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> MovedLayers:
+    """Finds the settings of layers that slices give other places."""
+    places = moved_places(recipe.merge, owner.anatomy.num_layers)
+    return move_layers(owner, {source.name: source for source in sources.everything}, places)
+
+
+def _stacks_one(recipe: Recipe, sources: SourceSet, owner: SourceParts) -> bool:
+    """Returns whether slices move layers of sources of which one alone has towers, which are copied.
+
+    Raises:
+        CompositionError: Several have: slices say of which layers the language model is, and nothing of towers.
+    """
+    if not drop_whole_slice(recipe.merge, num_layers=owner.anatomy.num_layers).slices:
+        return False
+    holders = [source.name for source in sources.sources if source.anatomy.by_name(*TOWER_PARTS)]
+    if len(holders) > 1:
+        listed = " and ".join(f"'{name}'" for name in holders)
+        raise CompositionError(
+            f"'slices' say nothing of the encoders, and {listed} have their own; mergekit refuses this, too.",
+            hint=f"Write it as a recipe of mcompose, with `modalities: []` for all but one, such as '{owner.name}', "
+            "whose encoders the output then has.",
+        )
+    return True
 
 
 def _extend(draft: Draft) -> tuple[Draft, tuple[Addition, ...]]:
@@ -222,71 +250,6 @@ def _refuse_missing_layers(source: SourceParts) -> None:
             f"The config of '{source.name}' says {source.anatomy.num_layers} layers, and its files hold {len(held)}.",
             hint="Is the checkpoint complete?",
         )
-
-
-def _owner(recipe: Recipe, sources: SourceSet, output_format: str) -> SourceParts:
-    """Native keeps the one source that sees; else the recipe says, or the base's tokenizer is the common ground."""
-    named = sources.get(recipe.merge.tokenizer) if recipe.merge.tokenizer else None
-    if output_format != NATIVE:
-        return named or sources.base or sources.sources[0]
-    owner = sources.get(sources.towers[0])
-    if named is not None and named is not owner and not _same_tokenizer(named, owner):
-        raise CompositionError(
-            f"A native output keeps the tokenizer of '{owner.name}', which knows its placeholders; the recipe asks for "
-            f"that of '{named.name}'.",
-            hint="Take 'merge.tokenizer' out of the recipe, or set `output.format: composed`.",
-        )
-    return owner
-
-
-def _vocabulary(owner: SourceParts, sources: SourceSet) -> tuple[SharedRows, list[str]]:
-    """Compares tokenizers; a source without a ``tokenizer.json`` is taken at its number of rows."""
-    rows = {source.name: _embedding_rows(source) for source in sources.everything}
-    common = min(rows.values())
-    others = [s for s in sources.everything if s.name != owner.name and not _same_tokenizer(s, owner)]
-    models: dict[bytes, dict[int, str]] = {}
-    # Read even where all files are equal: that they are whole is not said by that.
-    first = read_vocabulary(owner.checkpoint.folder, source=owner.name, rows=rows[owner.name], models=models)
-    if not others:
-        return SharedRows(((0, common),), rows[owner.name]), []
-    vocabularies = []
-    unread = [] if first else [owner.name]
-    for source in others:
-        vocabulary = read_vocabulary(
-            source.checkpoint.folder, source=source.name, rows=rows[source.name], models=models
-        )
-        if vocabulary is None:
-            unread.append(source.name)
-        else:
-            vocabularies.append(vocabulary)
-    if first is None:
-        shared = SharedRows(((0, common),), rows[owner.name])
-    else:
-        shared = shared_rows(first, vocabularies)
-        shared = SharedRows(_clip(shared.ranges, common), shared.rows, shared.differing)
-    names = ", ".join(f"'{name}'" for name in unread)
-    warning = f"No tokenizer.json in {names}: the first {common:,} vocabulary rows are taken to mean the same."
-    return shared, [warning] if unread else []
-
-
-def _clip(ranges: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
-    return tuple((a, min(b, stop)) for a, b in ranges if a < stop)
-
-
-def _same_tokenizer(source: SourceParts, owner: SourceParts) -> bool:
-    """Equal bytes need no parsing; rows still may differ, which the caller accounts for."""
-    a, b = (s.checkpoint.folder / "tokenizer.json" for s in (source, owner))
-    return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
-
-
-def _embedding_rows(source: SourceParts) -> int:
-    shape = source.entry(source.embedding.key).shape if source.embedding else ()
-    if len(shape) != 2:
-        raise CompositionError(
-            f"Source '{source.name}' has no table of token embeddings.",
-            hint="`mcompose inspect` shows what its files hold.",
-        )
-    return shape[0]
 
 
 def _language(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.compose.chat_template import chat_template_of, string_template
 from mcompose.compose.foreign_errors import naming_source
-from mcompose.compose.native import layer_changes
 from mcompose.compose.towers import OutputTower
 from mcompose.errors import CompositionError
 from mcompose.modeling import family_of, generate_files, text_family_of
@@ -179,7 +178,7 @@ def _language_config(blueprint: Blueprint) -> dict[str, Any]:
     lead = next((s for s in towers if text_family_of(s.anatomy.text_config["model_type"]).mrope), blueprint.owner)
     tied = not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs)
     config = {**lead.anatomy.text_config, "vocab_size": blueprint.vocabulary.rows, "tie_word_embeddings": tied}
-    config.update(layer_changes(config, blueprint.layers, depth=blueprint.owner.anatomy.num_layers))
+    config.update(blueprint.moved.fields)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if key in blueprint.owner.anatomy.text_config:
             config[key] = blueprint.owner.anatomy.text_config[key]

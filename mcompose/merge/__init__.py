@@ -24,7 +24,7 @@ from mcompose.merge.diff import DiffReport, diff
 from mcompose.merge.execute import TensorSink, default_threads, execute
 from mcompose.merge.initial_values import new_job, start_of
 from mcompose.merge.job import Contribution, Dropped, MergePlan, Segment, TensorJob
-from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, output_layers, tower_jobs
+from mcompose.merge.plan import KeyOf, SourceParts, copy_job, language_jobs, moved_places, tower_jobs
 from mcompose.merge.verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ __all__ = [
     "execute",
     "find_method",
     "language_jobs",
+    "moved_places",
     "new_job",
     "output_dtype",
-    "output_layers",
     "start_of",
     "tower_jobs",
     "verify",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mcompose.anatomy import EMBEDDING, HEAD, LANGUAGE, Anatomy, Slot
+from mcompose.anatomy import EMBEDDING, ENCODER, HEAD, LANGUAGE, Anatomy, Slot
 from mcompose.checkpoint import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, nearest_name
 from mcompose.merge.job import Contribution, Dropped, Segment, TensorJob
@@ -99,6 +99,7 @@ class TensorPairing:
         self.slots = [_shared_slots(source, self.dropped, parts) for source in sources]
         self.base_slots = _shared_slots(base, [], parts) if base else {}
         self.num_layers = count_layers(merge) or (target or sources[0]).anatomy.num_layers
+        self._depths = _encoder_depths(self.slots[0])
         if HEAD not in parts:
             return
         _untie_heads(sources, self.slots)
@@ -189,7 +190,10 @@ class TensorPairing:
         return TensorJob(key, slot.part, slot.layer, dtype, shape, tuple(segments), note, address=slot.name)
 
     def _segment(self, slot: Slot, inputs: list[Contribution], base: Contribution | None, *, rows: int) -> Segment:
-        return bound_segment(self.merge, slot, inputs=inputs, base=base, rows=rows, num_layers=self.num_layers)
+        depth = self.num_layers
+        if slot.part == ENCODER:
+            depth = self._depths.get(_stack(slot), max(self._depths.values(), default=1))
+        return bound_segment(self.merge, slot, inputs=inputs, base=base, rows=rows, num_layers=depth)
 
     def _layer_slots(self, layer: int) -> list[Slot]:
         """Returns the tensors of one output layer, with the output's names, in the order of the first source."""
@@ -269,8 +273,6 @@ def _renumbered(slot: Slot, layer: int | None) -> Slot:
 
 def _shared_slots(source: SourceParts, dropped: list[Dropped], parts: Sequence[str]) -> dict[str, Slot]:
     slots = source.anatomy.by_name(*parts)
-    if HEAD not in parts:  # settings by layer apply to the language model's layers, not to towers
-        return {name: replace(slot, layer=None) for name, slot in slots.items()}
     if source.anatomy.tied and HEAD_NAME in slots:
         slot = slots.pop(HEAD_NAME)
         dropped.append(Dropped(source.name, slot.key, slot.part, "the head is tied to the embedding"))
@@ -284,6 +286,20 @@ def _untie_heads(sources: Sequence[SourceParts], all_slots: list[dict[str, Slot]
     for source, slots in zip(sources, all_slots, strict=True):
         if source.anatomy.tied and HEAD_NAME not in slots and source.embedding is not None:
             slots[HEAD_NAME] = Slot(source.embedding.key, HEAD_NAME, HEAD)
+
+
+def _stack(slot: Slot) -> str:
+    """Returns the path of the list of layers that a tensor lies in; empty outside the layers."""
+    return "" if slot.layer is None else slot.name.partition(f".{slot.layer}.")[0]
+
+
+def _encoder_depths(slots: Mapping[str, Slot]) -> dict[str, int]:
+    """Returns the number of layers of every list of layers in the towers: gradients run over each on its own."""
+    depths: dict[str, int] = {}
+    for slot in slots.values():
+        if slot.part == ENCODER and slot.layer is not None:
+            depths[_stack(slot)] = max(depths.get(_stack(slot), 0), slot.layer + 1)
+    return depths
 
 
 def _kept_rows(kept: Contribution, start: int, stop: int, *, dtype: str) -> Segment:

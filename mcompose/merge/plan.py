@@ -22,7 +22,7 @@ from mcompose.recipe import drop_whole_slice
 if TYPE_CHECKING:
     from mcompose.recipe import MergeSpec, Slice, SliceSource
 
-__all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "output_layers", "tower_jobs"]
+__all__ = ["KeyOf", "SourceParts", "copy_job", "language_jobs", "moved_places", "tower_jobs"]
 
 
 def language_jobs(
@@ -69,7 +69,8 @@ def tower_jobs(
     """Plans the jobs of merged towers: encoders and projectors of sources of one class are paired by name.
 
     Args:
-        merge: The recipe's merge section; settings by layer do not apply to towers.
+        merge: The recipe's merge section. As in mergekit, gradients run over the layers of each encoder on its own, and
+            the projector has their first value; overrides by layer apply where they name the part ``encoder``.
         sources: The sources whose towers are merged.
         base: The base, where it has such towers too.
         key_of: Function from (name, part) to the key in the output.
@@ -82,11 +83,12 @@ def tower_jobs(
         CompositionError: The towers differ in names or shapes.
         RequestError: The method lacks its base, its parameters or enough sources.
     """
+    merge = drop_whole_slice(merge, num_layers=target.anatomy.num_layers)
     pairing = TensorPairing(merge, sources, base, key_of=key_of, target=target, parts=TOWER_PARTS)
     return pairing.jobs(), pairing.dropped
 
 
-def output_layers(merge: MergeSpec, num_layers: int) -> tuple[int, ...]:
+def moved_places(merge: MergeSpec, num_layers: int) -> tuple[tuple[str, int], ...]:
     """Returns which layers of the sources the output's decoder layers come from, for its config.
 
     Args:
@@ -94,12 +96,12 @@ def output_layers(merge: MergeSpec, num_layers: int) -> tuple[int, ...]:
         num_layers: Number of decoder layers of the sources.
 
     Returns:
-        For each output layer, the layer of the first source of its slice; all layers in order without slices.
+        For each output layer, the first source of its slice and the layer there; empty when no slice moves a layer.
     """
     merge = drop_whole_slice(merge, num_layers=num_layers)
-    if not merge.slices:
-        return tuple(range(num_layers))
-    return tuple(layer for piece in merge.slices for layer in range(*_lead(piece).layer_range))
+    leads = [_lead(piece) for piece in merge.slices or ()]
+    found = tuple((lead.source, layer) for lead in leads for layer in range(*lead.layer_range))
+    return () if [layer for _, layer in found] == list(range(num_layers)) else found
 
 
 def _lead(piece: Slice) -> SliceSource:

@@ -24,6 +24,7 @@ from mcompose.recipe.align.stages import AlignSpec, GroupsSpec, LoraSpec, Stage,
 from mcompose.recipe.check import MethodLike, ParameterLike, check_method
 from mcompose.recipe.compose import ComposeSpec
 from mcompose.recipe.experts import Expert, Onnx, Projector, Router
+from mcompose.recipe.fields import UNION
 from mcompose.recipe.load import LoadedRecipe, load_recipe, parse_recipe
 from mcompose.recipe.resolve import recipe_text, resolve, resolve_text
 from mcompose.recipe.schema import (
@@ -48,6 +49,7 @@ from mcompose.recipe.vision_mix import MixedEncoder, Stream, VisionMix
 
 __all__ = [
     "INSTRUCTION",
+    "UNION",
     "AdapterSpec",
     "AlignSpec",
     "BoxForm",

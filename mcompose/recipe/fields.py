@@ -17,6 +17,7 @@ from mcompose.recipe.values import Value, parse_value, parse_weight
 from mcompose.refs import ModelRef
 
 __all__ = [
+    "UNION",
     "Bytes",
     "Count",
     "Dtype",
@@ -31,6 +32,9 @@ __all__ = [
     "WeightValue",
     "one_of",
 ]
+
+UNION = "union"
+"""Word for the tokenizer of all sources together."""
 
 
 _DTYPE_NICKNAMES = {

@@ -83,6 +83,7 @@ def parse_recipe(text: str, *, path: Path, raw: bytes | None = None) -> LoadedRe
         RecipeError: The recipe is not valid.
     """
     document = parse_document(text, file=str(path))
+    _refuse_other_tools(document)
     notes: tuple[str, ...] = ()
     origin: Literal["mcompose", "mergekit"] = "mergekit" if _is_mergekit(document.data) else "mcompose"
     if origin == "mergekit":
@@ -90,6 +91,17 @@ def parse_recipe(text: str, *, path: Path, raw: bytes | None = None) -> LoadedRe
     recipe = _validate(Recipe, document)
     raw = text.encode() if raw is None else raw
     return LoadedRecipe(path, text, recipe, origin, raw, notes=notes, document=document)
+
+
+def _refuse_other_tools(document: Document) -> None:
+    """Files of mergekit's other commands look like a merge, and are not one."""
+    data = document.data
+    if "experts" in data and ("base_model" in data or "gate_mode" in data) and "schema" not in data:
+        raise document.error(
+            "this is a file of mergekit-moe, which makes a mixture of experts out of models; mcompose merges models.",
+            at=("experts",),
+            hint="Make it with `mergekit-moe`; what it writes can be a source here.",
+        )
 
 
 def _is_mergekit(data: Mapping[Any, Any]) -> bool:
@@ -103,12 +115,12 @@ def _from_mergekit(document: Document, path: Path) -> tuple[Document, tuple[str,
     from mcompose.recipe.mergekit.convert import convert_mergekit  # noqa: PLC0415
     from mcompose.recipe.mergekit.schema import MergekitConfig  # noqa: PLC0415
 
-    config = _validate(MergekitConfig, document)
+    config = _validate(MergekitConfig, document, folder=path.parent)
     return convert_mergekit(config, document=document, path=path)
 
 
-def _validate(model: type[BaseModel], document: Document) -> Any:
+def _validate(model: type[BaseModel], document: Document, *, folder: Path | None = None) -> Any:
     try:
-        return model.model_validate(document.data)
+        return model.model_validate(document.data, context={"folder": folder})
     except ValidationError as error:
         raise as_recipe_error(error, model=model, document=document) from None

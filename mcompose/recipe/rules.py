@@ -9,6 +9,7 @@ from mcompose.errors import nearest_name
 from mcompose.recipe.compose import check_compose
 from mcompose.recipe.document import KeyPath
 from mcompose.recipe.field_errors import FieldError
+from mcompose.recipe.fields import UNION
 
 if TYPE_CHECKING:
     from mcompose.recipe.schema import MergeSpec, Recipe
@@ -77,6 +78,8 @@ def _check_mapping(by_source: Mapping[str, Any], *, names: Sequence[str], at: Ke
 
 
 def _check_slices(recipe: Recipe) -> None:
+    if recipe.merge.slices and not sum(piece.num_layers for piece in recipe.merge.slices):
+        raise FieldError("'{path}' have no layers.", at=("merge", "slices"), hint="Give one of them a range of layers.")
     for index, piece in enumerate(recipe.merge.slices or ()):
         at: KeyPath = ("merge", "slices", index)
         known = (*recipe.source_names, *(("base",) if recipe.base else ()))
@@ -129,7 +132,7 @@ def _settings(merge: MergeSpec) -> Iterable[tuple[KeyPath, str, Any, Mapping[str
 def _check_tokenizer(recipe: Recipe) -> None:
     name = recipe.merge.tokenizer
     known = (*recipe.source_names, *(("base",) if recipe.base else ()))
-    if name is None or name in known:
+    if name is None or name in (*known, UNION):
         return
     hint = "Give the recipe a 'base'." if name == "base" else nearest_name(name, ("base", *recipe.source_names))
     raise FieldError(f"'{{path}}' is not the name of a source: '{name}'.", at=("merge", "tokenizer"), hint=hint)

@@ -129,8 +129,8 @@ class SliceSource(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> SliceSource:
-        if not 0 <= self.layer_range[0] < self.layer_range[1]:
-            hint = "The end is not included, and a slice has at least one layer."
+        if not 0 <= self.layer_range[0] <= self.layer_range[1]:
+            hint = "The end is not included; a range of no layers gives only what lies before or after the layers."
             raise FieldError("'{path}' must be [first, end].", at=("layer_range",), hint=hint)
         return self
 
@@ -175,7 +175,8 @@ class MergeSpec(Spec):
         dtype: Dtype of the output; None keeps the sources'. The computation is float32 in every case.
         seed: Seed of methods that draw random numbers.
         slices: Output layers as ranges of the sources' layers; None merges layer by layer.
-        tokenizer: Whose tokenizer the output gets: ``base`` or a source's name; None lets mcompose choose.
+        tokenizer: Whose tokenizer the output gets: ``base`` or a source's name; ``union`` where all are equal; None
+            lets mcompose choose.
     """
 
     method: Annotated[str, Field(min_length=1)]

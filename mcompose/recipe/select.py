@@ -122,8 +122,11 @@ def _apply(settings: _Settings, override: Override, *, layer: int | None, num_la
 def _matches(match: Match, *, part: str, layer: int | None, name: str) -> bool:
     if match.part is not None and match.part != part:
         return False
-    if match.layers is not None and (layer is None or not match.layers[0] <= layer <= match.layers[1]):
-        return False
+    if match.layers is not None:
+        if match.part is None and part == "encoder":  # layers without a part are those of the language model
+            return False
+        if layer is None or not match.layers[0] <= layer <= match.layers[1]:
+            return False
     return match.key is None or fnmatchcase(name, match.key)
 
 

@@ -16,7 +16,7 @@ from merge_bench import HIDDEN, key_of, llama, slot_of
 from mcompose.anatomy.part import Anatomy
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, RequestError, UnknownNameError
-from mcompose.merge import SourceParts, build_plan, copy_job, language_jobs, output_layers
+from mcompose.merge import SourceParts, build_plan, copy_job, language_jobs, moved_places
 from mcompose.recipe.schema import MergeSpec
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -207,7 +207,7 @@ def test_slices_stack_and_merge_layers(bench):
     }
     merged, rows = bench.merge(merge, sources)
     a, b = (loaded(source) for source in sources)
-    assert output_layers(MergeSpec.model_validate(merge), 2) == (0, 1, 1)
+    assert moved_places(MergeSpec.model_validate(merge), 2) == (("a", 0), ("a", 1), ("a", 1))
     for end in ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "input_layernorm.weight"):
         assert torch.equal(merged[f"model.layers.0.{end}"], a[f"model.layers.0.{end}"])
         assert torch.equal(merged[f"model.layers.1.{end}"], a[f"model.layers.1.{end}"])

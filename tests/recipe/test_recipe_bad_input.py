@@ -159,6 +159,13 @@ CASES = {
     "empty slice": (
         "output:",
         "  slices:\n    - sources: [{source: sees, layer_range: [3, 3]}]\noutput:",
+        13,
+        "'merge.slices' have no layers",
+        "Give one of them a range of layers.",
+    ),
+    "backward slice": (
+        "output:",
+        "  slices:\n    - sources: [{source: sees, layer_range: [3, 2]}]\noutput:",
         14,
         "must be [first, end]",
         "not included",

@@ -182,7 +182,6 @@ CASES = {
         "override_architecture' is not built yet",
         "",
     ),
-    "union": ("dtype:", "tokenizer_source: union\ndtype:", 12, "a union of tokenizers is not built yet", "'base'"),
     "tokenizer tokens": (
         "dtype:",
         "tokenizer:\n  source: base\n  tokens: {x: {source: org/one}}\ndtype:",

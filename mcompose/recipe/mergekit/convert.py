@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mcompose.recipe.document import Document, KeyPath
+from mcompose.recipe.fields import UNION
 from mcompose.recipe.mergekit.schema import MergekitConfig, MergekitRef
 from mcompose.recipe.mergekit.settings import NATIVE, Draft, Entry, Group, GroupSettings
 
@@ -201,9 +202,10 @@ def _write_tokenizer(out: Draft, merge: dict[str, Any], config: MergekitConfig, 
     source = config.tokenizer_source if config.tokenizer is None else config.tokenizer.source
     if source is None:
         return
-    if source == "union":
-        hint = "Name 'base' or one of the models."
-        raise out.document.error("a union of tokenizers is not built yet.", at=at, hint=hint)
+    if source == UNION:
+        merge["tokenizer"] = UNION
+        out.mark(("merge", "tokenizer"), at=at)
+        return
     ref = config.base_model if source == "base" else source
     if ref is None:
         hint = "Add 'base_model', or name one of the models."

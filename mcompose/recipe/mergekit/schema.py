@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 
 from mcompose.errors import nearest_name
 from mcompose.recipe.field_errors import FieldError
@@ -33,28 +34,50 @@ class MergekitRef:
     adapter_revision: str | None = None
 
 
-def _reference(raw: Any) -> MergekitRef:
+def _reference(raw: Any, info: ValidationInfo) -> MergekitRef:
     if isinstance(raw, str) and raw:
-        model, *adapters = raw.split("+")
-        if len(adapters) > 1:
+        model, adapter = _split(raw, info)
+        if adapter is not None and "+" in adapter and not _is_folder(adapter, info):
             raise FieldError(f"'{{path}}' names several adapters: '{raw}'.")
-        return MergekitRef(*_place(model), *(_place(adapters[0]) if adapters else ()))
+        return MergekitRef(*_place(model, info), *(_place(adapter, info) if adapter is not None else ()))
     if not isinstance(raw, Mapping):
         raise FieldError("'{path}' must be a model: a folder or org/name.")
-    for key in raw:
+    for key, value in raw.items():
+        if key == "override_architecture" and value is None:
+            continue
         if key not in {"model", "lora"}:
             message = "'{path}' is not built yet." if key == "override_architecture" else "'{path}' is not a known key."
             raise FieldError(message, at=(key,), hint=nearest_name(str(key), ["model", "lora"]))
     if "model" not in raw:
         raise FieldError("'{path}' lacks the key 'model'.")
     adapter = raw.get("lora")
-    return MergekitRef(*_place(raw["model"]), *(_place(adapter) if adapter is not None else ()))
+    return MergekitRef(*_place(raw["model"], info), *(_place(adapter, info) if adapter is not None else ()))
 
 
-def _place(raw: Any) -> tuple[str, str | None]:
+def _split(raw: str, info: ValidationInfo) -> tuple[str, str | None]:
+    """Splits a reference into model and adapter; a folder of that name is a model, whatever is in its name."""
+    if _is_folder(raw, info):
+        return raw, None
+    ends = [place for place, letter in enumerate(raw) if letter == "+"]
+    end = next((place for place in reversed(ends) if _is_folder(raw[:place], info)), next(iter(ends), None))
+    return (raw, None) if end is None else (raw[:end], raw[end + 1 :])
+
+
+def _is_folder(path: str, info: ValidationInfo) -> bool:
+    """Returns whether a folder of this name lies beside the file; never so for texts without a file."""
+    folder = (info.context or {}).get("folder")
+    try:
+        return folder is not None and bool(path) and (folder / Path(path).expanduser()).is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _place(raw: Any, info: ValidationInfo) -> tuple[str, str | None]:
     """Splits a reference into path and revision."""
     if isinstance(raw, Mapping):
         path, revision = raw.get("path"), raw.get("revision")
+    elif _is_folder(str(raw), info):
+        path, revision = str(raw), None
     else:
         path, separator, revision = str(raw).partition("@")
         if separator and (not revision or "@" in revision):
@@ -70,8 +93,8 @@ def _value(raw: Any) -> Any:
     return parse_value([raw] if isinstance(raw, Mapping) else raw)
 
 
-def _tokenizer_source(raw: Any) -> Any:
-    return raw if isinstance(raw, str) and raw in {"base", "union"} else _reference(raw)
+def _tokenizer_source(raw: Any, info: ValidationInfo) -> Any:
+    return raw if isinstance(raw, str) and raw in {"base", "union"} else _reference(raw, info)
 
 
 MergekitModelRef: TypeAlias = Annotated[Any, PlainValidator(_reference)]

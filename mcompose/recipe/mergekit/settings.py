@@ -38,8 +38,8 @@ PER_SOURCE = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
 """Parameters that mergekit reads for each model, with their defaults; all others are common to the models."""
 COMMON_EPSILON = ("ram", "ramplus_tl")
 SWITCHES = ("normalize", "rescale", "filter_wise", "nuslerp_row_wise", "nuslerp_flatten", "normalize_weights")
-IDLE = ("int8_mask",)
-"""Parameters that change mergekit's memory, not the result."""
+IDLE = ("int8_mask", "embed_slerp")
+"""Parameters that change mergekit's memory, or that it does not read any more."""
 IDLE_FOR = {"task_arithmetic": ("density", "rescale")}
 """Method to parameters that mergekit accepts for it and does not use."""
 DEFAULTS = {name: {"rescale": "mergekit"} for name in ("dare_linear", "dare_ties", "della", "della_linear")}
