@@ -134,11 +134,15 @@ def _describe(model: PreTrainedModel, config: PreTrainedConfig) -> Family:
     )
 
 
+_OF_LAYERS = re.compile(r"layers\\\.(?:\d|\\d)|layers\.\d")
+"""Patterns with a layer's number are true for one depth; layers behind the last one are known by their number."""
+
+
 def _ignored(model: PreTrainedModel) -> Iterator[str]:
-    """Yields the patterns of keys that the class leaves unread, without those that name parameters of the model."""
+    """Yields the patterns of keys that the class leaves unread, but those of layers or of the model itself."""
     names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     for pattern in sorted(model._keys_to_ignore_on_load_unexpected or ()):  # transformers has no public name for it
-        if not any(re.search(pattern, name) for name in names):
+        if not _OF_LAYERS.search(pattern) and not any(re.search(pattern, name) for name in names):
             yield pattern
 
 

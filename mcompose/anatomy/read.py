@@ -131,8 +131,8 @@ def _not_loaded(slots: Mapping[str, Slot]) -> list[str]:
     more = f" and {len(left) - 1} more tensors" if len(left) > 1 else ""
     verb = "are" if more else "is"
     return [
-        f"'{left[0]}'{more} {verb} left out: transformers does not load such tensors for this class (heads that predict "
-        "several tokens ahead, for instance, serve other programs)."
+        f"'{left[0]}'{more} {verb} left out: transformers does not load such tensors for this class. Heads that "
+        "predict several tokens ahead are of this kind: other programs use them."
     ]
 
 

@@ -226,3 +226,19 @@ def test_defaults_that_a_file_leaves_out_are_filled():
 def test_a_config_without_type_is_an_error():
     with pytest.raises(AnatomyError, match="not have a `model_type`"):
         read_anatomy({"hidden_size": 1}, {})
+
+
+def test_heads_that_predict_ahead_are_left_out_and_told():
+    config = {"model_type": "qwen3_next", "num_hidden_layers": 2, "vocab_size": 128}
+    keys = ["model.embed_tokens.weight", "model.layers.1.mlp.gate.weight", "mtp.fc.weight", "mtp.layers.0.norm.weight"]
+    anatomy = read_anatomy(config, dict.fromkeys(keys, (1,)))
+    assert [anatomy.slots[key].part for key in keys] == [EMBEDDING, LANGUAGE, UNUSED, UNUSED]
+    assert any("'mtp.fc.weight' and 1 more tensors are left out" in warning for warning in anatomy.warnings)
+
+
+def test_layers_behind_the_last_are_left_out_whatever_their_number():
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 2, "vocab_size": 128}
+    keys = ["model.embed_tokens.weight", "model.layers.1.self_attn.o_proj.weight", "model.layers.2.eh_proj.weight"]
+    anatomy = read_anatomy(config, dict.fromkeys(keys, (1,)))
+    assert [anatomy.slots[key].part for key in keys] == [EMBEDDING, LANGUAGE, UNUSED]
+    assert any("'model.layers.2.eh_proj.weight' is left out" in warning for warning in anatomy.warnings)
