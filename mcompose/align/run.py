@@ -222,7 +222,8 @@ class _Run:
         if main:
             after = frozen_digests(model, labels)
             check_unchanged(before, after)
-            record = fitted.record(alone=not trained.names)
+            notices += tuple(hiding_notices(self.stage, self.request.folder / LOG))
+            record = fitted.record(alone=not trained.names) | {"warnings": list(notices)}
             frozen = fitted.without_routers(after)
             notices += self._write(written, values, patch=patch, frozen=frozen, more=record)
         processes.barrier()
@@ -385,7 +386,7 @@ class _Run:
             **digests,
         }
         finish(folder, record)
-        return (*hiding_notices(request.stage, folder / LOG), *(() if plotted else (_NO_PLOT,)))
+        return () if plotted else (_NO_PLOT,)
 
 
 def part_sizes(trained: Trained, values: Mapping[str, torch.Tensor]) -> dict[str, dict[str, int]]:

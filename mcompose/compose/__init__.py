@@ -19,7 +19,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcompose.compose.blueprint import Blueprint, draw_blueprint
-from mcompose.compose.build import ComposeOptions, ComposeResult, check_output, compose, make_blueprint, output_folder
+from mcompose.compose.build import (
+    ComposeOptions,
+    ComposeResult,
+    check_output,
+    compose,
+    make_blueprint,
+    output_folder,
+    rehearse,
+)
 from mcompose.compose.released_donor import ImportRequest, import_released
 from mcompose.compose.sources import SourceSet, open_parts, open_sources
 from mcompose.doors import lazy_names
@@ -43,6 +51,7 @@ __all__ = [
     "open_parts",
     "open_sources",
     "output_folder",
+    "rehearse",
 ]
 
 _HOME = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mcompose.compose.blueprint import Blueprint
     from mcompose.merge import SourceParts
 
-__all__ = ["write_composed"]
+__all__ = ["rehearse_composed", "write_composed"]
 
 
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
@@ -40,8 +41,36 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     Raises:
         CompositionError: A source has no processor, or the sources do not fit one network.
     """
+    noticed = _write_network(staged.partial, blueprint, dtype=dtype)
+    _write_generation_config(staged, blueprint.owner)
+    for name, text in generate_files("composed").items():
+        staged.write_file(name, text)
+    for addition in blueprint.additions:
+        addition.write_files(staged)
+    return noticed
+
+
+def rehearse_composed(blueprint: Blueprint, *, dtype: str | None) -> list[str]:
+    """Makes config and processors of an output in a folder that is then removed: what a merge would refuse, it refuses.
+
+    Args:
+        blueprint: Decisions about the output.
+        dtype: The recipe's dtype; None keeps that of the weights.
+
+    Returns:
+        The warnings of ``write_composed``.
+
+    Raises:
+        CompositionError: A source has no processor, or the sources do not fit one network.
+    """
+    with tempfile.TemporaryDirectory(prefix="mcompose-plan-") as folder:
+        return _write_network(Path(folder), blueprint, dtype=dtype)
+
+
+def _write_network(folder: Path, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
+    """Writes config and processors, and returns warnings."""
     # These cost seconds to import, and only this format needs them.
-    from mcompose.modeling import add_placeholders, composed_config, register, write_processor  # noqa: PLC0415  # noqa: PLC0415
+    from mcompose.modeling import add_placeholders, composed_config, register, write_processor  # noqa: PLC0415
 
     register()
     stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
@@ -65,21 +94,16 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
         _check_network(config, blueprint)
     except ValueError as error:
         raise CompositionError(str(error)) from error
-    config.save_pretrained(staged.partial)
+    config.save_pretrained(folder)
     folders = {tower.name: tower.processor_folder for tower in blueprint.towers if tower.processor_folder}
     made_with: dict[str, Any] = {}
     for addition in blueprint.additions:
         folders |= addition.processor_folders()
         made_with |= addition.processor_fields()
-    write_processor(staged.partial, tokenizer, stored, folders=folders, **made_with)
+    write_processor(folder, tokenizer, stored, folders=folders, **made_with)
     for addition in blueprint.additions:
-        addition.write_processors(staged.partial)
-    _check_processors(staged.partial, blueprint)
-    _write_generation_config(staged, blueprint.owner)
-    for name, text in generate_files("composed").items():
-        staged.write_file(name, text)
-    for addition in blueprint.additions:
-        addition.write_files(staged)
+        addition.write_processors(folder)
+    _check_processors(folder, blueprint)
     return noticed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mcompose import __version__
 from mcompose.checkpoint import DTYPE_BITS, Layout, plan_layout
@@ -57,8 +58,22 @@ def build_plan(
         peak_memory=peak_memory(ordered, threads=count),
         threads=count,
         fingerprint=fingerprint_of(ordered, layout=_layout_text(layout), version=__version__),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_idle_settings(ordered)),
     )
+
+
+def _idle_settings(jobs: Sequence[TensorJob]) -> list[str]:
+    """Returns a sentence for every method that drops elements and has nothing to drop, at a density of 1."""
+    shares: dict[str, dict[Any, None]] = {}
+    for segment in (segment for job in jobs for segment in job.segments if segment.method):
+        density = segment.parameters.get("density")
+        if density is not None:
+            shares.setdefault(segment.method, {})[density] = None
+    return [
+        f"'{method}' with a density of 1 keeps every element; set 'merge.parameters.density' below 1 to drop some."
+        for method, found in shares.items()
+        if all(value == 1 for density in found for value in (density if isinstance(density, tuple) else (density,)))
+    ]
 
 
 def _check_unique(jobs: Sequence[TensorJob]) -> None:

@@ -121,9 +121,9 @@ class PlanReport:
         plan, sources = self.blueprint.plan, self.blueprint.sources
         brings = ", ".join(f"{modality} from '{name}'" for modality, name in sources.modalities.items())
         counts = ", ".join(f"{count} {action}" for action, count in plan.to_dict()["actions"].items())
-        shards = plan.layout.shards
+        shards, named = plan.layout.shards, len(sources.sources)
         lines = [
-            f"{self.name}: {self.blueprint.format} output, {self.method} over {len(sources.sources)} sources",
+            f"{self.name}: {self.blueprint.format} output, {self.method} over {named} source{'s' * (named != 1)}",
             f"  brings       {brings or 'text only'}",
             *(f"  {title:12} {text}" for each in self.blueprint.additions for title, text in each.report_lines()),
             f"  tensors      {counts}, {len(plan.dropped)} dropped",

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from mcompose.compose.towers import TORCH_WORDS
 from mcompose.errors import CompositionError, OutputError
 from mcompose.ledger import Ledger
+from mcompose.pipeline.headers import plan
 from mcompose.pipeline.write import merge
 
 PROMPT = "USER : <image> what is this ? ASSISTANT :"
@@ -295,6 +296,8 @@ def test_a_file_of_a_source_that_transformers_cannot_read_is_named(sources, tmp_
         merge={"method": "naivemc"},
         output={"dir": "out", "format": "composed"},
     )
+    with pytest.raises(CompositionError, match=words):
+        plan(recipe)
     with pytest.raises(CompositionError, match=words):
         merge(recipe)
     assert not list(tmp_path.glob("out*"))

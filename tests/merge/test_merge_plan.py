@@ -16,7 +16,15 @@ from merge_bench import HIDDEN, key_of, llama, slot_of
 from mcompose.anatomy.part import Anatomy
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CompositionError, RecipeError, RequestError, UnknownNameError
-from mcompose.merge import SourceParts, build_plan, copy_job, language_jobs, moved_places
+from mcompose.merge import (
+    Segment,
+    SourceParts,
+    TensorJob,
+    build_plan,
+    copy_job,
+    language_jobs,
+    moved_places,
+)
 from mcompose.recipe.schema import MergeSpec
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -314,3 +322,17 @@ def test_planning_needs_no_heavy_library():
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("density", "told"), [(1.0, True), (0.5, False), ({"a": 1.0, "b": 0.9}, False)])
+def test_a_density_that_drops_nothing_is_told(density, told):
+    jobs = [TensorJob("w", "language", 0, "F32", (2, 2), (_ties_segment(density),))]
+    plan = build_plan(jobs, max_shard_size=10**6)
+    assert [text for text in plan.warnings if "keeps every element" in text] == (
+        ["'ties' with a density of 1 keeps every element; set 'merge.parameters.density' below 1 to drop some."] * told
+    )
+
+
+def _ties_segment(density):
+    values = tuple(density.values()) if isinstance(density, dict) else density
+    return Segment(0, 2, "merged", (), method="ties", weights=(0.5, 0.5), parameters={"density": values})

@@ -216,8 +216,8 @@ def _row(lineage: Lineage, key: str, row: TensorRow | None, digest: str) -> Tens
 
 def _step(result: StageResult, recipe: str) -> StepRow:
     record = result.record
-    names = ("stage", "plan", "precision", "data", "trained", "losses")
-    details: dict[str, Any] = {name: record[name] for name in names}
+    names = ("stage", "plan", "precision", "data", "trained", "losses", "warnings")
+    details: dict[str, Any] = {name: record[name] for name in names if name != "warnings" or record.get(name)}
     details["frozen_tensors"] = sum(part["tensors"] for part in record["frozen"].values())
     return StepRow("align", f"mcompose align {recipe} --stage {result.number}", details=details)
 
