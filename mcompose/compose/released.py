@@ -8,6 +8,10 @@ group, the projector, and the vectors around media items. Keys, as the paper's c
     ...modal_projectors.vision.0.weight                    the projector: two linear layers, at 0 and 2
     ...prefix_tokens.vision, ...suffix_tokens.vision       vectors before and after an item
 
+Donors whose language model stayed as it was hold the projector alone, in ``mm_projector``. Projectors of other
+modalities are other networks (a Q-Former behind BEATs: ``...modal_projectors.audio.audio_Qformer...``); their tensors
+are read as a projector's, so that such a donor is refused by its name.
+
 The released files are pickles, which are never opened here: they are converted once, where they are trusted. Nothing of
 this layout was tried on the released files themselves, which are not at hand; it follows their code.
 """
@@ -26,17 +30,19 @@ from mcompose.modalities import RELEASED_NAMES
 
 __all__ = ["ReleasedDonor", "read_released"]
 
-WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+FILES = ("adapter_model", "non_lora_trainables", "mm_projector")
+"""Names without their ends; a donor's tensors are in one or several of them."""
 TEXT = "default"
 CONVERT = (
     "Convert it where you trust it: `from safetensors.torch import save_file; import torch; "
-    "save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, "
-    "'adapter_model.safetensors')`."
+    "save_file({{k: v.contiguous() for k, v in torch.load('{name}.bin', weights_only=True).items()}}, "
+    "'{name}.safetensors')`."
 )
 
 _FACTOR = re.compile(r"(?:^|\.)(layers\.\d+\..+)\.lora_([AB])\.([A-Za-z]+)(?:-[A-Za-z]+)?(?:\.weight)?$")
 _MERGED = re.compile(r"\.lora_[AB]\.default-")
-_PROJECTOR = re.compile(r"(?:^|\.)modal_projectors\.([a-z]+)\.(\d+)\.(weight|bias)$")
+_PROJECTOR = re.compile(r"(?:^|\.)modal_projectors\.([a-z]+)\.(.+)$")
+_LLAVA_PROJECTOR = re.compile(r"(?:^|\.)mm_projector\.(\d+\.(?:weight|bias))$")
 _VECTORS = re.compile(r"(?:^|\.)(prefix|suffix)_tokens\.([a-z]+)$")
 
 Factors = dict[str, dict[str, TensorEntry]]
@@ -50,10 +56,11 @@ class ReleasedDonor:
         folder: Its files.
         config: Its ``config.json``.
         modality: What it was trained for.
-        scale: Factor of the product of its factors: alpha / rank.
-        text: Linear (``layers.0.self_attn.q_proj``) to its factors ``A`` and ``B``: the text group's.
+        scale: Factor of the product of its factors: alpha / rank; 1 without factors.
+        text: Linear (``layers.0.self_attn.q_proj``) to its factors ``A`` and ``B``: the text group's; empty for a donor
+            whose language model stayed as it was.
         group: The same of the modality's group; empty for a donor without one.
-        projector: ``0.weight``, ``0.bias``, ``2.weight``, ``2.bias``.
+        projector: ``0.weight``, ``0.bias``, ``2.weight``, ``2.bias`` for two linear layers.
         vectors: ``prefix`` and ``suffix``, where there are any but zero of them.
     """
 
@@ -71,33 +78,49 @@ def read_released(folder: Path, *, alpha: float | None = None) -> ReleasedDonor:
     """Reads the headers of a released donor.
 
     Args:
-        folder: Its folder, with ``config.json`` and ``adapter_model.safetensors``.
+        folder: Its folder, with ``config.json`` and ``adapter_model.safetensors`` or ``mm_projector.safetensors``.
         alpha: LoRA's alpha, where the config does not say it.
 
     Raises:
         CheckpointError: It is a pickle, holds tensors that are none of a donor's, or is of no or several modalities.
     """
-    if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLE).is_file():
-            raise CheckpointError(
-                f"'{folder}' holds a pickle ({PICKLE}), which can run code and is never opened.", hint=CONVERT
-            )
-        raise CheckpointError(f"'{folder}' holds no {WEIGHTS}.")
+    files = _files(folder)
     config = read_json_object(folder / "config.json")
     groups: dict[str, Factors] = {}
     projectors: dict[str, dict[str, TensorEntry]] = {}
     vectors: dict[str, dict[str, TensorEntry]] = {}
-    for entry in read_header(folder / WEIGHTS).entries:
+    for entry in (entry for path in files for entry in read_header(path).entries):
         _sort_in(entry, folder, groups=groups, projectors=projectors, vectors=vectors)
     modality = _modality([*projectors, *groups, *vectors], folder)
     text, group = groups.get(TEXT, {}), groups.get(modality, {})
     for factors in (text, group):
         _check_pairs(factors, folder)
-    rank = _rank([*text.values(), *group.values()], folder)
-    value = alpha if alpha is not None else _alpha(config, modality, folder)
+    scale = 1.0
+    if text or group:
+        rank = _rank([*text.values(), *group.values()], folder)
+        scale = (alpha if alpha is not None else _alpha(config, modality, folder)) / rank
     kept = {side: entry for side, entry in vectors.get(modality, {}).items() if all(entry.shape)}
     own = projectors.get(modality, {})
-    return ReleasedDonor(folder, config, RELEASED_NAMES[modality], value / rank, text, group, own, kept)
+    return ReleasedDonor(folder, config, RELEASED_NAMES[modality], scale, text, group, own, kept)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the donor's files of tensors.
+
+    Raises:
+        CheckpointError: There is none, or one is there as a pickle alone.
+    """
+    found = [folder / f"{name}.safetensors" for name in FILES]
+    for name, path in zip(FILES, found, strict=True):
+        if not path.is_file() and (folder / f"{name}.bin").is_file():
+            raise CheckpointError(
+                f"'{folder}' holds a pickle ({name}.bin), which can run code and is never opened.",
+                hint=CONVERT.format(name=name),
+            )
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise CheckpointError(f"'{folder}' holds no {FILES[0]}.safetensors.")
+    return found
 
 
 def _sort_in(
@@ -116,7 +139,9 @@ def _sort_in(
         linear, letter, group = found.groups()
         groups.setdefault(group, {}).setdefault(linear, {})[letter] = entry
     elif found := _PROJECTOR.search(entry.key):
-        projectors.setdefault(found.group(1), {})[f"{found.group(2)}.{found.group(3)}"] = entry
+        projectors.setdefault(found.group(1), {})[found.group(2)] = entry
+    elif found := _LLAVA_PROJECTOR.search(entry.key):
+        projectors.setdefault("vision", {})[found.group(1)] = entry
     elif found := _VECTORS.search(entry.key):
         vectors.setdefault(found.group(2), {})[found.group(1)] = entry
     else:

@@ -79,6 +79,11 @@ def import_released(request: ImportRequest) -> Path:
             f"The donor in '{request.donor}' is of {donor.modality}, and transformers has no class for its encoder.",
             hint="Train a donor of this modality by `mcompose align`, from a checkpoint that transformers knows.",
         )
+    odd = [key for key in donor.projector if key.partition(".")[0] not in PROJECTOR_KEYS]
+    if odd:
+        raise CompositionError(
+            f"The projector in '{request.donor}' holds '{odd[0]}', and LLaVA's has two linear layers, at 0 and 2."
+        )
     base = open_parts(request.base, name="base", relative_to=request.relative_to, weights=True)
     encoder = open_checkpoint(request.encoder, relative_to=request.relative_to)
     network = _llava_config(donor, base, encoder)
@@ -258,7 +263,7 @@ def _write_files(
         {TOWER: entry},
         placeholders=add_placeholders(tokenizer, [donor.modality]),
         tie_word_embeddings=base.anatomy.tied,
-        routed_groups=groups,
+        routed_groups=groups or None,
         **prefix_fields(tokenizer, **counts),
         dtype=FLOAT_NAMES.get(base.entry(base.embedding.key).dtype) if base.embedding else None,
     )

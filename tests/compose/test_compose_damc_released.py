@@ -180,6 +180,8 @@ def damaged(tensors: dict, how: str) -> dict:
         return {key: value for key, value in tensors.items() if key != first}
     if how == "rank":
         return {**tensors, first: torch.zeros(RANK + 1, tensors[first].shape[1])}
+    if how == "deeper projector":
+        return {**tensors, "model.modal_projectors.vision.4.weight": torch.zeros(2, 2)}
     if how == "projector":
         return {key: value for key, value in tensors.items() if ".2.weight" not in key}
     return {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()}
@@ -193,6 +195,7 @@ def damaged(tensors: dict, how: str) -> dict:
         ("pair", "are no pair"),
         ("rank", "are no pair"),
         ("projector", "does not hold 'linear_2.weight'"),
+        ("deeper projector", "holds '4.weight', and LLaVA's has two linear layers"),
         ("depth", "adapts 'layers.7.*which the base does not have"),
     ],
 )
@@ -221,6 +224,59 @@ def test_pickles_and_other_modalities_are_refused_with_what_to_do(parts, tmp_pat
     (silent / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="does not say LoRA's alpha"):
         imported(parts, silent, tmp_path / "out")
+
+
+def test_an_audio_donors_q_former_is_refused_by_its_modality(tmp_path):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    stem = "base_model.model.model.modal_projectors.audio."
+    keys = ("audio_query_tokens", "audio_Qformer.bert.encoder.layer.0.attention.self.query.weight", "audio_proj.weight")
+    save_file({stem + key: torch.zeros(2, 2) for key in keys}, folder / "adapter_model.safetensors")
+    (folder / "config.json").write_text("{}")
+    nowhere = ModelRef("local", str(tmp_path / "nowhere"))
+    with pytest.raises(CompositionError, match="is of audio, and transformers has no class for its encoder"):
+        import_released(ImportRequest(folder, base=nowhere, encoder=nowhere, output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("stem", ["model.mm_projector.", "model.modal_projectors.vision."])
+def test_a_donor_of_a_projector_alone_is_a_llava_with_the_bases_language_model(parts, tmp_path, stem):
+    released = tmp_path / "released"
+    released.mkdir()
+    native = tiny_model("llava")
+    linears = {"0": native.model.multi_modal_projector.linear_1, "2": native.model.multi_modal_projector.linear_2}
+    tensors = {
+        f"{stem}{place}.{kind}": getattr(linear, kind).detach()
+        for place, linear in linears.items()
+        for kind in ("weight", "bias")
+    }
+    save_file(tensors, released / "mm_projector.safetensors")
+    (released / "config.json").write_text(json.dumps({"mm_vision_select_layer": -1}))
+    folder = imported(parts, released, tmp_path / "donor")
+    assert verify(folder).ok
+    register()
+    model, processor = (
+        ComposedForConditionalGeneration.from_pretrained(folder), ComposedProcessor.from_pretrained(folder)
+    )  # fmt: skip
+    base, state = load_file(parts / "base/model.safetensors"), native.state_dict()
+    for name, tensor in base.items():
+        target = state[name if name.startswith("lm_head") else name.replace("model.", "model.language_model.", 1)]
+        target[: len(tensor)] = tensor
+    native.load_state_dict(state)
+    native.config.image_token_id = native.model.config.image_token_id = IMAGE_ID
+    inputs = processor(text="USER : <image> what is this ASSISTANT :", images=picture())
+    pixels = {key.split("__")[1]: value for key, value in inputs.items() if "__" in key}
+    with torch.no_grad():
+        ours = model(**inputs).logits
+        theirs = native(**{key: inputs[key] for key in ("input_ids", "attention_mask")}, **pixels).logits
+    torch.testing.assert_close(ours, theirs[..., : ours.shape[-1]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_projector_as_a_pickle_says_how_to_convert_it(tmp_path):
+    (tmp_path / "mm_projector.bin").write_bytes(b"")
+    nowhere = ModelRef("local", str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match=r"mm_projector\.bin") as caught:
+        import_released(ImportRequest(tmp_path, base=nowhere, encoder=nowhere, output=tmp_path / "out"))
+    assert "'mm_projector.safetensors'" in caught.value.hint
 
 
 def test_the_tokenizer_is_the_bases(donor):
