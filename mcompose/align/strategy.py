@@ -1,6 +1,6 @@
 """Expands the training strategies of DAMC into parts and groups.
 
-Paper: Chen et al. 2024, arXiv:2402.12750, section 3.2. ``projector`` trains the projectors; ``shared`` also trains
+Paper: Chen et al. 2024, arXiv:2402.12750, section 3. ``projector`` trains the projectors; ``shared`` also trains
 the language model, for all tokens alike; ``modality`` gives each modality its own copy of the projections of every
 layer and trains the copies; ``modality+text`` also trains the projections for text.
 Differs: in the paper's code ``shared`` is a LoRA; here it is the language model itself unless the stage says ``lora``.

@@ -4,7 +4,7 @@ DAMC's rule for the text is ``W0 + sum_i lambda_i (W_i - W0)``. Where every sour
 is ``W0 + sum_i s_i (lambda_i B_i) A_i``: the factors of all sources side by side, of any ranks, over the one W0 that
 the groups of the modalities add to as well. Nothing of it is rounded but the scaled B, once. A dense text would need
 W0 beside it. Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models", arXiv:2402.12750,
-section 3.3.
+section 3.
 """
 
 from __future__ import annotations

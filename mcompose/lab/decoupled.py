@@ -4,7 +4,7 @@ While a donor is trained, the linear layers of its class are replaced by the rou
 tokens of the medium use the new group, all others the layers that the class has anyway, which so become the text group.
 Afterwards the group is removed, and an ordinary checkpoint of the class remains.
 
-Paper: Chen et al. 2024, arXiv:2402.12750, section 3.2 (parameter decoupling; strategy ``modality+text``).
+Paper: Chen et al. 2024, arXiv:2402.12750, section 3 (parameter decoupling; strategy ``modality+text``).
 Differs: groups are full linear layers, as those of the shared donors, and not low-rank; there are no vectors around the
 features.
 """

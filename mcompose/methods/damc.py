@@ -67,7 +67,7 @@ def _program(task: TensorTask, *, weights: Weights, modality_weights: PerSource)
 def damc(deltas: Any, *, weights: Weights, modality_weights: PerSource = 1.0) -> Any:
     """Adds the weighted changes of the sources' text groups: sum_i w_i d_i.
 
-    Paper: Model Composition for Multimodal Large Language Models, arXiv:2402.12750, section 3.3.
+    Paper: Model Composition for Multimodal Large Language Models, arXiv:2402.12750, section 3.
     Differs: a coefficient may follow a gradient over the layers, and one that is not given is 1/M; in the paper's code
         a name that is left out counts 1.
 

@@ -32,7 +32,7 @@ def _naivemc(gram: None, *, weights: Weights) -> Blend:
 def naivemc(tensors: Any, *, weights: Weights) -> Any:
     """Averages the sources: sum_i w_i x_i.
 
-    Paper: Model Composition for Multimodal Large Language Models, arXiv:2402.12750, section 3.2.
+    Paper: Model Composition for Multimodal Large Language Models, arXiv:2402.12750, section 3.
     Differs: unequal weights are allowed; they are used as given, and are 1/M when the recipe gives none.
 
     Args:

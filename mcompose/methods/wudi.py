@@ -77,6 +77,8 @@ def wudi(
         Tensors that are no matrices are averaged.
     Differs: ``solver: closed`` gives the minimum itself (of several, the one nearest to the sum); the paper stops on
         the way to a minimum, at a point that depends on the size of the deltas, since Adam's steps have a fixed length.
+        The minimum is reported to do worse than a few hundred steps (arXiv:2606.07289): it follows directions that the
+        sources hardly use as far as those that they depend on. `swudi` is the closed form that does not.
         The steps are taken in float64. Code by a common author leaves the output head to the mean; here every matrix
         is merged, and a recipe's override chooses otherwise. ``lambda`` is not the paper's.
 

@@ -42,14 +42,23 @@ SETTINGS = {
         {"density": 0.4, "rescale": True, "normalize": True},
         {"density": 0.4, "rescale": "none"},
     ],
-    "breadcrumbs": [{}, {"density": 0.3, "gamma": 0.1}, {"density": 0.3, "rescale": True}, {"density": 0.0}],
-    "breadcrumbs_ties": [{"density": 0.5, "gamma": 0.2, "normalize": True}],
+    "breadcrumbs": [
+        {},
+        {"density": 0.3, "gamma": 0.1},
+        {"density": 0.3, "rescale": True},
+        {"density": 0.0},
+        {"density": 0.3, "gamma": 0.1, "within": "row"},
+    ],
+    "breadcrumbs_ties": [
+        {"density": 0.5, "gamma": 0.2, "normalize": True},
+        {"density": 0.5, "within": "row", "rescale": True},
+    ],
     "della": [{}, {"density": 0.5, "epsilon": 0.2}, {"density": 0.5, "rescale": "mergekit"}, {"density": 0.0}],
     "della_linear": [{"density": 0.6, "epsilon": 0.1, "rescale": "none"}, {"density": 0.6, "lambda": 0.5}],
     "tsv": [{}, {"lambda": 0.6, "share": 0.1}],
     "iso-c": [{}, {"lambda": 0.6}],
     "wudi": [{}, {"solver": "closed"}, {"lambda": 0.6, "steps": 20, "lr": 1e-3}],
-    "optmerge": [{}, {"against": "low_rank", "start": "sum", "lr": 5e-2, "share": 0.2, "lambda": 0.6}],
+    "optmerge": [{}, {"against": "source", "start": "sum", "lr": 5e-2, "share": 0.2, "lambda": 0.6}],
 }
 """Every method has a row: a method without one fails here, when the tests are collected."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mcompose.errors import NumericsError, RequestError
 from mcompose.methods import METHODS, merge_tensors
@@ -226,6 +227,22 @@ def test_breadcrumbs_of_a_short_tensor_keeps_its_share():
     delta = np.arange(1, 51, dtype=np.float32)
     got = merge_tensors("breadcrumbs", [delta], base=0 * delta, weights=[1], density=0.5)
     np.testing.assert_array_equal(got, delta * (delta > 25))
+
+
+def test_breadcrumbs_within_rows_are_the_authors_masks():
+    # Their code, written out: in every row (last dimension) drop the largest int(n * gamma), then keep the density.
+    generator = np.random.default_rng(4)
+    for shape in [(6, 40), (40,), (2, 3, 20)]:
+        delta = torch.from_numpy(np.float32(generator.standard_normal(shape)))
+        wanted = delta
+        for share, value in ((0.1, 0.0), (0.3, 1.0)):
+            _, places = torch.topk(wanted.abs(), int(shape[-1] * share))
+            mask = torch.full(shape, 1.0 - value).scatter_(-1, places, value)
+            wanted = mask * wanted
+        settings = {"base": torch.zeros(shape), "weights": [1.0], "density": 0.3, "gamma": 0.1}
+        assert torch.equal(merge_tensors("breadcrumbs", [delta], within="row", **settings), wanted)
+        if len(shape) > 1:
+            assert not torch.equal(merge_tensors("breadcrumbs", [delta], **settings), wanted)
 
 
 def test_breadcrumbs_ties_elects():

@@ -147,7 +147,7 @@ def test_optmerge_without_steps_is_the_mean_or_the_sum():
 
 def test_optmerge_that_keeps_everything_descends_to_wudis_minimum():
     deltas = make_deltas((6, 40), 2)
-    found = merged("optmerge", deltas, share=1.0, start="sum", steps=20000, lr=0.1)
+    found = merged("optmerge", deltas, share=1.0, against="source", start="sum", steps=20000, lr=0.1)
     assert_near(found, merged("wudi", deltas, solver="closed"), 1e-4)
 
 
@@ -164,7 +164,7 @@ def test_optmerge_refuses_steps_that_diverge():
         merged("optmerge", make_deltas((4, 6)), lr=50.0)
 
 
-LINEAR = [("optmerge", {"lr": 1e-2}), ("optmerge", {"against": "low_rank", "lr": 1e-2}), ("wudi", {"solver": "closed"})]
+LINEAR = [("optmerge", {"lr": 1e-2}), ("optmerge", {"against": "source", "lr": 1e-2}), ("wudi", {"solver": "closed"})]
 
 
 @pytest.mark.parametrize(("name", "parameters"), LINEAR, ids=str)

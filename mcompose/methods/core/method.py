@@ -60,7 +60,8 @@ class TensorTask:
     """One tensor to be merged, with its settings.
 
     Args:
-        name: Name in the output; random numbers depend on it, the seed and the source names.
+        name: Slot of the tensor, the same for every output format; random numbers depend on it, the seed and the
+            source names.
         shape: Shape of the tensor.
         sources: Names of the sources, in order, without the base.
         weights: One weight for each source.

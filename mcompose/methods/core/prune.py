@@ -29,6 +29,7 @@ __all__ = [
     "keep_random",
     "keep_ranked",
     "keep_ranks",
+    "keep_row_ranks",
     "largest_ranks",
     "match_norm",
     "plain_divisor",
@@ -91,6 +92,20 @@ def keep_ranks(delta: Any, ranks: tuple[int, int]) -> Any:
     flat = as_kind(mask, delta)
     flat[descending_order(abs(delta).reshape(-1))[first:end]] = 1
     return delta * flat.reshape(delta.shape)
+
+
+def keep_row_ranks(delta: Any, ranks: tuple[int, int]) -> Any:
+    """Sets all elements of every row (last dimension) to zero except some ranks of magnitude.
+
+    Args:
+        delta: The delta.
+        ranks: First rank and end rank, counted from the largest of a row; of equal ones, the later counts as larger.
+    """
+    row = delta.shape[-1] if delta.ndim else 1
+    rows = delta.reshape(prod(delta.shape) // max(row, 1), row)
+    places = ranks_in_rows(abs(rows))
+    kept = (places >= row - ranks[1]) * (places < row - ranks[0])
+    return delta * kept.reshape(delta.shape)
 
 
 def keep_at_least(delta: Any, threshold: float) -> Any:

@@ -53,6 +53,7 @@ __all__ = [
     "KeepRandom",
     "KeepRanked",
     "KeepRanks",
+    "KeepRowRanks",
     "PruneProgram",
 ]
 
@@ -188,6 +189,34 @@ class KeepRanked(Cut):
             source, base, length=self.row, low=self.low, span=self.span, out=self.probabilities[: source.size]
         )
         row[CHANCES] = self.probabilities.ctypes.data
+
+
+class KeepRowRanks(Cut):
+    """Keeps the magnitudes of some ranks of every row; of equal ones, the later counts as larger.
+
+    Args:
+        ranks: First rank and end rank, counted from the largest of the row.
+        row: Elements of a row.
+    """
+
+    def __init__(self, ranks: tuple[int, int], *, row: int) -> None:
+        self.ranks, self.row = ranks, max(1, row)
+        self.kept = np.empty(0, np.float32)
+
+    def write(self, row: np.ndarray) -> None:
+        """Names itself; elements are kept with a probability of one or zero."""
+        row[CODE], row[KEY], row[DIVIDE] = KEEP_BY_CHANCE, 0, 0
+
+    def prepare(self, row: np.ndarray, source: np.ndarray, base: np.ndarray | None) -> None:
+        """Ranks the chunk's rows."""
+        if self.kept.size < source.size:
+            self.kept = np.empty(source.size, np.float32)
+        kept = self.kept[: source.size]
+        kernels.rank_probabilities(source, base, length=self.row, low=0.0, span=1.0, out=kept)
+        first, end = self.ranks
+        places = np.rint(kept * np.float32(self.row - 1))  # back to whole ranks, from the smallest up
+        kept[:] = (places >= self.row - end) & (places < self.row - first)
+        row[CHANCES] = self.kept.ctypes.data
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Addressed randomness: a draw depends on (seed, method, tensor, source, element) and nothing else.
 
+The tensor is named by its slot, the name that it has in every family and output format, and not by its key in the
+output: the same merge written as a native, a composed or a text checkpoint draws the same numbers.
+
 The idea: hash the address once into a 64-bit key, then number the elements with SplitMix64. No state is kept, so any
 cut into chunks, any thread and any order of tensors draws the same numbers, and the global generators stay untouched.
 
@@ -33,7 +36,7 @@ def address(seed: int, method: str, tensor: str, source: str) -> int:
     Args:
         seed: The recipe's seed.
         method: Name of the method.
-        tensor: Name of the tensor in the output.
+        tensor: Name of the tensor: its slot where the engine merges (`TensorJob.address`).
         source: Name of the source.
 
     Returns:

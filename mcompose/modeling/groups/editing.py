@@ -1,7 +1,7 @@
 """Giving a model parameter groups, folding its text group into one tensor, and telling whose each parameter is.
 
 For training a donor with decoupled parameters: ``add_groups`` on an ordinary model, then freeze by
-``group_parameters``. Paper: Chen et al. 2024, arXiv 2402.12750, section 3.2.
+``group_parameters``. Paper: Chen et al. 2024, arXiv 2402.12750, section 3.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Letters: N tokens of all rows of a batch, I and O widths of a linear.
 Every linear of every decoder layer holds parameter groups, one per modality plus text, and each token uses the group
 of its origin: features of a modality (with the vectors around them) that modality's, all else, padding and generated
 tokens included, the text group. Paper: Chen et al. 2024, "Model Composition for Multimodal Large Language Models",
-arXiv 2402.12750, section 3.2 (parameter decoupling). Differs: tokens are gathered by group, where the paper's code
+arXiv 2402.12750, section 3 (parameter decoupling). Differs: tokens are gathered by group, where the paper's code
 runs every group on all tokens and masks the results; a text-only call is the plain linear, bit for bit.
 
 What W0 is. A low-rank group is ``W0 + s * B * A``, and W0 has to be the tensor that A and B were trained against. It

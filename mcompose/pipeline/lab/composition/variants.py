@@ -62,7 +62,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("ties", "ties", {"density": 0.5}, lambdas=True),
     Variant("tsv", "tsv", lambdas=True, weighted=False),
     Variant("iso-c", "iso-c", lambdas=True, weighted=False),
-    Variant("optmerge", "optmerge", lambdas=True, weighted=False),
+    Variant("optmerge", "optmerge", {"against": "source"}, lambdas=True, weighted=False),
     Variant("wudi", "wudi", lambdas=True, weighted=False),
 )
 """``base`` is the unchanged language model with the donors' towers; it has nothing to search."""
