@@ -87,6 +87,8 @@ WHOLE: Mapping[str, WorkingSet] = {
     "optmerge": WorkingSet(2, 8, _of_all_pairs),
     "wudi": WorkingSet(2, 22, _of_the_inputs),
     "wudi closed": WorkingSet(2, 8, _of_all_pairs),
+    "swudi": WorkingSet(2, 8, _of_all_pairs),
+    "aswudi": WorkingSet(2, 8, _of_all_pairs),
 }
 
 UNKNOWN = WorkingSet(4, 12, _of_any_kind)

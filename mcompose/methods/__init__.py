@@ -26,6 +26,7 @@ from mcompose.methods.model_stock import model_stock
 from mcompose.methods.optmerge import optmerge
 from mcompose.methods.passthrough import passthrough
 from mcompose.methods.slerp import nuslerp, slerp
+from mcompose.methods.swudi import aswudi, swudi
 from mcompose.methods.task_arithmetic import task_arithmetic
 from mcompose.methods.ties import ties, ties_peft
 from mcompose.methods.ties_global import ties_global
@@ -48,6 +49,7 @@ __all__ = [
     "TensorTask",
     "address",
     "arguments_for",
+    "aswudi",
     "breadcrumbs",
     "breadcrumbs_ties",
     "damc",
@@ -67,6 +69,7 @@ __all__ = [
     "optmerge",
     "passthrough",
     "slerp",
+    "swudi",
     "task_arithmetic",
     "ties",
     "ties_global",

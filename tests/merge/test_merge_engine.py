@@ -138,6 +138,8 @@ METHODS = {
     "iso-c": {"lambda": 0.8},
     "wudi": {"lr": 1e-3},
     "optmerge": {"lr": 1e-2},
+    "swudi": {"lambda": 0.3},
+    "aswudi": {"lambda": 0.3},
 }
 
 

@@ -85,6 +85,7 @@ def test_memory_stays_under_400_mb_whatever_the_size_and_near_the_estimate(tmp_p
         ("tsv", (1024, 1024), {}),
         ("optmerge", (384, 3072), {"against": "source"}),
         ("optmerge", (1024, 768), {}),
+        ("swudi", (1024, 768), {}),
         ("wudi", (256, 3072), {"steps": 2}),
         ("wudi", (384, 3072), {"solver": "closed"}),
     ],
