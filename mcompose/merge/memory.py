@@ -69,6 +69,12 @@ def _of_all_pairs(many: int, rows: int, columns: int) -> int:
     return 8 * (many * rows) ** 2 if rows < columns else (8 + 6 * many) * columns**2
 
 
+def _of_any_side(many: int, rows: int, columns: int) -> int:
+    """Returns the elements for ``ssam``: squares of all sources' short sides, or one of the long side."""
+    short, long = min(rows, columns), max(rows, columns)
+    return 6 * (many * short) ** 2 if many * short <= long else 4 * short**2 + 6 * long**2
+
+
 def _of_the_inputs(many: int, rows: int, columns: int) -> int:
     del many, rows
     return 4 * columns**2
@@ -87,6 +93,7 @@ WHOLE: Mapping[str, WorkingSet] = {
     "optmerge": WorkingSet(2, 8, _of_all_pairs),
     "wudi": WorkingSet(2, 22, _of_the_inputs),
     "wudi closed": WorkingSet(2, 8, _of_all_pairs),
+    "ssam": WorkingSet(2, 8, _of_any_side),
     "swudi": WorkingSet(2, 8, _of_all_pairs),
     "aswudi": WorkingSet(2, 8, _of_all_pairs),
 }

@@ -26,6 +26,7 @@ from mcompose.methods.model_stock import model_stock
 from mcompose.methods.optmerge import optmerge
 from mcompose.methods.passthrough import passthrough
 from mcompose.methods.slerp import nuslerp, slerp
+from mcompose.methods.ssam import ssam
 from mcompose.methods.swudi import aswudi, swudi
 from mcompose.methods.task_arithmetic import task_arithmetic
 from mcompose.methods.ties import ties, ties_peft
@@ -69,6 +70,7 @@ __all__ = [
     "optmerge",
     "passthrough",
     "slerp",
+    "ssam",
     "swudi",
     "task_arithmetic",
     "ties",

@@ -35,8 +35,11 @@ def iso_c(deltas: Any, *, lambda_: float = 1.0) -> Any:
         deltas, not their mean, and tensors that are no matrices are averaged.
     Differs: singular values that are rounding (`rank_floor`) neither count in the mean nor get a direction, which
         the authors' decomposition would pick arbitrarily: this matters for sources of low rank, whose sum keeps its
-        rank and its nuclear norm here. The authors leave one projection out by its name; here every matrix is merged,
-        and a recipe's override chooses otherwise. One source alone would not give itself, so two are asked for.
+        rank and its nuclear norm here. For folded adapters this is the merge in their core space (Core-Space merging,
+        arXiv:2509.17786), and ``lambda`` counts min(outputs, inputs) / rank times as much as in the authors' function,
+        whose mean runs over the zeros too; the plan of a merge says the factor. The authors leave one projection out by
+        its name; here every matrix is merged, and a recipe's override chooses otherwise. One source alone would not
+        give itself, so two are asked for.
 
     Args:
         deltas: M >= 2 float32 arrays of one shape, source minus base.

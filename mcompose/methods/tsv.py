@@ -75,8 +75,10 @@ def tsv(deltas: Any, *, lambda_: float = 1.0, share: Share = 0.0) -> Any:
         size // M singular vectors, and tensors that are no matrices are averaged.
     Differs: singular values that are rounding (`rank_floor`) bring no vector along, and where vectors of several
         sources coincide, only the space that they span is orthogonalised: the authors' decomposition picks arbitrary
-        directions in both cases. A tensor smaller than the number of sources keeps one vector. The authors leave one
-        projection out by its name; here every matrix is merged, and a recipe's override chooses otherwise.
+        directions in both cases. For folded adapters this is the merge in their core space (Core-Space merging,
+        arXiv:2509.17786), without forming it. A tensor smaller than the number of sources keeps one vector. The
+        authors leave one projection out by its name; here every matrix is merged, and a recipe's override chooses
+        otherwise.
 
     Args:
         deltas: M float32 arrays of one shape, source minus base.

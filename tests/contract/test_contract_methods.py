@@ -58,6 +58,7 @@ SETTINGS = {
     "tsv": [{}, {"lambda": 0.6, "share": 0.1}],
     "iso-c": [{}, {"lambda": 0.6}],
     "wudi": [{}, {"solver": "closed"}, {"lambda": 0.6, "steps": 20, "lr": 1e-3}],
+    "ssam": [{}, {"lambda": 0.6, "share": 0.5}],
     "swudi": [{}, {"lambda": 0.6, "time": 1300.0, "keep": 0.85, "start": "mean"}],
     "aswudi": [{}, {"rank": "gavish_donoho", "lambda": 0.6}],
     "optmerge": [{}, {"against": "source", "start": "sum", "lr": 5e-2, "share": 0.2, "lambda": 0.6}],

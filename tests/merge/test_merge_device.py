@@ -36,6 +36,7 @@ SETTINGS = {
     "ties-global": ({"density": 0.3},),
     "wudi": ({"lr": 1e-3}, {"solver": "closed"}),
     "optmerge": ({"lr": 1e-2},),
+    "ssam": ({},),
     "swudi": ({},),
     "aswudi": ({},),
     "task_arithmetic": ({"lambda": 0.7, "normalize": True},),
@@ -43,7 +44,7 @@ SETTINGS = {
 }
 CASES = [(name, settings) for name in METHODS.names() for settings in SETTINGS.get(name, ({},))]
 
-ANOTHER_ORDER = {"damc", "tsv", "iso-c", "wudi", "swudi", "aswudi", "optmerge"}
+ANOTHER_ORDER = {"damc", "tsv", "iso-c", "wudi", "ssam", "swudi", "aswudi", "optmerge"}
 """Methods whose kernel and function add up in another order, or whose linear algebra is another library's."""
 
 SUMS = {"slerp", "nuslerp", "karcher", "model_stock"}

@@ -138,6 +138,7 @@ METHODS = {
     "iso-c": {"lambda": 0.8},
     "wudi": {"lr": 1e-3},
     "optmerge": {"lr": 1e-2},
+    "ssam": {"share": 0.5},
     "swudi": {"lambda": 0.3},
     "aswudi": {"lambda": 0.3},
 }

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from compileall import compile_dir
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from merge_bench import fill_disk, llama
 
 import mcompose
-from mcompose.checkpoint import encode
+from mcompose.checkpoint import LowRank, encode
 from mcompose.checkpoint.tensor import TensorEntry
 from mcompose.errors import CheckpointError, StorageError
 from mcompose.merge import Contribution, Segment, TensorJob, build_plan
@@ -86,6 +87,8 @@ def test_memory_stays_under_400_mb_whatever_the_size_and_near_the_estimate(tmp_p
         ("optmerge", (384, 3072), {"against": "source"}),
         ("optmerge", (1024, 768), {}),
         ("swudi", (1024, 768), {}),
+        ("ssam", (1024, 768), {}),
+        ("ssam", (256, 3072), {}),
         ("wudi", (256, 3072), {"steps": 2}),
         ("wudi", (384, 3072), {"solver": "closed"}),
     ],
@@ -97,6 +100,20 @@ def test_what_is_told_of_methods_on_whole_tensors_covers_their_squares_and_is_no
     peak, heavy = measured(tmp_path, plan)
     assert peak <= plan.peak_memory <= 1.5 * peak
     assert heavy == "[]"
+
+
+def test_iso_c_over_adapters_names_the_factor_of_its_lambda(tmp_path):
+    plan = matrix_plan(tmp_path, (96, 64), "iso-c", sources=2, base=True)
+    assert plan.warnings == ()
+    (job,) = plan.jobs
+    (segment,) = job.segments
+    factors = [
+        TensorEntry(name, "F32", shape, tmp_path / "0", 0, 4) for name, shape in (("a", (4, 64)), ("b", (96, 4)))
+    ]
+    folded = [replace(one, low_rank=LowRank("w", (96, 64), *factors)) for one in segment.contributions]
+    adapted = replace(job, segments=(replace(segment, contributions=tuple(folded)),))
+    (warning,) = build_plan([adapted], max_shard_size=10**9, threads=1).warnings
+    assert "counts 8 times as much" in warning, "64 singular values, 4 + 4 of them not zero"
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_no_output(bench):

@@ -280,7 +280,13 @@ def test_della_refuses_chances_outside_the_unit_interval():
 
 def test_every_method_has_a_case_here():
     here = Path(__file__)
-    others = ("test_methods_damc.py", "test_methods_swudi.py", "test_methods_tsv.py", "test_methods_wudi.py")
+    others = (
+        "test_methods_damc.py",
+        "test_methods_ssam.py",
+        "test_methods_swudi.py",
+        "test_methods_tsv.py",
+        "test_methods_wudi.py",
+    )
     files = (here, *(here.with_name(name) for name in others))
     text = "".join(file.read_text() for file in files)
     assert [name for name in METHODS.names() if f'"{name}"' not in text] == []
