@@ -229,6 +229,17 @@ _FAMILIES: dict[str, Family] = {
 _PLAIN_TEXT = TextFamily()
 _MROPE_TEXT = TextFamily(mrope=True)
 _TEXT_FAMILIES: dict[str, TextFamily] = {
+    "qwen3_5_text": _MROPE_TEXT,
+    "qwen3_5_moe_text": _MROPE_TEXT,
+    "qwen3_vl_moe_text": _MROPE_TEXT,
+    "qwen3_omni_moe_text": _MROPE_TEXT,
+    "glm4v_text": _MROPE_TEXT,
+    "glm4v_moe_text": _MROPE_TEXT,
+    "glm_ocr_text": _MROPE_TEXT,
+    "glmga_text": _MROPE_TEXT,
+    "ernie4_5_vl_moe_text": _MROPE_TEXT,
+    "paddleocr_vl_text": _MROPE_TEXT,
+    "cosmos3_edge_text": _MROPE_TEXT,
     "qwen2_vl_text": _MROPE_TEXT,
     "qwen2_5_vl_text": _MROPE_TEXT,
     "qwen3_vl_text": _MROPE_TEXT,

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from ..families import family_of
+from ..families import TYPE_IDS, family_of
 from .masks import bidirectional_masks
 from .mrope import grids_of, mrope_positions, text_positions
+from .native_grids import asks_native, native_items
 
 __all__ = ["ComposedPositions"]
 
@@ -47,10 +48,15 @@ class ComposedPositions:
         """
         grids = {}
         for modality, inputs in media.items():
-            config = self.get_encoder(modality).config
-            rule = family_of(config.model_type).mrope
-            if rule is not None and modality in ("image", "video"):
-                grids[modality] = grids_of(config, rule, modality, inputs)
+            tower = self.get_encoder(modality)
+            rule = family_of(tower.config.model_type).mrope
+            if modality not in ("image", "video"):
+                continue
+            if rule is not None:
+                grids[modality] = grids_of(tower.config, rule, modality, inputs)
+            elif asks_native(tower):
+                merge = tower.config.vision_config.spatial_merge_size
+                grids[modality] = native_items(tower, modality, TYPE_IDS[modality], inputs, merge)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         new = None if attention_mask is None else attention_mask[:, past:]
         positions_3BL, deltas_B1 = mrope_positions(types_BL, grids, attention_mask=new)

@@ -10,16 +10,33 @@ Wang et al. 2024, arXiv 2409.12191, section 2.1 (multimodal rotary position embe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..families import TYPE_IDS, Mrope
 
-__all__ = ["Grid", "grids_of", "mrope_positions", "text_positions"]
+__all__ = ["Grid", "Item", "grids_of", "mrope_positions", "text_positions"]
+
+
+class Item(Protocol):
+    """One image, video or frame whose positions are known."""
+
+    @property
+    def size(self) -> int:
+        """How many tokens it takes."""
+        ...
+
+    def positions(self, start: int) -> torch.Tensor:
+        """Returns the positions (3, G) of an item that begins at ``start``."""
+        ...
+
+    def after(self, positions: torch.Tensor, start: int) -> int:
+        """Returns where the text after the item goes on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def text_positions(
 
 def mrope_positions(
     types_BL: torch.Tensor,
-    grids: Mapping[str, list[Grid]],
+    grids: Mapping[str, Sequence[Item]],
     *,
     attention_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +144,7 @@ def mrope_positions(
     return positions_3BL.to(device), torch.tensor(deltas, device=device)[:, None]
 
 
-def _row(types: list[int], waiting: Mapping[int, Iterator[Grid]]) -> torch.Tensor:
+def _row(types: list[int], waiting: Mapping[int, Iterator[Item]]) -> torch.Tensor:
     pieces, start, index = [torch.zeros((3, 0), dtype=torch.long)], 0, 0
     while index < len(types):
         kind = types[index]

@@ -63,8 +63,7 @@ def tower_features(tower: Tower, modality: str, inputs: Mapping[str, Any]) -> Fe
     function = _native_function(tower, modality)
     output = function(**inputs) if _own_names(tower) else _call(function, inputs)
     x_ND = _flat(getattr(output, family.output.get(modality, "pooler_output")))
-    deepstack = [_flat(layer) for layer in output.deepstack_features] if family.deepstack else []
-    return Features(x_ND, deepstack)
+    return Features(x_ND, [_flat(layer) for layer in getattr(output, "deepstack_features", None) or ()])
 
 
 def main_input(tower: Tower, modality: str) -> str:
