@@ -36,7 +36,7 @@ from mcompose.doors import lazy_names
 if TYPE_CHECKING:
     from mcompose.anatomy.family import BUFFERS, Family
     from mcompose.anatomy.layers import DecoderFacts, decoder_facts
-    from mcompose.anatomy.meta import config_of, is_known, renamings_of
+    from mcompose.anatomy.meta import config_of, is_known, language_classes, renamings_of
     from mcompose.anatomy.part import expert_of, is_expert_slot
     from mcompose.anatomy.settings import config_for_meta
 
@@ -68,6 +68,7 @@ __all__ = [
     "group_part",
     "is_expert_slot",
     "is_known",
+    "language_classes",
     "part_label",
     "read_anatomy",
     "renamings_of",
@@ -84,6 +85,7 @@ _HOME = {
     "expert_of": "part",
     "is_expert_slot": "part",
     "is_known": "meta",
+    "language_classes": "meta",
     "renamings_of": "meta",
 }
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""

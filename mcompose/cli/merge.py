@@ -21,7 +21,7 @@ __all__ = ["merge", "plan"]
 
 
 def plan(recipe: RecipeArgument, target: OutputOption = None, as_json: JsonOption = False) -> None:
-    """Show what a merge would do. Reads headers and the small files of the sources.
+    """Show what a merge would do. Reads headers and small files only.
 
     Example: mcompose plan recipe.yaml
     """

@@ -26,8 +26,9 @@ from mcompose.compose.build import (
     compose,
     make_blueprint,
     output_folder,
-    rehearse,
 )
+from mcompose.compose.composed import check_composed, tower_entries
+from mcompose.compose.proven import PROVEN_FILE
 from mcompose.compose.released_donor import ImportRequest, import_released
 from mcompose.compose.sources import SourceSet, open_parts, open_sources
 from mcompose.doors import lazy_names
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from mcompose.compose.provenance import library_versions, lock_text
 
 __all__ = [
+    "PROVEN_FILE",
     "Blueprint",
     "ComposeOptions",
     "ComposeResult",
     "ImportRequest",
     "SourceSet",
+    "check_composed",
     "check_output",
     "compose",
     "draw_blueprint",
@@ -51,7 +54,7 @@ __all__ = [
     "open_parts",
     "open_sources",
     "output_folder",
-    "rehearse",
+    "tower_entries",
 ]
 
 _HOME = {

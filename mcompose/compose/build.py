@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcompose.checkpoint import StagedOutput, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
-from mcompose.compose.composed import rehearse_composed, write_composed
+from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
 from mcompose.compose.provenance import lock_text, make_ledger, source_digests
 from mcompose.compose.sources import open_sources
@@ -24,7 +24,7 @@ from mcompose.recipe import check_method, resolve_text
 if TYPE_CHECKING:
     from mcompose.recipe import LoadedRecipe
 
-__all__ = ["ComposeOptions", "ComposeResult", "check_output", "compose", "make_blueprint", "output_folder", "rehearse"]
+__all__ = ["ComposeOptions", "ComposeResult", "check_output", "compose", "make_blueprint", "output_folder"]
 
 CATALOGUE = {method.name: method for method in METHODS}
 """Native methods, for the recipe's checks and defaults."""
@@ -142,25 +142,6 @@ def make_blueprint(loaded: LoadedRecipe, *, weights: bool) -> Blueprint:
     """
     check_method(loaded, CATALOGUE)
     return draw_blueprint(loaded, open_sources(loaded, weights=weights), weights=weights)
-
-
-def rehearse(loaded: LoadedRecipe, blueprint: Blueprint) -> Blueprint:
-    """Makes the small files of an output for nothing but their complaints, without weights.
-
-    Args:
-        loaded: The recipe.
-        blueprint: Decisions about its output.
-
-    Returns:
-        The blueprint, with the warnings of writing it.
-
-    Raises:
-        CompositionError: A merge would refuse, for a processor that does not load, for instance.
-    """
-    if blueprint.format != COMPOSED:
-        return blueprint  # its small files are the sources', copied
-    noticed = rehearse_composed(blueprint, dtype=loaded.recipe.merge.dtype)
-    return replace(blueprint, warnings=(*blueprint.warnings, *noticed))
 
 
 def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOptions) -> ComposeResult:

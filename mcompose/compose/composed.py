@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcompose.compose.chat_template import chat_template_of, string_template
 from mcompose.compose.foreign_errors import naming_source
+from mcompose.compose.proven import check_proven
 from mcompose.compose.towers import OutputTower
 from mcompose.errors import CompositionError
 from mcompose.modeling import family_of, generate_files, text_family_of
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from mcompose.compose.blueprint import Blueprint
     from mcompose.merge import SourceParts
 
-__all__ = ["rehearse_composed", "write_composed"]
+__all__ = ["check_composed", "tower_entries", "write_composed"]
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+PROCESSOR_PARTS_IN_FILE = ("image_processor", "video_processor", "feature_extractor")
 
 
 def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
@@ -50,21 +54,48 @@ def write_composed(staged: StagedOutput, blueprint: Blueprint, *, dtype: str | N
     return noticed
 
 
-def rehearse_composed(blueprint: Blueprint, *, dtype: str | None) -> list[str]:
-    """Makes config and processors of an output in a folder that is then removed: what a merge would refuse, it refuses.
+def check_composed(blueprint: Blueprint) -> None:
+    """Refuses, without torch, what writing a composed output would refuse for its families or missing files.
 
     Args:
         blueprint: Decisions about the output.
-        dtype: The recipe's dtype; None keeps that of the weights.
-
-    Returns:
-        The warnings of ``write_composed``.
 
     Raises:
-        CompositionError: A source has no processor, or the sources do not fit one network.
+        CompositionError: A family was not proven, or a source has no processor.
     """
-    with tempfile.TemporaryDirectory(prefix="mcompose-plan-") as folder:
-        return _write_network(Path(folder), blueprint, dtype=dtype)
+    check_proven(blueprint, text_type=_language_config(blueprint)["model_type"])
+    for tower in blueprint.towers:
+        if tower.built is None:
+            _check_processor_files(tower)
+
+
+def _check_processor_files(tower: OutputTower) -> None:
+    folder = tower.processor_folder or tower.owner.checkpoint.folder
+    found = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    if not found:
+        raise CompositionError(
+            f"The processor of source '{tower.source_name}' cannot be loaded: its folder holds neither "
+            f"{' nor '.join(PROCESSOR_FILES[:2])}.",
+            hint="Add the files of its processor, as `save_pretrained` writes them, or give it `modalities: []`.",
+        )
+    for path in found:
+        with naming_source(tower.source_name, "processor"):
+            table = json.loads(path.read_bytes())
+            for part in PROCESSOR_PARTS_IN_FILE:
+                if not isinstance(table.get(part, {}), dict):
+                    raise TypeError(f"'{part}' in {path.name} is not a table")
+
+
+def tower_entries(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Returns what a composed config is made of: the language model's config, and each tower's entry.
+
+    Args:
+        blueprint: Decisions about the output.
+
+    Raises:
+        CompositionError: transformers cannot build a source's config.
+    """
+    return _language_config(blueprint), {tower.name: _stored_source(tower) for tower in blueprint.towers}
 
 
 def _write_network(folder: Path, blueprint: Blueprint, *, dtype: str | None) -> list[str]:
@@ -73,7 +104,8 @@ def _write_network(folder: Path, blueprint: Blueprint, *, dtype: str | None) -> 
     from mcompose.modeling import add_placeholders, composed_config, register, write_processor  # noqa: PLC0415
 
     register()
-    stored = {tower.name: _stored_source(tower) for tower in blueprint.towers}
+    language, stored = tower_entries(blueprint)
+    check_proven(blueprint, text_type=language["model_type"])
     tokenizer, noticed = _shared_tokenizer(blueprint)
     for tower in blueprint.towers:
         if family_of(tower.model_type).structure:
@@ -84,7 +116,7 @@ def _write_network(folder: Path, blueprint: Blueprint, *, dtype: str | None) -> 
         fields |= addition.config_fields(tokenizer)
     try:
         config = composed_config(
-            _language_config(blueprint),
+            language,
             stored,
             placeholders=placeholders,
             tie_word_embeddings=not any(job.name == "lm_head.weight" for job in blueprint.plan.jobs),

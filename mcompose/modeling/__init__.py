@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from .experts.projectors import build_projector
     from .experts.router import ItemCounts, encoders_of
-    from .families import EXPERT_TYPE, TYPE_IDS, VISION_MIX_TYPE, Family, family_of, text_family_of
+    from .families import EXPERT_TYPE, TYPE_IDS, VISION_MIX_TYPE, Family, family_of, refusal, text_family_of
     from .groups.editing import add_groups, fold_text, group_parameters
     from .groups.linear import ROUTE, RoutedLinear, route_language, routed_linears
     from .groups.specs import TEXT, GroupSpec, base_key, group_keys, group_specs
@@ -152,6 +152,7 @@ __all__ = [
     "processor_modalities",
     "processor_placeholder",
     "read_graph",
+    "refusal",
     "register",
     "route_language",
     "routed_linears",
@@ -210,6 +211,7 @@ _HOME = {
     "encoder_width": "experts.encoder",
     "expert_summary": "experts.processing",
     "family_of": "families",
+    "refusal": "families",
     "hidden_states": "experts.encoder",
     "load_item_processor": "experts.processing",
     "load_source_processor": "processing.load",

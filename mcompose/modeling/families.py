@@ -119,8 +119,8 @@ class Family:
         attention: "causal"; "image_blocks": tokens of one image see each other; "prefix": the whole prompt does.
         first_position: Position of the first token (PaliGemma counts from 1).
         deepstack: Whether its features also enter the first layers of the language model.
-        head: "text": logits as the language model's own causal class makes them; "plain": the native multimodal class
-            applies none of its scaling.
+        head: "plain": the native multimodal class applies no scaling to logits, whatever the language model's own
+            causal class does; "text": it applies that of the causal class.
         features: modality -> name of the function in ``towers/features.py`` that stands in for a missing
             ``get_*_features``.
         output: modality -> field of the native output that holds the features, "pooler_output" unless named.
@@ -142,7 +142,7 @@ class Family:
     attention: str = "causal"
     first_position: int = 0
     deepstack: bool = False
-    head: str = "text"
+    head: str = "plain"
     features: dict[str, str] = field(default_factory=dict)
     output: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -184,19 +184,22 @@ _FAMILIES: dict[str, Family] = {
     ),
     "qwen2_audio": Family(features={"audio": "qwen2_audio"}, around={"audio": _AUDIO}),
     "qwen3_omni_moe_thinker": Family(inputs={"video": ("video_second_per_grid",)}),
-    "granite_speech": Family(features={"audio": "granite_speech"}, inputs=_FEATURES_MASK, head="plain"),
+    "granite_speech": Family(features={"audio": "granite_speech"}, inputs=_FEATURES_MASK),
     "granite_speech_plus": Family(inputs=_FEATURES_MASK),
     # Its own processor expands sounds only inside chat templates of mistral-common; the features are Whisper's, in
     # chunks of 30 s that become a fixed number of tokens.
     "voxtral": Family(chunks=Chunks(frames=3000, frames_per_token=8)),
     "video_llama_3": Family(features={"video": "video_llama_3"}, inputs={"video": ("video_compression_mask",)}),
     "video_llava": Family(old_names={"pixel_values": "pixel_values_images"}),
-    "paligemma": Family(attention="prefix", first_position=1),
-    "gemma3": Family(attention="image_blocks", head="plain"),
+    "paligemma": Family(attention="prefix", first_position=1, head="text"),
+    "gemma3": Family(attention="image_blocks"),
+    "granite4_vision": Family(head="text"),
+    "granite_docling": Family(head="text"),
+    "hyperclovax_vision_v2": Family(head="text"),
     "llava_next": Family(whole_tile="first"),
     "llava_next_video": Family(whole_tile="first"),
     "llava_onevision": Family(whole_tile="first"),
-    VISION_MIX_TYPE: Family(image_path=("video",)),
+    VISION_MIX_TYPE: Family(image_path=("video",), head="text"),
     "internvl": Family(image_path=("video",)),
     "smolvlm": Family(image_path=("video",)),
     "ovis2": Family(
@@ -246,8 +249,14 @@ _TEXT_FAMILIES: dict[str, TextFamily] = {
     "qwen2_5_omni_text": _MROPE_TEXT,
     "cohere": TextFamily(multiplied_by="logit_scale"),
     "cohere2": TextFamily(multiplied_by="logit_scale"),
+    "cohere2_moe": TextFamily(multiplied_by="logit_scale"),
+    "nanochat": TextFamily(capped=True),
+    "vaultgemma": TextFamily(capped=True),
     "granite": TextFamily(divided_by="logits_scaling"),
     "granitemoe": TextFamily(divided_by="logits_scaling"),
+    "granitemoehybrid": TextFamily(divided_by="logits_scaling"),
+    "granitemoeshared": TextFamily(divided_by="logits_scaling"),
+    "hyperclovax": TextFamily(multiplied_by="logits_scaling"),
     "gemma2": TextFamily(capped=True),
     "gemma3_text": TextFamily(capped=True),
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcompose.anatomy import can_compose
-from mcompose.compose import check_output, make_blueprint, open_parts, output_folder, rehearse
+from mcompose.compose import check_composed, check_output, make_blueprint, open_parts, output_folder
 from mcompose.merge import SourceParts
 from mcompose.pipeline.reports import InspectReport, PlanReport, SourceReport
 from mcompose.recipe import load_recipe
@@ -71,7 +71,7 @@ def _part_rows(parts: SourceParts) -> tuple[tuple[str, int, int, str], ...]:
 
 
 def plan(recipe: Path, *, output: Path | None = None) -> PlanReport:
-    """Decides what a merge would do, from headers alone; the processors of a composed output are made, too.
+    """Decides what a merge would do, from headers and small files alone.
 
     Args:
         recipe: The recipe file.
@@ -88,5 +88,7 @@ def plan(recipe: Path, *, output: Path | None = None) -> PlanReport:
     if output is not None or loaded.recipe.output.dir is not None:
         folder = str(output_folder(loaded, output))
         check_output(loaded, Path(folder))
-    blueprint = rehearse(loaded, make_blueprint(loaded, weights=False))
+    blueprint = make_blueprint(loaded, weights=False)
+    if blueprint.format == "composed":
+        check_composed(blueprint)
     return PlanReport(loaded.recipe.name, folder, loaded.recipe.merge.method, blueprint)

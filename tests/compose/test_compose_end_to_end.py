@@ -297,10 +297,24 @@ def test_a_file_of_a_source_that_transformers_cannot_read_is_named(sources, tmp_
         output={"dir": "out", "format": "composed"},
     )
     with pytest.raises(CompositionError, match=words):
-        plan(recipe)
-    with pytest.raises(CompositionError, match=words):
         merge(recipe)
+    if name == "processor_config.json":
+        with pytest.raises(CompositionError, match=words):
+            plan(recipe)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_source_without_a_processor_is_refused_by_plan_and_merge(sources, tmp_path):
+    shutil.copytree(sources / "sees", tmp_path / "sees", ignore=shutil.ignore_patterns("*processor*"))
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sources=[{"name": "sees", "model": "local:sees"}],
+        merge={"method": "naivemc"},
+        output={"dir": "out", "format": "composed"},
+    )
+    for step in (plan, merge):
+        with pytest.raises(CompositionError, match="The processor of source 'sees' cannot be loaded"):
+            step(recipe)
 
 
 def _changed(table: dict, changes: dict) -> dict:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import transformers
 from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_MAPPING, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
@@ -107,12 +110,28 @@ def build_language_model(config: PreTrainedConfig, towers: Iterable[PreTrainedMo
     Raises:
         ValueError: When neither transformers nor a tower has a class for it.
     """
+    own = [tower for tower in towers if tower.config.get_text_config(decoder=True).model_type == config.model_type]
+    for tower in own:
+        _share_conversions(tower, config.model_type)
     if type(config) in MODEL_MAPPING:
         return AutoModel.from_config(config)
-    for tower in towers:
-        if tower.config.get_text_config(decoder=True).model_type == config.model_type:
-            return tower.__dict__["language_class"]._from_config(config)
+    for tower in own:
+        return tower.__dict__["language_class"]._from_config(config)
     raise ValueError(f"transformers {transformers.__version__} has no language model class for {config.model_type!r}.")
+
+
+def _share_conversions(tower: PreTrainedModel, text_type: str) -> None:
+    """Registers what transformers does to a family's weights on loading for its language model alone.
+
+    Experts that files hold one by one are fused in memory, by steps that some families register for the whole model.
+    """
+    if get_checkpoint_conversion_mapping(text_type) is not None:
+        return
+    kind = tower.config.model_type
+    steps = get_checkpoint_conversion_mapping(type(tower).__name__) or get_checkpoint_conversion_mapping(kind) or []
+    changing: list[Any] = [step for step in steps if isinstance(step, WeightConverter)]
+    if changing:
+        register_checkpoint_conversion_mapping(text_type, changing)
 
 
 def _take_out_language_model(tower: PreTrainedModel) -> type[PreTrainedModel]:

@@ -1,0 +1,1 @@
+"""Every family of transformers on a tiny checkpoint: composed, reloaded and compared with its own class."""
