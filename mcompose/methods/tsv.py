@@ -7,7 +7,17 @@ from functools import partial
 from typing import Annotated, Any
 
 from mcompose.methods.core.declare import Range, method
-from mcompose.methods.core.singular import Eigen, average, combine, eigen, library, merge_matrices, products, wide
+from mcompose.methods.core.singular import (
+    Eigen,
+    average,
+    combine,
+    eigen,
+    library,
+    merge_matrices,
+    products,
+    rank_floor,
+    wide,
+)
 
 __all__ = ["Share", "kept_count", "tsv"]
 
@@ -36,7 +46,11 @@ def _tsv(deltas: Sequence[Any], scale: float, *, share: float) -> Any:
     lengths = numpy.concatenate([one.values for one in kept]) ** 0.5
     if lengths.shape[0] == 0:
         return average(deltas, scale=scale)  # nothing but zeros
-    core = _inverse_root(left.T @ left, longest) * lengths @ _inverse_root(_right_overlaps(matrices, kept), longest)
+    if len(kept) == 2 and all(one.values.shape[0] for one in kept):
+        roots = [_inverse_root_of_two(cross, longest) for cross in _crossings(matrices, kept)]
+    else:
+        roots = [_inverse_root(overlaps, longest) for overlaps in (left.T @ left, _right_overlaps(matrices, kept))]
+    core = roots[0] * lengths @ roots[1]
     lifted = left @ core * scale
     factors, start = [], 0
     for one in kept:
@@ -56,6 +70,41 @@ def _right_overlaps(matrices: Sequence[Any], kept: Sequence[Eigen]) -> Any:
             blocks[i][j] = sides[i].T @ products([matrices[i]], [matrices[j]]) @ sides[j]
             blocks[j][i] = blocks[i][j].T
     return numpy.concatenate([numpy.concatenate(row, axis=1) for row in blocks])
+
+
+def _crossings(matrices: Sequence[Any], kept: Sequence[Eigen]) -> tuple[Any, Any]:
+    """U_1^T U_2 and V_1^T V_2: with two sources, all overlaps that are neither one nor zero."""
+    first, second = (one.vectors / one.values**0.5 for one in kept)
+    rights = first.T @ products([matrices[0]], [matrices[1]]) @ second
+    return kept[0].vectors.T @ kept[1].vectors, rights
+
+
+def _inverse_root_of_two(cross: Any, longest: int) -> Any:
+    """X^(-1/2) for X = [[1, C], [C^T, 1]], from a matrix of half the size.
+
+    With C = P cos Q^T, every principal angle is a problem of two numbers with eigenvalues 1 + cos and 1 - cos, so the
+    result is [[1 + C Q f(cos) Q^T C^T, C Q g(cos) Q^T], [., Q e(cos) Q^T]] for functions of numbers.
+    """
+    numpy = library(cross)
+    values, vectors = numpy.linalg.eigh(cross.T @ cross)
+    cosines = values.clip(0.0, 1.0) ** 0.5
+    top = 1.0 + float(cosines[-1])
+    plus = (1.0 + cosines) ** -0.5
+    gap = 1.0 - cosines
+    distinct = gap > top * rank_floor(longest) ** 2
+    minus = numpy.where(distinct, (gap + ~distinct * 1.0) ** -0.5, 0.0 * gap)
+    even, odd = (plus + minus) / 2.0, (plus - minus) / 2.0
+    # Quotients by cosines that are almost zero, by their series: the next terms are below the rounding of float64.
+    small = cosines < 1e-4
+    safe = cosines + small * 1.0
+    odd = numpy.where(small, -0.5 - 5.0 / 16.0 * cosines**2, odd / safe)
+    bent = numpy.where(small, 3.0 / 8.0 + 35.0 / 128.0 * cosines**2, (even - 1.0) / safe**2)
+    lifted = cross @ vectors
+    upper = (lifted * bent) @ lifted.T
+    upper += numpy.diag(numpy.ones_like(upper[0]))
+    across = (lifted * odd) @ vectors.T
+    lower = (vectors * even) @ vectors.T
+    return numpy.concatenate([numpy.concatenate([upper, across], axis=1), numpy.concatenate([across.T, lower], axis=1)])
 
 
 def _inverse_root(overlaps: Any, longest: int) -> Any:
