@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from mcompose.errors import NumericsError
 from mcompose.methods.core.declare import Range, method
-from mcompose.methods.core.interference import Aim, Aiming, Descent, Response, everything
+from mcompose.methods.core.interference import Aim, Aiming, Descent, Response
 from mcompose.methods.core.singular import eigen, merge_matrices
 from mcompose.methods.tsv import Share, kept_count
 
@@ -17,7 +17,7 @@ def _aiming(sources: int, share: float, *, low_rank: bool) -> Aiming:
     def aim(square: Any, longest: int) -> Aim:
         count = kept_count(share, size=square.shape[0], sources=sources)
         leading = eigen(square, longest=longest).largest(count).vectors
-        return Aim(target=leading, measure=leading if low_rank else everything(square, longest).measure)
+        return Aim(target=leading, measure=leading if low_rank else None)
 
     return aim
 

@@ -30,8 +30,8 @@ class Aim:
     """What one source asks of the merge, said by singular vectors of its short side: orthonormal columns.
 
     Args:
-        target: T_i is the source cut down to these directions.
-        measure: So is A_i where it stands for the inputs.
+        target: T_i is the source cut down to these directions; None for all of it.
+        measure: So is A_i where it stands for the inputs; None for all of it.
     """
 
     target: Any
@@ -75,31 +75,35 @@ class Descent:
         """F_i of X - X_0 = sum_i A_i F_i^T, where the rows (the inputs) are the short side: C itself is small."""
         shares = []
         for row, aim in zip(pairs, aims, strict=True):
-            inside = aim.measure.T @ row[-1] @ aim.measure
-            shares.append(aim.measure @ inside @ aim.measure.T / _length(row[-1]) ** 2)
+            inside = _reduce(aim.measure, _reduce(aim.measure, row[-1]).T)
+            shares.append(_lift(aim.measure, _lift(aim.measure, inside).T) / _length(row[-1]) ** 2)
         curvature = sum(shares[1:], start=shares[0])
         answer = self._answer(curvature, longest)
-        wanted = [aim.target @ (aim.target.T @ share) for aim, share in zip(aims, shares, strict=True)]
+        wanted = [_lift(aim.target, _reduce(aim.target, share)) for aim, share in zip(aims, shares, strict=True)]
         return [answer @ (want - curvature * self.start).T for want in wanted]
 
     def _from_outputs(self, pairs: Pairs, aims: Sequence[Aim], *, longest: int) -> list[Any]:
         """F_i of X - X_0 = sum_i F_i A_i, where the columns (the outputs) are the short side."""
         numpy, count = library(pairs[0][0]), len(pairs)
-        rows = [aim.measure.T / _length(row[-1]) for row, aim in zip(pairs, aims, strict=True)]
+        lengths = [_length(row[-1]) for row in pairs]
         lines = []
         for i in range(count):
-            lines.append(numpy.concatenate([rows[i] @ _pair(pairs, i, j) @ rows[j].T for j in range(count)], axis=1))
+            halves = [_reduce(aims[i].measure, _pair(pairs, i, j)) for j in range(count)]
+            blocks = [_reduce(aims[j].measure, half.T).T / (lengths[i] * lengths[j]) for j, half in enumerate(halves)]
+            lines.append(numpy.concatenate(blocks, axis=1))
         answer = self._answer(numpy.concatenate(lines), longest)
         del lines
         pulls = []
         for i, aim in enumerate(aims):
             here = sum((_pair(pairs, j, i) for j in range(1, count)), start=_pair(pairs, 0, i))
-            pulls.append((aim.target @ (aim.target.T @ pairs[i][-1]) - here * self.start) @ rows[i].T)
-        pull = numpy.concatenate(pulls, axis=1) @ answer
+            pull = _lift(aim.target, _reduce(aim.target, pairs[i][-1])) - here * self.start
+            pulls.append(_reduce(aim.measure, pull.T).T / lengths[i])
+        widths = [int(pull.shape[1]) for pull in pulls]
+        moved = numpy.concatenate(pulls, axis=1) @ answer
         changes, first = [], 0
-        for row in rows:
-            changes.append(pull[:, first : first + row.shape[0]] @ row)
-            first += row.shape[0]
+        for aim, width, length in zip(aims, widths, lengths, strict=True):
+            changes.append(_lift(aim.measure, moved[:, first : first + width].T).T / length)
+            first += width
         return changes
 
     def _answer(self, matrix: Any, longest: int) -> Any:
@@ -110,9 +114,18 @@ class Descent:
 
 def everything(square: Any, longest: int) -> Aim:
     """The aim of a source that is neither cut down nor measured by a part."""
-    del longest
-    whole = _diagonal(square, 1.0)
-    return Aim(target=whole, measure=whole)
+    del square, longest
+    return Aim(target=None, measure=None)
+
+
+def _reduce(basis: Any, matrix: Any) -> Any:
+    """Coordinates of columns in an orthonormal basis; None is the whole space, which costs nothing."""
+    return matrix if basis is None else basis.T @ matrix
+
+
+def _lift(basis: Any, coordinates: Any) -> Any:
+    """Columns from their coordinates in a basis."""
+    return coordinates if basis is None else basis @ coordinates
 
 
 def _pairs(matrices: Sequence[Any], *, crossed: bool) -> Pairs:
