@@ -36,7 +36,7 @@ from mcompose.doors import lazy_names
 if TYPE_CHECKING:
     from mcompose.anatomy.family import BUFFERS, Family
     from mcompose.anatomy.layers import DecoderFacts, decoder_facts
-    from mcompose.anatomy.meta import config_of, is_known, language_classes, renamings_of
+    from mcompose.anatomy.meta import build_on_meta, config_of, is_known, language_classes, renamings_of
     from mcompose.anatomy.part import expert_of, is_expert_slot
     from mcompose.anatomy.settings import config_for_meta
 
@@ -60,6 +60,7 @@ __all__ = [
     "DecoderFacts",
     "Family",
     "Slot",
+    "build_on_meta",
     "can_compose",
     "config_for_meta",
     "config_of",
@@ -79,6 +80,7 @@ _HOME = {
     "BUFFERS": "family",
     "DecoderFacts": "layers",
     "Family": "family",
+    "build_on_meta": "meta",
     "config_for_meta": "settings",
     "config_of": "meta",
     "decoder_facts": "layers",

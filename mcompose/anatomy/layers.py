@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from mcompose.anatomy.meta import build, config_of, decoder_of, plain_text_config
+from mcompose.anatomy.meta import build_on_meta, config_of, decoder_of, plain_text_config
 
 __all__ = ["DecoderFacts", "decoder_facts"]
 
@@ -75,7 +75,7 @@ def decoder_facts(config: Mapping[str, Any]) -> DecoderFacts | None:
     Raises:
         AnatomyError: transformers refuses the config, or cannot build its model.
     """
-    model = build(config_of(config))
+    model = build_on_meta(config_of(config))
     text = model.config.get_text_config(decoder=True)
     depth = getattr(text, "num_hidden_layers", None)
     decoder = decoder_of(model)

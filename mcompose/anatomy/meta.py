@@ -35,7 +35,7 @@ from mcompose.modalities import MODALITIES
 
 __all__ = [
     "NO_ENCODER",
-    "build",
+    "build_on_meta",
     "config_of",
     "decoder_of",
     "describe",
@@ -78,7 +78,7 @@ def config_of(config: Mapping[str, Any], *, kind: type[PreTrainedConfig] | None 
         return (kind or CONFIG_MAPPING[config["model_type"]]).from_dict(dict(config))
 
 
-def build(config: PreTrainedConfig) -> PreTrainedModel:
+def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds the model on the meta device, with all modules and names but without weights.
 
     Raises:
@@ -109,7 +109,7 @@ def describe(config: PreTrainedConfig) -> Family:
     Raises:
         AnatomyError: The model cannot be built, or renames keys by other means than a list of patterns.
     """
-    model = build(config)
+    model = build_on_meta(config)
     with _transformers_errors(config.model_type):
         family = _describe(model, config)
     return replace(family, refusal=_refusal(family))
@@ -276,7 +276,7 @@ def plain_text_config(text: PreTrainedConfig) -> dict[str, Any]:
 
 def tied_owner(config: PreTrainedConfig) -> str:
     """Returns whose ``tie_word_embeddings`` is used: ``top`` if the class has the head, ``text`` if the decoder has."""
-    model = build(config)
+    model = build_on_meta(config)
     paths = {id(module): path for path, module in model.named_modules()}
     head = model.get_output_embeddings()
     return "text" if head is not None and "." in paths[id(head)] and config.sub_configs else "top"

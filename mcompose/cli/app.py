@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 
 from mcompose import __version__
-from mcompose.cli import align, check, evaluate, generate, import_donor, inspect, lab, mcub, merge, output, push, search
+from mcompose.cli import (
+    align,
+    check,
+    evaluate,
+    export,
+    generate,
+    import_donor,
+    inspect,
+    lab,
+    mcub,
+    merge,
+    output,
+    push,
+    search,
+)
 from mcompose.errors import McomposeError
 
 __all__ = ["app", "main"]
@@ -39,6 +53,7 @@ app.command("verify")(check.verify)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("push")(push.push)
+app.add_typer(export.app, name="export")
 app.add_typer(lab.app, name="lab")
 app.add_typer(mcub.app, name="mcub")
 

@@ -36,6 +36,7 @@ from mcompose.methods.weight_mix import weight_mix
 from mcompose.methods.wudi import wudi
 
 if TYPE_CHECKING:
+    from mcompose.methods.core.low_rank import Factors, factorise
     from mcompose.methods.core.randomness import address, uniforms_from
     from mcompose.methods.damc import NOTHING
 
@@ -43,6 +44,7 @@ __all__ = [
     "METHODS",
     "NOTHING",
     "REQUIRED",
+    "Factors",
     "Method",
     "Parameter",
     "Program",
@@ -58,6 +60,7 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "factorise",
     "iso_c",
     "karcher",
     "kernels",
@@ -83,8 +86,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "Factors": "core.low_rank",
     "NOTHING": "damc",
     "address": "core.randomness",
+    "factorise": "core.low_rank",
     "uniforms_from": "core.randomness",
 }
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""

@@ -67,7 +67,7 @@ class OneBlasThread:
                 OpenBLASController.clear_controlling_thread()
 
 
-_ONE_BLAS_THREAD = OneBlasThread()
+ONE_BLAS_THREAD = OneBlasThread()
 
 
 @cache
@@ -121,7 +121,7 @@ def merge_matrices(deltas: Sequence[Any], solve: Solve, *, scale: float) -> Any:
     first = deltas[0]
     if first.ndim != 2 or 0 in first.shape or not all(bool(_finite(delta)) for delta in deltas):
         return average(deltas, scale=scale)
-    with _ONE_BLAS_THREAD:
+    with ONE_BLAS_THREAD:
         return solve(deltas, scale)
 
 
