@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcompose.anatomy import HEAD, build_on_meta, config_of
+from mcompose.anatomy import EMBEDDING, HEAD, build_on_meta, config_of
 from mcompose.checkpoint import ADAPTER_FILE, MERGEABLE_DTYPES, PEFT_PREFIX, read_float32
 from mcompose.compose import open_parts
 from mcompose.errors import CheckpointError, CompositionError, RequestError
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from mcompose.merge import SourceParts
 
 __all__ = ["AdapterReport", "ExportedMatrix", "export_adapter"]
+
+PEFT_EMBEDDING = "embed_tokens"
+"""Name of the only embedding that PEFT keeps tied to the head."""
 
 WHOLE = ("Linear", "Conv1D", "Embedding")
 """Classes of modules, beside norms, that PEFT can keep whole beside its factors."""
@@ -121,6 +124,7 @@ class _Draft:
     matrices: list[ExportedMatrix] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
     transposed: bool = False
+    keeps_tied: bool = False
 
 
 def export_adapter(
@@ -237,6 +241,15 @@ def _add_module(
             f"'{pairs[next(iter(changed))][1].key}' differs, and an adapter cannot hold a change of {kind}.",
             hint="Keep these tensors at the base's values (`merge.overrides`), or use the whole checkpoint.",
         )
+    if draft.origin.anatomy.tied and draft.origin.anatomy.by_name()[next(iter(changed))].part == EMBEDDING:
+        if path.rpartition(".")[2] != PEFT_EMBEDDING:
+            raise CompositionError(
+                f"'{path}' differs and is the head too, and PEFT would change it as the embedding alone.",
+                hint="Keep the embedding at the base's values (`merge.overrides`), or use the whole checkpoint.",
+            )
+        draft.keeps_tied = True
+        (table,) = (entry for entry, _ in pairs.values())
+        draft.tensors[f"{PEFT_PREFIX}{draft.origin.anatomy.head_key}"] = read_float32(table)  # PEFT asks for both
     for entry, _ in pairs.values():
         draft.tensors[f"{PEFT_PREFIX}{path}.{entry.key.rpartition('.')[2]}"] = read_float32(entry)
     draft.whole.append(path)
@@ -262,7 +275,7 @@ def _write(draft: _Draft, output: Path, *, base: ModelRef) -> None:
         "modules_to_save": draft.whole or None,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "ensure_weight_tying": draft.origin.anatomy.tied,
+        "ensure_weight_tying": draft.keeps_tied,
     }
     output.mkdir(parents=True, exist_ok=True)
     tensors = {key: np.ascontiguousarray(value) for key, value in draft.tensors.items()}
