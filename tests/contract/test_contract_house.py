@@ -65,6 +65,7 @@ SURFACE = {
     "eval": ["--limit", "--batch-size", "--leave-out", "--skip-broken", "--template", "--experts", "--endpoint",
              "--endpoint-model", "--save", "--resume", "--record", "--trust-remote-code", "--json"],
     "push": ["--private", "--create-pr", "--dry-run", "--json"],
+    "export": ["lora"],
     "lab": ["make", "report"],
     "mcub": ["make"],
 }  # fmt: skip
