@@ -51,12 +51,12 @@ def load_processor(folder: Path) -> Any:
     register()
     try:
         if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         table = folder / "processor_config.json"
         config = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
         if config.get("processor_class") == "FramesProcessor":
             return FramesProcessor.from_pretrained(folder)
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(folder, error) from error
 
@@ -79,11 +79,11 @@ def load_model(lineage: Lineage, *, precision: str) -> Any:
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     folder = lineage.root.folder
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for name, value in lineage.config.items():
             if lineage.root.config.get(name) != value:
                 setattr(config, name, value)
-        model = _model_class(config).from_pretrained(folder, config=config, dtype=dtype)
+        model = _model_class(config).from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _not_loaded(folder, error) from error
     model.eval().requires_grad_(requires_grad=False)

@@ -31,6 +31,7 @@ from mcompose.align.stage import StepPlan
 from mcompose.align.task_losses import TaskLosses
 from mcompose.align.tensor_file import read_tensors, write_tensors
 from mcompose.align.watch import COMPLETE
+from mcompose.modeling import in_weights_dtype
 from mcompose.progress import track
 from mcompose.recipe import Stage
 
@@ -184,6 +185,11 @@ class AlignTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        prepared = super()._prepare_inputs(inputs)
+        network = self.accelerator.unwrap_model(self.model)
+        return prepared if hasattr(network.config, "sources") else in_weights_dtype(network, prepared)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Returns the pieces of a step, and tells the routers' loss the sum of weights over the whole step."""

@@ -28,6 +28,7 @@ from mcompose.modeling import (
     FramesProcessor,
     PointsProcessor,
     call_processor,
+    in_weights_dtype,
     processor_modalities,
     processor_placeholder,
     register,
@@ -158,7 +159,8 @@ class EvaluatedModel:
             text_options=without_second_bos(self.tokenizer, texts),
             experts=experts,
         )
-        return {name: value for name, value in inputs.items() if name != "token_type_ids"}
+        taken = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+        return taken if hasattr(self.model.config, "sources") else in_weights_dtype(self.model, taken)
 
     def _forced_routes(self, media: Mapping[str, Sequence[Sequence[Any]]], domains: Sequence[str]) -> list[Routes]:
         made: list[Routes] = []

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from .processing.sources import copy_source_processor, load_own_processor
     from .towers.build import build_tower
+    from .towers.input_dtype import in_weights_dtype
     from .towers.native_classes import build_encoder
     from .vision_mix.configuration import VisionMixConfig, view_tokens
     from .vision_mix.encoders import MixedEncoder
@@ -139,6 +140,7 @@ __all__ = [
     "group_parameters",
     "group_specs",
     "hidden_states",
+    "in_weights_dtype",
     "initial_values",
     "largest_grid",
     "load_item_processor",
@@ -213,6 +215,7 @@ _HOME = {
     "family_of": "families",
     "refusal": "families",
     "hidden_states": "experts.encoder",
+    "in_weights_dtype": "towers.input_dtype",
     "load_item_processor": "experts.processing",
     "load_source_processor": "processing.load",
     "make_route": "groups.weight_routing",

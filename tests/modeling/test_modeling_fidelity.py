@@ -6,7 +6,7 @@ from composed_models import SHARED, compose, one_source, renamed, served
 from tiny_configs import TOKENS
 from tiny_models import MULTIMODAL, TINY, tiny_inputs, tiny_model
 
-from mcompose.modeling import ComposedForConditionalGeneration, composed_config, stored_source
+from mcompose.modeling import ComposedForConditionalGeneration, composed_config, in_weights_dtype, stored_source
 from mcompose.modeling.families import refusal
 
 EXACT = [model_type for model_type in MULTIMODAL if refusal(model_type) is None]
@@ -127,3 +127,16 @@ def test_padded_prompts_are_the_sources_own(model_type, side):
     if side == "left":
         asked = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "eos_token_id": None, "pad_token_id": 0}
         assert torch.equal(composed.generate(**mine, **asked), native.generate(**padded, **asked))
+
+
+@pytest.mark.parametrize("model_type", EXACT)
+@torch.no_grad()
+def test_sixteen_bit_towers_read_what_processors_give(model_type):
+    """Processors give float32; the reference is the native model on inputs that were cast by hand."""
+    native, composed, inputs, mine = one_source(model_type)
+    native, composed = native.bfloat16(), composed.bfloat16()
+    seconds = {"second_per_grid_ts", "video_second_per_grid"}
+    cast = {k: v.bfloat16() if v.is_floating_point() and k not in seconds else v for k, v in inputs.items()}
+    assert torch.equal(composed(**mine).logits, native(**cast).logits)
+    by_hand = in_weights_dtype(native, inputs)
+    assert {key: value.dtype for key, value in by_hand.items()} == {key: value.dtype for key, value in cast.items()}

@@ -177,12 +177,8 @@ def _encoded(inner: Any, collator: Collator, modality: str, items: list[Any]) ->
     from mcompose.modeling import ItemCounts  # noqa: PLC0415 - for checkpoints with routers only
 
     inputs, tokens = collator.item_inputs(modality, items)
-    weight = next(inner.get_encoder(modality).parameters())
-    moved = {
-        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-        if torch.is_tensor(value) else value
-        for name, value in inputs.items()
-    }  # fmt: skip
+    device = next(inner.get_encoder(modality).parameters()).device
+    moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     made = inner.encode_media(inner.media_inputs(moved), items={modality: ItemCounts(tokens, len(items))})
     return made[modality].pooled_IW
 

@@ -213,11 +213,8 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
     def _features(self, modality: str, items: list[Any]) -> torch.Tensor:
         inputs = self.collator.media_inputs(modality, items)
-        device, dtype = self.inner.device, next(self.inner.towers.parameters()).dtype
-        moved = {
-            name: value.to(device, dtype if value.is_floating_point() else None) if torch.is_tensor(value) else value
-            for name, value in inputs.items()
-        }
+        device = self.inner.device
+        moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         made = self.inner.encode_media(self.inner.media_inputs(moved))[modality]
         return torch.cat([made.x_ND, *made.deepstack], dim=-1) if made.deepstack else made.x_ND
 

@@ -201,7 +201,7 @@ def _fresh(parts: SmolParts, modality: str, *, base: Path) -> Donor:
     from mcompose.lab.smol.towers import build_smol_donor  # noqa: PLC0415 - import cost
 
     language = LlamaForCausalLM.from_pretrained(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     donor = build_smol_donor(modality, language.config.to_dict(), tokenizer, shapes=parts.shapes)
     adopt_language_model(donor, language)
     donor.model.eval()

@@ -105,7 +105,7 @@ def _base(cache: Path, settings: SmolSettings) -> Path:
     if folder.is_dir():
         return folder
     plain = export_language(fetch("language", cache), cache / "language-plain")
-    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer = AutoTokenizer.from_pretrained(plain, trust_remote_code=False)
     with deterministic_torch(0, "smol base"):
         model: Any = LlamaForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
         tune_base(model, tokenizer, settings.base, seed=0)
@@ -128,7 +128,9 @@ def export_language(gguf: Path, folder: Path) -> Path:
     """
     if (folder / "config.json").is_file():
         return folder
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config: Any = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
@@ -136,5 +138,5 @@ def export_language(gguf: Path, folder: Path) -> Path:
     model.to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
     return folder

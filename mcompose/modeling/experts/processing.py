@@ -23,7 +23,7 @@ from ..families import TYPE_IDS
 from ..names import SEPARATOR
 from ..processing.native_calls import sampling_rate
 from ..processing.resampling import resampled
-from ..processing.sources import PROCESSOR_FOLDER, Unavailable, first_sentence
+from ..processing.sources import PROCESSOR_FOLDER, Unavailable, first_sentence, stock_only
 from .configuration import DOMAIN_TOKENS, NONE, SLOT_TOKEN, expert_token
 
 __all__ = ["AUTO", "ExpertMedia", "add_expert_tokens", "expert_summary", "load_item_processor", "native_inputs"]
@@ -235,7 +235,7 @@ def load_item_processor(modality: str, path: Any, **where: Any) -> Any:
         **where: ``subfolder``, ``revision`` and their kind.
     """
     loader = AutoImageProcessor if modality == "image" else AutoFeatureExtractor
-    processor = loader.from_pretrained(path, **where)
+    processor = loader.from_pretrained(path, **stock_only(where))
     for switch in _SWITCHED_OFF:
         if getattr(processor, switch, False):
             setattr(processor, switch, False)

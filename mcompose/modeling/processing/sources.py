@@ -32,6 +32,7 @@ __all__ = [
     "load_native_processor",
     "load_own_processor",
     "processor_settings",
+    "stock_only",
     "write_stubs",
 ]
 
@@ -85,6 +86,15 @@ def load_native_processor(path: Any, name: str, *, model_type: str, **hub: Any) 
     return _loaded(path, {**hub, "subfolder": f"{PROCESSOR_FOLDER}/{name}"}, model_type)
 
 
+def stock_only(where: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a load with the code of strangers switched off, so that nobody is asked about it.
+
+    Args:
+        where: ``subfolder``, ``revision`` and their kind.
+    """
+    return {**where, "trust_remote_code": False}
+
+
 def load_own_processor(folder: Path, *, model_type: str) -> Any:
     """Loads the processor out of a source's own folder, as :func:`load_native_processor` does.
 
@@ -101,9 +111,9 @@ def _loaded(path: Any, where: dict[str, Any], model_type: str) -> Any:
         return own.from_pretrained(path, **where)
     if family_of(model_type).chunks is not None:
         # Only its features are used, and its tokenizer may need a library of its own (mistral-common).
-        return AutoFeatureExtractor.from_pretrained(path, **where)
+        return AutoFeatureExtractor.from_pretrained(path, **stock_only(where))
     try:
-        return AutoProcessor.from_pretrained(path, **where)
+        return AutoProcessor.from_pretrained(path, **stock_only(where))
     except (ImportError, ValueError) as error:
         # A video processor that falls back on the image processor's file says it as a ValueError.
         if isinstance(error, ValueError) and "to be installed" not in str(error):
@@ -184,7 +194,7 @@ def _in_parts(path: Any, where: dict[str, Any], error: Exception) -> Any:
     for attribute in whole.get_attributes():
         loader = _PART_LOADERS.get(attribute)
         try:
-            parts[attribute] = loader.from_pretrained(path, **where) if loader is not None else None
+            parts[attribute] = loader.from_pretrained(path, **stock_only(where)) if loader is not None else None
         except ImportError as reason:
             parts[attribute], missing[attribute] = None, first_sentence(reason)
         if loader is None:

@@ -20,6 +20,7 @@ import torch
 from transformers.masking_utils import create_bidirectional_mask
 
 from ..families import family_of
+from .input_dtype import in_weights_dtype
 
 __all__ = ["Features", "Tower", "accepted_names", "main_input", "own_inputs", "tower_features"]
 
@@ -52,11 +53,12 @@ def tower_features(tower: Tower, modality: str, inputs: Mapping[str, Any]) -> Fe
     Args:
         tower: The source's base model without its language model.
         modality: "image", "video", "audio" or "points".
-        inputs: The source's processor outputs of this modality, by native name.
+        inputs: The source's processor outputs of this modality, by native name, in any floating dtype.
 
     Returns:
         The features over all items, in order.
     """
+    inputs = in_weights_dtype(tower, inputs)
     family = family_of(tower.config.model_type)
     if special := family.features.get(modality):
         return _SPECIAL[special](tower, inputs)
@@ -168,7 +170,7 @@ def _qwen2_audio(tower: Tower, inputs: Mapping[str, Any]) -> Features:
 
 
 def _granite_speech(tower: Tower, inputs: Mapping[str, Any]) -> Features:
-    x_ATD = tower.get_audio_features(inputs["input_features"].to(tower.dtype), return_dict=True).pooler_output
+    x_ATD = tower.get_audio_features(inputs["input_features"], return_dict=True).pooler_output
     mask = inputs.get("input_features_mask")
     return Features(_flat(x_ATD) if mask is None else x_ATD[mask.bool()])
 
