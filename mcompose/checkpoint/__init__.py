@@ -43,7 +43,7 @@ from mcompose.doors import lazy_names
 
 if TYPE_CHECKING:
     from mcompose.checkpoint.adapter import ADAPTER_FILE
-    from mcompose.checkpoint.adapter_keys import PEFT_PREFIX
+    from mcompose.checkpoint.adapter_keys import PEFT_PREFIX, split_key
     from mcompose.checkpoint.folders import LOCK_NAME, FolderLock
     from mcompose.checkpoint.hub import LOG_IN, hub_errors
     from mcompose.checkpoint.layout import INDEX_FILE
@@ -98,6 +98,7 @@ __all__ = [
     "read_json_object",
     "read_tensor",
     "sidecar_files",
+    "split_key",
     "stored_graphs",
     "whole_folder",
 ]
@@ -109,6 +110,7 @@ _HOME = {
     "LOCK_NAME": "folders",
     "LOG_IN": "hub",
     "PEFT_PREFIX": "adapter_keys",
+    "split_key": "adapter_keys",
     "PICKLES": "weight_files",
     "hub_errors": "hub",
 }

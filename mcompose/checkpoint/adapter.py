@@ -110,7 +110,7 @@ class Adapter:
         if not touched:
             return False
         embedding, head = tied
-        scales = [self._scale(modules[key], None) for key in touched]
+        scales = [self.scale_of(modules[key]) for key in touched]
         if self.config.get("ensure_weight_tying") and embedding in pieces and scales[0] == scales[-1]:
             pieces.pop(head, None)  # the same change again, transposed where it is low-rank
             return False
@@ -148,7 +148,7 @@ class Adapter:
             base.shape,
             a,
             b,
-            scale=self._scale(module, a),
+            scale=self.scale_of(module, None if a is None else (*a.shape, 0)[0]),
             transposed=embedding or conv1d,
             magnitude=magnitude,
             replacement=roles.get("replacement"),
@@ -173,15 +173,23 @@ class Adapter:
                 else "Check that the adapter was trained on this checkpoint.",
             )
 
-    def _scale(self, module: str, a: TensorEntry | None) -> float:
-        """Returns alpha / rank (rsLoRA: alpha / sqrt(rank)), with the module's values where patterns set them."""
-        rank = _patterned(self.config, "rank_pattern", module, default=self.config.get("r", 8))
+    def scale_of(self, module: str, rank: int | None = None) -> float:
+        """Returns alpha / rank (rsLoRA: alpha / sqrt(rank)), with the module's values where patterns set them.
+
+        Args:
+            module: Path of the module in memory.
+            rank: Rank of its factors, which must be the config's; None where it has none.
+
+        Raises:
+            CheckpointError: The factors have another rank than the config says.
+        """
+        told = _patterned(self.config, "rank_pattern", module, default=self.config.get("r", 8))
         alpha = _patterned(self.config, "alpha_pattern", module, default=self.config.get("lora_alpha", 8))
-        if a is not None and a.shape[:1] != (rank,):
+        if rank is not None and rank != told:
             raise CheckpointError(
-                f"The adapter '{self.ref}' has rank {rank} for '{module}', but its factor has shape {a.shape}."
+                f"The adapter '{self.ref}' has rank {told} for '{module}', but its factors have rank {rank}."
             )
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        return alpha / (told**0.5 if self.config.get("use_rslora") else told)
 
     def _is_transposed(self, pieces: Mapping[str, Mapping[str, TensorEntry]], base: Mapping[str, TensorEntry]) -> bool:
         """Returns whether linear layers are stored as (inputs, outputs).

@@ -24,6 +24,7 @@ from mcompose.cli import (
     lab,
     mcub,
     merge,
+    merge_adapters,
     output,
     push,
     search,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("plan")(merge.plan)
 app.command("merge")(merge.merge)
+app.command("merge-adapters")(merge_adapters.merge_adapters)
 app.command("import")(import_donor.import_donor)
 app.command("align")(align.align)
 app.command("search")(search.search)

@@ -36,9 +36,10 @@ from mcompose.methods.weight_mix import weight_mix
 from mcompose.methods.wudi import wudi
 
 if TYPE_CHECKING:
-    from mcompose.methods.core.low_rank import Factors, factorise
+    from mcompose.methods.core.low_rank import Factors, factorise, shorten
     from mcompose.methods.core.randomness import address, uniforms_from
     from mcompose.methods.damc import NOTHING
+    from mcompose.methods.robust_merge import robust_merge
 
 __all__ = [
     "METHODS",
@@ -72,6 +73,8 @@ __all__ = [
     "nuslerp",
     "optmerge",
     "passthrough",
+    "robust_merge",
+    "shorten",
     "slerp",
     "ssam",
     "swudi",
@@ -90,6 +93,8 @@ _HOME = {
     "NOTHING": "damc",
     "address": "core.randomness",
     "factorise": "core.low_rank",
+    "robust_merge": "robust_merge",
+    "shorten": "core.low_rank",
     "uniforms_from": "core.randomness",
 }
 """Names that are loaded on first use, and the file of each: other rooms need them in few places."""

@@ -66,6 +66,7 @@ SURFACE = {
              "--endpoint-model", "--save", "--resume", "--record", "--trust-remote-code", "--json"],
     "push": ["--private", "--create-pr", "--dry-run", "--json"],
     "export": ["lora"],
+    "merge-adapters": ["--output", "--method", "--weight", "--rank", "--energy", "--allow-different-base", "--json"],
     "lab": ["make", "report"],
     "mcub": ["make"],
 }  # fmt: skip

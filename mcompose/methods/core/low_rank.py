@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mcompose.errors import NumericsError
 from mcompose.methods.core.arrays import doubles, singles
 from mcompose.methods.core.singular import COLUMNS, ONE_BLAS_THREAD, eigen, products, wide
 
-__all__ = ["Factors", "factorise"]
+__all__ = ["Factors", "factorise", "shorten"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,28 @@ def _distance(matrix: Any, b: Any, a: Any) -> float:
         columns = slice(start, start + COLUMNS)
         squares += float(((doubles(matrix[:, columns]) - doubles(b) @ doubles(a[:, columns])) ** 2).sum())
     return squares**0.5
+
+
+def shorten(b: Any, a: Any, *, rank: int | None = None, energy: float | None = None) -> Factors:
+    """Finds the factors of a smaller rank whose product is nearest to that of two factors, without multiplying them.
+
+    Args:
+        b: Numpy, shape (outputs, rank).
+        a: Numpy, shape (rank, inputs).
+        rank: Largest rank; None for any.
+        energy: Share of the product's sum of squares that is kept; None for all.
+
+    Returns:
+        The factors. ``error`` is that of exact factors.
+    """
+    with ONE_BLAS_THREAD:
+        left, outer = np.linalg.qr(doubles(b))
+        right, inner = np.linalg.qr(doubles(a).T)
+        u, values, v = np.linalg.svd(outer @ inner.T, full_matrices=False)
+        squares = values**2
+        total = float(squares.sum())
+        present = int((values > values[0] * np.finfo(np.float64).eps * len(values)).sum())
+        count = max(1, min(present, _count(squares[::-1], total, rank=rank, energy=energy)))
+        roots = values[:count] ** 0.5
+        short, long = singles(left @ u[:, :count] * roots), singles((right @ v[:count].T * roots).T)
+    return Factors(short, long, error=float(squares[count:].sum()) ** 0.5, norm=total**0.5)
