@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mcompose.methods.core.low_rank import Factors, factorise, shorten
     from mcompose.methods.core.randomness import address, uniforms_from
     from mcompose.methods.damc import NOTHING
-    from mcompose.methods.robust_merge import robust_merge
+    from mcompose.methods.robustmerge import robust_merge
 
 __all__ = [
     "METHODS",
@@ -93,7 +93,7 @@ _HOME = {
     "NOTHING": "damc",
     "address": "core.randomness",
     "factorise": "core.low_rank",
-    "robust_merge": "robust_merge",
+    "robust_merge": "robustmerge",
     "shorten": "core.low_rank",
     "uniforms_from": "core.randomness",
 }

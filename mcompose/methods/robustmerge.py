@@ -48,10 +48,11 @@ def robust_merge(
         shares[kept == 0] = shares.max(initial=0.0) or 1.0
         floor = np.sort(shares)[min(len(shares) - 1, int(len(shares) * (1 - lifted)))]
         coefficients.append(np.maximum(shares, floor))
-    merged_a = lambda_ * np.sum([_pruned(factor, density) for factor in a_factors], axis=0, dtype=np.float64)
-    pairs = zip(coefficients, b_factors, strict=True)
-    merged_b = lambda_ * np.sum([share * _pruned(factor, density) for share, factor in pairs], axis=0)
-    return merged_a.astype(np.float32), (merged_b / np.sum(coefficients, axis=0)).astype(np.float32)
+    merged_a = np.sum([_pruned(factor, density) for factor in a_factors], axis=0, dtype=np.float64)
+    counted = zip(coefficients, b_factors, strict=True)
+    merged_b = np.sum([share * _pruned(factor, density) for share, factor in counted], axis=0)
+    merged_b /= np.sum(coefficients, axis=0)
+    return np.asarray(lambda_ * merged_a, np.float32), np.asarray(lambda_ * merged_b, np.float32)
 
 
 def _pruned(factor: Matrix, density: float) -> Matrix:
