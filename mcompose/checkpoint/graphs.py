@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mcompose.checkpoint.headers import read_json_object
 from mcompose.checkpoint.reader import Checkpoint
-from mcompose.checkpoint.sidecar import digest_file
+from mcompose.checkpoint.sidecar import check_inside, digest_file
 from mcompose.checkpoint.stored import plain_path
 from mcompose.errors import CheckpointError
 from mcompose.refs import ModelRef
@@ -70,6 +70,8 @@ def open_files(ref: ModelRef, names: Iterable[str] = (), *, relative_to: Path = 
             alike = [repr(other) for other in present if other.endswith(Path(name).suffix or name)][:5]
             hint = f"It contains {', '.join(alike)}." if alike else "Check the spelling."
             raise CheckpointError(f"'{ref}' does not contain the file '{name}'.", hint=hint)
+    for name in wanted:
+        check_inside(folder / name, folder)
     config = folder / "config.json"
     table = read_json_object(config) if config.is_file() else {}
     digests = {name: digest_file(folder / name).sha256 for name in wanted}

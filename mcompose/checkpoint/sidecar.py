@@ -23,6 +23,7 @@ from mcompose.whole_files import whole_file
 __all__ = [
     "SIDECAR_PATTERNS",
     "FileDigest",
+    "check_inside",
     "code_files",
     "copy_file",
     "digest_file",
@@ -94,7 +95,31 @@ def sidecar_files(folder: Path) -> list[Path]:
     paths = [
         path for pattern in ("*", "additional_chat_templates/*", "processors/**/*") for path in folder.glob(pattern)
     ]
-    return sorted(path for path in paths if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
+    found = sorted(path for path in paths if path.is_file() and is_sidecar(path.relative_to(folder).as_posix()))
+    for path in found:
+        check_inside(path, folder)
+    return found
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuses a link that leads out of its checkpoint: what it points to would be copied and published.
+
+    Args:
+        path: File of the checkpoint.
+        folder: The checkpoint; links of the Hub's cache to the blobs of the same repository are inside.
+
+    Raises:
+        CheckpointError: The file is elsewhere.
+    """
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
+        home = home.parent.parent
+    real = path.resolve()
+    if not real.is_relative_to(home):
+        raise CheckpointError(
+            f"'{path}' is a link that leads out of its checkpoint, to '{real}'.",
+            hint="Replace the link by the file, if it belongs to the checkpoint; else remove it.",
+        )
 
 
 def code_files(folder: Path) -> list[Path]:

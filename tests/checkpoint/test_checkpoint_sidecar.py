@@ -20,6 +20,7 @@ from mcompose.checkpoint import (
     open_checkpoint,
     patch_json,
 )
+from mcompose.checkpoint.sidecar import sidecar_files
 from mcompose.errors import CheckpointError, StorageError
 from mcompose.refs import ModelRef
 
@@ -117,3 +118,25 @@ def test_a_hub_reference_goes_through_fetch(tmp_path, monkeypatch):
         ("hub:org/name@main", False, None),
         ("hub:org/name@main", True, None),
     ]
+
+
+def test_a_link_that_leads_out_of_a_source_is_refused(tmp_path):
+    (tmp_path / "private").write_text("secret")
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "vocab.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(CheckpointError, match=r"vocab.txt' is a link that leads out of its checkpoint"):
+        sidecar_files(folder)
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "vocab.json").symlink_to("tokenizer.json")
+    assert [path.name for path in sidecar_files(folder)] == ["tokenizer.json", "vocab.json"]
+
+
+def test_links_of_the_hubs_cache_to_its_blobs_are_inside(tmp_path):
+    home = tmp_path / "models--org--name"
+    (home / "blobs").mkdir(parents=True)
+    (home / "blobs" / "abc").write_text("{}")
+    (home / "snapshots" / "1").mkdir(parents=True)
+    (home / "snapshots" / "1" / "tokenizer.json").symlink_to("../../blobs/abc")
+    assert [path.name for path in sidecar_files(home / "snapshots" / "1")] == ["tokenizer.json"]

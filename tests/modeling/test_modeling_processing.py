@@ -347,3 +347,35 @@ def test_structural_tokens_are_added_by_name_and_found_by_the_family():
     made = composed("ovis2", native, tokenizer=tokenizer)(text="a <image>", images=image(1))
     tokens = tokenizer.convert_ids_to_tokens(made["input_ids"][0])
     assert tokens == ["a", "<IMG_START>", *["<image>"] * 4, "<IMG_GRID>", "<IMG_END>"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}, {"common_kwargs": {"do_rescale": False}}],
+)
+def test_settings_of_a_call_reach_the_pictures_processor(options):
+    ready = np.random.default_rng(0).random((28, 28, 3)).astype(np.float32)
+    native = llava()
+    mine = composed("llava", native, tokenizer=tiny_tokenizer("<image>"))
+    wanted = native(text="<image> what", images=ready, return_tensors="pt", do_rescale=False)["pixel_values"]
+    made = mine(text="<image> what", images=ready, return_tensors="pt", **options)
+    torch.testing.assert_close(made["only__pixel_values"], wanted)
+
+
+def test_settings_of_a_call_reach_the_tokenizer_and_unknown_ones_are_refused():
+    mine = composed("llava", llava(), tokenizer=tiny_tokenizer("<image>"))
+    options = {"padding": "max_length", "max_length": 32}
+    assert len(mine(text=["what is it"], text_kwargs=options)["input_ids"][0]) == 32
+    with pytest.raises(TypeError, match="takes 'do_rescael'"):
+        mine(text="what", do_rescael=False)
+
+
+def test_a_callers_own_settings_of_a_chat_stand_above_ours():
+    """TRL says `add_special_tokens` itself, beside a template that writes the first token."""
+    mine = composed("llava", llava(), tokenizer=tiny_tokenizer("<image>"))
+    chat = [{"role": "user", "content": "what is it"}]
+    template = "{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    asked = {"chat_template": template, "tokenize": True}
+    plain = mine.apply_chat_template(chat, **asked)["input_ids"]
+    theirs = mine.apply_chat_template(chat, **asked, processor_kwargs={"add_special_tokens": False})["input_ids"]
+    assert torch.equal(torch.as_tensor(plain), torch.as_tensor(theirs))

@@ -37,6 +37,7 @@ from .expansion import expand_media
 from .items import media_items
 from .load import load_source_processor
 from .native_calls import set_pad_token, without_second_bos
+from .options import split_options
 from .sources import (
     PROCESSOR_FOLDER,
     Unavailable,
@@ -134,18 +135,20 @@ class ComposedProcessor(ProcessorMixin):
         given = {"image": images, "video": videos, "audio": audio if audios is None else audios, "points": points}
         media = {modality: media_items(modality, value) for modality, value in given.items()}
         routes = self.expert_media.routes(experts, {modality: len(items) for modality, items in media.items()})
-        rate = kwargs.pop("sampling_rate", None)
+        text_options, own_options = split_options(kwargs)
+        rate = own_options["audio"].pop("sampling_rate", None)
         tensors: dict[str, Any] = {}
         for modality in MODALITIES:
             counts = [row.count(PLACEHOLDERS[modality]) for row in texts]
             self._check(modality, counts, media[modality])
             if media[modality]:
-                options = {"sampling_rate": rate} if rate is not None and modality == "audio" else {}
+                told = {"sampling_rate": rate} if rate is not None and modality == "audio" else {}
+                options = {**own_options[modality], **told}
                 beside = self.processors[str(self.served_by(modality))]
                 behind, found = self.expert_media.prepare(modality, media[modality], routes, rate=rate, beside=beside)
                 texts, made = self._expanded(modality, texts, counts, media[modality], options, behind)
                 tensors.update(made | found)
-        return self._encoded(texts, tensors, return_tensors, kwargs)
+        return self._encoded(texts, tensors, return_tensors, text_options)
 
     def _check(self, modality: str, counts: list[int], items: list[Any]) -> None:
         if (items or sum(counts)) and self.served_by(modality) is None:
@@ -245,7 +248,7 @@ class ComposedProcessor(ProcessorMixin):
             return texts[0] if one else texts
         held = {modality: [item for chat in batch for item in media_of(chat)[modality]] for modality in MODALITIES}
         media = {PROCESSOR_ARGUMENTS[modality]: items or None for modality, items in held.items()}
-        out = self(text=texts, **media, **without_second_bos(self.tokenizer, texts), **own)
+        out = self(text=texts, **media, **{**without_second_bos(self.tokenizer, texts), **own})
         return out if return_dict else out["input_ids"]
 
     @property
