@@ -24,6 +24,7 @@ from mcompose.checkpoint.graphs import ExpertFile, open_files
 from mcompose.checkpoint.headers import Header, parse_header, read_header, read_json_object
 from mcompose.checkpoint.journal import JournalRow
 from mcompose.checkpoint.layout import Layout, Place, ShardLayout, plan_layout
+from mcompose.checkpoint.parts import Part, PartOutput, discard_parts, gather
 from mcompose.checkpoint.reader import Checkpoint, is_tied, open_checkpoint
 from mcompose.checkpoint.sidecar import (
     FileDigest,
@@ -68,6 +69,8 @@ __all__ = [
     "JournalRow",
     "Layout",
     "LowRank",
+    "Part",
+    "PartOutput",
     "Place",
     "ShardLayout",
     "StagedOutput",
@@ -79,7 +82,9 @@ __all__ = [
     "decode",
     "digest_file",
     "digest_tensor",
+    "discard_parts",
     "encode",
+    "gather",
     "hub_errors",
     "is_sidecar",
     "is_tied",

@@ -97,6 +97,17 @@ class StagedOutput:
                 self.notice = f"Unfinished work in '{self.partial.name}' was discarded ({why})."
             self._journal = Journal.begin(self._path(JOURNAL_NAME), fingerprint=self._fingerprint)
 
+    def adopt(self, rows: Mapping[str, JournalRow]) -> None:
+        """Takes over tensors that other runs wrote into this folder's weight files; call it before ``allocate``.
+
+        Args:
+            rows: Name of the tensor to its row in the journal of its run.
+        """
+        journal = self._open_journal()
+        for name, row in rows.items():
+            if name not in journal.rows:
+                journal.add(row)
+
     def allocate(self, layout: Layout, *, recheck: bool = False) -> dict[str, JournalRow]:
         """Creates the weight files in full size with their headers, or opens those of an earlier run.
 

@@ -16,6 +16,7 @@ from mcompose.cli.options import (
     ResumeOption,
     ThreadsOption,
 )
+from mcompose.errors import RequestError
 
 __all__ = ["merge", "plan"]
 
@@ -43,6 +44,10 @@ def merge(
     allow_different_base: AllowOption = False,
     sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk has written everything.")] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Put the sha256 of the weight files into the lock.")] = False,
+    part: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Write this part of the weights only, beside the output.")
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="Check the parts, and make the output of them.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print a timing breakdown.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -53,19 +58,22 @@ def merge(
     """
     from mcompose.pipeline import write
 
-    report = write.merge(
-        recipe,
-        output=target,
-        options=write.MergeOptions(
-            resume=resume,
-            threads=threads,
-            device=device,
-            allow_different_base=allow_different_base,
-            sync=sync,
-            sha256=sha256,
-            quiet=quiet,
-        ),
+    options = write.MergeOptions(
+        resume=resume,
+        threads=threads,
+        device=device,
+        allow_different_base=allow_different_base,
+        sync=sync,
+        sha256=sha256,
+        finish=finish,
+        quiet=quiet,
     )
+    if part is not None:
+        if finish:
+            raise RequestError("'--part' and '--finish' are two steps.", hint="Write all parts, then `--finish`.")
+        output.data(write.merge_part(recipe, part, output=target, options=options))
+        return
+    report = write.merge(recipe, output=target, options=options)
     for warning in report.warnings:
         output.say(f"warning: {warning}")
     if profile and not as_json:

@@ -24,6 +24,7 @@ from mcompose.compose.build import (
     ComposeResult,
     check_output,
     compose,
+    compose_part,
     make_blueprint,
     output_folder,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "check_composed",
     "check_output",
     "compose",
+    "compose_part",
     "draw_blueprint",
     "import_released",
     "library_versions",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcompose.checkpoint import StagedOutput, partial_folder
+from mcompose.checkpoint import Part, PartOutput, StagedOutput, discard_parts, gather, partial_folder
 from mcompose.compose.blueprint import COMPOSED, NATIVE, Blueprint, draw_blueprint
 from mcompose.compose.composed import write_composed
 from mcompose.compose.native import write_native, write_text_model
@@ -44,6 +44,7 @@ class ComposeOptions:
         allow_different_base: Merge language models that do not seem to share a base.
         sync: Wait until the disk has everything.
         sha256: Hash the output's weight files for the lock.
+        finish: Take the weights from the parts that lie beside the output, and check them.
         progress: Progress bar of the weights.
         card: Writes ``README.md``.
     """
@@ -54,6 +55,7 @@ class ComposeOptions:
     allow_different_base: bool = False
     sync: bool = False
     sha256: bool = False
+    finish: bool = False
     progress: Progress | None = None
     card: Card | None = None
 
@@ -174,14 +176,14 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
     with phases("compare bases"):
         figures = check_same_base(sources.sources, sources.base, allow_different=options.allow_different_base)
     plan = blueprint.plan
-    # Another device rounds differently in the last bit, so its unfinished work is not resumed.
-    fingerprint = plan.fingerprint if options.device == "cpu" else f"{plan.fingerprint} on {options.device}"
+    fingerprint = _fingerprint(blueprint, options)
     with StagedOutput.open(folder, fingerprint=fingerprint, resume=options.resume, durable=options.sync) as staged:
         with phases("small files"):
             noticed = _write_files(staged, loaded, blueprint)
             blueprint = replace(blueprint, warnings=(*blueprint.warnings, *noticed))
         with phases("allocate"):
-            resumed = len(staged.allocate(plan.layout))
+            parts = gather(staged, folder, plan.layout, fingerprint=fingerprint) if options.finish else []
+            resumed = len(staged.allocate(plan.layout, recheck=options.finish))
         with phases("weights"):
             done = execute(plan, staged, threads=options.threads, device=options.device, progress=options.progress)
         ledger = make_ledger(loaded, blueprint, done.rows, details=_details(blueprint, figures))
@@ -191,9 +193,51 @@ def compose(loaded: LoadedRecipe, *, output: Path | None, options: ComposeOption
                 staged.write_file(CARD, options.card(ledger, staged.partial))
         with phases("finish"):
             final = staged.finish()
+            discard_parts(parts, folder)
     notices = (staged.notice,) if staged.notice else ()
     warnings = (*loaded.notes, *blueprint.warnings, *notices)
     return ComposeResult(final, blueprint, ledger, resumed, warnings, phases.seconds, done.seconds)
+
+
+def compose_part(
+    loaded: LoadedRecipe, *, part: Part, output: Path | None, options: ComposeOptions
+) -> tuple[Path, tuple[str, ...]]:
+    """Writes one part of the weights of a recipe's output, in a folder beside it.
+
+    Args:
+        loaded: The recipe.
+        part: Which part of how many.
+        output: Folder of the whole output; None for the recipe's.
+        options: How to run.
+
+    Returns:
+        The folder, and the names of the files that the part writes.
+
+    Raises:
+        RequestError: The recipe cannot be followed, or has fewer weight files than there are parts.
+        NumericsError: A source or the result is not finite.
+        StorageError: The disk is full.
+        InterruptedRunError: The user stopped the run; what is done is kept for the next.
+    """
+    folder = output_folder(loaded, output)
+    check_output(loaded, folder)
+    blueprint = make_blueprint(loaded, weights=True)
+    shards = part.shards(blueprint.plan.layout)
+    check_same_base(blueprint.sources.sources, blueprint.sources.base, allow_different=options.allow_different_base)
+    fingerprint = _fingerprint(blueprint, options)
+    with StagedOutput.open(
+        part.folder(folder), fingerprint=f"{fingerprint} part {part}", resume=options.resume
+    ) as staged:
+        sink = PartOutput(staged, shards)
+        execute(blueprint.plan, sink, threads=options.threads, device=options.device, progress=options.progress)
+        sink.complete(fingerprint)
+    return staged.partial, tuple(shard.filename for shard in shards)
+
+
+def _fingerprint(blueprint: Blueprint, options: ComposeOptions) -> str:
+    """Another device rounds differently in the last bit, so its unfinished work is not resumed."""
+    plain = blueprint.plan.fingerprint
+    return plain if options.device == "cpu" else f"{plain} on {options.device}"
 
 
 def _write_files(staged: StagedOutput, loaded: LoadedRecipe, blueprint: Blueprint) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcompose.compose import ComposeOptions, compose
+from mcompose.checkpoint import Part
+from mcompose.compose import ComposeOptions, compose, compose_part
 from mcompose.ledger import Ledger
 from mcompose.pipeline.reports import MergeReport
 from mcompose.progress import ProgressBar
@@ -16,7 +17,7 @@ from mcompose.recipe import load_recipe
 if TYPE_CHECKING:
     from mcompose.publish import PushReport
 
-__all__ = ["MergeOptions", "merge", "push"]
+__all__ = ["MergeOptions", "merge", "merge_part", "push"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,28 @@ def merge(recipe: Path, *, output: Path | None = None, options: MergeOptions | N
         options=replace(options, progress=ProgressBar("merge", quiet=options.quiet), card=_card),
     )
     return MergeReport(result, time.monotonic() - started)
+
+
+def merge_part(recipe: Path, part: str, *, output: Path | None = None, options: MergeOptions | None = None) -> str:
+    """Writes one part of the weights of a recipe's output; ``merge`` with ``finish`` puts the parts together.
+
+    Args:
+        recipe: The recipe file.
+        part: ``k/n``.
+        output: Folder of the whole output; None for the recipe's.
+        options: How to run.
+
+    Returns:
+        What was written, as text.
+
+    Raises:
+        McomposeError: The recipe is wrong, or the run failed.
+    """
+    options = options or MergeOptions()
+    chosen = Part.parse(part)
+    running = replace(options, progress=ProgressBar(f"part {chosen}", quiet=options.quiet))
+    folder, files = compose_part(load_recipe(recipe), part=chosen, output=output, options=running)
+    return f"{folder}  part {chosen}: {', '.join(files)}"
 
 
 def _card(ledger: Ledger, folder: Path) -> str:

@@ -51,7 +51,7 @@ SURFACE = {
     "inspect": ["--json"],
     "plan": ["--output", "--json"],
     "merge": ["--output", "--resume", "--threads", "--device", "--allow-different-base", "--sync", "--sha256",
-              "--profile", "--quiet", "--json"],
+              "--part", "--finish", "--profile", "--quiet", "--json"],
     "import": ["--base", "--encoder", "--output", "--alpha", "--json"],
     "align": ["--stage", "--checkpoint", "--output", "--resume", "--export", "--report-to", "--quiet", "--json"],
     "search": ["--task", "--objective", "--task-weight", "--weights", "--sum", "--low", "--high", "--step",
