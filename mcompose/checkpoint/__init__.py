@@ -7,7 +7,7 @@
   adds it to the weights.
 * Other files: ``sidecar`` finds tokenizer and processor files, ``graphs`` and ``stored`` the ONNX files of experts.
 * Writing: ``plan_layout`` places every tensor (``layout``); ``StagedOutput`` writes into a partial folder and records
-  finished tensors in a journal (``staged``, ``folders``, ``journal``, ``digest``).
+  finished tensors in a journal (``staged``, ``folders``, ``journal``, ``digest``); ``parts`` for several runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Outputs that several runs write together: every run some of the weight files, one run the rest.
 
-A part is written into ``<dir>.part-K-of-N.partial`` beside the output, with a journal, and stays there with a mark that it
-is complete. ``gather`` moves the files of all parts into the partial folder of the output and takes over their journals:
-to the run that finishes the output, it is as if an interrupted run had written every tensor.
+A part is written into ``<dir>.part-K-of-N.partial`` beside the output, with a journal, and stays there with a mark that
+it is complete. ``gather`` moves the files of all parts into the partial folder of the output and takes over their
+journals: to the run that finishes the output, it is as if an interrupted run had written every tensor.
 """
 
 from __future__ import annotations

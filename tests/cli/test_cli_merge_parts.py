@@ -81,3 +81,24 @@ def test_parts_that_do_not_make_a_whole_are_refused(home, monkeypatch, capsys):
     sharded(home)
     assert says("--finish")[0] == 0
     assert (home / "out").is_dir()
+
+
+def test_damaged_parts_are_made_again_and_lost_files_are_named(home, monkeypatch, capsys):
+    recipe = sharded(home)
+    assert run(["merge", recipe, "--quiet"], monkeypatch) == 0
+    whole = weights(home)
+    shutil.rmtree(home / "out")
+    for part in ("1/2", "2/2"):
+        assert run(["merge", recipe, "--part", part, "--quiet"], monkeypatch) == 0
+    first, *_, last = sorted((home / "out.part-2-of-2.partial").glob(".*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    kept = last.read_bytes()
+    last.unlink()
+    capsys.readouterr()
+    assert run(["merge", recipe, "--finish", "--quiet"], monkeypatch) != 0
+    assert "has lost 'model-" in capsys.readouterr().err
+    last.write_bytes(kept)
+    assert run(["merge", recipe, "--finish", "--quiet"], monkeypatch) == 0
+    assert weights(home) == whole
