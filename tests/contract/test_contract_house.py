@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -85,6 +86,23 @@ def test_commands_and_flags_are_those_of_the_contract():
             continue
         found = [max(p.opts, key=len) for p in commands[name].params if p.param_type_name == "option"]
         assert [flag for flag in found if flag != "--help"] == flags, name
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_so(given, wanted):
+    # Two spinning threads under load took 22 s for what takes 2.1 s so; the policy is read when torch is loaded.
+    code = (
+        "import os, sys; sys.argv = ['mcompose', '--version']\n"
+        "from mcompose.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert shown.stdout.splitlines()[-1] == f"False {wanted}"
 
 
 def test_help_starts_without_heavy_libraries():
