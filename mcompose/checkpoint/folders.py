@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from mcompose.card_mark import is_edited_card
 from mcompose.errors import OutputError
-from mcompose.on_disk import CARD, LOCK
+from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
 from mcompose.whole_files import storage_errors
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 
 LOCK_NAME = ".mcompose-lock"
 JOURNAL_NAME = ".mcompose-journal.jsonl"
-_DERIVED = {CARD}  # computed from the ledger, so not in the lock file
+_RECORDS = (CARD, LEDGER, LOCK, RECIPE, RESOLVED)  # of which the lock file has only some
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -70,9 +71,11 @@ def check_replaceable(folder: Path) -> Path:
         foreign = _foreign(final)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            what = f"files that mcompose did not write: '{foreign[0]}'"
+            what = "a README.md that a person has edited" if foreign[0] == CARD else what
             raise OutputError(
-                f"The output folder '{folder}' contains files that mcompose did not write: '{foreign[0]}'{more}.",
-                hint="Name another folder, or move these files away.",
+                f"The output folder '{folder}' contains {what}{more}.",
+                hint="Name another folder, or move them away: the new output takes the place of the whole folder.",
             )
     return final
 
@@ -250,7 +253,8 @@ def _foreign(folder: Path) -> list[str]:
     locked = _locked_files(folder)
     if locked is None:
         return sorted({name.partition("/")[0] for name in names})
-    return [name for name in names if name not in locked and name not in _DERIVED and not name.startswith("mcompose/")]
+    own = {*locked, *_RECORDS} - ({CARD} if is_edited_card(folder / CARD) else set())
+    return [name for name in names if name not in own]
 
 
 def _locked_files(folder: Path) -> set[str] | None:

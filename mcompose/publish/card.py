@@ -6,7 +6,6 @@ Its last line holds a digest of the rest: a card that a person has edited is rec
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mcompose.card_mark import is_edited_card, with_mark
 from mcompose.ledger import FileRow, Ledger, SourceRow, TensorRow
 from mcompose.on_disk import CARD, FOLDER, RECIPE
 from mcompose.publish.licences import licence_fields, licence_remarks
@@ -22,11 +22,10 @@ from mcompose.publish.traces import without_machine_paths
 from mcompose.refs import ModelRef
 from mcompose.whole_files import write_text
 
-__all__ = ["is_edited_card", "model_card", "write_card"]
+__all__ = ["model_card", "write_card"]
 
 _ACTIONS = ("merged", "folded", "copied", "cast", "created")
 _TRAINED = "trained"
-_MARK = "<!-- mcompose card "
 _MAX_DROPPED = 12
 
 
@@ -54,7 +53,7 @@ def model_card(ledger: Ledger, folder: Path, repo_id: str | None) -> str:
     ]
     body = "\n\n".join(section for section in sections if section)
     text = f"---\n{_front_matter(ledger, repo_id)}\n---\n\n{body}\n"
-    return f"{text}\n{_MARK}{_digest(text)} -->\n"
+    return with_mark(text)
 
 
 def write_card(ledger: Ledger, folder: Path, repo_id: str | None) -> bool:
@@ -76,18 +75,6 @@ def write_card(ledger: Ledger, folder: Path, repo_id: str | None) -> bool:
         return False
     write_text(path, model_card(ledger, folder, repo_id))
     return True
-
-
-def is_edited_card(path: Path) -> bool:
-    """Returns whether a card exists that mcompose did not write in this form."""
-    if not path.is_file():
-        return False
-    text, _, mark = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + _MARK)
-    return mark != f"{_digest(text)} -->\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _front_matter(ledger: Ledger, repo_id: str | None) -> str:

@@ -19,11 +19,12 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+from mcompose.card_mark import is_edited_card
 from mcompose.checkpoint import LOG_IN, PICKLES, digest_file, hub_errors
 from mcompose.errors import CheckpointError, HubError, InterruptedRunError, OutputError, RequestError
 from mcompose.ledger import Ledger
 from mcompose.on_disk import CARD, LEDGER, LOCK, RECIPE, RESOLVED
-from mcompose.publish.card import is_edited_card, model_card, write_card
+from mcompose.publish.card import model_card, write_card
 from mcompose.publish.traces import find_machine_paths, holds_secret
 
 if TYPE_CHECKING:

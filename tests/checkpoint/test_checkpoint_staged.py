@@ -23,6 +23,7 @@ from staged_runs import (
     write_tensor,
 )
 
+from mcompose.card_mark import with_mark
 from mcompose.checkpoint import StagedOutput, digest_tensor, open_checkpoint, plan_layout
 from mcompose.checkpoint import folders as folders_module
 from mcompose.checkpoint.folders import JOURNAL_NAME, LOCK_NAME, FolderLock
@@ -209,11 +210,26 @@ def test_an_earlier_output_is_replaced_whole(tmp_path, reference):
     folder = tmp_path / "out"
     whole_run(folder)
     (folder / "config.json").write_text("old")
-    (folder / "README.md").write_text("old card")
-    (folder / "mcompose" / "notes.txt").write_text("old")
+    (folder / "README.md").write_text(with_mark("old card"))
     assert whole_run(folder, fingerprint="two") == list(LAYOUT.places)
     assert snapshot(folder) == reference
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("README.md", with_mark("a card") + "My own words.\n", "a README.md that a person has edited"),
+        ("mcompose/notes.txt", "precious", r"did not write: 'mcompose/notes\.txt'"),
+    ],
+)
+def test_what_a_person_wrote_into_an_output_is_not_deleted(tmp_path, name, text, words):
+    folder = tmp_path / "out"
+    whole_run(folder)
+    (folder / name).write_text(text)
+    with pytest.raises(OutputError, match=words):
+        StagedOutput.open(folder, fingerprint="two")
+    assert (folder / name).read_text() == text
 
 
 def test_an_earlier_output_is_replaced_where_folders_cannot_be_exchanged(tmp_path, reference, monkeypatch):

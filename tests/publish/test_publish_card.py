@@ -16,9 +16,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from publish_samples import COMMIT, LEDGER, RECIPE, llava_output, small_output
 
+from mcompose.card_mark import is_edited_card
 from mcompose.ledger import Ledger, SourceRow, StepRow, TensorRow
 from mcompose.publish import model_card, write_card
-from mcompose.publish.card import is_edited_card
 from mcompose.publish.traces import find_machine_paths, holds_secret, without_machine_paths
 
 
