@@ -29,7 +29,7 @@ from mcompose.compose.build import (
     output_folder,
 )
 from mcompose.compose.composed import check_composed, tower_entries
-from mcompose.compose.proven import PROVEN_FILE
+from mcompose.compose.proven import PROVEN_FILE, how_it_composes
 from mcompose.compose.released_donor import ImportRequest, import_released
 from mcompose.compose.sources import SourceSet, open_parts, open_sources
 from mcompose.doors import lazy_names
@@ -49,6 +49,7 @@ __all__ = [
     "compose",
     "compose_part",
     "draw_blueprint",
+    "how_it_composes",
     "import_released",
     "library_versions",
     "lock_text",

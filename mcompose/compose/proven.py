@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mcompose.anatomy import HEAD
 from mcompose.errors import CompositionError
 from mcompose.modeling import refusal
-from mcompose.on_disk import POINTS_TYPE, VISION_MIX_TYPE
+from mcompose.on_disk import COMPOSED_TYPE, POINTS_TYPE, VISION_MIX_TYPE
 from mcompose.part_names import HEAD_NAME
 
 if TYPE_CHECKING:
+    from mcompose.anatomy import Anatomy
     from mcompose.compose.blueprint import Blueprint
     from mcompose.compose.towers import OutputTower
 
-__all__ = ["PROVEN_FILE", "check_proven", "what_is_proven"]
+__all__ = ["PROVEN_FILE", "check_proven", "how_it_composes", "what_is_proven"]
 
 PROVEN_FILE = Path(__file__).parent / "data" / "proven.json"
 
@@ -33,6 +34,26 @@ NATIVE_WAY = "An output of one such source alone keeps its class: `output.format
 def what_is_proven() -> Mapping[str, Any]:
     """Returns the data: ``families`` to the modalities that were compared, ``language_models``, ``transformers``."""
     return json.loads(PROVEN_FILE.read_bytes())
+
+
+def how_it_composes(anatomy: Anatomy) -> str:
+    """Returns what is known of a checkpoint's family in composed outputs; empty for text models and own types.
+
+    Args:
+        anatomy: Map of its tensors to parts.
+    """
+    kind, known = anatomy.model_type, what_is_proven()
+    if anatomy.refusal or not anatomy.modalities or kind in (COMPOSED_TYPE, POINTS_TYPE):
+        return ""
+    if reason := refusal(kind):
+        return f"not in composed outputs: {reason}"
+    compared = [modality for modality in anatomy.modalities if modality in known["families"].get(kind, ())]
+    text = str(anatomy.text_config.get("model_type", ""))
+    if not compared or text not in known["language_models"]:
+        what = "this family" if not compared else f"the language model {text}"
+        return f"not in composed outputs: {what} was not compared with its own class; as a native output, yes"
+    rest = [modality for modality in anatomy.modalities if modality not in compared]
+    return f"{', '.join(compared)}: as its own class answers" + (f"; not {', '.join(rest)}" if rest else "")
 
 
 def check_proven(blueprint: Blueprint, *, text_type: str) -> None:

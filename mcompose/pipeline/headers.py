@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcompose.anatomy import can_compose
-from mcompose.compose import check_composed, check_output, make_blueprint, open_parts, output_folder
+from mcompose.compose import (
+    check_composed,
+    check_output,
+    how_it_composes,
+    make_blueprint,
+    open_parts,
+    output_folder,
+)
 from mcompose.merge import SourceParts
 from mcompose.pipeline.reports import InspectReport, PlanReport, SourceReport
 from mcompose.recipe import load_recipe
@@ -52,6 +59,7 @@ def _source_report(parts: SourceParts) -> SourceReport:
         tied=anatomy.tied,
         licence=parts.checkpoint.licence,
         refusal=anatomy.refusal,
+        composes=how_it_composes(anatomy),
         warnings=anatomy.warnings,
         rows=_part_rows(parts),
     )

@@ -30,6 +30,7 @@ class SourceReport:
         tied: Whether the head is the embedding.
         licence: Licence that its model card states.
         refusal: Why it cannot be composed; empty when it can.
+        composes: What was compared of its family in composed outputs; empty for text models.
         warnings: Sentences for the user.
         rows: One row a part: name, tensors, parameters, dtypes.
     """
@@ -46,6 +47,7 @@ class SourceReport:
     tied: bool
     licence: str
     refusal: str
+    composes: str
     warnings: tuple[str, ...]
     rows: tuple[tuple[str, int, int, str], ...]
 
@@ -61,6 +63,8 @@ class SourceReport:
         ]
         if self.licence:
             lines.append(f"  licence         {self.licence}")
+        if self.composes:
+            lines.append(f"  composes        {self.composes}")
         if self.refusal:
             lines.append(f"  refused         {self.refusal}")
         return "\n".join([*lines, *(f"  warning         {text}" for text in self.warnings)])

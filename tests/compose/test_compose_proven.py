@@ -10,8 +10,9 @@ from examples.families.compare import compare_family, compare_text
 from mcompose.compose import proven
 from mcompose.errors import CompositionError
 from mcompose.modeling import refusal
-from mcompose.pipeline.headers import plan
+from mcompose.pipeline.headers import inspect, plan
 from mcompose.pipeline.write import merge
+from mcompose.refs import ModelRef
 
 KNOWN = json.loads(proven.PROVEN_FILE.read_text())
 
@@ -50,6 +51,14 @@ def test_the_list_holds_no_family_that_cannot_be_composed_and_no_unknown_modalit
     assert {modality for found in KNOWN["families"].values() for modality in found} == {"image", "audio", "video"}
     assert len(KNOWN["families"]) >= 45
     assert len(KNOWN["language_models"]) >= 80
+
+
+def test_inspect_says_what_was_compared(sources, monkeypatch):
+    ref = ModelRef("local", str(sources / "sees"))
+    assert inspect([ref]).sources[0].composes == "image: as its own class answers"
+    monkeypatch.setattr(proven, "what_is_proven", lambda: {**KNOWN, "families": {}})
+    assert "not in composed outputs: this family was not compared" in inspect([ref]).sources[0].composes
+    assert inspect([ModelRef("local", str(sources / "base"))]).sources[0].composes == ""
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "glm4v_moe", "qwen3_vl_moe", "minimax_m3_vl", "cohere2_vision"])
