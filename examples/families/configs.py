@@ -25,6 +25,8 @@ _INNER = (
     "intermediate_dim encoder_ffn_dim adapter_intermediate_size ff_dim"
 )
 _SIZES = [
+    (r"^(qk_rope_head_dim|v_head_dim|qk_nope_head_dim|linear_key_head_dim|linear_value_head_dim)$", 8),
+    (r"^(head_dim|dim_head|attention_head_dim)$", 8),
     (r"(vocab_size|n_vocab)$", 128),
     (rf"({'|'.join(_WIDTHS.split())})$", 32),
     (r"(moe_intermediate_size|shared_expert_intermediate_size)$", 16),
@@ -32,12 +34,10 @@ _SIZES = [
     (r"^(num_hidden_layers|n_layers?|num_layers|depth|encoder_layers|decoder_layers|num_blocks)$", 2),
     (r"(num_attention_heads|n_heads?|num_heads|encoder_attention_heads|attention_heads)$", 4),
     (r"^(num_key_value_heads|n_kv_heads|num_kv_heads)$", 2),
-    (r"^(head_dim|dim_head|attention_head_dim)$", 8),
     (r"^(num_experts|num_local_experts|n_routed_experts|moe_num_experts)$", 4),
     (r"^(num_experts_per_tok|moe_topk|moe_k|top_k_experts)$", 2),
     (r"^(max_position_embeddings|n_positions|n_ctx)$", 512),
     (r"^(q_lora_rank|kv_lora_rank)$", 16),
-    (r"^(qk_rope_head_dim|v_head_dim|qk_nope_head_dim|linear_key_head_dim|linear_value_head_dim)$", 8),
     (r"^(n_group|topk_group|first_k_dense_replace|bos_token_id)$", 1),
     (r"^(linear_num_key_heads|eos_token_id)$", 2),
     (r"^linear_num_value_heads$", 4),
@@ -73,7 +73,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     """
     cls = CONFIG_MAPPING[model_type]
     defaults = cls().to_dict()
-    wants_axes = model_type.startswith(("glm", "ernie")) or "mrope_section" in str(defaults)
+    wants_axes = model_type.startswith(("glm", "ernie", "paddle")) or "mrope_section" in str(defaults)
     axes = _AXES.get(model_type, [1, 1, 2]) if wants_axes else None
     return cls.from_dict({**_Shrink(axes).table(defaults), "model_type": model_type})
 
@@ -86,7 +86,11 @@ class _Shrink:
 
     def table(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings with small sizes."""
-        return {name: self._value(name, value) for name, value in settings.items() if name not in _SKIPPED}
+        small = {name: self._value(name, value) for name, value in settings.items() if name not in _SKIPPED}
+        if "kv_lora_rank" in small:  # latent attention: every head has keys of its own, of two parts
+            small["num_key_value_heads"] = 4
+            small["qk_head_dim"] = small.get("qk_nope_head_dim", 8) + small.get("qk_rope_head_dim", 8)
+        return small
 
     def _value(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):
